@@ -1,0 +1,61 @@
+// Purpose: the sizes everything is counted in, and the range type the core and the binding share.
+//
+// Thread safety: values only.
+//
+// The page size is the kernel's, read once (64 KiB kernels exist on aarch64). The huge page and the
+// chunk are conventions of this library: alignment and mapping granularity, not kernel settings.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <limits>
+
+namespace pgalloc {
+
+inline constexpr uint64_t kHugePageSize = uint64_t{2} << 20;
+inline constexpr uint64_t kChunkSize = uint64_t{1} << 30;
+
+// The largest file offset the kernel can express (off_t).
+inline constexpr uint64_t kMaxOffset = uint64_t{std::numeric_limits<int64_t>::max()};
+
+inline uint64_t page_size() {
+  static const uint64_t size = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  return size;
+}
+
+constexpr bool is_aligned(uint64_t value, uint64_t alignment) {
+  return (value & (alignment - 1)) == 0;
+}
+constexpr uint64_t align_down(uint64_t value, uint64_t alignment) {
+  return value & ~(alignment - 1);
+}
+// REQUIRES: value <= UINT64_MAX - (alignment - 1).
+constexpr uint64_t align_up(uint64_t value, uint64_t alignment) {
+  return align_down(value + alignment - 1, alignment);
+}
+
+// A half-open range [start, end) of bytes. Well-formed iff start <= end.
+struct FileRange {
+  uint64_t start = 0;
+  uint64_t end = 0;
+
+  constexpr uint64_t length() const { return end - start; }
+  constexpr bool empty() const { return start >= end; }
+  constexpr bool contains(uint64_t offset) const { return start <= offset && offset < end; }
+  constexpr bool overlaps(const FileRange& other) const {
+    return start < other.end && other.start < end;
+  }
+  constexpr bool is_superset_of(const FileRange& other) const {
+    return start <= other.start && other.end <= end;
+  }
+  // The common part; an empty range when there is none.
+  constexpr FileRange intersect(const FileRange& other) const {
+    FileRange common{start > other.start ? start : other.start, end < other.end ? end : other.end};
+    if (common.end < common.start) common.end = common.start;
+    return common;
+  }
+  friend constexpr bool operator==(const FileRange&, const FileRange&) = default;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,27 @@
+// Purpose: turning Python arguments into core values, strictly: a bool is not a number here, a float
+// is not a length, and what does not fit 64 bits is a RangeError. Nothing is converted silently.
+//
+// Thread safety: all of the binding runs with the GIL held unless it says otherwise.
+//
+// Conventions of this room: C-API functions return nullptr/false/-1 with a Python exception set;
+// functions bound by pybind11 throw py::error_already_set.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "base/units.h"
+#include "core/memory_file.h"
+
+namespace pgalloc::binding {
+
+// Each fills *out, or sets TypeError / RangeError / OptionError naming the argument.
+bool as_u64(PyObject* object, const char* name, uint64_t* out);
+bool as_u32(PyObject* object, const char* name, uint32_t* out);
+bool as_file_range(PyObject* object, FileRange* out);
+bool as_kind(PyObject* object, MemoryKind* out);  // any kind a page of a file can have
+bool as_direction(PyObject* object, Direction* out);
+bool as_mode(PyObject* object, AllocationMode* out);
+
+}  // namespace pgalloc::binding

@@ -1,0 +1,19 @@
+// Purpose: getting background threads out of the way of os.fork(), for Python's fork hooks.
+#include "binding/bind.h"
+#include "core/live_files.h"
+#include "os/thread.h"
+
+namespace pgalloc::binding {
+
+namespace py = pybind11;
+
+void bind_fork(py::module_& module) {
+  module.def("park_threads", &LiveFiles::park_threads, py::call_guard<py::gil_scoped_release>());
+  module.def("resume_threads", &LiveFiles::resume_threads,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("wait_until_thread_is_gone", &os::wait_until_gone,
+             py::call_guard<py::gil_scoped_release>());
+  module.def("process_generation", &process_generation);
+}
+
+}  // namespace pgalloc::binding

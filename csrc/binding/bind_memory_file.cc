@@ -1,0 +1,213 @@
+// Purpose: MemoryFile for Python, but for the calls in hot_calls.cc.
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "binding/arguments.h"
+#include "binding/bind.h"
+#include "binding/errors.h"
+#include "binding/file_handle.h"
+#include "binding/range_type.h"
+
+namespace pgalloc::binding {
+
+namespace py = pybind11;
+
+namespace {
+
+MemoryFile& core(FileHandle& handle) { return *handle.file(); }
+
+FileRange evictable_range(const py::object& object) {
+  if (is_evictable_range(object.ptr())) return range_of(object.ptr());
+  PyErr_Format(PyExc_TypeError, "range must be an EvictableRange, not %.100s",
+               Py_TYPE(object.ptr())->tp_name);
+  throw py::error_already_set();
+}
+
+// The facade has checked types and values; `backing` is None, a path as bytes, or a descriptor.
+std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate, std::optional<uint64_t> capacity,
+                                   int delayed_eviction, bool use_host_memcg_pressure,
+                                   bool decommit_on_destroy, bool manual_zeroing,
+                                   bool disable_ima_workaround,
+                                   std::optional<uint64_t> max_allocatable_bytes) {
+  Backing core_backing;
+  if (py::isinstance<py::bytes>(backing)) {
+    core_backing = BackingPath{backing.cast<std::string>()};
+  } else if (!backing.is_none()) {
+    core_backing = AdoptedDescriptor{backing.cast<int>(), duplicate};
+  }
+  const MemoryFileOptions options{
+      .capacity = capacity,
+      .delayed_eviction = static_cast<DelayedEviction>(delayed_eviction),
+      .use_host_memcg_pressure = use_host_memcg_pressure,
+      .decommit_on_destroy = decommit_on_destroy,
+      .manual_zeroing = manual_zeroing,
+      .disable_ima_workaround = disable_ima_workaround,
+      .max_allocatable_bytes = max_allocatable_bytes,
+  };
+  auto file = [&] {
+    py::gil_scoped_release release;
+    return MemoryFile::create(core_backing, options);
+  }();
+  return std::make_unique<FileHandle>(value_or_throw(std::move(file)));
+}
+
+void decommit(FileHandle& handle, const py::object& range_object) {
+  FileRange range;
+  if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = core(handle).decommit(range);
+  }
+  throw_if_error(status);
+}
+
+bool update_usage(FileHandle& handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
+  auto current = [&] {
+    py::gil_scoped_release release;
+    return core(handle).update_usage(memcg_ids ? &*memcg_ids : nullptr);
+  }();
+  return value_or_throw(std::move(current));
+}
+
+py::list segments(FileHandle& handle) {
+  py::list result;
+  for (const PageSegment& segment : core(handle).segments()) {
+    result.append(py::make_tuple(segment.range.start, segment.range.end,
+                                 static_cast<int>(segment.use.kind),
+                                 segment.use.committed ? segment.range.length() : 0,
+                                 segment.use.refs, segment.use.memcg_id));
+  }
+  return result;
+}
+
+py::dict stats(FileHandle& handle) {
+  const MemoryFileStats stats = core(handle).stats();
+  py::dict result;
+#define PGALLOC_STAT(name) result[#name] = stats.name
+  PGALLOC_STAT(allocations);
+  PGALLOC_STAT(allocated_bytes);
+  PGALLOC_STAT(freed_bytes);
+  PGALLOC_STAT(recycled_bytes);
+  PGALLOC_STAT(punches);
+  PGALLOC_STAT(punched_bytes);
+  PGALLOC_STAT(decommitted_bytes);
+  PGALLOC_STAT(punch_failures);
+  PGALLOC_STAT(lost_bytes);
+  PGALLOC_STAT(scans);
+  PGALLOC_STAT(voided_results);
+#undef PGALLOC_STAT
+  return result;
+}
+
+void close(FileHandle& handle) {
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = core(handle).close();
+  }
+  throw_if_error(status);
+}
+
+void bind_evictables(py::module_& module) {
+  // A thread that waits for evictions holds this object, not the file.
+  py::class_<Evictables, std::shared_ptr<Evictables>>(module, "Evictables")
+      .def("unmark",
+           [](Evictables& evictables, uint64_t user, const py::object& range) {
+             evictables.unmark(user, evictable_range(range));
+           })
+      .def("unmark_all", &Evictables::unmark_all)
+      .def("knows", &Evictables::knows)
+      .def("empty", &Evictables::empty)
+      .def("start_all", &Evictables::start_all)
+      .def("wait_for_due_user", &Evictables::wait_for_due_user,
+           py::call_guard<py::gil_scoped_release>())
+      .def("next",
+           [](Evictables& evictables, uint64_t user) -> py::object {
+             const auto range = evictables.next(user);
+             if (!range) return py::none();
+             PyObject* object = new_evictable_range(*range);
+             if (object == nullptr) throw py::error_already_set();
+             return py::reinterpret_steal<py::object>(object);
+           })
+      .def("wait_until_idle",
+           [](Evictables& evictables, const py::object& timeout_s) {
+             return wait_interruptibly(
+                 timeout_s, [&](auto deadline) { return evictables.wait_until_idle(deadline); });
+           })
+      .def("pause", &Evictables::pause)
+      .def("resume", &Evictables::resume)
+      .def("is_shut_down", &Evictables::is_shut_down);
+}
+
+}  // namespace
+
+void bind_memory_file(py::module_& module) {
+  bind_evictables(module);
+  py::class_<FileHandle> type(module, "MemoryFile");
+  type.def(py::init(&create), py::arg("backing"), py::arg("duplicate"), py::arg("capacity"), py::arg("delayed_eviction"),
+           py::arg("use_host_memcg_pressure"), py::arg("decommit_on_destroy"),
+           py::arg("manual_zeroing"), py::arg("disable_ima_workaround"),
+           py::arg("max_allocatable_bytes"))
+      .def("decommit", &decommit, py::arg("range"),
+           "Give the pages of `range` back to the kernel; they read as zero afterwards. References\n"
+           "stay as they are. Raises RangeError unless the whole range is allocated, OSError when\n"
+           "the kernel refuses (nothing has changed then).")
+      .def("_mark_evictable",
+           [](FileHandle& handle, uint64_t user, const py::object& range) {
+             throw_if_error(core(handle).mark_evictable(user, evictable_range(range)));
+           })
+      .def_property_readonly("_evictables",
+                             [](FileHandle& handle) { return core(handle).evictables(); })
+      .def("_wait_for_reclaim",
+           [](FileHandle& handle, const py::object& timeout_s) {
+             return wait_interruptibly(timeout_s, [&](auto deadline) {
+               return core(handle).wait_for_reclaim(deadline);
+             });
+           })
+      .def("_update_usage", &update_usage)
+      .def("total_usage",
+           [](FileHandle& handle) { return value_or_throw(core(handle).total_usage()); },
+           "Bytes the backing file occupies, as its file system counts them (st_blocks x 512).")
+      .def_property_readonly("total_size",
+                             [](FileHandle& handle) { return core(handle).total_size(); },
+                             "Size of the backing file in bytes. It grows by chunks.")
+      .def_property_readonly("capacity",
+                             [](FileHandle& handle) { return core(handle).capacity(); },
+                             "No byte at or beyond this offset is ever allocated.")
+      .def_property_readonly(
+          "should_cache_evictable",
+          [](FileHandle& handle) { return core(handle).should_cache_evictable(); },
+          "Whether marking ranges evictable may keep them for long: true with MANUAL eviction or "
+          "memory-cgroup pressure.")
+      .def("_usage",
+           [](FileHandle& handle, const std::optional<uint32_t>& memcg_id) {
+             const Ledger& ledger = core(handle).ledger();
+             return memcg_id ? ledger.memcg(*memcg_id) : ledger.total();
+           })
+      .def("_usage_memcgs",
+           [](FileHandle& handle) { return core(handle).ledger().snapshot().memcgs; })
+      .def("_segments", &segments)
+      .def("_stats", &stats)
+      .def("_take_warnings", [](FileHandle& handle) { return core(handle).take_warnings(); })
+      .def("_close", &close)
+      .def("_close_keeping_descriptor", [](FileHandle& handle) { core(handle).abandon(); },
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("closed", [](FileHandle& handle) { return core(handle).closed(); },
+                             "Whether close() was called.")
+      .def_property_readonly("_forked", [](FileHandle& handle) { return core(handle).forked(); })
+      .def_property_readonly(
+          "_delayed_eviction",
+          [](FileHandle& handle) { return static_cast<int>(core(handle).delayed_eviction()); })
+      .def_property_readonly(
+          "_uses_memcg_pressure",
+          [](FileHandle& handle) { return core(handle).options().use_host_memcg_pressure; })
+      .def_property_readonly("_fd", [](FileHandle& handle) { return core(handle).fd(); })
+      .def_property_readonly("_mapping_base", [](FileHandle& handle) {
+        return reinterpret_cast<uintptr_t>(core(handle).chunks()->base());
+      });
+  if (!add_hot_calls(type.ptr())) throw py::error_already_set();
+}
+
+}  // namespace pgalloc::binding

@@ -1,0 +1,46 @@
+// Purpose: what Python's MemoryFile object holds: the core file, and the two views over its whole
+// address range that map_range() cuts its results from.
+//
+// Invariant: a view over the whole range never leaves this object; only slices of it that were
+// checked against the file do.
+#pragma once
+
+#include <Python.h>
+
+#include <memory>
+
+#include "core/memory_file.h"
+
+namespace pgalloc::binding {
+
+class FileHandle {
+ public:
+  explicit FileHandle(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {}
+  ~FileHandle();
+  FileHandle(const FileHandle&) = delete;
+  FileHandle& operator=(const FileHandle&) = delete;
+
+  const std::shared_ptr<MemoryFile>& file() const { return file_; }
+  // A memoryview of `range`, which must be mapped. New reference, or nullptr with an exception set.
+  PyObject* view(FileRange range, bool readonly);
+
+ private:
+  std::shared_ptr<MemoryFile> file_;
+  PyObject* writable_ = nullptr;
+  PyObject* readonly_ = nullptr;
+};
+
+// The handle of a MemoryFile object (or subclass); nullptr with TypeError set for anything else, and
+// with RuntimeError for one whose __init__ never ran.
+FileHandle* handle_of(PyObject* memory_file);
+
+// A memoryview over all of `chunks`, mapped or not. It keeps the mapping alive, and nothing else:
+// rows E4 and I2 say that mappings go when the last view goes.
+PyObject* whole_view(std::shared_ptr<ChunkMap> chunks, bool readonly);
+bool add_mapping_type(PyObject* module);
+
+// Adds the calls that run millions of times to the type that pybind11 made.
+bool add_hot_calls(PyObject* memory_file_type);
+bool add_allocation_type(PyObject* module);
+
+}  // namespace pgalloc::binding

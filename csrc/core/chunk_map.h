@@ -1,0 +1,62 @@
+// Purpose: where the file's pages are in memory: one reserved address range, mapped chunk by chunk.
+//
+// Thread safety: is_mapped() and address() take no lock and run beside map() and growth (rows B11,
+// E3). map() and seal() take the chunk-map lock.
+//
+// Invariants
+//   1. base() .. base() + capacity() belongs to this object from construction to destruction, so
+//      the address of a file offset never changes (row E4).
+//   2. mapped_[i] goes from false to true once, after chunk i is mapped (release); whoever reads true
+//      (acquire) may touch the chunk.
+//   3. Mappings outlive close(): they go with this object, which every view keeps alive.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "base/mutex.h"
+#include "base/status.h"
+#include "base/units.h"
+
+namespace pgalloc {
+
+class ChunkMap {
+ public:
+  // Reserves addresses for `capacity` bytes. Without one: 4 x the machine's memory rounded up to a
+  // power of two, halved while the kernel refuses, so that many files fit one process.
+  static Result<std::shared_ptr<ChunkMap>> reserve(std::optional<uint64_t> capacity);
+  ~ChunkMap();
+  ChunkMap(const ChunkMap&) = delete;
+  ChunkMap& operator=(const ChunkMap&) = delete;
+
+  char* base() const { return base_; }
+  uint64_t capacity() const { return capacity_; }
+  char* address(uint64_t offset) const { return base_ + offset; }
+
+  // REQUIRES: range is not empty and inside the capacity.
+  bool is_mapped(FileRange range) const {
+    const uint64_t last = (range.end - 1) / kChunkSize;
+    for (uint64_t chunk = range.start / kChunkSize; chunk <= last; ++chunk) {
+      if (!mapped_[chunk].load(std::memory_order_acquire)) return false;
+    }
+    return true;
+  }
+  // Maps the chunks of `range` that are not mapped yet. Fails with kClosed after seal().
+  Status map(int fd, FileRange range) EXCLUDES(mu_);
+  // No chunk is mapped from here on: the descriptor is about to be closed.
+  void seal() EXCLUDES(mu_);
+
+ private:
+  ChunkMap(char* base, uint64_t capacity);
+  Status map_chunk(int fd, uint64_t chunk) REQUIRES(mu_);
+
+  char* const base_;
+  const uint64_t capacity_;
+  std::unique_ptr<std::atomic<bool>[]> mapped_;
+  Mutex mu_{LockRank::kChunkMap};
+  bool sealed_ GUARDED_BY(mu_) = false;
+};
+
+}  // namespace pgalloc

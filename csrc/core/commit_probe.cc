@@ -1,0 +1,134 @@
+#include "core/commit_probe.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "os/syscalls.h"
+
+namespace pgalloc {
+
+using os::sys;
+
+namespace {
+
+// Rough costs on shmem that decide between SEEK_DATA and mincore (docs/design.md has the figures).
+constexpr uint64_t kSeekNanosecondsPerRun = 750;
+constexpr uint64_t kMincoreNanosecondsPerPage = 48;
+
+void append(std::vector<FileRange>& runs, FileRange run) {
+  if (!runs.empty() && runs.back().end == run.start) {
+    runs.back().end = run.end;
+  } else {
+    runs.push_back(run);
+  }
+}
+
+}  // namespace
+
+std::optional<uint64_t> CommitProbe::count(FileRange range) const {
+  if (!file_.in_memory()) return std::nullopt;
+  os::CacheStat stat;
+  if (sys().cachestat(file_.fd(), range.start, range.length(), &stat) != 0) return std::nullopt;
+  const uint64_t pages = stat.cached + stat.evicted;
+  return std::min(pages * page_size(), range.length());
+}
+
+Status CommitProbe::find_runs(FileRange range, std::vector<FileRange>& runs) const {
+  const std::optional<uint64_t> committed = count(range);
+  if (!committed) {
+    return file_.in_memory() ? by_mincore(range, runs) : by_seek(range, runs);
+  }
+  if (*committed == 0) return {};
+  if (*committed == range.length()) {
+    append(runs, range);
+    return {};
+  }
+  return resolve_mixed(range, *committed, runs);
+}
+
+Status CommitProbe::resolve_mixed(FileRange range, uint64_t committed,
+                                  std::vector<FileRange>& runs) const {
+  const uint64_t pages = range.length() / page_size();
+  const uint64_t runs_at_most = std::min(committed, range.length() - committed) / page_size() + 1;
+  const bool seek_is_cheaper =
+      runs_at_most * kSeekNanosecondsPerRun < pages * kMincoreNanosecondsPerPage;
+
+  std::vector<FileRange> found;
+  PGALLOC_RETURN_IF_ERROR(seek_is_cheaper ? by_seek(range, found) : by_mincore(range, found));
+  uint64_t found_bytes = 0;
+  for (const FileRange& run : found) found_bytes += run.length();
+
+  if (found_bytes >= committed) {
+    for (const FileRange& run : found) append(runs, run);
+    return {};
+  }
+  // Some pages are committed without having been written: look for them between the runs.
+  uint64_t position = range.start;
+  for (const FileRange& run : found) {
+    if (position < run.start) PGALLOC_RETURN_IF_ERROR(by_halving({position, run.start}, runs));
+    append(runs, run);
+    position = run.end;
+  }
+  if (position < range.end) PGALLOC_RETURN_IF_ERROR(by_halving({position, range.end}, runs));
+  return {};
+}
+
+Status CommitProbe::by_seek(FileRange range, std::vector<FileRange>& runs) const {
+  uint64_t position = range.start;
+  while (position < range.end) {
+    const off_t data = sys().lseek(file_.fd(), static_cast<off_t>(position), SEEK_DATA);
+    if (data < 0) return errno == ENXIO ? Status() : Status::system_error(errno, "lseek");
+    if (static_cast<uint64_t>(data) >= range.end) return {};
+    const off_t hole = sys().lseek(file_.fd(), data, SEEK_HOLE);
+    if (hole < 0) return errno == ENXIO ? Status() : Status::system_error(errno, "lseek");
+    // A hole that begins inside a page (disk) does not free the page.
+    const FileRange run{
+        std::max(range.start, align_down(static_cast<uint64_t>(data), page_size())),
+        std::min(range.end, align_up(static_cast<uint64_t>(hole), page_size()))};
+    append(runs, run);
+    position = run.end;
+  }
+  return {};
+}
+
+Status CommitProbe::by_mincore(FileRange range, std::vector<FileRange>& runs) const {
+  // A window of its own: the file's own mapping may not reach this chunk, and asking must not map it
+  // for ever.
+  constexpr uint64_t kWindow = uint64_t{1} << 30;
+  std::vector<unsigned char> present;
+  for (uint64_t begin = range.start; begin < range.end; begin += kWindow) {
+    const FileRange window{begin, std::min(range.end, begin + kWindow)};
+    void* mapped = sys().mmap(nullptr, window.length(), PROT_READ, MAP_SHARED | MAP_NORESERVE,
+                              file_.fd(), static_cast<off_t>(window.start));
+    if (mapped == MAP_FAILED) return Status::system_error(errno, "mmap");
+    present.assign(window.length() / page_size(), 0);
+    const int result = sys().mincore(mapped, window.length(), present.data());
+    const int error_number = errno;
+    sys().munmap(mapped, window.length());
+    if (result != 0) return Status::system_error(error_number, "mincore");
+    for (size_t page = 0; page < present.size(); ++page) {
+      if ((present[page] & 1) == 0) continue;
+      const uint64_t start = window.start + page * page_size();
+      append(runs, {start, start + page_size()});
+    }
+  }
+  return {};
+}
+
+Status CommitProbe::by_halving(FileRange range, std::vector<FileRange>& runs) const {
+  const std::optional<uint64_t> committed = count(range);
+  if (!committed) return Status::system_error(errno, "cachestat");
+  if (*committed == 0) return {};
+  if (*committed == range.length() || range.length() == page_size()) {
+    append(runs, range);
+    return {};
+  }
+  const uint64_t middle = range.start + align_down(range.length() / 2, page_size());
+  PGALLOC_RETURN_IF_ERROR(by_halving({range.start, middle}, runs));
+  return by_halving({middle, range.end}, runs);
+}
+
+}  // namespace pgalloc

@@ -1,0 +1,46 @@
+// Purpose: what concerns all MemoryFiles of a process together: the sum of their accounts, and
+// getting across fork().
+//
+// Thread safety: every function may be called from any thread.
+//
+// A forked child has the parent's memory but none of its threads, and its files share their pages
+// with the parent's. So a file belongs to the process that made it: each remembers the generation it
+// was made in, fork() raises the child's generation, and whoever finds them different keeps his
+// hands off the metadata, locks included (a thread that no longer exists may hold them).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "core/ledger.h"
+
+namespace pgalloc {
+
+class MemoryFile;
+
+namespace internal {
+extern std::atomic<uint32_t> process_generation;
+}
+
+// Starts at 0; one more in every forked child.
+inline uint32_t process_generation() {
+  return internal::process_generation.load(std::memory_order_relaxed);
+}
+
+class LiveFiles {
+ public:
+  // Starts the file's background thread too. On failure the file is not added.
+  static Status add(MemoryFile* file);
+  static void remove(MemoryFile* file);
+
+  // Stops the background threads of all files, and starts them again. Calls nest: several threads
+  // may be forking. Between the two, new files get no thread.
+  static void park_threads();
+  static void resume_threads();
+
+  // The account of this process: its files, and what was booked by hand.
+  static LedgerSnapshot account();
+  static Ledger& booked_by_hand();
+};
+
+}  // namespace pgalloc

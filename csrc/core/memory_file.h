@@ -1,0 +1,253 @@
+// Purpose: one file of pages: the object everything else in this room serves. It puts the parts
+// together (backing file, chunk map, page states, ledger, evictables, reclaimer) and is the only
+// place where they meet.
+//
+// Thread safety: every public method may be called from any thread. mu_ guards the page states and
+// everything else that changes together with them. It is held for searching and marking only: never
+// across a system call that can take long, never across a callback.
+//
+// Lock order: LiveFiles registry, scan_mu_, thread_mu_, mu_, then evictables, chunk map, ledger.
+//
+// Invariants
+//   1. mu_ is free while a page is punched, committed, populated, zeroed, counted.
+//   2. operations_ counts the calls that use the descriptor without mu_; close() waits for them.
+//   3. A result of a commit scan is applied only to pages outside disturbed_: pages whose contents or
+//      owner changed while the scan looked (row H3).
+//   4. In a forked child no lock of this object is ever taken.
+//
+// Where to find what: memory_file.cc construction, close, small calls; allocate.cc section B;
+// reclaim.cc section F; update_usage.cc section H.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/status.h"
+#include "base/units.h"
+#include "core/backing_file.h"
+#include "core/chunk_map.h"
+#include "core/clock.h"
+#include "core/evictables.h"
+#include "core/ledger.h"
+#include "core/live_files.h"
+#include "core/page_states.h"
+#include "core/placement.h"
+
+namespace pgalloc {
+
+enum class AllocationMode : uint8_t {
+  kAllocateOnly = 0,
+  kAllocateAndCommit = 1,
+  kAllocateAndWritePopulate = 2,
+};
+
+enum class DelayedEviction : uint8_t { kDefault = 0, kDisabled = 1, kEnabled = 2, kManual = 3 };
+
+struct AdoptedDescriptor {
+  int fd;
+  bool duplicate = false;  // leave `fd` to the caller and work on a copy of it
+};
+struct BackingPath {
+  std::string path;
+};
+using Backing = std::variant<std::monostate, BackingPath, AdoptedDescriptor>;  // first: a memfd
+
+struct MemoryFileOptions {
+  std::optional<uint64_t> capacity;
+  DelayedEviction delayed_eviction = DelayedEviction::kDefault;
+  bool use_host_memcg_pressure = false;
+  bool decommit_on_destroy = false;
+  bool manual_zeroing = false;
+  bool disable_ima_workaround = false;
+  std::optional<uint64_t> max_allocatable_bytes;
+};
+
+struct AllocateRequest {
+  uint64_t length = 0;
+  MemoryKind kind = MemoryKind::kAnonymous;
+  Direction direction = Direction::kBottomUp;
+  AllocationMode mode = AllocationMode::kAllocateOnly;
+  uint32_t memcg_id = 0;
+};
+
+// Counts and bytes since construction.
+struct MemoryFileStats {
+  uint64_t allocations = 0;
+  uint64_t allocated_bytes = 0;
+  uint64_t freed_bytes = 0;     // reached 0 references
+  uint64_t recycled_bytes = 0;  // went from waste straight to a new owner
+  uint64_t punches = 0;
+  uint64_t punched_bytes = 0;
+  uint64_t decommitted_bytes = 0;
+  uint64_t punch_failures = 0;
+  uint64_t lost_bytes = 0;  // could be neither punched nor zeroed: never used again
+  uint64_t scans = 0;
+  uint64_t voided_results = 0;  // scan results dropped because their pages changed meanwhile
+};
+
+class MemoryFile {
+ public:
+  using Deadline = std::optional<std::chrono::steady_clock::time_point>;
+
+  static Result<std::shared_ptr<MemoryFile>> create(const Backing& backing,
+                                                    const MemoryFileOptions& options);
+  MemoryFile(const MemoryFile&) = delete;
+  MemoryFile& operator=(const MemoryFile&) = delete;
+
+  // Section B. With may_wait false, a request that would have to wait for the reclaimer before it is
+  // refused fails with kOutOfMemory and sets *must_wait.
+  Result<FileRange> allocate(const AllocateRequest& request, bool may_wait,
+                             bool* must_wait = nullptr) EXCLUDES(mu_);
+
+  // Section C.
+  Status inc_ref(FileRange range, uint32_t memcg_id) EXCLUDES(mu_);
+  Status dec_ref(FileRange range) EXCLUDES(mu_);
+  Result<bool> has_unique_ref(FileRange range) const EXCLUDES(mu_);
+
+  // Section D.
+  Status decommit(FileRange range) EXCLUDES(mu_);
+
+  // Section E: the address of any non-empty range inside the file.
+  Result<char*> map(FileRange range) {
+    if (!range.empty() && range.end <= file_->size() && chunks_->is_mapped(range) &&
+        !closed_.load(std::memory_order_acquire)) {
+      return chunks_->address(range.start);
+    }
+    return map_slow(range);
+  }
+  const std::shared_ptr<ChunkMap>& chunks() const { return chunks_; }
+
+  // Section F. False when the deadline passed first.
+  bool wait_for_reclaim(Deadline deadline) EXCLUDES(mu_);
+
+  // Section G.
+  Status mark_evictable(Evictables::UserId user, FileRange range) EXCLUDES(mu_);
+  // Shared, so that a thread that waits for evictions does not keep the file open.
+  const std::shared_ptr<Evictables>& evictables() const { return evictables_; }
+  bool should_cache_evictable() const;
+
+  // Section H. True when the account is current, false when a scan was due but may not run yet (too
+  // soon after the last one, or another one under way).
+  Result<bool> update_usage(const std::vector<uint32_t>* memcg_ids) EXCLUDES(mu_, scan_mu_);
+  Result<uint64_t> total_usage() const EXCLUDES(mu_);
+  uint64_t total_size() const { return file_->size(); }
+  uint64_t capacity() const { return chunks_->capacity(); }
+  const Ledger& ledger() const { return ledger_; }
+  std::vector<PageSegment> segments() const EXCLUDES(mu_);
+  MemoryFileStats stats() const EXCLUDES(mu_);
+  // What went wrong where nobody could be told: oldest first, and forgotten once taken.
+  std::vector<std::string> take_warnings() EXCLUDES(mu_);
+
+  // Section I.
+  Status close() EXCLUDES(mu_);
+  // close() for when a later step of construction failed: an adopted descriptor stays open.
+  void abandon() EXCLUDES(mu_);
+  bool closed() const { return closed_.load(std::memory_order_acquire); }
+  bool forked() const { return generation_ != process_generation(); }
+  int fd() const { return file_->fd(); }
+  const MemoryFileOptions& options() const { return options_; }
+  DelayedEviction delayed_eviction() const { return options_.delayed_eviction; }
+
+  // For LiveFiles only.
+  Status start_reclaimer() EXCLUDES(thread_mu_, mu_);
+  void stop_reclaimer() EXCLUDES(thread_mu_, mu_);
+  void restart_reclaimer() EXCLUDES(thread_mu_, mu_);  // a failure becomes a warning
+
+  // For tests (pgalloc.testing).
+  std::optional<std::string> verify() const EXCLUDES(mu_);
+  void pause_reclaimer() EXCLUDES(mu_);
+  void resume_reclaimer() EXCLUDES(mu_);
+  void start_reclaim_log() EXCLUDES(mu_);
+  std::vector<FileRange> reclaim_log() const EXCLUDES(mu_);
+  void stop_reclaim_log() EXCLUDES(mu_);
+  Clock& clock() { return clock_; }
+  void use_real_clock() EXCLUDES(mu_);  // and forget what a manual one said about the next scan
+  size_t bookkeeping_bytes() const EXCLUDES(mu_);
+
+ private:
+  // Marks a call that uses the descriptor without mu_, so that close() waits for it.
+  class Operation;
+  struct ScanSegment;
+
+  MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkMap> chunks,
+             const MemoryFileOptions& options);
+  ~MemoryFile();
+  static void destroy(MemoryFile* file);
+
+  Status check_open() const;
+  Result<char*> map_slow(FileRange range);
+  void map_executable_once();  // row A5
+
+  // allocate.cc
+  Result<FileRange> reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
+                            bool* recycled) EXCLUDES(mu_);
+  Result<FileRange> place(const AllocateRequest& request) REQUIRES(mu_);
+  Status prepare(const AllocateRequest& request, FileRange range, bool recycled) EXCLUDES(mu_);
+  bool reclaim_pending() const REQUIRES(mu_);
+
+  // reclaim.cc
+  void reclaim_loop() EXCLUDES(mu_);
+  bool wait_for_waste(size_t& ranges_until_linger) REQUIRES(mu_);
+  void linger() REQUIRES(mu_);
+  bool release_pages(FileRange range) EXCLUDES(mu_);
+  void wake_reclaimer() REQUIRES(mu_);
+  void warn(std::string message) REQUIRES(mu_);
+
+  // update_usage.cc
+  void disturb(FileRange range) REQUIRES(mu_);
+  bool nothing_to_count(uint64_t stored_bytes) const REQUIRES(mu_);
+  Status scan(const std::vector<uint32_t>* memcg_ids) REQUIRES(scan_mu_) EXCLUDES(mu_);
+  std::vector<ScanSegment> collect(uint64_t from, const std::vector<uint32_t>* memcg_ids) const
+      REQUIRES(mu_);
+  void apply(const std::vector<FileRange>& runs, const std::vector<uint32_t>* memcg_ids)
+      EXCLUDES(mu_);
+
+  const MemoryFileOptions options_;
+  const uint32_t generation_ = process_generation();
+  const std::unique_ptr<BackingFile> file_;
+  const std::shared_ptr<ChunkMap> chunks_;
+  Ledger ledger_;
+  const std::shared_ptr<Evictables> evictables_ = std::make_shared<Evictables>();
+  Clock clock_;
+  std::atomic<bool> closed_{false};
+
+  mutable Mutex mu_{LockRank::kMemoryFile};
+  PageStates pages_ GUARDED_BY(mu_){ledger_};
+  MemoryFileStats stats_ GUARDED_BY(mu_);
+  std::vector<std::string> warnings_ GUARDED_BY(mu_);
+  mutable uint64_t operations_ GUARDED_BY(mu_) = 0;
+  mutable CondVar operations_ended_;
+
+  // The reclaimer.
+  Mutex thread_mu_{LockRank::kThread};
+  std::unique_ptr<std::thread> reclaimer_ GUARDED_BY(thread_mu_);
+  std::atomic<pid_t> reclaimer_id_{0};
+  CondVar reclaimer_work_;
+  CondVar waste_shrank_;
+  bool reclaimer_runs_ GUARDED_BY(mu_) = false;
+  bool reclaimer_stops_ GUARDED_BY(mu_) = false;
+  bool reclaimer_sleeps_ GUARDED_BY(mu_) = false;
+  bool evictions_due_ GUARDED_BY(mu_) = false;  // something became evictable since it last slept
+  int reclaimer_pauses_ GUARDED_BY(mu_) = 0;
+  int reclaim_waiters_ GUARDED_BY(mu_) = 0;  // somebody waits: do not linger
+  std::optional<std::vector<FileRange>> reclaim_log_ GUARDED_BY(mu_);
+
+  // The commit scan.
+  Mutex scan_mu_{LockRank::kScan};
+  std::atomic<bool> full_scan_runs_{false};
+  bool scanning_ GUARDED_BY(mu_) = false;
+  RangeSet disturbed_ GUARDED_BY(mu_);
+  uint64_t changes_ GUARDED_BY(mu_) = 0;  // allocations, decommits and releases so far
+  uint64_t scanned_changes_ GUARDED_BY(mu_) = UINT64_MAX;  // changes_ and stored bytes as the last
+  uint64_t scanned_bytes_ GUARDED_BY(mu_) = 0;             // full, undisturbed scan found them
+  std::chrono::nanoseconds next_scan_ GUARDED_BY(mu_){0};
+};
+
+}  // namespace pgalloc

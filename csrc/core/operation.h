@@ -1,0 +1,25 @@
+// Purpose: see MemoryFile::Operation, private to the files of the MemoryFile class.
+#pragma once
+
+#include "core/memory_file.h"
+
+namespace pgalloc {
+
+class MemoryFile::Operation {
+ public:
+  // REQUIRES: file.mu_ is held, and the file is open.
+  explicit Operation(const MemoryFile& file) REQUIRES(file.mu_) : file_(file) {
+    ++file_.operations_;
+  }
+  ~Operation() NO_THREAD_SAFETY_ANALYSIS {
+    MutexLock lock(file_.mu_);
+    if (--file_.operations_ == 0 && file_.closed()) file_.operations_ended_.notify_all();
+  }
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+
+ private:
+  const MemoryFile& file_;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,269 @@
+#include "core/page_states.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+
+namespace pgalloc {
+namespace {
+
+std::string text(FileRange range) {
+  char buffer[64];
+  std::snprintf(buffer, sizeof buffer, "[%#" PRIx64 ", %#" PRIx64 ")", range.start, range.end);
+  return buffer;
+}
+
+Status range_error(FileRange range, const char* what) {
+  return Status::error(ErrorCode::kRange, text(range) + " " + what);
+}
+
+Status check_shape(FileRange range) {
+  if (range.empty()) return range_error(range, "is empty");
+  if (!is_aligned(range.start, page_size()) || !is_aligned(range.end, page_size())) {
+    return range_error(range, "is not page-aligned");
+  }
+  return {};
+}
+
+// Whether referenced segments cover all of `range` and `accept` agrees to each of them.
+template <class Accept>
+bool covered(const UsageSet& usage, FileRange range, Accept accept) {
+  uint64_t reached = range.start;
+  for (auto segment = usage.find(range.start); segment.ok(); segment = segment.next()) {
+    if (segment.start() > reached || segment.value().refs == 0) return false;
+    if (!accept(segment.value())) return false;
+    reached = segment.end();
+    if (reached >= range.end) return true;
+  }
+  return false;
+}
+
+constexpr PageUse kWaste{0, 0, MemoryKind::kSystem, false};
+
+}  // namespace
+
+void PageStates::book(uint64_t bytes, const PageUse& use) {
+  PGALLOC_CHECK(ledger_.inc(bytes, use.kind, use.memcg_id).ok());
+  known_committed_bytes_ += bytes;
+}
+
+void PageStates::unbook(uint64_t bytes, const PageUse& use) {
+  PGALLOC_CHECK(ledger_.dec(bytes, use.kind, use.memcg_id).ok());
+  known_committed_bytes_ -= bytes;
+}
+
+void PageStates::mark_used(FileRange range, MemoryKind kind, uint32_t memcg_id) {
+  usage_.insert(range, PageUse{1, memcg_id, kind, false});
+  used_bytes_ += range.length();
+}
+
+std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment,
+                                             Direction direction, MemoryKind kind,
+                                             uint32_t memcg_id) {
+  constexpr int kCandidates = 16;
+  const bool up = direction == Direction::kBottomUp;
+  auto waste = up ? waste_.first() : waste_.last();
+  for (int i = 0; i < kCandidates && waste.ok(); ++i, waste = up ? waste.next() : waste.prev()) {
+    if (waste.end() - waste.start() < length) continue;
+    const uint64_t start =
+        up ? align_up(waste.start(), alignment) : align_down(waste.end() - length, alignment);
+    if (start < waste.start() || start > waste.end() - length) continue;
+    const FileRange range{start, start + length};
+    waste_.remove_range(range);
+    usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+      const PageUse before = use;
+      use = PageUse{1, memcg_id, kind, before.committed};
+      if (!before.committed) return;
+      unbook(part.length(), before);
+      book(part.length(), use);
+    });
+    used_bytes_ += length;
+    return range;
+  }
+  return std::nullopt;
+}
+
+Status PageStates::check_used(FileRange range) const {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  if (!covered(usage_, range, [](const PageUse&) { return true; })) {
+    return range_error(range, "is not allocated, or only in part");
+  }
+  return {};
+}
+
+Status PageStates::inc_ref(FileRange range, uint32_t memcg_id) {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  bool saturated = false;
+  const bool all_used = covered(usage_, range, [&](const PageUse& use) {
+    saturated = saturated || use.refs == UINT32_MAX;
+    return true;
+  });
+  if (!all_used) {
+    // A page at 0 references awaits the reclaimer: it must not come back to life.
+    bool dead = false;
+    usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
+    if (dead) return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
+    return range_error(range, "is not allocated, or only in part");
+  }
+  if (saturated) {
+    return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 2^32-1 references");
+  }
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    ++use.refs;
+    if (memcg_id == 0 || use.memcg_id != 0) return;
+    const PageUse before = use;
+    use.memcg_id = memcg_id;
+    if (!use.committed) return;
+    unbook(part.length(), before);
+    book(part.length(), use);
+  });
+  return {};
+}
+
+Result<uint64_t> PageStates::dec_ref(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  if (!covered(usage_, range, [](const PageUse&) { return true; })) {
+    bool dead = false;
+    usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
+    if (dead) return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
+    return range_error(range, "is not allocated, or only in part");
+  }
+  uint64_t wasted = 0;
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    if (--use.refs > 0) return;
+    if (use.committed) {
+      PGALLOC_CHECK(
+          ledger_.move(part.length(), MemoryKind::kSystem, use.kind, use.memcg_id).ok());
+    } else {
+      use.memcg_id = 0;
+    }
+    use.kind = MemoryKind::kSystem;
+    waste_.insert(part, {});
+    wasted += part.length();
+  });
+  used_bytes_ -= wasted;
+  return wasted;
+}
+
+Result<bool> PageStates::has_unique_ref(FileRange range) const {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  return covered(usage_, range, [](const PageUse& use) { return use.refs == 1; });
+}
+
+void PageStates::mark_decommitted(FileRange range) {
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    if (!use.committed) return;
+    unbook(part.length(), use);
+    use.committed = false;
+    if (use.refs == 0) use.memcg_id = 0;
+  });
+}
+
+uint64_t PageStates::mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids) {
+  uint64_t booked = 0;
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    if (use.refs == 0 || use.committed) return;
+    if (memcg_ids != nullptr &&
+        std::find(memcg_ids->begin(), memcg_ids->end(), use.memcg_id) == memcg_ids->end()) {
+      return;
+    }
+    use.committed = true;
+    book(part.length(), use);
+    booked += part.length();
+  });
+  return booked;
+}
+
+std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max) {
+  const auto lowest = waste_.first();
+  if (!lowest.ok()) return std::nullopt;
+  const FileRange range{lowest.start(),
+                        lowest.start() + std::min(bytes_max, lowest.end() - lowest.start())};
+  waste_.remove_range(range);
+  releasing_bytes_ += range.length();
+  return range;
+}
+
+void PageStates::finish_release(FileRange range) {
+  uint64_t covered_bytes = 0;
+  usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
+    PGALLOC_CHECK_OP(use.refs, ==, 0u);
+    PGALLOC_CHECK(use.kind == MemoryKind::kSystem);
+    if (use.committed) unbook(part.length(), use);
+    covered_bytes += part.length();
+  });
+  PGALLOC_CHECK_OP(covered_bytes, ==, range.length());
+  usage_.remove_range(range);
+  releasing_bytes_ -= range.length();
+}
+
+void PageStates::abandon_release(FileRange range) {
+  releasing_bytes_ -= range.length();
+  lost_bytes_ += range.length();
+}
+
+void PageStates::clear() {
+  ledger_.clear();
+  usage_.clear();
+  waste_.clear();
+  used_bytes_ = releasing_bytes_ = lost_bytes_ = known_committed_bytes_ = 0;
+}
+
+std::vector<PageSegment> PageStates::segments() const {
+  std::vector<PageSegment> result;
+  result.reserve(usage_.size());
+  for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
+    result.push_back({segment.range(), segment.value()});
+  }
+  return result;
+}
+
+std::optional<std::string> PageStates::verify(uint64_t file_size) const {
+  if (auto broken = usage_.verify()) return "usage set: " + *broken;
+  if (auto broken = waste_.verify()) return "waste set: " + *broken;
+
+  uint64_t used = 0;
+  uint64_t unreferenced = 0;
+  LedgerSnapshot booked;
+  std::optional<PageSegment> previous;
+  for (const PageSegment& segment : segments()) {
+    const auto& [range, use] = segment;
+    if (!check_shape(range).ok()) return "segment " + text(range) + " is empty or misaligned";
+    if (range.end > file_size) return "segment " + text(range) + " reaches beyond the file";
+    if (previous && previous->range.end == range.start && previous->use == use) {
+      return "segments " + text(previous->range) + " and " + text(range) + " are equal neighbours";
+    }
+    (use.refs > 0 ? used : unreferenced) += range.length();
+    if (use.refs == 0 && use.kind != MemoryKind::kSystem) {
+      return "segment " + text(range) + " has no references but a kind other than SYSTEM";
+    }
+    if (use.committed) {
+      booked.total[static_cast<size_t>(use.kind)] += range.length();
+      if (use.memcg_id != 0) {
+        booked.memcgs[use.memcg_id][static_cast<size_t>(use.kind)] += range.length();
+      }
+    }
+    previous = segment;
+  }
+  if (used != used_bytes_) return "used_bytes differs from the referenced segments";
+  if (waste_.span() + releasing_bytes_ + lost_bytes_ != unreferenced) {
+    return "waste, releasing and lost bytes differ from the unreferenced segments";
+  }
+  for (auto waste = waste_.first(); waste.ok(); waste = waste.next()) {
+    uint64_t dead = 0;
+    usage_.visit_range(waste.range(), [&](FileRange part, const PageUse& use) {
+      if (use.refs == 0) dead += part.length();
+    });
+    if (dead != waste.range().length()) return "waste range " + text(waste.range()) + " is in use";
+  }
+  if (booked.sum() != known_committed_bytes_) {
+    return "known_committed_bytes differs from the committed segments";
+  }
+  const LedgerSnapshot ledger = ledger_.snapshot();
+  if (ledger.total != booked.total || ledger.memcgs != booked.memcgs) {
+    return "the ledger differs from the committed segments";
+  }
+  return std::nullopt;
+}
+
+}  // namespace pgalloc

@@ -1,0 +1,101 @@
+// Purpose: the bookkeeping of one file's pages: which are used, by how many, as what; which wait to
+// be reclaimed. Pure data: no lock, no system call, no thread; that makes it testable as it stands.
+//
+// Thread safety: externally synchronised (MemoryFile::mu_). It books to the ledger, which has a lock
+// of its own with a higher rank.
+//
+// Invariants, proved by verify()
+//   1. Every waste range is covered by usage segments with 0 references, kind SYSTEM.
+//   2. used_bytes + unreferenced bytes = usage.span(), and
+//      waste bytes + releasing_bytes + lost_bytes = the unreferenced bytes.
+//   3. No segment is empty, overlaps another or reaches beyond the file size; all are page-aligned.
+//   4. Neighbouring segments differ: the set is minimal.
+//   5. known_committed_bytes = the bytes of committed segments, and the ledger holds exactly these,
+//      kind by kind and memory cgroup by memory cgroup.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "core/ledger.h"
+#include "core/page_use.h"
+#include "core/placement.h"
+
+namespace pgalloc {
+
+struct PageSegment {
+  FileRange range;
+  PageUse use;
+};
+
+class PageStates {
+ public:
+  explicit PageStates(Ledger& ledger) : ledger_(ledger) {}
+  PageStates(const PageStates&) = delete;
+  PageStates& operator=(const PageStates&) = delete;
+
+  const UsageSet& usage() const { return usage_; }
+  uint64_t used_bytes() const { return used_bytes_; }
+  uint64_t waste_bytes() const { return waste_.span(); }
+  size_t waste_ranges() const { return waste_.size(); }
+  uint64_t releasing_bytes() const { return releasing_bytes_; }
+  uint64_t lost_bytes() const { return lost_bytes_; }
+  // Everything that is not free: what the maximum of row B3 limits.
+  uint64_t allocated_bytes() const { return usage_.span(); }
+  uint64_t known_committed_bytes() const { return known_committed_bytes_; }
+
+  // free -> used with one reference. REQUIRES: `range` is free.
+  void mark_used(FileRange range, MemoryKind kind, uint32_t memcg_id);
+  // waste -> used with one reference, contents unchanged: a place for `length` bytes inside waste,
+  // so that pages that are about to be written need not leave and come back. Nothing if no waste
+  // range of the few nearest to the asked end of the file has room.
+  std::optional<FileRange> recycle(uint64_t length, uint64_t alignment, Direction direction,
+                                   MemoryKind kind, uint32_t memcg_id);
+
+  // Row C1: the whole range is page-aligned, not empty, and every page has at least one reference.
+  Status check_used(FileRange range) const;
+  // Rows C1 to C3. Pages that no memory cgroup pays for yet are charged to `memcg_id` unless it is 0.
+  Status inc_ref(FileRange range, uint32_t memcg_id);
+  // Rows C1 and C4. The bytes that became waste.
+  Result<uint64_t> dec_ref(FileRange range);
+  // Row C5.
+  Result<bool> has_unique_ref(FileRange range) const;
+
+  // Row D2. Pages of `range` that are used are not committed any more.
+  void mark_decommitted(FileRange range);
+  // Row H3. Pages of `range` that are used and not known to be committed become so; a memory cgroup
+  // filter restricts it to pages that one of `memcg_ids` pays for. The bytes newly booked.
+  uint64_t mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids);
+
+  // Row F1, waste -> releasing: the lowest waste range, at most `bytes_max` of it.
+  std::optional<FileRange> take_waste(uint64_t bytes_max);
+  // releasing -> free. Checks row F4.
+  void finish_release(FileRange range);
+  // releasing -> lost: the pages could not be emptied (row F2) and are never used again.
+  void abandon_release(FileRange range);
+
+  // Row I: forgets everything; the ledger returns to zero.
+  void clear();
+
+  size_t bookkeeping_bytes() const { return usage_.memory_bytes() + waste_.memory_bytes(); }
+  std::vector<PageSegment> segments() const;
+  // The first broken invariant in words.
+  std::optional<std::string> verify(uint64_t file_size) const;
+
+ private:
+  void book(uint64_t bytes, const PageUse& use);
+  void unbook(uint64_t bytes, const PageUse& use);
+
+  Ledger& ledger_;
+  UsageSet usage_;
+  RangeSet waste_;
+  uint64_t used_bytes_ = 0;
+  uint64_t releasing_bytes_ = 0;
+  uint64_t lost_bytes_ = 0;
+  uint64_t known_committed_bytes_ = 0;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,60 @@
+#include "os/syscalls.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace pgalloc::os {
+namespace {
+
+#ifndef SYS_cachestat
+#define SYS_cachestat 451  // the same number on every architecture
+#endif
+
+int cachestat_call(int fd, uint64_t offset, uint64_t length, CacheStat* out) {
+  struct {
+    uint64_t offset;
+    uint64_t length;
+  } range{offset, length};
+  return static_cast<int>(::syscall(SYS_cachestat, fd, &range, out, 0));
+}
+
+int duplicate_call(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 0); }
+
+int open_call(const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); }
+
+constexpr Syscalls kKernel = {
+    .open = open_call,
+    .close = ::close,
+    .duplicate = duplicate_call,
+    .unlink = ::unlink,
+    .memfd_create = ::memfd_create,
+    .ftruncate = ::ftruncate,
+    .fallocate = ::fallocate,
+    .fstat = ::fstat,
+    .fstatfs = ::fstatfs,
+    .lseek = ::lseek,
+    .pwrite = ::pwrite,
+    .cachestat = cachestat_call,
+    .mmap = ::mmap,
+    .munmap = ::munmap,
+    .madvise = ::madvise,
+    .mincore = ::mincore,
+    .mlock = ::mlock,
+    .munlock = ::munlock,
+};
+
+}  // namespace
+
+namespace internal {
+constinit std::atomic<const Syscalls*> table_in_force{&kKernel};
+}
+
+const Syscalls& kernel() { return kKernel; }
+void use(const Syscalls& table) {
+  internal::table_in_force.store(&table, std::memory_order_release);
+}
+
+}  // namespace pgalloc::os

@@ -1,0 +1,64 @@
+"""Off-heap page memory for Python on Linux.
+
+Start with :class:`MemoryFile`: it hands out pages that are counted, mapped at stable addresses,
+accounted for, and given back to the kernel when nobody holds them any more.
+"""
+
+import logging as _logging
+import sys as _sys
+
+if _sys.platform != "linux":
+    raise ImportError(
+        f"pgalloc needs Linux (memfd, fallocate, cachestat); this is {_sys.platform!r}"
+    )
+
+from pgalloc._core import CHUNK_SIZE, HUGE_PAGE_SIZE, PAGE_SIZE, EvictableRange, FileRange
+from pgalloc.accounting import Ledger, memory_accounting, total_memory
+from pgalloc.allocation import Allocation
+from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
+from pgalloc.errors import (
+    AccountError,
+    ClosedError,
+    Error,
+    FillError,
+    ForkedError,
+    OptionError,
+    OutOfMemoryError,
+    RangeError,
+    RefCountError,
+)
+from pgalloc.eviction import EvictableUser
+from pgalloc.memory_file import MemoryFile, MemoryFileStats, Segment
+
+_logging.getLogger("pgalloc").addHandler(_logging.NullHandler())
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CHUNK_SIZE",
+    "HUGE_PAGE_SIZE",
+    "PAGE_SIZE",
+    "AccountError",
+    "Allocation",
+    "AllocationMode",
+    "ClosedError",
+    "DelayedEviction",
+    "Direction",
+    "Error",
+    "EvictableRange",
+    "EvictableUser",
+    "FileRange",
+    "FillError",
+    "ForkedError",
+    "Ledger",
+    "MemoryFile",
+    "MemoryFileStats",
+    "MemoryKind",
+    "OptionError",
+    "OutOfMemoryError",
+    "RangeError",
+    "RefCountError",
+    "Segment",
+    "memory_accounting",
+    "total_memory",
+]

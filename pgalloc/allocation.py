@@ -1,0 +1,85 @@
+"""Allocation: a handle that owns a reference on pages, and is a buffer over them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgalloc import _core
+from pgalloc.errors import ClosedError, RangeError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from pgalloc.memory_file import MemoryFile
+
+
+class Allocation(_core.Allocation):
+    """Owns one reference on every page of :attr:`range`.
+
+    It supports the buffer protocol: ``memoryview(a)``, ``numpy.frombuffer(a)``, ``file.readinto(a)``.
+    Whatever was made from it keeps the pages alive by itself; :meth:`release` and closing the file
+    never take memory away under a live view.
+
+    Get one from :meth:`MemoryFile.allocate`. ``Allocation(file, range)`` takes over a reference that
+    the caller owns on each page of ``range``.
+    """
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @property
+        def file(self) -> MemoryFile: ...
+
+    def clone(self) -> Allocation:
+        """Another handle on the same pages, with a reference of its own.
+
+        Raises ClosedError after release(), ForkedError in a forked child.
+        """
+        return self._share(self.range)
+
+    def slice(self, start: int, stop: int) -> Allocation:
+        """Another handle on the bytes ``[start, stop)`` of this one, with a reference of its own.
+
+        Raises RangeError unless both lie on page borders inside, and start < stop.
+        """
+        if not 0 <= start < stop <= self.nbytes:
+            raise RangeError(f"[{start}, {stop}) is not a part of {self.nbytes} bytes")
+        first = self.range.start
+        return self._share(_core.FileRange(first + start, first + stop))
+
+    def _share(self, part: _core.FileRange) -> Allocation:
+        if self.released:
+            raise ClosedError("the Allocation has been released")
+        file = self.file
+        file.inc_ref(part)
+        try:
+            return Allocation(file, part)
+        except BaseException:
+            file.dec_ref(part)
+            raise
+
+    def decommit(self) -> None:
+        """Give the pages back to the kernel, keeping the range: it reads as zero afterwards.
+
+        Raises ClosedError after release(), OSError when the kernel refuses.
+        """
+        if self.released:
+            raise ClosedError("the Allocation has been released")
+        self.file.decommit(self.range)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        state = " released" if self.released else ""
+        return f"<Allocation {self.range!r}, {self.nbytes} bytes{state}>"

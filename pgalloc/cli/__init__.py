@@ -1,0 +1,28 @@
+"""The command line: ``pgalloc demo``, ``pgalloc doctor``. It needs the extra ``cli``.
+
+``main`` is the entry point. It imports nothing but the standard library itself, so that without
+click and rich it can say what to install. The commands are listed in ``app``; each has a file
+``<name>_command`` that only parses and decides the exit status, the work is in the files beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_EXTRA = {"click", "rich"}
+
+
+def main() -> None:
+    """Runs the command line and exits; status 2 if the extra is not installed."""
+    try:
+        from pgalloc.cli.app import cli
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        print(f"pgalloc: no module {error.name!r}: pip install 'pgalloc[cli]'", file=sys.stderr)
+        raise SystemExit(2) from None
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks must not end a run.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    cli(prog_name="pgalloc")

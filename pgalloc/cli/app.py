@@ -1,0 +1,18 @@
+"""The group of commands. To add one, write ``<name>_command.py`` and list it here."""
+
+from __future__ import annotations
+
+import click
+
+from pgalloc.cli.demo_command import demo
+from pgalloc.cli.doctor_command import doctor
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pgalloc")
+def cli() -> None:
+    """Off-heap page memory: counted, mapped, given back, accounted for."""
+
+
+cli.add_command(demo)
+cli.add_command(doctor)

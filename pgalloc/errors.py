@@ -1,0 +1,61 @@
+"""The exceptions of pgalloc. All of them are an :class:`Error` and a standard one besides.
+
+A system call that failed is an :class:`OSError` with its errno, and the name of the call in its text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pgalloc._core import FileRange
+    from pgalloc.allocation import Allocation
+
+
+class Error(Exception):
+    """The base of every exception that pgalloc defines."""
+
+
+class RangeError(Error, ValueError):
+    """A range that is malformed, misaligned or not allocated, or a bad length."""
+
+
+class OptionError(Error, ValueError):
+    """An unknown mode, kind, direction or policy, or options that contradict each other."""
+
+
+class RefCountError(Error, RuntimeError):
+    """A reference count would drop below zero, rise from zero, or exceed 2^32-1."""
+
+
+class OutOfMemoryError(Error, MemoryError):
+    """No place for an allocation, or ``max_allocatable_bytes`` would be exceeded."""
+
+
+class AccountError(Error, ValueError):
+    """A ledger entry would drop below zero or overflow."""
+
+
+class FillError(Error, OSError):
+    """A reader failed or ended early. Its exception is the ``__cause__``.
+
+    ``range`` is the part that was filled, in whole pages; it may be empty. What raised this decides
+    who owns that part: after :meth:`MemoryFile.allocate` it is ``allocation`` (None if empty), after
+    :meth:`MemoryFile.allocate_range` the caller owns a reference on each page of ``range``.
+    """
+
+    range: FileRange
+    allocation: Allocation | None
+
+    def __init__(self, text: str, range: FileRange, allocation: Allocation | None) -> None:
+        super().__init__(text)
+        self.range = range
+        self.allocation = allocation
+
+
+class ClosedError(Error, ValueError):
+    """The MemoryFile is closed, or the Allocation released."""
+
+
+class ForkedError(Error, RuntimeError):
+    """A forked child tried to change the metadata of its parent's MemoryFile."""

@@ -1,0 +1,156 @@
+"""Running the callbacks of evictable users on Python-owned threads.
+
+The core decides whom to ask and for which range; its threads never run Python. A few threads here
+wait in the core without the GIL and carry the question to the user. One waits at any time, so that a
+callback that takes long keeps nobody else waiting; above the maximum, users wait for their turn.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Protocol
+
+from pgalloc import _core
+
+_log = logging.getLogger("pgalloc")
+
+_THREADS_MAX = 8
+
+
+class EvictableUser(Protocol):
+    """Something hashable that can let go of memory.
+
+    ``evict`` runs on a thread of pgalloc with no lock held. It may race with ``mark_unevictable``,
+    need not free anything, and may mark ranges again. An exception it raises is logged and counted.
+    """
+
+    def evict(self, range: _core.EvictableRange, /) -> Any:
+        """Let go of what ``range`` stands for, if that is possible."""
+
+    def __hash__(self) -> int: ...
+
+
+class Evictor:
+    """The evictable users of one MemoryFile, and the threads that run their callbacks.
+
+    It must not keep the file alive: it knows the core's part of evictions only.
+    """
+
+    def __init__(self, core: _core.Evictables) -> None:
+        self._core = core
+        self._lock = threading.Lock()
+        self._ids: dict[EvictableUser, int] = {}
+        self._users: dict[int, EvictableUser] = {}
+        self._last_id = 0
+        self._threads: set[threading.Thread] = set()
+        self._waiting: set[threading.Thread] = set()
+        self._parked = False
+        self.evicted = 0
+        self.failures = 0
+
+    def id_of(self, user: EvictableUser) -> int | None:
+        """The number of a user that has ranges or is being evicted."""
+        with self._lock:
+            return self._ids.get(user)
+
+    def mark(self, file: _core.MemoryFile, user: EvictableUser, range: _core.EvictableRange) -> None:
+        """Mark a range, and see to it that somebody runs the callbacks."""
+        if not callable(getattr(user, "evict", None)):
+            raise TypeError(f"an evictable user needs a method evict(range): {user!r}")
+        with self._lock:
+            known = self._ids.get(user)
+            user_id = self._last_id + 1 if known is None else known
+            file._mark_evictable(user_id, range)
+            if known is None:
+                self._last_id = user_id
+                self._ids[user] = user_id
+                self._users[user_id] = user
+            self._start_thread_if_none_waits()
+
+    def unmark(self, user: EvictableUser, range: _core.EvictableRange | None) -> None:
+        """Unmark a range, or all of them."""
+        with self._lock:
+            user_id = self._ids.get(user)
+            if user_id is None:
+                return
+            if range is None:
+                self._core.unmark_all(user_id)
+            else:
+                self._core.unmark(user_id, range)
+            self._forget_if_unknown(user_id)
+
+    def park(self) -> None:
+        """Stop the waiting threads and wait until they are gone. Callbacks under way go on."""
+        self._core.pause()
+        with self._lock:
+            self._parked = True
+            waiting = self._waiting - {threading.current_thread()}
+        for thread in waiting:
+            thread.join(timeout=1.0)
+            if thread.native_id is not None and not thread.is_alive():
+                _core.wait_until_thread_is_gone(thread.native_id)
+
+    def resume(self) -> None:
+        """Undo park()."""
+        self._core.resume()
+        with self._lock:
+            self._parked = False
+            if self._users:
+                self._start_thread_if_none_waits()
+
+    def _forget_if_unknown(self, user_id: int) -> None:
+        if user_id in self._users and not self._core.knows(user_id):
+            del self._ids[self._users.pop(user_id)]
+
+    def _start_thread_if_none_waits(self) -> None:
+        if self._parked or self._waiting or len(self._threads) >= _THREADS_MAX:
+            return
+        # Daemons: an exiting program does not wait for callbacks.
+        thread = threading.Thread(target=self._work, name="pgalloc-evictor", daemon=True)
+        self._threads.add(thread)
+        self._waiting.add(thread)
+        try:
+            thread.start()
+        except BaseException:
+            self._threads.discard(thread)
+            self._waiting.discard(thread)
+            raise
+
+    def _work(self) -> None:
+        me = threading.current_thread()
+        try:
+            while True:
+                user_id = self._core.wait_for_due_user()
+                with self._lock:
+                    self._waiting.discard(me)
+                    if user_id is None:
+                        return
+                    self._start_thread_if_none_waits()
+                self._evict(user_id)
+                with self._lock:
+                    if self._waiting or self._parked:
+                        return
+                    self._waiting.add(me)
+        finally:
+            with self._lock:
+                self._waiting.discard(me)
+                self._threads.discard(me)
+
+    def _evict(self, user_id: int) -> None:
+        with self._lock:
+            user = self._users.get(user_id)
+        while (range_ := self._core.next(user_id)) is not None:
+            if user is None:
+                continue
+            try:
+                user.evict(range_)
+            except Exception:
+                with self._lock:
+                    self.failures += 1
+                _log.exception("evicting %r of %r failed", range_, user)
+            else:
+                with self._lock:
+                    self.evicted += 1
+        with self._lock:
+            self._forget_if_unknown(user_id)

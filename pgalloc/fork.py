@@ -1,0 +1,74 @@
+"""Getting across fork() without a background thread, so that nothing is half done in the child.
+
+CPython warns after a fork when the process has more than one thread (3.12 and later), and it counts
+native ones too. So all threads of pgalloc end before a fork and start again in the parent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from typing import Protocol
+
+from pgalloc import _core
+
+
+class Parkable(Protocol):
+    """Something with Python threads."""
+
+    def park(self) -> None:
+        """Stop the threads and wait until they are gone."""
+
+    def resume(self) -> None:
+        """Start them again."""
+
+
+_parkables: weakref.WeakSet[Parkable] = weakref.WeakSet()
+_lock = threading.Lock()
+_parked = 0
+
+
+def register(parkable: Parkable) -> None:
+    """Park this around forks and at the end of the program; it is not kept alive."""
+    with _lock:
+        _parkables.add(parkable)
+
+
+def _park_all() -> None:
+    for parkable in list(_parkables):
+        parkable.park()
+
+
+def _before() -> None:
+    global _parked
+    with _lock:
+        _parked += 1
+        if _parked == 1:
+            _park_all()
+    _core.park_threads()
+
+
+def _after_in_parent() -> None:
+    global _parked
+    _core.resume_threads()
+    with _lock:
+        _parked -= 1
+        if _parked == 0:
+            for parkable in list(_parkables):
+                parkable.resume()
+
+
+def _after_in_child() -> None:
+    global _lock, _parked
+    _lock = threading.Lock()  # another thread of the parent may hold the old one
+    _parked = 0
+    _parkables.clear()  # they are the parent's
+
+
+os.register_at_fork(
+    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)
+# A daemon thread that wakes up while the interpreter goes down cannot be helped: stop them first.
+atexit.register(_park_all)

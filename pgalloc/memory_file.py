@@ -1,0 +1,412 @@
+"""MemoryFile: one file of pages."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from io import FileIO
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pgalloc import _core, fork
+from pgalloc.accounting import kinds_to_bytes
+from pgalloc.allocation import Allocation
+from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
+from pgalloc.errors import ClosedError, ForkedError, OptionError, RangeError
+from pgalloc.eviction import EvictableUser, Evictor
+from pgalloc.filling import Reader, fill, fill_range
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from pgalloc.pressure import PressureLevelListener
+
+_log = logging.getLogger("pgalloc")
+
+
+class Segment(NamedTuple):
+    """A stretch of pages that are used alike: one entry of the usage set."""
+
+    start: int
+    end: int
+    kind: MemoryKind
+    known_committed: int
+    """Bytes known to be backed by memory: all of the segment, or 0."""
+    refs: int
+    """References on each page; 0 while the pages wait to be reclaimed."""
+    memcg_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFileStats:
+    """Counts and bytes since the file was made."""
+
+    allocations: int
+    allocated_bytes: int
+    freed_bytes: int
+    """Bytes whose last reference was dropped."""
+    recycled_bytes: int
+    """Freed bytes that went to a new owner without passing through the kernel."""
+    punches: int
+    punched_bytes: int
+    decommitted_bytes: int
+    punch_failures: int
+    lost_bytes: int
+    """Bytes that could be neither given back nor zeroed, and are never used again."""
+    scans: int
+    """Commit scans, full or filtered."""
+    voided_results: int
+    """Scan results dropped because their pages changed hands while the scan looked."""
+    evicted_ranges: int
+    eviction_failures: int
+    """Callbacks that raised an exception."""
+
+
+def _checked_backing(backing: object) -> tuple[bytes | int | None, bool]:
+    """What the core takes: a path, a descriptor or nothing; and whether to leave it to its owner."""
+    if backing is None:
+        return None, False
+    if isinstance(backing, (str, bytes, os.PathLike)):
+        path = os.fsencode(backing)
+        if b"\0" in path:
+            raise OptionError("the path has a NUL byte")
+        return path, False
+    if isinstance(backing, bool):
+        raise TypeError("backing must not be a bool")
+    if isinstance(backing, int):
+        if not 0 <= backing < 2**31:
+            raise OptionError(f"not a file descriptor: {backing}")
+        return backing, False
+    fileno = getattr(backing, "fileno", None)
+    if callable(fileno):
+        return _checked_backing(fileno())[0], True
+    raise TypeError(
+        "backing must be None, a path, a file descriptor or a file object, "
+        f"not {type(backing).__name__}"
+    )
+
+
+def _checked_bytes(value: object, name: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
+    if not 0 < value < 2**63:
+        raise RangeError(f"{name} must be positive and below 2^63, not {value}")
+    return value
+
+
+def _checked_flag(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return value
+
+
+class MemoryFile(_core.MemoryFile):
+    """Pages of one backing file: allocated, counted, mapped, accounted for, given back.
+
+    ``backing`` is None for a memfd; a path for a file on disk (created if absent); or a file
+    descriptor or file object to adopt. The file is emptied. A descriptor belongs to the MemoryFile
+    once construction succeeded; if it fails, it is still the caller's.
+
+    * ``capacity``: bytes of address space to reserve, and the most the file can hold (whole pages).
+      Default: four times the machine's memory, rounded up to a power of two, less if the kernel
+      refuses that.
+    * ``delayed_eviction``: when evictable users are asked to let go.
+    * ``use_host_memcg_pressure``: evict when the memory cgroup of this process reports pressure
+      (only with delayed eviction ENABLED).
+    * ``decommit_on_destroy``: give the pages back at close() even if others have the file open.
+    * ``manual_zeroing``: zero pages when handing them out, and decommit by zeroing: for files whose
+      file system cannot punch holes.
+    * ``disable_ima_workaround``: do not map page 0 executable for a moment at construction (done so
+      that the kernel's integrity measurement sees the file while it is small).
+    * ``disk_backed``, ``restore_id``: labels for whoever reads them.
+    * ``max_allocatable_bytes``: allocated bytes, pages on their way back to the kernel included,
+      never exceed this.
+
+    All methods may be called from any thread. Lengths and offsets are bytes. After close() they
+    raise ClosedError, in a forked child ForkedError. A system call that fails is an OSError.
+    """
+
+    def __init__(
+        self,
+        backing: str | bytes | os.PathLike[str] | os.PathLike[bytes] | int | Any | None = None,
+        *,
+        capacity: int | None = None,
+        delayed_eviction: DelayedEviction = DelayedEviction.DEFAULT,
+        use_host_memcg_pressure: bool = False,
+        decommit_on_destroy: bool = False,
+        manual_zeroing: bool = False,
+        disable_ima_workaround: bool = False,
+        disk_backed: bool = False,
+        restore_id: str = "",
+        max_allocatable_bytes: int | None = None,
+    ) -> None:
+        if delayed_eviction not in tuple(DelayedEviction) or isinstance(delayed_eviction, bool):
+            raise OptionError(f"unknown delayed_eviction: {delayed_eviction!r}")
+        if not isinstance(restore_id, str):
+            raise TypeError(f"restore_id must be a str, not {type(restore_id).__name__}")
+        core_backing, duplicate = _checked_backing(backing)
+        self._disk_backed = _checked_flag(disk_backed, "disk_backed")
+        self._restore_id = restore_id
+        self._savable = False
+        self._file_object: Any = backing if duplicate else None
+        self._listener: PressureLevelListener | None = None
+        super().__init__(
+            backing=core_backing,
+            duplicate=duplicate,
+            capacity=_checked_bytes(capacity, "capacity"),
+            delayed_eviction=int(delayed_eviction),
+            use_host_memcg_pressure=_checked_flag(
+                use_host_memcg_pressure, "use_host_memcg_pressure"
+            ),
+            decommit_on_destroy=_checked_flag(decommit_on_destroy, "decommit_on_destroy"),
+            manual_zeroing=_checked_flag(manual_zeroing, "manual_zeroing"),
+            disable_ima_workaround=_checked_flag(disable_ima_workaround, "disable_ima_workaround"),
+            max_allocatable_bytes=_checked_bytes(max_allocatable_bytes, "max_allocatable_bytes"),
+        )
+        self._evictor = Evictor(self._evictables)
+        fork.register(self._evictor)
+        if self._uses_memcg_pressure:
+            try:
+                self._listen()
+            except BaseException:
+                self._abandon()
+                raise
+        self._log_warnings()
+
+    def _listen(self) -> None:
+        from pgalloc.pressure import PressureLevelListener
+
+        # The bound method would keep the file alive as long as the thread runs.
+        self._listener = PressureLevelListener(self._evictables.start_all, level="low")
+        fork.register(self._listener)
+
+    # --- the safe layer --------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        length: int,
+        *,
+        kind: MemoryKind = MemoryKind.ANONYMOUS,
+        direction: Direction = Direction.BOTTOM_UP,
+        memcg_id: int = 0,
+        mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
+        reader: Reader | None = None,
+    ) -> Allocation:
+        """Allocate ``length`` bytes (whole pages) that read as zero, as a handle that owns them.
+
+        With a ``reader``, fill them: it is called with the writable rest of the buffer until all
+        bytes are there, like ``file.readinto``.
+
+        Raises RangeError for a bad length, OutOfMemoryError when there is no place or
+        ``max_allocatable_bytes`` would be exceeded, FillError (which carries what was filled) when
+        the reader fails or ends early.
+        """
+        if reader is not None and not callable(reader):
+            raise TypeError("reader must be callable, like a file's readinto")
+        range_ = self.allocate_range(
+            length, kind=kind, direction=direction, memcg_id=memcg_id, mode=mode
+        )
+        try:
+            allocation = Allocation(self, range_)
+        except BaseException:
+            self.dec_ref(range_)
+            raise
+        return allocation if reader is None else fill(allocation, reader)
+
+    def _fill_range(self, range: _core.FileRange, reader: Reader) -> _core.FileRange:
+        """Called by allocate_range(), which is native."""
+        return fill_range(Allocation(self, range), reader)
+
+    # --- eviction --------------------------------------------------------------------------------
+
+    def mark_evictable(self, user: EvictableUser, range: _core.EvictableRange) -> None:
+        """Let ``user.evict(range)`` be called when memory is wanted back.
+
+        ``range`` counts in the user's own numbers. Parts that are marked already stay marked;
+        touching ranges become one. Raises RangeError for an empty range.
+        """
+        self._check_usable()
+        self._evictor.mark(self, user, range)
+
+    def mark_unevictable(self, user: EvictableUser, range: _core.EvictableRange) -> None:
+        """Take back what was marked, as far as it is. An eviction of it may be under way."""
+        self._check_usable()
+        if not isinstance(range, _core.EvictableRange):
+            raise TypeError(f"range must be an EvictableRange, not {type(range).__name__}")
+        self._evictor.unmark(user, range)
+
+    def mark_all_unevictable(self, user: EvictableUser) -> None:
+        """Take back everything a user has marked."""
+        self._check_usable()
+        self._evictor.unmark(user, None)
+
+    def start_evictions(self) -> None:
+        """Begin to evict everything marked, and return at once."""
+        self._check_usable()
+        self._evictables.start_all()
+
+    def wait_for_evictions(self, timeout: float | None = None) -> bool:
+        """Wait until no eviction runs. False if ``timeout`` seconds passed first.
+
+        Not to be called from ``evict`` without a timeout: that call is the one waited for.
+        """
+        self._check_usable()
+        return self._evictables.wait_until_idle(timeout)
+
+    # --- usage -----------------------------------------------------------------------------------
+
+    def update_usage(self, memcg_ids: Collection[int] | None = None) -> bool:
+        """Find out what was committed by touching pages, and book it.
+
+        With ``memcg_ids``, only pages that these memory cgroups pay for. Full scans take at most an
+        eighth of the time: within 10 ms or eight times its duration after the last one, or while
+        another thread scans, a call does nothing and returns False; else True.
+        """
+        if memcg_ids is not None:
+            memcg_ids = [int(memcg_id) for memcg_id in memcg_ids]
+            if any(not 0 <= memcg_id < 2**32 for memcg_id in memcg_ids):
+                raise RangeError("memory cgroup ids are from 0 to 2^32-1")
+        return self._update_usage(memcg_ids)
+
+    def usage(self, memcg_id: int | None = None) -> dict[MemoryKind, int]:
+        """Committed bytes by kind, as far as they are known (see update_usage()).
+
+        With a ``memcg_id`` other than 0, those that this memory cgroup pays for.
+        """
+        if self._forked:
+            self._check_usable()
+        return kinds_to_bytes(self._usage(memcg_id or None))
+
+    def segments(self) -> list[Segment]:
+        """The usage set: every stretch of pages that are not free, in ascending order."""
+        self._check_usable()
+        return [
+            Segment(start, end, MemoryKind(kind), committed, refs, memcg_id)
+            for start, end, kind, committed, refs, memcg_id in self._segments()
+        ]
+
+    def wait_for_reclaim(self, timeout: float | None = None) -> bool:
+        """Wait until every freed page is back with the kernel. False if ``timeout`` seconds passed.
+
+        While the reclaimer is paused (pgalloc.testing), this waits for its resumption.
+        """
+        self._check_usable()
+        done = self._wait_for_reclaim(timeout)
+        self._log_warnings()
+        return done
+
+    def stats(self) -> MemoryFileStats:
+        """Counts and bytes since the file was made. Works after close(), too."""
+        self._log_warnings()
+        return MemoryFileStats(
+            **self._stats(),
+            evicted_ranges=self._evictor.evicted,
+            eviction_failures=self._evictor.failures,
+        )
+
+    # --- labels ----------------------------------------------------------------------------------
+
+    @property
+    def is_disk_backed(self) -> bool:
+        """The label ``disk_backed`` given at construction."""
+        return self._disk_backed
+
+    @property
+    def restore_id(self) -> str:
+        """The label by which a saved file finds the file to restore."""
+        return self._restore_id
+
+    def mark_savable(self) -> None:
+        """Say that this file may be saved. There is no way back."""
+        self._check_usable()
+        self._savable = True
+
+    @property
+    def is_savable(self) -> bool:
+        """Whether mark_savable() was called."""
+        return self._savable
+
+    @property
+    def file(self) -> Any:
+        """The backing file: the file object that was adopted, or an unbuffered one over it.
+
+        It is for reading and for passing on; its descriptor belongs to the MemoryFile.
+        """
+        self._check_usable()
+        if self._file_object is None:
+            return FileIO(self.fileno(), "r+", closefd=False)
+        return self._file_object
+
+    def fileno(self) -> int:
+        """The descriptor of the backing file."""
+        if self.closed:
+            raise ClosedError("the MemoryFile is closed")
+        return self._fd
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop the background threads, settle the account at zero and close the file.
+
+        Views that are alive stay valid; their memory goes with the last of them. Calling it again
+        does nothing.
+        """
+        if self._forked:
+            self._check_usable()
+        if self.closed:
+            return
+        if self._listener is not None:
+            self._listener.stop()
+        try:
+            self._close()
+        finally:
+            self._log_warnings()
+            if self._file_object is not None:
+                self._file_object.close()
+
+    def _abandon(self) -> None:
+        """Undo construction: an adopted file stays open."""
+        self._file_object = None
+        self._close_keeping_descriptor()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._forked:
+            raise ForkedError("this MemoryFile belongs to the parent process")
+        if self.closed:
+            raise ClosedError("the MemoryFile is closed")
+
+    def _log_warnings(self) -> None:
+        """Core threads cannot log: they leave their warnings for the next caller."""
+        for warning in self._take_warnings():
+            _log.warning("%s", warning)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<MemoryFile closed>"
+        return f"<MemoryFile fd={self._fd} size={self.total_size} capacity={self.capacity}>"
+
+    def __str__(self) -> str:
+        """The usage set as text, a line for each segment."""
+        if self.closed or self._forked:
+            return repr(self)
+        lines = [
+            f"  {s.start:#014x}-{s.end:#014x} {s.kind.name:<10} refs={s.refs} "
+            f"known_committed={s.known_committed} memcg={s.memcg_id}"
+            for s in self.segments()
+        ]
+        return "\n".join([repr(self), *lines])

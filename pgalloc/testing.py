@@ -1,0 +1,169 @@
+"""What users need to test their own callbacks and error handling, and pgalloc its own.
+
+Nothing here is needed in production, and everything works in the binary that ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from pgalloc import _core
+from pgalloc._core import _testing
+from pgalloc._core._testing import SegmentSet
+from pgalloc.enums import Direction
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from pgalloc.memory_file import MemoryFile
+
+__all__ = [
+    "FaultPlan",
+    "ManualClock",
+    "SegmentSet",
+    "bookkeeping_bytes",
+    "find_available_range",
+    "pause_reclaimer",
+    "prefault_methods",
+    "reclaim_log",
+    "reset_prefault",
+    "syscall_names",
+    "verify",
+]
+
+
+def find_available_range(
+    segments: Sequence[tuple[int, int, int]],
+    file_size: int,
+    length: int,
+    alignment: int,
+    direction: Direction,
+) -> _core.FileRange | None:
+    """Where an allocation would go in an arbitrary picture (rows B5 to B8), or None.
+
+    ``segments`` are (start, end, references) of what is not free, in any order. The capacity is
+    unlimited. Raises RangeError for segments that overlap and for an alignment that is not a power
+    of two.
+    """
+    return _testing.find_available_range(
+        list(segments), file_size, length, alignment, int(Direction(direction))
+    )
+
+
+def verify(memory_file: MemoryFile) -> None:
+    """Prove the invariants of a file. Raises AssertionError with the first that is broken."""
+    broken = _testing.verify(memory_file)
+    if broken is not None:
+        raise AssertionError(broken)
+
+
+@contextmanager
+def pause_reclaimer(memory_file: MemoryFile) -> Iterator[None]:
+    """Nothing is reclaimed inside; what is freed there waits."""
+    _testing.pause_reclaimer(memory_file)
+    try:
+        yield
+    finally:
+        _testing.resume_reclaimer(memory_file)
+
+
+@contextmanager
+def reclaim_log(memory_file: MemoryFile) -> Iterator[list[_core.FileRange]]:
+    """Collect the FileRanges that are punched inside, in order.
+
+    The list is filled when the block ends: wait_for_reclaim() first.
+    """
+    log: list[_core.FileRange] = []
+    _testing.start_reclaim_log(memory_file)
+    try:
+        yield log
+    finally:
+        log += _testing.reclaim_log(memory_file)
+        _testing.stop_reclaim_log(memory_file)
+
+
+class ManualClock:
+    """Context manager: the time that throttles a file's scans moves only by hand.
+
+    ``tick_s`` is added at each reading, so a scan, which reads the clock when it begins and when it
+    ends, appears to take that long.
+    """
+
+    def __init__(self, memory_file: MemoryFile, *, tick_s: float = 0.0) -> None:
+        self._file = memory_file
+        self._tick_ns = round(tick_s * 1e9)
+
+    def __enter__(self) -> Self:
+        _testing.use_manual_clock(self._file, 10**18, self._tick_ns)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _testing.use_real_clock(self._file)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        _testing.advance_clock(self._file, round(seconds * 1e9))
+
+
+class FaultPlan:
+    """Context manager: calls of one system call by the core fail, in the whole process.
+
+    ``name`` is one of syscall_names(); calls from number ``first`` on (counted from 1) fail
+    ``times`` times with ``errno``. Errno 0 only counts. One plan can be in force at a time.
+    """
+
+    def __init__(self, name: str, errno: int = 0, *, first: int = 1, times: int = 2**64 - 1) -> None:
+        if name not in _testing.syscall_names():
+            raise ValueError(f"unknown system call {name!r}")
+        self._arguments = (name, errno, first, times)
+
+    def __enter__(self) -> Self:
+        if not _testing.install_fault(*self._arguments):
+            raise RuntimeError("another FaultPlan is in force")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _testing.remove_fault()
+
+    @property
+    def calls(self) -> int:
+        """Calls of that name since this plan, or the latest one, came into force."""
+        return _testing.fault_calls()
+
+    @property
+    def failures(self) -> int:
+        """How many of them were made to fail."""
+        return _testing.fault_failures()
+
+
+def syscall_names() -> list[str]:
+    """The system calls of the core, by the names a FaultPlan takes."""
+    return _testing.syscall_names()
+
+
+def bookkeeping_bytes(memory_file: MemoryFile) -> int:
+    """Bytes the core spends on knowing a file's pages."""
+    return _testing.bookkeeping_bytes(memory_file)
+
+
+def prefault_methods() -> tuple[bool, bool]:
+    """Whether this process still prefaults by MADV_POPULATE_WRITE, and by mlock."""
+    return _testing.prefault_methods()
+
+
+def reset_prefault() -> None:
+    """Give prefault methods that were found unusable another chance."""
+    _testing.reset_prefault()

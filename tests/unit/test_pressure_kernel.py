@@ -1,0 +1,217 @@
+"""Rows N1 and N2 against the kernel: real cgroups, a real limit, real reclaim."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pgalloc.pressure import MemoryCgroup, PressureLevelListener, find_memory_cgroup
+from pgalloc.pressure.mountinfo import parse_mountinfo
+from pgalloc.pressure.signals import PsiTrigger, V2Events
+
+MIB = 1 << 20
+LIMIT_BYTES = 32 * MIB
+
+# Runs in the limited group: fills the page cache with a file of several times the limit, so that
+# the kernel must reclaim, until the listener has called back often enough.
+LOAD = """
+import os, sys, time
+from pathlib import Path
+from pgalloc.pressure import PressureLevelListener, info
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+found = info()
+calls = []
+listener = PressureLevelListener(lambda: calls.append(1), level="low")
+deadline = time.monotonic() + 60
+while len(calls) < 2 and time.monotonic() < deadline:
+    with open(sys.argv[2], "rb", buffering=0) as file:
+        while file.read(1 << 20):
+            pass
+listener.stop()
+after_stop = len(calls)
+with open(sys.argv[2], "rb", buffering=0) as file:
+    while file.read(1 << 20):
+        pass
+print(found.source, found.limit, found.cgroup_path, after_stop >= 2, len(calls) == after_stop)
+"""
+
+
+@contextlib.contextmanager
+def new_group(parent: Path, name: str) -> Iterator[Path]:
+    directory = parent / f"pgalloc-{name}-{os.getpid()}"
+    try:
+        directory.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a cgroup below {parent}: {error}")
+    try:
+        yield directory
+    finally:
+        deadline = time.monotonic() + 10
+        while True:  # busy until the last task is reaped
+            try:
+                directory.rmdir()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, f"cannot remove {directory}"
+                time.sleep(0.01)
+
+
+@pytest.fixture
+def v1_memory() -> MemoryCgroup:
+    group = find_memory_cgroup()
+    if group is None or group.version != "v1":
+        pytest.skip("the memory controller of this machine is not cgroup v1")
+    if not group.exact:
+        pytest.skip("this process's own memory cgroup is not visible here")
+    return group
+
+
+@pytest.fixture
+def limited_group(v1_memory: MemoryCgroup) -> Iterator[Path]:
+    with new_group(v1_memory.directory, "limited") as directory:
+        (directory / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES))
+        yield directory
+
+
+@pytest.fixture
+def big_file(tmp_path: Path) -> Path:
+    """Four times the limit, on whatever the temporary directory lies on."""
+    file = tmp_path / "big"
+    with file.open("wb") as out:
+        for _ in range(4 * LIMIT_BYTES // MIB):
+            out.write(os.urandom(4096) * (MIB // 4096))
+        out.flush()
+        os.fsync(out.fileno())
+        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", str(file)], capture_output=True, text=True, check=False
+    )
+    if kind.stdout.strip() in ("tmpfs", "ramfs"):
+        pytest.skip("the temporary directory has no page cache that could be reclaimed")
+    return file
+
+
+@pytest.fixture
+def unified() -> Path:
+    for mount in parse_mountinfo(Path("/proc/self/mountinfo").read_bytes()):
+        if mount.fstype == "cgroup2":
+            return Path(mount.point)
+    pytest.skip("no cgroup2 mount")
+
+
+def test_n1_n2_v1_reclaim_in_a_limited_group_calls_back(
+    limited_group: Path, v1_memory: MemoryCgroup, big_file: Path
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(limited_group), str(big_file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    path = f"{v1_memory.path.rstrip('/')}/{limited_group.name}"
+    assert run.stdout.split() == ["v1", str(LIMIT_BYTES), path, "True", "True"], run.stderr
+
+
+def test_n1_v1_the_parent_is_told_as_well(
+    limited_group: Path, v1_memory: MemoryCgroup, big_file: Path
+) -> None:
+    """A listener outside sees the pressure of a child that nobody inside listens to."""
+    calls: list[int] = []
+    load = (
+        "import os, sys; open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
+        "file = open(sys.argv[2], 'rb', buffering=0)\nwhile file.read(1 << 20): pass"
+    )
+    group = MemoryCgroup("v1", "/", limited_group, limited_group, True)
+    with PressureLevelListener(lambda: calls.append(1), cgroup=group):
+        for _ in range(20):
+            subprocess.run(
+                [sys.executable, "-c", load, str(limited_group), str(big_file)], check=True
+            )
+            if calls:
+                break
+    assert calls
+
+
+def test_n1_v2_poll_wakes_when_a_counter_file_changes(unified: Path) -> None:
+    """``cgroup.events`` notifies exactly as ``memory.events`` does, without the controller."""
+    with new_group(unified, "events") as directory:
+        source = V2Events(directory / "cgroup.events", frozenset({"populated"}))
+        try:
+            poller = select.poll()
+            poller.register(source.fd, source.poll_mask)
+            assert not any(event & select.POLLPRI for _, event in poller.poll(0))
+            child = subprocess.Popen(["sleep", "60"])
+            try:
+                (directory / "cgroup.procs").write_text(str(child.pid))
+                assert woken(poller)
+                assert source.take(0) is True
+            finally:
+                child.kill()
+                child.wait()
+            assert woken(poller)  # it fell to 0 again: a change, but no rise
+            assert source.take(0) is False
+        finally:
+            source.close()
+
+
+def woken(poller: select.poll) -> bool:
+    return any(event & select.POLLPRI for _, event in poller.poll(10_000))
+
+
+def test_n1_psi_trigger_fires_under_real_stalls(
+    unified: Path, limited_group: Path, big_file: Path
+) -> None:
+    """A task stalls on memory in its v1 group; its v2 group's trigger tells (hybrid layout)."""
+    with new_group(unified, "psi") as directory:
+        if not (directory / "memory.pressure").exists():
+            pytest.skip("the kernel has no PSI")
+        trigger = PsiTrigger(
+            directory / "memory.pressure", "some", stall_us=50, window_us=2_000_000
+        )
+        load = (
+            "import os, sys\n"
+            "for group in sys.argv[1:3]:\n"
+            "    open(group + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
+            "while True:\n"
+            "    file = open(sys.argv[3], 'rb', buffering=0)\n"
+            "    while file.read(1 << 20): pass\n"
+        )
+        arguments = [str(limited_group), str(directory), str(big_file)]
+        child = subprocess.Popen([sys.executable, "-c", load, *arguments])
+        try:
+            poller = select.poll()
+            poller.register(trigger.fd, trigger.poll_mask)
+            ready = wait_until(lambda: poller.poll(1000), timeout_s=30)
+            assert trigger.take(ready[0][1]) is True
+        finally:
+            trigger.close()
+            child.kill()
+            child.wait()
+
+
+def wait_until(
+    look: Callable[[], list[tuple[int, int]]], *, timeout_s: float
+) -> list[tuple[int, int]]:
+    deadline = time.monotonic() + timeout_s
+    while not (ready := look()):
+        assert time.monotonic() < deadline, "timed out"
+    return ready
+
+
+def test_n1_psi_refuses_figures_that_make_no_sense() -> None:
+    file = Path("/proc/pressure/memory")
+    if not os.access(file, os.W_OK):
+        pytest.skip("no writable /proc/pressure/memory")
+    fds = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="Invalid argument"):
+        PsiTrigger(file, "some", stall_us=3_000_000, window_us=2_000_000)
+    assert set(os.listdir("/proc/self/fd")) == fds
