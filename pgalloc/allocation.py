@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class Allocation(_core.Allocation):
     """Owns one reference on every page of :attr:`range`.
 
-    It supports the buffer protocol: ``memoryview(a)``, ``numpy.frombuffer(a)``, ``file.readinto(a)``.
-    Whatever was made from it keeps the pages alive by itself; :meth:`release` and closing the file
-    never take memory away under a live view.
+    It supports the buffer protocol: ``memoryview(a)``, ``numpy.frombuffer(a)``,
+    ``file.readinto(a)``. Whatever was made from it keeps the pages alive by itself; :meth:`release`
+    and closing the file never take memory away under a live view.
 
-    Get one from :meth:`MemoryFile.allocate`. ``Allocation(file, range)`` takes over a reference that
-    the caller owns on each page of ``range``.
+    Get one from :meth:`MemoryFile.allocate`. ``Allocation(file, range)`` takes over a reference
+    that the caller owns on each page of ``range``.
     """
 
     __slots__ = ()
@@ -30,7 +30,8 @@ class Allocation(_core.Allocation):
     if TYPE_CHECKING:
 
         @property
-        def file(self) -> MemoryFile: ...
+        def file(self) -> MemoryFile:
+            """The MemoryFile the pages belong to."""
 
     def clone(self) -> Allocation:
         """Another handle on the same pages, with a reference of its own.

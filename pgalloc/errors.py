@@ -1,6 +1,6 @@
 """The exceptions of pgalloc. All of them are an :class:`Error` and a standard one besides.
 
-A system call that failed is an :class:`OSError` with its errno, and the name of the call in its text.
+A system call that failed is an :class:`OSError` with its errno; its text names the call.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class FillError(Error, OSError):
     """A reader failed or ended early. Its exception is the ``__cause__``.
 
     ``range`` is the part that was filled, in whole pages; it may be empty. What raised this decides
-    who owns that part: after :meth:`MemoryFile.allocate` it is ``allocation`` (None if empty), after
-    :meth:`MemoryFile.allocate_range` the caller owns a reference on each page of ``range``.
+    who owns that part: after :meth:`MemoryFile.allocate` it is ``allocation`` (None if empty),
+    after :meth:`MemoryFile.allocate_range` the caller owns a reference on each page of ``range``.
     """
 
     range: FileRange

@@ -1,8 +1,8 @@
 """Running the callbacks of evictable users on Python-owned threads.
 
 The core decides whom to ask and for which range; its threads never run Python. A few threads here
-wait in the core without the GIL and carry the question to the user. One waits at any time, so that a
-callback that takes long keeps nobody else waiting; above the maximum, users wait for their turn.
+wait in the core without the GIL and carry the question to the user. One waits at any time, so that
+a callback that takes long keeps nobody else waiting; above the maximum, users wait their turn.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Evictor:
         with self._lock:
             return self._ids.get(user)
 
-    def mark(self, file: _core.MemoryFile, user: EvictableUser, range: _core.EvictableRange) -> None:
+    def mark(
+        self, file: _core.MemoryFile, user: EvictableUser, range: _core.EvictableRange
+    ) -> None:
         """Mark a range, and see to it that somebody runs the callbacks."""
         if not callable(getattr(user, "evict", None)):
             raise TypeError(f"an evictable user needs a method evict(range): {user!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable
 
@@ -15,11 +16,12 @@ Reader = Callable[[memoryview], int | None]
 
 
 def _release_if_unused(view: memoryview) -> None:
-    """Make a view useless to a reader that kept it, unless it made something of its own from it."""
-    try:
+    """Make a view useless to a reader that kept it.
+
+    Unless it made something of its own from it: that holds the pages by itself.
+    """
+    with contextlib.suppress(BufferError):
         view.release()
-    except BufferError:
-        pass  # that something holds the pages by itself
 
 
 def _read_once(reader: Reader, rest: memoryview) -> int:

@@ -65,7 +65,7 @@ class MemoryFileStats:
 
 
 def _checked_backing(backing: object) -> tuple[bytes | int | None, bool]:
-    """What the core takes: a path, a descriptor or nothing; and whether to leave it to its owner."""
+    """What the core takes: a path, a descriptor or None; and whether its owner keeps it."""
     if backing is None:
         return None, False
     if isinstance(backing, (str, bytes, os.PathLike)):

@@ -120,7 +120,9 @@ class FaultPlan:
     ``times`` times with ``errno``. Errno 0 only counts. One plan can be in force at a time.
     """
 
-    def __init__(self, name: str, errno: int = 0, *, first: int = 1, times: int = 2**64 - 1) -> None:
+    def __init__(
+        self, name: str, errno: int = 0, *, first: int = 1, times: int = 2**64 - 1
+    ) -> None:
         if name not in _testing.syscall_names():
             raise ValueError(f"unknown system call {name!r}")
         self._arguments = (name, errno, first, times)

@@ -186,8 +186,6 @@ void bind_memory_file(py::module_& module) {
              const Ledger& ledger = core(handle).ledger();
              return memcg_id ? ledger.memcg(*memcg_id) : ledger.total();
            })
-      .def("_usage_memcgs",
-           [](FileHandle& handle) { return core(handle).ledger().snapshot().memcgs; })
       .def("_segments", &segments)
       .def("_stats", &stats)
       .def("_take_warnings", [](FileHandle& handle) { return core(handle).take_warnings(); })
@@ -203,10 +201,7 @@ void bind_memory_file(py::module_& module) {
       .def_property_readonly(
           "_uses_memcg_pressure",
           [](FileHandle& handle) { return core(handle).options().use_host_memcg_pressure; })
-      .def_property_readonly("_fd", [](FileHandle& handle) { return core(handle).fd(); })
-      .def_property_readonly("_mapping_base", [](FileHandle& handle) {
-        return reinterpret_cast<uintptr_t>(core(handle).chunks()->base());
-      });
+      .def_property_readonly("_fd", [](FileHandle& handle) { return core(handle).fd(); });
   if (!add_hot_calls(type.ptr())) throw py::error_already_set();
 }
 

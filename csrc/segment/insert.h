@@ -59,11 +59,11 @@ inline Position<Traits> SegmentSet<Traits>::insert_in_gap(Place at, FileRange ga
       below.range().end = at.range().end;
       tree_.close_slots(at, 1);
       if (at.index == 0) tree_.first_key_changed(at.leaf);
-      tree_.gap_shrank(at.leaf, gap);
-      return tree_.settle(at, 1).prev_segment();
+      tree_.gap_shrank(at.leaf, gap, {});
+      return tree_.settle(at).prev_segment();
     }
     below.range().end = range.end;
-    if (at.is_segment()) tree_.gap_shrank(at.leaf, gap);
+    if (at.is_segment()) tree_.gap_shrank(at.leaf, gap, {range.end, gap.end});
     return below;
   }
   if (touches_above) {
@@ -73,7 +73,7 @@ inline Position<Traits> SegmentSet<Traits>::insert_in_gap(Place at, FileRange ga
       at.value() = merged;
       at.range().start = range.start;
       if (at.index == 0) tree_.first_key_changed(at.leaf);
-      tree_.gap_shrank(at.leaf, gap);
+      tree_.gap_shrank(at.leaf, gap, {gap.start, range.start});
       return at;
     }
   }
@@ -89,9 +89,9 @@ Position<Traits> SegmentSet<Traits>::insert_new(Place at, FileRange gap, FileRan
   slot.value() = value;
   span_ += range.length();
   if (slot.index == 0) tree_.first_key_changed(slot.leaf);
-  tree_.gap_grew(slot.leaf, {gap.start, range.start});
   const Place above = slot.next_place();
-  if (above.is_segment()) tree_.gap_shrank(above.leaf, gap);
+  if (above.is_segment()) tree_.gap_shrank(above.leaf, gap, {range.end, gap.end});
+  tree_.gap_grew(slot.leaf, {gap.start, range.start});
   return slot;
 }
 

@@ -13,6 +13,8 @@
 //      previous leaf's last segment, or to 0.
 //   5. largest_gap[m][i] is the size, in measure m (gap_index.h), of the largest gap below
 //      children[i]. The gap after the very last segment belongs to no leaf and is cached nowhere.
+//   6. runner_up[m] of a node is not below any of its gaps (those of its children, in an inner node)
+//      but one of the largest. It may be too high: it spares measuring, but proves nothing else.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +29,16 @@ namespace pgalloc::segment {
 template <class Traits>
 struct Inner;
 
+// What a node that tracks gaps knows besides what its parent holds about it.
+template <bool kTracked>
+struct GapBounds {
+  uint64_t runner_up[kGapMeasures] = {};
+};
+template <>
+struct GapBounds<false> {};
+
 template <class Traits>
-struct Node {
+struct Node : GapBounds<Traits::kTrackGaps> {
   Inner<Traits>* parent = nullptr;
   uint16_t level = 0;  // 0 for a leaf
   uint16_t count = 0;
@@ -66,6 +76,7 @@ struct Leaf : Node<Traits> {
 
   Leaf* prev = nullptr;
   Leaf* next = nullptr;
+  uint32_t settle_at = 0;  // look after this leaf when it has shrunk to so many segments
   FileRange ranges[kNodeCapacity];
   [[no_unique_address]] ValueArray<Value> values;
 };

@@ -22,10 +22,10 @@ inline Position<Traits> SegmentSet<Traits>::remove_at(Place at) {
   if (above.leaf == at.leaf && at.is_segment()) {
     tree_.gap_grew(at.leaf, gap);
   } else {
-    tree_.gap_shrank(at.leaf, gap_below);
+    tree_.gap_shrank(at.leaf, gap_below, {});
     if (above.leaf != at.leaf) tree_.gap_grew(above.leaf, gap);
   }
-  return tree_.settle(at, 1);
+  return tree_.settle(at);
 }
 
 template <class Traits>
@@ -67,7 +67,7 @@ inline Position<Traits> SegmentSet<Traits>::remove_wholes(Place at, uint64_t end
     tree_.close_slots(at, count);
     if (at.index == 0) tree_.first_key_changed(at.leaf);
     tree_.gaps_changed(at.leaf);
-    at = tree_.settle(at, count);
+    at = tree_.settle(at);
     if (at.is_segment()) tree_.gap_grew(at.leaf, at.gap());
   }
   return at;

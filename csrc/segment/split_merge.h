@@ -23,7 +23,7 @@ template <class Traits>
 inline Position<Traits> SegmentSet<Traits>::drop_merged(Place at, unsigned count) {
   tree_.close_slots(at, count);
   if (at.index == 0) tree_.first_key_changed(at.leaf);
-  return tree_.settle(at, count);
+  return tree_.settle(at);
 }
 
 template <class Traits>

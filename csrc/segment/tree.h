@@ -121,6 +121,7 @@ class Tree {
   Place open_slots(Place at, unsigned slots) {
     if (!has_room(at.leaf, slots)) [[unlikely]] at = make_room(at, slots);
     shift_up(at.leaf, at.index, slots);
+    expect_settling(at.leaf);
     size_ += slots;
     run_ = {at.leaf, at.index, at.index + slots};
     finger_ = at.leaf;
@@ -134,10 +135,9 @@ class Tree {
     finger_ = at.leaf;
   }
   // The end of an edit that closed slots: restores the invariants on node sizes. `at` follows its
-  // place wherever that moves; the result is canonical. `closed`: how many slots were closed.
-  Place settle(Place at, unsigned closed) {
-    const unsigned count = at.leaf->count;
-    if (count == 0 || (at.leaf != root_ && is_at_milestone(count, closed))) at = rebalance(at);
+  // place wherever that moves; the result is canonical.
+  Place settle(Place at) {
+    if (at.leaf->count <= at.leaf->settle_at) [[unlikely]] at = rebalance(at);
     return at.canonical();
   }
   // Segment 0 of `leaf` is another one, has a new start, or was the only one.
@@ -149,9 +149,9 @@ class Tree {
 
   // `gap` of `leaf` is new, or larger than before.
   void gap_grew(LeafNode* leaf, FileRange gap);
-  // `gap` was one of `leaf` and is no more, or is smaller now.
-  void gap_shrank(LeafNode* leaf, FileRange gap);
-  // Anything may have happened to the gaps of `leaf`.
+  // A gap of `leaf` was `before`, and is `gap` now; that may be {}.
+  void gap_shrank(LeafNode* leaf, FileRange before, FileRange gap);
+  // Anything may have happened to the gaps of `node`.
   void gaps_changed(AnyNode* node);
 
   // The lowest (highest) place whose gap fits `request`, from `at` on upwards (downwards from the
@@ -163,8 +163,17 @@ class Tree {
 
   // The cached size of the largest gap below `node`; exposed for verify.h.
   uint64_t& largest_gap(const AnyNode* node, unsigned measure) const;
-  // What it has to be. Stops at the first value that reaches `limit`.
-  static uint64_t measure_gaps(const AnyNode* node, unsigned measure, uint64_t limit = kNoKey);
+  // What it and the runner-up of `node` have to be.
+  struct TopTwo {
+    uint64_t largest = 0;
+    uint64_t runner_up = 0;
+
+    void add(uint64_t size) {
+      runner_up = std::max(runner_up, std::min(largest, size));
+      largest = std::max(largest, size);
+    }
+  };
+  static TopTwo measure_gaps(const AnyNode* node, unsigned measure, uint64_t limit = kNoKey);
 
  private:
   enum class Direction { kUp, kDown };
@@ -197,12 +206,10 @@ class Tree {
     return leaf != nullptr && leaf->count + slots <= kNodeCapacity;
   }
 
-  // Whether a leaf that lost `closed` segments and has `count` now has just shrunk to a power of two
-  // or past it. Leaves are looked after only then: often enough to bound memory, and seldom enough
-  // to cost nothing. REQUIRES: count > 0.
-  static bool is_at_milestone(unsigned count, unsigned closed) {
-    // The highest bit in which two numbers differ is above all bits of the smaller one.
-    return ((count - 1) ^ (count + closed - 1)) > count - 1;
+  // A leaf is looked after when it has lost half of the segments that it had at most since it was
+  // looked after: often enough to bound memory, too seldom to cost anything.
+  static void expect_settling(LeafNode* leaf) {
+    leaf->settle_at = std::max<uint32_t>(leaf->settle_at, leaf->count / 2);
   }
 
   LeafNode* leaf_for(uint64_t key) const {
@@ -248,8 +255,8 @@ class Tree {
   static void move_children(InnerNode* from, unsigned index, InnerNode* to);
 
   // tree_search.h
-  void raise(AnyNode* node, unsigned measure, uint64_t size);
-  void lower(AnyNode* node, unsigned measure, uint64_t size);
+  void entry_grew(AnyNode* node, unsigned measure, uint64_t size);
+  void entry_shrank(AnyNode* node, unsigned measure, uint64_t before, uint64_t size);
   template <Direction kDirection>
   static Place search_leaf(LeafNode* leaf, unsigned from, GapRequest request);
   template <Direction kDirection>

@@ -4,7 +4,7 @@
 // Policy
 //   - A node splits in the middle, or where a run of edits is going on: filling or checkering a
 //     file in order leaves nodes full, not half full.
-//   - A leaf that has shrunk past a power of two is merged with a neighbour if both fit kMergedMax
+//   - A leaf that has shrunk to half its size is merged with a neighbour if both fit kMergedMax
 //     slots, else it tops up the one before it to kMergedMax. Removing in order so leaves full nodes
 //     behind as well. The slots kept free prevent a merge from being followed by a split at once.
 #pragma once
@@ -113,6 +113,8 @@ Position<Traits> Tree<Traits>::make_room(Place at, unsigned slots) {
   fresh->next = leaf->next;
   (leaf->next != nullptr ? leaf->next->prev : last_) = fresh;
   leaf->next = fresh;
+  leaf->settle_at = leaf->count / 2;
+  fresh->settle_at = fresh->count / 2;
 
   insert_child_after(leaf, fresh, fresh->first_key());
   refresh_path(leaf->parent);
@@ -157,8 +159,11 @@ void Tree<Traits>::insert_child_after(AnyNode* node, AnyNode* fresh, uint64_t ke
   if constexpr (Traits::kTrackGaps) {
     for (unsigned measure = 0; measure < kGapMeasures; ++measure) {
       open(parent->largest_gap[measure]);
-      parent->largest_gap[measure][slot - 1] = measure_gaps(node, measure);
-      parent->largest_gap[measure][slot] = measure_gaps(fresh, measure);
+      for (AnyNode* child : {node, fresh}) {
+        const TopTwo top = measure_gaps(child, measure);
+        parent->largest_gap[measure][child == node ? slot - 1 : slot] = top.largest;
+        child->runner_up[measure] = top.runner_up;
+      }
     }
   }
   ++parent->count;
@@ -220,7 +225,9 @@ void Tree<Traits>::refresh_path(InnerNode* inner) {
   if constexpr (Traits::kTrackGaps) {
     for (; inner != nullptr; inner = inner->parent) {
       for (unsigned measure = 0; measure < kGapMeasures; ++measure) {
-        largest_gap(inner, measure) = measure_gaps(inner, measure);
+        const TopTwo top = measure_gaps(inner, measure);
+        largest_gap(inner, measure) = top.largest;
+        inner->runner_up[measure] = top.runner_up;
       }
     }
   }
@@ -239,6 +246,7 @@ Position<Traits> Tree<Traits>::rebalance(Place at) {
     if (next != nullptr) return {next, 0};
     return end_place();
   }
+  leaf->settle_at = count / 2;
   if (prev != nullptr && prev->count + count <= kMergedMax) {
     const unsigned base = prev->count;
     absorb_next(prev);
@@ -263,16 +271,11 @@ Position<Traits> Tree<Traits>::rebalance(Place at) {
 template <class Traits>
 void Tree<Traits>::absorb_next(LeafNode* leaf) {
   LeafNode* next = leaf->next;
-  uint64_t gained[kGapMeasures] = {};
-  if constexpr (Traits::kTrackGaps) {
-    for (unsigned m = 0; m < kGapMeasures; ++m) gained[m] = largest_gap(next, m);
-  }
   copy_segments(next, 0, next->count, leaf);
   shift_down(next, 0, next->count);
   remove_leaf(next);
-  if constexpr (Traits::kTrackGaps) {
-    for (unsigned m = 0; m < kGapMeasures; ++m) raise(leaf, m, gained[m]);
-  }
+  gaps_changed(leaf);
+  leaf->settle_at = leaf->count / 2;
 }
 
 // Moves the first `slots` segments of `leaf`, but not all, to the leaf before it.
@@ -283,6 +286,8 @@ void Tree<Traits>::give_to_prev(LeafNode* leaf, unsigned slots) {
   first_key_changed(leaf);
   gaps_changed(leaf->prev);
   gaps_changed(leaf);
+  expect_settling(leaf->prev);
+  leaf->settle_at = leaf->count / 2;
 }
 
 // Takes an empty leaf out of the tree.
@@ -300,6 +305,7 @@ void Tree<Traits>::remove_leaf(LeafNode* leaf) {
   if (run_.leaf == leaf) run_ = {};
   leaf->parent = nullptr;
   leaf->prev = nullptr;
+  leaf->settle_at = 0;
   leaves_.put(leaf);
 }
 
@@ -349,9 +355,7 @@ void Tree<Traits>::merge_sparse(InnerNode* inner) {
 template <class Traits>
 void Tree<Traits>::absorb_sibling(InnerNode* left, InnerNode* right) {
   move_children(right, 0, left);
-  if constexpr (Traits::kTrackGaps) {
-    for (unsigned m = 0; m < kGapMeasures; ++m) raise(left, m, largest_gap(right, m));
-  }
+  gaps_changed(left);
   remove_child(right);
   inners_.put(right);
 }

@@ -1,9 +1,9 @@
-// Purpose: the second half of tree.h: keeping the largest gaps right, and searching by them.
+// Purpose: the second part of tree.h: keeping the largest gaps right, and searching by them.
 //
-// A gap that grew can only raise a maximum, in constant time per level. A gap that shrank matters
-// only if it was a largest one; then its node is measured again, and so on upwards while the
-// maximum falls. Measuring stops as soon as another gap of the old size turns up, which in a
-// fragmented set, where most gaps are equal, is at once.
+// A gap that grew can only raise maxima: constant time per level. A gap that shrank matters only if
+// it was a largest one. Even then it usually stays the largest, since allocations eat up one big gap
+// piece by piece; the runner-up of its node tells. Else the node is measured again, which stops as
+// soon as another gap of the old size turns up: in a set full of equal holes, at once.
 #pragma once
 
 #include "segment/tree.h"
@@ -17,43 +17,55 @@ inline uint64_t& Tree<Traits>::largest_gap(const AnyNode* node, unsigned measure
   return parent->largest_gap[measure][slot_of(node)];
 }
 
+// The two largest of the gaps of `node`, each as one of its own entries. Stops at the first that
+// reaches `limit`.
 template <class Traits>
-uint64_t Tree<Traits>::measure_gaps(const AnyNode* node, unsigned measure, uint64_t limit) {
-  uint64_t largest = 0;
+typename Tree<Traits>::TopTwo Tree<Traits>::measure_gaps(const AnyNode* node, unsigned measure,
+                                                         uint64_t limit) {
+  TopTwo top;
   if (node->level > 0) {
     const uint64_t* sizes = as_inner(node)->largest_gap[measure];
-    for (unsigned i = 0; i < node->count && largest < limit; ++i) {
-      largest = std::max(largest, sizes[i]);
-    }
-    return largest;
+    for (unsigned i = 0; i < node->count && top.largest < limit; ++i) top.add(sizes[i]);
+    return top;
   }
   const LeafNode* leaf = as_leaf(node);
   uint64_t end_before = leaf->prev != nullptr ? leaf->prev->last_end() : 0;
-  for (unsigned i = 0; i < leaf->count && largest < limit; ++i) {
-    largest = std::max(largest, gap_size<Traits>({end_before, leaf->ranges[i].start}, measure));
+  for (unsigned i = 0; i < leaf->count && top.largest < limit; ++i) {
+    top.add(gap_size<Traits>({end_before, leaf->ranges[i].start}, measure));
     end_before = leaf->ranges[i].end;
   }
-  return largest;
+  return top;
 }
 
+// An entry of `node` is new, or larger than before.
 template <class Traits>
-void Tree<Traits>::raise(AnyNode* node, unsigned measure, uint64_t size) {
+inline void Tree<Traits>::entry_grew(AnyNode* node, unsigned measure, uint64_t size) {
   for (; node != nullptr; node = node->parent) {
     uint64_t& largest = largest_gap(node, measure);
-    if (size <= largest) return;
+    uint64_t& runner_up = node->runner_up[measure];
+    if (size <= largest) {
+      runner_up = std::max(runner_up, size);
+      return;
+    }
+    runner_up = largest;
     largest = size;
   }
 }
 
-// REQUIRES: `size` is below the cached value.
+// An entry of `node` is smaller than `before` now, or gone (0).
 template <class Traits>
-void Tree<Traits>::lower(AnyNode* node, unsigned measure, uint64_t size) {
-  for (;;) {
-    const uint64_t before = std::exchange(largest_gap(node, measure), size);
-    node = node->parent;
-    if (node == nullptr || largest_gap(node, measure) != before) return;
-    size = measure_gaps(node, measure, before);
-    if (size == before) return;
+inline void Tree<Traits>::entry_shrank(AnyNode* node, unsigned measure, uint64_t before,
+                                       uint64_t size) {
+  for (; node != nullptr && size != before; node = node->parent) {
+    uint64_t& largest = largest_gap(node, measure);
+    if (before != largest) return;
+    if (size < node->runner_up[measure]) {
+      const TopTwo top = measure_gaps(node, measure, before);
+      if (top.largest == before) return;
+      node->runner_up[measure] = top.runner_up;
+      size = top.largest;
+    }
+    largest = size;
   }
 }
 
@@ -62,20 +74,18 @@ inline void Tree<Traits>::gap_grew(LeafNode* leaf, FileRange gap) {
   if constexpr (Traits::kTrackGaps) {
     if (gap.empty()) return;
     for (unsigned measure = 0; measure < kGapMeasures; ++measure) {
-      raise(leaf, measure, gap_size<Traits>(gap, measure));
+      entry_grew(leaf, measure, gap_size<Traits>(gap, measure));
     }
   }
 }
 
 template <class Traits>
-inline void Tree<Traits>::gap_shrank(LeafNode* leaf, FileRange gap) {
+inline void Tree<Traits>::gap_shrank(LeafNode* leaf, FileRange before, FileRange gap) {
   if constexpr (Traits::kTrackGaps) {
     if constexpr (requires { Traits::kPlantedBug; }) return;  // the stress driver must notice
     for (unsigned measure = 0; measure < kGapMeasures; ++measure) {
-      const uint64_t before = gap_size<Traits>(gap, measure);
-      if (before == 0 || before != largest_gap(leaf, measure)) continue;
-      const uint64_t size = measure_gaps(leaf, measure, before);
-      if (size != before) lower(leaf, measure, size);
+      entry_shrank(leaf, measure, gap_size<Traits>(before, measure),
+                   gap_size<Traits>(gap, measure));
     }
   }
 }
@@ -84,10 +94,14 @@ template <class Traits>
 void Tree<Traits>::gaps_changed(AnyNode* node) {
   if constexpr (Traits::kTrackGaps) {
     for (unsigned measure = 0; measure < kGapMeasures; ++measure) {
-      const uint64_t size = measure_gaps(node, measure);
-      const uint64_t before = largest_gap(node, measure);
-      if (size > before) raise(node, measure, size);
-      if (size < before) lower(node, measure, size);
+      const TopTwo top = measure_gaps(node, measure);
+      const uint64_t before = std::exchange(largest_gap(node, measure), top.largest);
+      node->runner_up[measure] = top.runner_up;
+      if (top.largest > before) {
+        entry_grew(node->parent, measure, top.largest);
+      } else {
+        entry_shrank(node->parent, measure, before, top.largest);
+      }
     }
   }
 }

@@ -48,9 +48,11 @@ class Verifier {
                                    : visit_inner(static_cast<const Inner<Traits>*>(node));
     if constexpr (Traits::kTrackGaps) {
       for (unsigned measure = 0; measure < kGapMeasures && !problem_; ++measure) {
-        if (tree_.largest_gap(node, measure) != tree_.measure_gaps(node, measure)) {
+        const auto top = tree_.measure_gaps(node, measure);
+        if (tree_.largest_gap(node, measure) != top.largest) {
           fail(node, measure == kPlainMeasure ? "wrong largest gap" : "wrong largest aligned gap");
         }
+        if (node->runner_up[measure] < top.runner_up) fail(node, "runner-up is too low");
       }
     }
     return first_key;

@@ -25,4 +25,9 @@ def main() -> None:
         # A character that the terminal's encoding lacks must not end a run.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    cli(prog_name="pgalloc")
+    try:
+        cli(prog_name="pgalloc")
+    except OSError as error:
+        # Commands report what is theirs; what gets here is a full disk under standard output.
+        print(f"pgalloc: {error}", file=sys.stderr)
+        raise SystemExit(1) from None

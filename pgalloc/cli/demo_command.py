@@ -8,6 +8,7 @@ import time
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 import pgalloc
 from pgalloc.cli.demo_files import find_files
@@ -17,7 +18,7 @@ from pgalloc.cli.demo_progress import BarProgress
 from pgalloc.cli.demo_report import Report, Step
 from pgalloc.cli.demo_terminal import render_report, render_verdict
 from pgalloc.cli.params import size
-from pgalloc.cli.units import format_bytes, format_path
+from pgalloc.cli.units import format_bytes, format_count, format_path
 from pgalloc.pressure import info
 
 # Installed packages lie inside the standard library's folder but are no part of it.
@@ -57,8 +58,9 @@ def demo(
         _check_writable(html)
     report = Report(path, threads, limit)
     console = Console()
-    intro = f"{format_path(path)}, {threads} threads, at most {format_bytes(limit)}"
-    console.print(f"pgalloc {pgalloc.__version__} demo: {intro}", markup=False, highlight=False)
+    amounts = f"{format_count(threads, 'thread')}, at most {format_bytes(limit)}"
+    console.print(Text(f"pgalloc {pgalloc.__version__} demo: {amounts}"))
+    console.print(Text(format_path(path)), soft_wrap=True)
     try:
         _run(report, without)
     except (pgalloc.Error, OSError, MemoryError) as error:
@@ -66,7 +68,7 @@ def demo(
     render_report(console, report)
     if html is not None:
         _write(html, render_html(report), report)
-        console.print(f"page: {format_path(html)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(f"page: {format_path(html)}"), soft_wrap=True)
     render_verdict(console, report)
     ctx.exit(0 if report.ok else 1)
 

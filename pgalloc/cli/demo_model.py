@@ -19,7 +19,7 @@ from pgalloc.cli.demo_report import Report, Snapshot, Step
 from pgalloc.cli.demo_slots import Shelf, Slot
 from pgalloc.cli.page_map import PageMap, PageState
 from pgalloc.cli.units import format_bytes, format_count, format_path
-from pgalloc.testing import verify
+from pgalloc.testing import pause_reclaimer, verify
 
 WAIT_S = 120.0
 """How long to wait for evictions or reclaim before saying that they hang."""
@@ -134,16 +134,14 @@ class Demo:
         """Records the account; with ``settle`` it must agree with the kernel, to the byte."""
         if settle:
             self._settle(moment)
-        else:
-            self._file.update_usage()
-        page_map = PageMap.of(self._file.segments(), self._file.total_size)
+        with pause_reclaimer(self._file):  # or the parts of the picture would not fit together
+            page_map = PageMap.of(self._file.segments(), self._file.total_size)
+            committed = self._file.usage()
+            kernel = self._file.total_usage()
         allocated = dict.fromkeys(pgalloc.MemoryKind, 0)
         for run in page_map.runs:
             if run.kind is not None and run.state is not PageState.WASTE:
                 allocated[run.kind] += run.nbytes
-        usage = self._file.usage()
-        committed = {kind: usage.get(kind, 0) for kind in pgalloc.MemoryKind}
-        kernel = self._file.total_usage()
         self.report.snapshots.append(Snapshot(moment, allocated, committed, kernel, page_map))
         try:
             verify(self._file)

@@ -12,7 +12,7 @@ from rich.text import Text
 import pgalloc
 from pgalloc.cli.demo_report import Report, Snapshot
 from pgalloc.cli.page_map import PageMap, PageState
-from pgalloc.cli.units import format_bytes, format_count, format_path, format_seconds
+from pgalloc.cli.units import format_bytes, format_path, format_seconds
 
 _GLYPHS = {
     PageState.COMMITTED: ("█", "#", "blue"),
@@ -37,7 +37,7 @@ def render_report(console: Console, report: Report) -> None:
             console.print(line, soft_wrap=True)
         console.print()
     for line in _skipped(report):
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def render_verdict(console: Console, report: Report) -> None:

@@ -61,7 +61,7 @@ def _table(title: str, findings: list[Finding]) -> Table:
     )
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold", max_width=36)
-    table.add_column(style="dim")
+    table.add_column(style="dim", overflow="fold")
     for finding in findings:
         style = "" if finding.good else "yellow"
         table.add_row(finding.name, Text(finding.found, style=style), Text(finding.meaning))
@@ -82,5 +82,9 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, object]:
         "page_size": pgalloc.PAGE_SIZE,
         "pressure": dataclasses.asdict(diagnosis.pressure),
         "features": {feature.name: dataclasses.asdict(feature) for feature in diagnosis.features},
+        "findings": [
+            dataclasses.asdict(finding)
+            for finding in (*diagnosis.machine, *diagnosis.limits, *diagnosis.kernel)
+        ],
         "trial": [dataclasses.asdict(step) for step in diagnosis.trial],
     }

@@ -111,7 +111,8 @@ def _limits(pressure: PressureInfo) -> list[Finding]:
         limit = Finding("limit", "none", "the machine's memory is the limit")
     else:
         where = next(level for level in pressure.levels if level.limit == pressure.limit)
-        meaning = f"of {format_path(where.directory)}"
+        own = where == pressure.levels[0]
+        meaning = "of this cgroup" if own else f"of {format_path(where.directory)}"
         limit = Finding("limit", format_bytes(pressure.limit), meaning)
     return [
         cgroup,

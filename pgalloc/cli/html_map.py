@@ -6,7 +6,7 @@ import html
 from itertools import groupby
 
 import pgalloc
-from pgalloc.cli.page_map import PageMap, PageState
+from pgalloc.cli.page_map import PageMap, PageState, Run
 from pgalloc.cli.units import format_bytes
 
 CSS_CLASS = {
@@ -64,7 +64,7 @@ def render_map(page_map: PageMap, width: int, rows: int, label: str) -> str:
     )
 
 
-def _row_title(page_map: PageMap, slices: list[list], row: int, width: int) -> str:
+def _row_title(page_map: PageMap, slices: list[list[Run]], row: int, width: int) -> str:
     totals = dict.fromkeys(PageState, 0)
     for run in slices[row] if row < len(slices) else []:
         totals[run.state] += run.nbytes

@@ -32,7 +32,7 @@ class SegmentLike(Protocol):
     @property
     def kind(self) -> pgalloc.MemoryKind: ...  # noqa: D102
     @property
-    def known_committed(self) -> bool: ...  # noqa: D102
+    def known_committed(self) -> int: ...  # noqa: D102
     @property
     def refs(self) -> int: ...  # noqa: D102
 

@@ -263,27 +263,148 @@ def test_no_memory_for_a_file_leaves_it_out(tree: Path) -> None:
     assert report.problems == []
 
 
-@pytest.mark.parametrize("when", ["first reading", "reloading"])
+@pytest.mark.parametrize("reading", [1, 2], ids=["when loaded", "when reloaded"])
 def test_a_planted_corruption_makes_the_demo_fail(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, when: str
+    tree: Path, monkeypatch: pytest.MonkeyPatch, reading: int
 ) -> None:
-    """The test of the demo: one flipped bit in one file, at the first or at the second reading."""
-    victim = "file00" if when == "never" else "file01"
+    """The test of the demo: one flipped bit in one file, at its first or at its second reading."""
     readings: dict[str, int] = {}
+    planted: list[str] = []
 
     def corrupt(self: demo_reading.PaddingReader, buffer: memoryview) -> int:
+        begins = self._offset == 0
         count = READINTO(self, buffer)
         path = os.readlink(f"/proc/self/fd/{self._fd}")
-        readings[path] = readings.get(path, 0) + (self._offset == count)
-        reading = 1 if when == "first reading" else 3
-        if path.endswith(victim) and readings[path] == reading - (when == "reloading"):
+        readings[path] = readings.get(path, 0) + begins
+        if begins and readings[path] == reading and not planted:
+            planted.append(path)
             buffer[0] ^= 1
         return count
 
-    if when == "reloading":
-        victim = reloaded_file(tree)
     monkeypatch.setattr(demo_reading.PaddingReader, "readinto", corrupt)
+    result = run_demo(tree, "--threads", 1)
+    assert result.exit_code == 1
+    assert last_line(result).startswith(f"demo: FAILED — wrong digest: {planted[0]}")
+
+
+def test_bytes_behind_the_end_of_a_file_make_the_demo_fail(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dirty(self: demo_reading.PaddingReader, buffer: memoryview) -> int:
+        count = READINTO(self, buffer)
+        if count < len(buffer):
+            buffer[-1] = 1
+        return count
+
+    monkeypatch.setattr(demo_reading.PaddingReader, "readinto", dirty)
     result = run_demo(tree)
     assert result.exit_code == 1
-    assert last_line(result).startswith("demo: FAILED — wrong digest: ")
-    assert victim in last_line(result)
+    assert "bytes behind the end of the file" in last_line(result)
+
+
+def test_memory_that_is_not_given_back_makes_the_demo_fail(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Index, "release", lambda self: None)
+    monkeypatch.setattr(demo_model, "SETTLE_S", 0.1)
+    result = run_demo(tree)
+    assert result.exit_code == 1
+    assert "the account ended at" in last_line(result)
+
+
+def test_an_eviction_that_does_nothing_makes_the_demo_fail(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_slots.Shelf, "evict", lambda self, numbers: None)
+    result = run_demo(tree)
+    assert result.exit_code == 1
+    assert "only 0 of 11 files were evicted" in last_line(result)
+
+
+def test_an_allocator_that_fails_is_reported_without_a_traceback(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(24, "memfd_create: Too many open files")
+
+    monkeypatch.setattr(pgalloc, "MemoryFile", refuse)
+    result = run_demo(tree)
+    assert result.exit_code == 1
+    assert "Too many open files" in last_line(result)
+
+
+class Balance(HTMLParser):
+    """Checks that tags are closed in order, and collects what a browser would fetch."""
+
+    VOID = ("meta", "input", "link", "br", "img")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone(tree: Path, tmp_path: Path) -> None:
+    (tree / "<b>&amp;").symlink_to(".")
+    file = tmp_path / "page.html"
+    result = run_demo(tree, "--html", file)
+    assert result.exit_code == 0, result.output
+    page = file.read_text(encoding="utf-8")
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert balance.fetched == []
+    assert {"svg", "path", "style", "table", "title"} <= balance.seen
+    assert not balance.seen & {"script", "link", "img"}
+    assert re.search(r"@import|url\(", page) is None
+    assert "prefers-color-scheme: dark" in page
+    assert "&lt;b&gt;&amp;amp;" in page
+    assert page.count('role="img"') == 4
+    assert "demo: OK" in page
+
+
+def test_a_page_that_cannot_be_written_fails_at_once(tree: Path, tmp_path: Path) -> None:
+    result = run_demo(tree, "--html", tmp_path)
+    assert result.exit_code == 2
+
+
+def command(tree: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "pgalloc", "demo", str(tree), *options],
+        capture_output=True,
+        env={**os.environ, **environ},
+        check=False,
+        timeout=120,
+    )
+
+
+def test_in_a_pipe_at_80_columns(tree: Path) -> None:
+    run = command(tree, COLUMNS="80", PYTHONIOENCODING="utf-8")
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == b""
+    lines = run.stdout.decode().splitlines()
+    assert all(len(line) <= 80 or str(tree) in line for line in lines)
+    assert lines[-1].startswith("demo: OK — 24 files, ")
+    assert "\x1b" not in run.stdout.decode()
+    assert "█" in run.stdout.decode()
+
+
+def test_in_a_pipe_that_knows_only_ascii(tree: Path) -> None:
+    run = command(tree, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.isascii()
+    assert run.stdout.splitlines()[-1].startswith(b"demo: OK - 24 files, ")
+    assert b"####" in run.stdout or b"+++" in run.stdout

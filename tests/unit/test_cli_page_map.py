@@ -10,6 +10,7 @@ from pgalloc.cli.page_map import PageMap, PageState, Run
 
 PAGE = 4096
 MIB = 1 << 20
+C, U, W, F = PageState.COMMITTED, PageState.UNCOMMITTED, PageState.WASTE, PageState.FREE
 
 
 class Seg(NamedTuple):
@@ -35,10 +36,15 @@ def page_map() -> PageMap:
 
 
 def test_runs_cover_everything_and_join_equal_neighbours() -> None:
-    C, U, W, F = PageState.COMMITTED, PageState.UNCOMMITTED, PageState.WASTE, PageState.FREE
     runs = page_map().runs
     assert runs[0] == Run(0, 2 * PAGE, C, MemoryKind.PAGE_CACHE)
-    assert [(run.state, run.nbytes // PAGE) for run in runs] == [(C, 2), (F, 1), (W, 1), (U, 4), (C, 1)]
+    assert [(run.state, run.nbytes // PAGE) for run in runs] == [
+        (C, 2),
+        (F, 1),
+        (W, 1),
+        (U, 4),
+        (C, 1),
+    ]
     assert page_map().extent == 9 * PAGE
     assert sum(page_map().bytes_by_state().values()) == 9 * PAGE
 
@@ -51,8 +57,7 @@ def test_gap_before_the_first_segment_and_no_segment_at_all() -> None:
 
 
 def test_cells_show_what_prevails() -> None:
-    C, U, F = PageState.COMMITTED, PageState.UNCOMMITTED, PageState.FREE
-    assert page_map().cells(PAGE)[:4] == [C, C, F, PageState.WASTE]
+    assert page_map().cells(PAGE)[:4] == [C, C, F, W]
     assert page_map().cells(4 * PAGE) == [C, U, C]
     assert page_map().cells(16 * PAGE) == [U]
 
@@ -74,6 +79,6 @@ def test_the_picture_is_complete_and_small() -> None:
     picture = render_map(page_map(), 512 * PAGE, rows=2, label='a "label"')
     assert picture.count("<rect") == 2
     assert 'class="waste"' in picture
-    assert "aria-label=\"a &quot;label&quot;\"" in picture
+    assert 'aria-label="a &quot;label&quot;"' in picture
     assert "used, committed: 12 KiB" in picture
     assert len(picture) < 4000
