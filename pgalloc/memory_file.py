@@ -362,7 +362,7 @@ class MemoryFile(_core.MemoryFile):
         if self._listener is not None:
             self._listener.stop()
         try:
-            self._close()
+            self._close(False)
         finally:
             self._log_warnings()
             if self._file_object is not None:
@@ -371,7 +371,7 @@ class MemoryFile(_core.MemoryFile):
     def _abandon(self) -> None:
         """Undo construction: an adopted file stays open."""
         self._file_object = None
-        self._close_keeping_descriptor()
+        self._close(True)
 
     def __enter__(self) -> Self:
         return self

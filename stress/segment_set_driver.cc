@@ -30,13 +30,14 @@ int64_t allocations_until_failure = -1;
 
 }  // namespace
 
-void* operator new(size_t size) {
+// Not inlined, so that valgrind can put its own in the place of all of them.
+[[gnu::noinline]] void* operator new(size_t size) {
   if (allocations_until_failure >= 0 && allocations_until_failure-- == 0) throw std::bad_alloc();
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -325,9 +326,8 @@ class Comparison {
     } else if (way == 1) {
       attempt("insert", [&] { segment = set_.insert(range, value); });
     } else if (way == 2) {
-      attempt("insert_at", [&] {
-        segment = set_.insert_at(set_.find_gap(range.start), range, value);
-      });
+      attempt("insert_at",
+              [&] { segment = set_.insert_at(set_.find_gap(range.start), range, value); });
     } else {
       attempt("insert_without_merging",
               [&] { segment = set_.insert_without_merging(range, value); });
@@ -741,40 +741,48 @@ void bench_checkered() {
   measure("checker: mark every second page as waste and remove it", kHoles,
           [&] { set = checkered(kHoles); });
   require(set.size() == kHoles);
-  std::printf("%-72s %8.1f\n", "bytes per hole",
-              static_cast<double>(set.memory_bytes()) / kHoles);
+  std::printf("%-72s %8.1f\n", "bytes per hole", static_cast<double>(set.memory_bytes()) / kHoles);
 
-  measure("the same in two passes, all marked before any is removed", kHoles,
-          [&] { set = UsageSet(); set.insert({0, 2 * kHoles * kPage}, kUsed); },
-          [&] {
-            for (uint64_t i = 0; i < kHoles; ++i) set_refs(set, page_at(2 * i + 1), 0);
-            for (uint64_t i = 0; i < kHoles; ++i) set.remove_range(page_at(2 * i + 1));
-          });
-  std::printf("%-72s %8.1f\n", "bytes per hole",
-              static_cast<double>(set.memory_bytes()) / kHoles);
+  measure(
+      "the same in two passes, all marked before any is removed", kHoles,
+      [&] {
+        set = UsageSet();
+        set.insert({0, 2 * kHoles * kPage}, kUsed);
+      },
+      [&] {
+        for (uint64_t i = 0; i < kHoles; ++i) set_refs(set, page_at(2 * i + 1), 0);
+        for (uint64_t i = 0; i < kHoles; ++i) set.remove_range(page_at(2 * i + 1));
+      });
+  std::printf("%-72s %8.1f\n", "bytes per hole", static_cast<double>(set.memory_bytes()) / kHoles);
 
-  measure("find and fill the lowest hole", kHoles - 1, [&] { set = checkered(kHoles); }, [&] {
-    for (uint64_t i = 0; i + 1 < kHoles; ++i) {
-      const auto gap = set.first_large_enough_gap(kPage, kPage);
-      set.insert_at(gap, {gap.start(), gap.start() + kPage}, kUsed);
-    }
-  });
+  measure(
+      "find and fill the lowest hole", kHoles - 1, [&] { set = checkered(kHoles); },
+      [&] {
+        for (uint64_t i = 0; i + 1 < kHoles; ++i) {
+          const auto gap = set.first_large_enough_gap(kPage, kPage);
+          set.insert_at(gap, {gap.start(), gap.start() + kPage}, kUsed);
+        }
+      });
   require(set.size() == 1);
-  measure("find and fill the highest hole", kHoles - 1, [&] { set = checkered(kHoles); }, [&] {
-    const uint64_t file_end = 2 * kHoles * kPage - 1;
-    for (uint64_t i = 0; i + 1 < kHoles; ++i) {
-      const auto gap = set.upper_bound_large_enough_gap(file_end - kPage, kPage, kPage);
-      set.insert_at(gap, {gap.end() - kPage, gap.end()}, kUsed);
-    }
-  });
+  measure(
+      "find and fill the highest hole", kHoles - 1, [&] { set = checkered(kHoles); },
+      [&] {
+        const uint64_t file_end = 2 * kHoles * kPage - 1;
+        for (uint64_t i = 0; i + 1 < kHoles; ++i) {
+          const auto gap = set.upper_bound_large_enough_gap(file_end - kPage, kPage, kPage);
+          set.insert_at(gap, {gap.end() - kPage, gap.end()}, kUsed);
+        }
+      });
   require(set.size() == 1);
-  measure("fill holes in random order", kHoles - 1, [&] { set = checkered(kHoles); }, [&] {
-    const uint64_t stride = 77'773;  // a prime
-    for (uint64_t i = 1; i < kHoles; ++i) {
-      const uint64_t hole = i * stride % kHoles;
-      if (hole + 1 < kHoles) set.insert(page_at(2 * hole + 1), kUsed);
-    }
-  });
+  measure(
+      "fill holes in random order", kHoles - 1, [&] { set = checkered(kHoles); },
+      [&] {
+        const uint64_t stride = 77'773;  // a prime
+        for (uint64_t i = 1; i < kHoles; ++i) {
+          const uint64_t hole = i * stride % kHoles;
+          if (hole + 1 < kHoles) set.insert(page_at(2 * hole + 1), kUsed);
+        }
+      });
 
   set = checkered(kHoles);
   measure("insert two pages above all holes, merging", kHoles, [&] {
@@ -784,18 +792,23 @@ void bench_checkered() {
     }
   });
   const FileRange top = page_at(uint64_t{1} << 40);
-  measure("insert two pages top-down in the free space above all holes", kHoles, [&] {
-    set = checkered(kHoles);
-    set.insert(top, kUsed);
-  }, [&] {
-    for (uint64_t i = 0; i < kHoles; ++i) {
-      const auto gap = set.upper_bound_large_enough_gap(top.start - 1, 2 * kPage, kPage);
-      set.insert_at(gap, {gap.end() - 2 * kPage, gap.end()}, kUsed);
-    }
-  });
-  measure("free all pages in order, one by one", kHoles, [&] { set = checkered(kHoles); }, [&] {
-    for (uint64_t i = 0; i < kHoles; ++i) set.remove_range(page_at(2 * i));
-  });
+  measure(
+      "insert two pages top-down in the free space above all holes", kHoles,
+      [&] {
+        set = checkered(kHoles);
+        set.insert(top, kUsed);
+      },
+      [&] {
+        for (uint64_t i = 0; i < kHoles; ++i) {
+          const auto gap = set.upper_bound_large_enough_gap(top.start - 1, 2 * kPage, kPage);
+          set.insert_at(gap, {gap.end() - 2 * kPage, gap.end()}, kUsed);
+        }
+      });
+  measure(
+      "free all pages in order, one by one", kHoles, [&] { set = checkered(kHoles); },
+      [&] {
+        for (uint64_t i = 0; i < kHoles; ++i) set.remove_range(page_at(2 * i));
+      });
   require(set.empty());
 }
 
@@ -809,7 +822,8 @@ void bench_aligned(uint64_t gaps) {
                kUsed);
   }
   constexpr uint64_t kRounds = 200'000;
-  const std::string title = "2 MiB past " + std::to_string(gaps) + " misaligned gaps: insert, remove";
+  const std::string title =
+      "2 MiB past " + std::to_string(gaps) + " misaligned gaps: insert, remove";
   measure(title.c_str(), kRounds, [&] {
     for (uint64_t i = 0; i < kRounds; ++i) {
       const auto gap = set.first_large_enough_gap(pgalloc::kHugePageSize, pgalloc::kHugePageSize);
@@ -828,22 +842,28 @@ void bench_sequential() {
   constexpr uint64_t kSegments = 400'000;
   UsageSet set;
   const auto value = [](uint64_t i) { return UsageValue{static_cast<uint32_t>(i), 0, 1, 0}; };
-  measure("insert in order, not merging", kSegments, [&] { set.clear(); }, [&] {
-    for (uint64_t i = 0; i < kSegments; ++i) set.insert(page_at(i), value(i));
-  });
+  measure(
+      "insert in order, not merging", kSegments, [&] { set.clear(); },
+      [&] {
+        for (uint64_t i = 0; i < kSegments; ++i) set.insert(page_at(i), value(i));
+      });
   std::printf("%-72s %8.1f\n", "bytes per segment",
               static_cast<double>(set.memory_bytes()) / kSegments);
-  measure("insert in descending order, not merging", kSegments, [&] { set.clear(); }, [&] {
-    for (uint64_t i = kSegments; i-- > 0;) set.insert(page_at(i), value(i));
-  });
+  measure(
+      "insert in descending order, not merging", kSegments, [&] { set.clear(); },
+      [&] {
+        for (uint64_t i = kSegments; i-- > 0;) set.insert(page_at(i), value(i));
+      });
   std::printf("%-72s %8.1f\n", "bytes per segment",
               static_cast<double>(set.memory_bytes()) / kSegments);
-  measure("insert in random order, not merging", kSegments, [&] { set.clear(); }, [&] {
-    for (uint64_t i = 0; i < kSegments; ++i) {
-      const uint64_t place = i * 177'787 % kSegments;
-      set.insert(page_at(place), value(place));
-    }
-  });
+  measure(
+      "insert in random order, not merging", kSegments, [&] { set.clear(); },
+      [&] {
+        for (uint64_t i = 0; i < kSegments; ++i) {
+          const uint64_t place = i * 177'787 % kSegments;
+          set.insert(page_at(place), value(place));
+        }
+      });
   std::printf("%-72s %8.1f\n", "bytes per segment",
               static_cast<double>(set.memory_bytes()) / kSegments);
 }

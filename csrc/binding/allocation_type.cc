@@ -27,6 +27,7 @@ struct AllocationObject {
   std::shared_ptr<MemoryFile> core;
   FileRange range;
   Py_ssize_t exports;
+  std::shared_ptr<ChunkMap> mapping;  // while exports > 0
   bool owned;
   bool released;
   PyObject* weak_references;
@@ -74,6 +75,7 @@ PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   auto* self = self_of(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
   new (&self->core) std::shared_ptr<MemoryFile>(handle->file());
+  new (&self->mapping) std::shared_ptr<ChunkMap>;
   self->memory_file = Py_NewRef(file);
   self->range = range;
   self->owned = true;
@@ -99,6 +101,7 @@ void tp_dealloc(PyObject* object) {
   {
     // This may be the file's last owner, and closing waits for the reclaimer.
     py::gil_scoped_release release;
+    self->mapping.~shared_ptr();
     self->core.~shared_ptr();
   }
   Py_TYPE(object)->tp_free(object);
@@ -117,13 +120,15 @@ int get_buffer(PyObject* object, Py_buffer* buffer, int flags) {
                         flags) < 0) {
     return -1;
   }
-  ++self->exports;
+  if (self->exports++ == 0) self->mapping = self->core->chunks();
   return 0;
 }
 
 void release_buffer(PyObject* object, Py_buffer*) {
   AllocationObject* self = self_of(object);
-  if (--self->exports == 0 && self->released) give_back(self);
+  if (--self->exports > 0) return;
+  self->mapping.reset();
+  if (self->released) give_back(self);
 }
 
 PyObject* release(PyObject* object, PyObject*) {

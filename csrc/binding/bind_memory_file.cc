@@ -101,15 +101,6 @@ py::dict stats(FileHandle& handle) {
   return result;
 }
 
-void close(FileHandle& handle) {
-  Status status;
-  {
-    py::gil_scoped_release release;
-    status = core(handle).close();
-  }
-  throw_if_error(status);
-}
-
 void bind_evictables(py::module_& module) {
   // A thread that waits for evictions holds this object, not the file.
   py::class_<Evictables, std::shared_ptr<Evictables>>(module, "Evictables")
@@ -189,9 +180,10 @@ void bind_memory_file(py::module_& module) {
       .def("_segments", &segments)
       .def("_stats", &stats)
       .def("_take_warnings", [](FileHandle& handle) { return core(handle).take_warnings(); })
-      .def("_close", &close)
-      .def("_close_keeping_descriptor", [](FileHandle& handle) { core(handle).abandon(); },
-           py::call_guard<py::gil_scoped_release>())
+      .def("_close",
+           [](FileHandle& handle, bool keep_descriptor) {
+             throw_if_error(handle.close(keep_descriptor));
+           })
       .def_property_readonly("closed", [](FileHandle& handle) { return core(handle).closed(); },
                              "Whether close() was called.")
       .def_property_readonly("_forked", [](FileHandle& handle) { return core(handle).forked(); })

@@ -14,6 +14,25 @@ FileHandle::~FileHandle() {
   file_.reset();
 }
 
+Status FileHandle::close(bool keep_descriptor) {
+  Status status;
+  {
+    pybind11::gil_scoped_release release;
+    if (keep_descriptor) {
+      file_->abandon();
+    } else {
+      status = file_->close();
+    }
+  }
+  if (file_->forked()) return status;
+  // Every address is turned into a view without letting go of the GIL in between, and after the
+  // close there are no more addresses; so with the GIL held nobody is half-way.
+  Py_CLEAR(writable_);
+  Py_CLEAR(readonly_);
+  file_->release_mapping();
+  return status;
+}
+
 PyObject* FileHandle::view(FileRange range, bool readonly) {
   PyObject*& whole = readonly ? readonly_ : writable_;
   if (whole == nullptr) {

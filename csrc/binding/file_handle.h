@@ -23,6 +23,8 @@ class FileHandle {
   const std::shared_ptr<MemoryFile>& file() const { return file_; }
   // A memoryview of `range`, which must be mapped. New reference, or nullptr with an exception set.
   PyObject* view(FileRange range, bool readonly);
+  // Closes the file, and lets go of its mapping: what is still viewed keeps it (row I2).
+  Status close(bool keep_descriptor);
 
  private:
   std::shared_ptr<MemoryFile> file_;

@@ -76,7 +76,7 @@ void tp_dealloc(PyObject* self) { PyObject_Free(self); }
 PyObject* tp_repr(PyObject* self) {
   const FileRange range = range_in(self);
   char text[96];
-  PyOS_snprintf(text, sizeof text, "%s(%#llx, %#llx)", strrchr(Py_TYPE(self)->tp_name, '.') + 1,
+  PyOS_snprintf(text, sizeof text, "%s(0x%llx, 0x%llx)", strrchr(Py_TYPE(self)->tp_name, '.') + 1,
                 static_cast<unsigned long long>(range.start),
                 static_cast<unsigned long long>(range.end));
   return PyUnicode_FromString(text);

@@ -70,7 +70,10 @@ Result<std::shared_ptr<MemoryFile>> MemoryFile::create(const Backing& backing,
 
 MemoryFile::MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkMap> chunks,
                        const MemoryFileOptions& options)
-    : options_(options), file_(std::move(file)), chunks_(std::move(chunks)) {}
+    : options_(options),
+      file_(std::move(file)),
+      chunks_(std::move(chunks)),
+      capacity_(chunks_->capacity()) {}
 
 MemoryFile::~MemoryFile() = default;
 
@@ -79,7 +82,7 @@ void MemoryFile::destroy(MemoryFile* file) {
     // Locks and condition variables are in the state some thread of the parent left them in:
     // destroying them could wait for ever. Give back what the kernel counts, and leave the rest.
     file->file_->close();
-    const_cast<std::shared_ptr<ChunkMap>&>(file->chunks_).reset();
+    file->chunks_.reset();
     return;
   }
   (void)file->close();
@@ -236,7 +239,10 @@ Status MemoryFile::close() {
   if (forked()) return check_open();
   {
     MutexLock lock(mu_);
-    if (closed_.exchange(true)) return {};
+    if (closed_.exchange(true)) {
+      while (!close_finished_) operations_ended_.wait(mu_);
+      return {};
+    }
     waste_shrank_.notify_all();
   }
   evictables_->shut_down();
@@ -251,6 +257,9 @@ Status MemoryFile::close() {
   if (options_.decommit_on_destroy && file_->size() > 0) status = file_->punch({0, file_->size()});
   chunks_->seal();
   file_->close();
+  MutexLock lock(mu_);
+  close_finished_ = true;
+  operations_ended_.notify_all();
   return status;
 }
 

@@ -116,12 +116,13 @@ class MemoryFile {
 
   // Section E: the address of any non-empty range inside the file.
   Result<char*> map(FileRange range) {
-    if (!range.empty() && range.end <= file_->size() && chunks_->is_mapped(range) &&
-        !closed_.load(std::memory_order_acquire)) {
+    if (!closed() && !range.empty() && range.end <= file_->size() && chunks_->is_mapped(range)) {
       return chunks_->address(range.start);
     }
     return map_slow(range);
   }
+  // Whoever hands out an address keeps this alive as long as the address is in use.
+  // REQUIRES: not closed.
   const std::shared_ptr<ChunkMap>& chunks() const { return chunks_; }
 
   // Section F. False when the deadline passed first.
@@ -138,17 +139,20 @@ class MemoryFile {
   Result<bool> update_usage(const std::vector<uint32_t>* memcg_ids) EXCLUDES(mu_, scan_mu_);
   Result<uint64_t> total_usage() const EXCLUDES(mu_);
   uint64_t total_size() const { return file_->size(); }
-  uint64_t capacity() const { return chunks_->capacity(); }
+  uint64_t capacity() const { return capacity_; }
   const Ledger& ledger() const { return ledger_; }
   std::vector<PageSegment> segments() const EXCLUDES(mu_);
   MemoryFileStats stats() const EXCLUDES(mu_);
   // What went wrong where nobody could be told: oldest first, and forgotten once taken.
   std::vector<std::string> take_warnings() EXCLUDES(mu_);
 
-  // Section I.
+  // Section I. Returns when the file is closed, whoever closes it.
   Status close() EXCLUDES(mu_);
   // close() for when a later step of construction failed: an adopted descriptor stays open.
   void abandon() EXCLUDES(mu_);
+  // After close(): lets go of the mapping, which lives on in whoever holds chunks().
+  // REQUIRES: no other thread is between a map() and taking its own share of chunks().
+  void release_mapping() { chunks_.reset(); }
   bool closed() const { return closed_.load(std::memory_order_acquire); }
   bool forked() const { return generation_ != process_generation(); }
   int fd() const { return file_->fd(); }
@@ -212,7 +216,8 @@ class MemoryFile {
   const MemoryFileOptions options_;
   const uint32_t generation_ = process_generation();
   const std::unique_ptr<BackingFile> file_;
-  const std::shared_ptr<ChunkMap> chunks_;
+  std::shared_ptr<ChunkMap> chunks_;
+  const uint64_t capacity_;
   Ledger ledger_;
   const std::shared_ptr<Evictables> evictables_ = std::make_shared<Evictables>();
   Clock clock_;
@@ -224,6 +229,7 @@ class MemoryFile {
   std::vector<std::string> warnings_ GUARDED_BY(mu_);
   mutable uint64_t operations_ GUARDED_BY(mu_) = 0;
   mutable CondVar operations_ended_;
+  bool close_finished_ GUARDED_BY(mu_) = false;
 
   // The reclaimer.
   Mutex thread_mu_{LockRank::kThread};

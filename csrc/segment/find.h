@@ -1,4 +1,6 @@
 // Purpose: the parts of SegmentSet that look without changing anything.
+//
+// Thread safety: see segment_set.h.
 #pragma once
 
 #include <type_traits>
@@ -147,7 +149,8 @@ std::vector<std::pair<FileRange, typename Traits::Value>> SegmentSet<Traits>::ex
     const {
   std::vector<std::pair<FileRange, Value>> segments;
   segments.reserve(size());
-  for (Iterator at = first(); at.ok(); at = at.next()) segments.emplace_back(at.range(), at.value());
+  for (Iterator at = first(); at.ok(); at = at.next())
+    segments.emplace_back(at.range(), at.value());
   return segments;
 }
 

@@ -1,5 +1,7 @@
 // Purpose: the parts of SegmentSet that add segments.
 //
+// Thread safety: see segment_set.h.
+//
 // Inserting first tries to extend a neighbour, or to close the hole between two: that takes no node
 // and moves nothing. Only the rest opens a slot.
 #pragma once
@@ -96,8 +98,7 @@ Position<Traits> SegmentSet<Traits>::insert_new(Place at, FileRange gap, FileRan
 }
 
 template <class Traits>
-bool SegmentSet<Traits>::import_segments(
-    const std::vector<std::pair<FileRange, Value>>& segments) {
+bool SegmentSet<Traits>::import_segments(const std::vector<std::pair<FileRange, Value>>& segments) {
   uint64_t end = 0;
   for (const auto& [range, value] : segments) {
     if (range.empty() || range.start < end) return false;

@@ -1,8 +1,11 @@
 // Purpose: SegmentSet::mutate_range(): changing the values of a range, with as few segments
 // appearing and disappearing as possible.
 //
+// Thread safety: see segment_set.h.
+//
 // Each part of a segment has one of four shapes, and each shape its own function. They change a
-// copy of the value first, see with which neighbours the result merges, and then edit the tree once:
+// copy of the value first, see with which neighbours the result merges, and then edit the tree
+// once:
 //
 //   whole    |ppp|ppp|  changed in place; merged neighbours disappear
 //   prefix   |ppp|---|  merges with the segment before it: the boundary moves; else one more slot
@@ -103,12 +106,7 @@ inline void SegmentSet<Traits>::mutate_prefix(Place at, uint64_t end, Change& ch
     at.value() = value;
     return;
   }
-  const Place right = tree_.open_slots({at.leaf, at.index + 1}, 1);
-  const Place left{right.leaf, right.index - 1};
-  left.range().end = end;
-  left.value() = value;
-  right.range() = {end, whole.end};
-  right.value() = rest;
+  cut(at, end, value, rest);
 }
 
 template <class Traits>
@@ -139,12 +137,7 @@ inline void SegmentSet<Traits>::mutate_suffix(Place at, uint64_t start, bool mer
     if (above.index == 0) tree_.first_key_changed(above.leaf);
     return;
   }
-  const Place right = tree_.open_slots({at.leaf, at.index + 1}, 1);
-  const Place left{right.leaf, right.index - 1};
-  left.range().end = start;
-  left.value() = rest;
-  right.range() = {start, whole.end};
-  right.value() = value;
+  cut(at, start, rest, value);
 }
 
 template <class Traits>
@@ -160,23 +153,13 @@ inline void SegmentSet<Traits>::mutate_middle(Place at, FileRange part, Change& 
   if (Traits::merge(low, value)) {
     if (Traits::merge(low, high)) {
       at.value() = low;
-      return;
+    } else {
+      cut(at, part.end, low, high);
     }
-    const Place right = tree_.open_slots({at.leaf, at.index + 1}, 1);
-    const Place left{right.leaf, right.index - 1};
-    left.range().end = part.end;
-    left.value() = low;
-    right.range() = {part.end, whole.end};
-    right.value() = high;
     return;
   }
   if (Traits::merge(value, high)) {
-    const Place right = tree_.open_slots({at.leaf, at.index + 1}, 1);
-    const Place left{right.leaf, right.index - 1};
-    left.range().end = part.start;
-    left.value() = low;
-    right.range() = {part.start, whole.end};
-    right.value() = value;
+    cut(at, part.start, low, value);
     return;
   }
   const Place middle = tree_.open_slots({at.leaf, at.index + 1}, 2);

@@ -13,7 +13,8 @@
 //      previous leaf's last segment, or to 0.
 //   5. largest_gap[m][i] is the size, in measure m (gap_index.h), of the largest gap below
 //      children[i]. The gap after the very last segment belongs to no leaf and is cached nowhere.
-//   6. runner_up[m] of a node is not below any of its gaps (those of its children, in an inner node)
+//   6. runner_up[m] of a node is not below any of its gaps (those of its children, in an inner
+//   node)
 //      but one of the largest. It may be too high: it spares measuring, but proves nothing else.
 #pragma once
 

@@ -5,7 +5,7 @@
 //
 // Invariants
 //   1. Spare nodes are empty: all their keys are kNoKey.
-//   2. Putting a node back never leaves more than kKept spares.
+//   2. put() keeps a node only while there are fewer than kKept spares; ensure() may go beyond.
 #pragma once
 
 #include <cstddef>

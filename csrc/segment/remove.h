@@ -1,4 +1,6 @@
 // Purpose: the parts of SegmentSet that remove segments.
+//
+// Thread safety: see segment_set.h.
 #pragma once
 
 #include "segment/segment_set.h"

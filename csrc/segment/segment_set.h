@@ -1,6 +1,6 @@
-// Purpose: an ordered map from disjoint, non-empty, half-open ranges of 64-bit keys to small values,
-// which can also find the first gap of a given size and alignment in logarithmic time. It knows
-// nothing of pages; the core uses it for page usage, for waste, and for evictable ranges.
+// Purpose: an ordered map from disjoint, non-empty, half-open ranges of 64-bit keys to small
+// values, which can also find the first gap of a given size and alignment in logarithmic time. It
+// knows nothing of pages; the core uses it for page usage, for waste, and for evictable ranges.
 //
 // Thread safety: externally synchronised. Searching remembers where it ended, so even const
 // methods need exclusive access.
@@ -15,7 +15,8 @@
 //     using Value = ...;  // small, default-constructible, copies without throwing; may be empty
 //     static constexpr bool kTrackGaps = true;  // for the ..._large_enough_gap methods
 //     static constexpr uint64_t kGapAlignment = 2 << 20;  // the alignment searches are fast for
-//     // Whether `left`, directly followed by `right`, may be one segment. If so, `left` becomes the
+//     // Whether `left`, directly followed by `right`, may be one segment. If so, `left` becomes
+//     the
 //     // value of the whole; if not, it is left alone.
 //     static bool merge(Value& left, const Value& right);
 //     // `value` belonged to `range`, which is being split at `at`. Makes `value` that of the left
@@ -75,7 +76,8 @@ class SegmentSet {
   // From the first start to the last end; {0, 0} if the set is empty.
   FileRange bounds() const;
 
-  // --- Finding segments: not ok() if there is none -------------------------------------------------
+  // --- Finding segments: not ok() if there is none
+  // -------------------------------------------------
 
   Iterator first() const { return Iterator::from(tree_.first_place()); }
   Iterator last() const { return Iterator(tree_.end_place().prev_segment()); }
@@ -86,7 +88,8 @@ class SegmentSet {
   // The highest segment that contains `key` or lies below it.
   Iterator upper_bound_segment(uint64_t key) const;
 
-  // --- Finding gaps --------------------------------------------------------------------------------
+  // --- Finding gaps
+  // --------------------------------------------------------------------------------
 
   GapIterator first_gap() const { return GapIterator(tree_.first_place()); }
   GapIterator last_gap() const { return GapIterator(tree_.end_place()); }
@@ -108,7 +111,8 @@ class SegmentSet {
   GapIterator upper_bound_large_enough_gap(uint64_t key, uint64_t length,
                                            uint64_t alignment = 1) const;
 
-  // --- Adding: returns the segment that holds `range` now ------------------------------------------
+  // --- Adding: returns the segment that holds `range` now
+  // ------------------------------------------
 
   // REQUIRES: `range` is not empty and overlaps no segment. Merges with both neighbours.
   Iterator insert(FileRange range, const Value& value);
@@ -118,7 +122,8 @@ class SegmentSet {
   // insert(), or false without effect if `range` overlaps a segment.
   bool try_insert(FileRange range, const Value& value);
 
-  // --- Removing ------------------------------------------------------------------------------------
+  // --- Removing
+  // ------------------------------------------------------------------------------------
 
   // Returns the gap that is left. REQUIRES: segment.ok().
   GapIterator remove(Iterator segment);
@@ -126,7 +131,8 @@ class SegmentSet {
   void remove_range(FileRange range);
   void clear() noexcept;
 
-  // --- Splitting and merging -----------------------------------------------------------------------
+  // --- Splitting and merging
+  // -----------------------------------------------------------------------
 
   // REQUIRES: start < key < end. Returns both parts.
   std::pair<Iterator, Iterator> split(Iterator segment, uint64_t key);
@@ -140,7 +146,8 @@ class SegmentSet {
   void merge_range(FileRange range);
   void merge_all() { merge_range({0, kNoKey}); }
 
-  // --- Visiting ------------------------------------------------------------------------------------
+  // --- Visiting
+  // ------------------------------------------------------------------------------------
 
   // Calls visit(FileRange, const Value&) for the part within `range` of every segment, in order.
   // If visit returns bool, false ends it. Returns whether it got to the end.
@@ -156,7 +163,8 @@ class SegmentSet {
   template <class Change>
   void mutate_range(FileRange range, Change&& change);
 
-  // --- The whole set -------------------------------------------------------------------------------
+  // --- The whole set
+  // -------------------------------------------------------------------------------
 
   std::vector<std::pair<FileRange, Value>> export_segments() const;
   // Replaces the contents by `segments`, without merging. Returns false, without effect, unless
@@ -188,6 +196,7 @@ class SegmentSet {
   template <class Change>
   void mutate_middle(Place at, FileRange part, Change& change);
 
+  Place cut(Place at, uint64_t key, const Value& left, const Value& right);
   Place cut(Place at, uint64_t key);
   Place drop_merged(Place at, unsigned count);
   Place remove_at(Place at);

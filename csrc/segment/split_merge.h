@@ -1,20 +1,32 @@
 // Purpose: the parts of SegmentSet that change boundaries between segments, but no gap.
+//
+// Thread safety: see segment_set.h.
 #pragma once
 
 #include "segment/segment_set.h"
 
 namespace pgalloc::segment {
 
-// Splits the segment at `at` and returns the right part; the left one is just before it, in the
-// same leaf. REQUIRES: start < key < end.
+// Splits the segment at `at` into one with `left` and one with `right`, which is returned; the left
+// one is just before it, in the same leaf. REQUIRES: start < key < end.
+template <class Traits>
+inline Position<Traits> SegmentSet<Traits>::cut(Place at, uint64_t key, const Value& left,
+                                                const Value& right) {
+  const Place high = tree_.open_slots({at.leaf, at.index + 1}, 1);
+  const Place low{high.leaf, high.index - 1};
+  high.range() = {key, low.range().end};
+  high.value() = right;
+  low.range().end = key;
+  low.value() = left;
+  return high;
+}
+
+// The same with the values that Traits say.
 template <class Traits>
 inline Position<Traits> SegmentSet<Traits>::cut(Place at, uint64_t key) {
-  const Place right = tree_.open_slots({at.leaf, at.index + 1}, 1);
-  const Place left{right.leaf, right.index - 1};
-  right.value() = Traits::split(left.value(), left.range(), key);
-  right.range() = {key, left.range().end};
-  left.range().end = key;
-  return right;
+  Value left = at.value();
+  const Value right = Traits::split(left, at.range(), key);
+  return cut(at, key, left, right);
 }
 
 // Drops `count` segments of one leaf that were merged with the segment before them. The gaps that

@@ -19,7 +19,8 @@
 //   settle() after closing slots: frees an empty leaf, merges a sparse one.
 // Between the steps the invariants are broken for the edited leaf only.
 //
-// Definitions: tree_search.h (gaps), tree_balance.h (splitting and merging nodes).
+// Definitions: tree_gaps.h (largest gaps), tree_slots.h (within a node), tree_split.h,
+// tree_merge.h.
 #pragma once
 
 #include <algorithm>
@@ -102,15 +103,16 @@ class Tree {
   // Fetches the nodes that opening `slots` (at most 2) slots in `leaf`, together or one by one, may
   // take, so that doing it cannot fail. Throws std::bad_alloc, without effect.
   void reserve(LeafNode* leaf, unsigned slots) {
-    if (!has_room(leaf, slots)) [[unlikely]] ensure(demand_of(leaf, 1));
+    if (!has_room(leaf, slots)) [[unlikely]]
+      ensure(demand_of(leaf, 1));
   }
   // The same for slots in two leaves; `a` may be `b`, and then `slots` is for both together.
   void reserve(LeafNode* a, LeafNode* b, unsigned slots) {
     if (has_room(a, slots) && has_room(b, slots)) return;
     ensure(demand_of(a, 2) + demand_of(b, 2));
   }
-  // Where to insert a segment at `at` (canonical) with the least effort: at a border between leaves,
-  // nothing has to move if it goes to the end of the first.
+  // Where to insert a segment at `at` (canonical) with the least effort: at a border between
+  // leaves, nothing has to move if it goes to the end of the first.
   static Place roomier(Place at) {
     if (at.index > 0 || at.leaf == nullptr || !has_room(at.leaf->prev, 1)) return at;
     return {at.leaf->prev, at.leaf->prev->count};
@@ -119,7 +121,8 @@ class Tree {
   // segment before `at` is in the same leaf afterwards, right in front of the new slots.
   // Throws std::bad_alloc, without effect, unless reserved.
   Place open_slots(Place at, unsigned slots) {
-    if (!has_room(at.leaf, slots)) [[unlikely]] at = make_room(at, slots);
+    if (!has_room(at.leaf, slots)) [[unlikely]]
+      at = make_room(at, slots);
     shift_up(at.leaf, at.index, slots);
     expect_settling(at.leaf);
     size_ += slots;
@@ -137,7 +140,8 @@ class Tree {
   // The end of an edit that closed slots: restores the invariants on node sizes. `at` follows its
   // place wherever that moves; the result is canonical.
   Place settle(Place at) {
-    if (at.leaf->count <= at.leaf->settle_at) [[unlikely]] at = rebalance(at);
+    if (at.leaf->count <= at.leaf->settle_at) [[unlikely]]
+      at = rebalance(at);
     return at.canonical();
   }
   // Segment 0 of `leaf` is another one, has a new start, or was the only one.
@@ -145,7 +149,8 @@ class Tree {
     if (leaf->count > 0) set_first_key(leaf, leaf->first_key());
   }
 
-  // --- Gaps (all of this is void unless Traits::kTrackGaps) ---------------------------------------
+  // --- Gaps (all of this is void unless Traits::kTrackGaps)
+  // ---------------------------------------
 
   // `gap` of `leaf` is new, or larger than before.
   void gap_grew(LeafNode* leaf, FileRange gap);
@@ -178,12 +183,11 @@ class Tree {
  private:
   enum class Direction { kUp, kDown };
 
+  // How many nodes an edit takes.
   struct Demand {
     size_t leaves;
     size_t inners;
-    Demand operator+(Demand other) const {
-      return {leaves + other.leaves, inners + other.inners};
-    }
+    Demand operator+(Demand other) const { return {leaves + other.leaves, inners + other.inners}; }
   };
 
   // The slots opened last: [begin, end) of `leaf`. An edit next to them is taken for one of an
@@ -199,9 +203,7 @@ class Tree {
     return static_cast<const InnerNode*>(node);
   }
   static LeafNode* as_leaf(AnyNode* node) { return static_cast<LeafNode*>(node); }
-  static const LeafNode* as_leaf(const AnyNode* node) {
-    return static_cast<const LeafNode*>(node);
-  }
+  static const LeafNode* as_leaf(const AnyNode* node) { return static_cast<const LeafNode*>(node); }
   static bool has_room(const LeafNode* leaf, unsigned slots) {
     return leaf != nullptr && leaf->count + slots <= kNodeCapacity;
   }
@@ -225,16 +227,25 @@ class Tree {
     AnyNode* node = root_;
     if (node == nullptr) return nullptr;
     while (node->level > 0) node = as_inner(node)->child_for(key);
+    prefetch(as_leaf(node));
     return as_leaf(node);
   }
+  // All of a leaf is fetched at once: an edit is going to shift half of it.
+  static void prefetch(const LeafNode* leaf) {
+    constexpr size_t kCacheLine = 64;
+    const char* bytes = reinterpret_cast<const char*>(leaf);
+    for (size_t i = 0; i < sizeof(LeafNode); i += kCacheLine) __builtin_prefetch(bytes + i);
+  }
 
-  static unsigned slot_of(const AnyNode* node);
-  void set_first_key(AnyNode* node, uint64_t key);
-
+  // tree_slots.h
   static void shift_up(LeafNode* leaf, unsigned index, unsigned slots);
   static void shift_down(LeafNode* leaf, unsigned index, unsigned slots);
+  static void copy_segments(const LeafNode* from, unsigned index, unsigned slots, LeafNode* to);
+  static void move_children(InnerNode* from, unsigned index, InnerNode* to);
+  static unsigned slot_of(const AnyNode* node);
+  static void set_first_key(AnyNode* node, uint64_t key);
 
-  // tree_balance.h
+  // tree_split.h
   Demand demand_of(const LeafNode* leaf, unsigned splits) const;
   void ensure(Demand demand);
   Place make_room(Place at, unsigned slots);
@@ -243,6 +254,8 @@ class Tree {
   InnerNode* split_inner(InnerNode* inner, unsigned slot);
   void grow_root();
   void refresh_path(InnerNode* inner);
+
+  // tree_merge.h
   Place rebalance(Place at);
   void absorb_next(LeafNode* leaf);
   void give_to_prev(LeafNode* leaf, unsigned slots);
@@ -251,10 +264,8 @@ class Tree {
   void merge_sparse(InnerNode* inner);
   void absorb_sibling(InnerNode* left, InnerNode* right);
   void shrink_root();
-  static void copy_segments(const LeafNode* from, unsigned index, unsigned slots, LeafNode* to);
-  static void move_children(InnerNode* from, unsigned index, InnerNode* to);
 
-  // tree_search.h
+  // tree_gaps.h
   void entry_grew(AnyNode* node, unsigned measure, uint64_t size);
   void entry_shrank(AnyNode* node, unsigned measure, uint64_t before, uint64_t size);
   template <Direction kDirection>
@@ -284,5 +295,7 @@ class Tree {
 
 }  // namespace pgalloc::segment
 
-#include "segment/tree_balance.h"
-#include "segment/tree_search.h"
+#include "segment/tree_gaps.h"
+#include "segment/tree_merge.h"
+#include "segment/tree_slots.h"
+#include "segment/tree_split.h"

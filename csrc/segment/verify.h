@@ -1,5 +1,7 @@
 // Purpose: SegmentSet::verify(): every invariant of segment_set.h, tree.h and node.h, checked
 // without trusting any of them.
+//
+// Thread safety: see segment_set.h.
 #pragma once
 
 #include <string>

@@ -16,7 +16,7 @@ from pgalloc.cli.units import format_bytes, format_count, format_path, format_se
 
 _STORY = {
     "loaded": "Every file has pages of its own; the index has room that it never touched.",
-    "evicted": "Callbacks let every second file go. The holes are given back to the kernel.",
+    "evicted": "Callbacks let every second file go; the waste is on its way back to the kernel.",
     "reloaded": "What was asked for again came back from disk, into the holes where it fits.",
     "released": "The last reference is gone, and so is the memory.",
 }

@@ -12,7 +12,7 @@ from rich.text import Text
 import pgalloc
 from pgalloc.cli.demo_report import Report, Snapshot
 from pgalloc.cli.page_map import PageMap, PageState
-from pgalloc.cli.units import format_bytes, format_path, format_seconds
+from pgalloc.cli.units import format_bytes, format_offset, format_path, format_seconds
 
 _GLYPHS = {
     PageState.COMMITTED: ("█", "#", "blue"),
@@ -109,7 +109,7 @@ def _map(snapshot: Snapshot, console: Console) -> Iterable[Text]:
     yield Text(f"The file just after eviction; one character is {format_bytes(cell)}", style="bold")
     cells = page_map.cells(cell)
     for row in range(0, len(cells), columns):
-        line = Text(f"{format_bytes(row * cell):>10}  ")
+        line = Text(f"{format_offset(row * cell):>10}  ")
         for state in cells[row : row + columns]:
             glyph, plain, colour = _GLYPHS[state]
             line.append(plain if ascii_only else glyph, style=colour)

@@ -39,12 +39,12 @@ def _print(console: Console, diagnosis: Diagnosis) -> None:
     console.print(_table("This machine", diagnosis.machine))
     console.print(_table("Memory limit and pressure", diagnosis.limits))
     console.print(_table("Kernel", diagnosis.kernel))
-    console.print(Text(" Tried just now", style="bold"))
+    console.print(Text("Tried just now", style="bold"))
     for step in diagnosis.trial:
-        mark = Text("   FAILED  " if step.error else "   ok  ", style=_style(not step.error))
-        console.print(mark + Text(step.name))
+        mark = ("  FAILED  " if step.error else "  ok  ", _style(not step.error))
+        console.print(Text.assemble(mark, step.name))
         if step.error:
-            console.print(Text(f"           {step.error}"))
+            console.print(Text(f"          {step.error}"))
     console.print()
     verdict = "OK: what pgalloc needs works here" if diagnosis.ok else "FAILED: see above"
     console.print(Text(f"doctor: {verdict}", style=_style(diagnosis.ok)), soft_wrap=True)

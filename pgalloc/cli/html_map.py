@@ -7,7 +7,7 @@ from itertools import groupby
 
 import pgalloc
 from pgalloc.cli.page_map import PageMap, PageState, Run
-from pgalloc.cli.units import format_bytes
+from pgalloc.cli.units import format_bytes, format_offset
 
 CSS_CLASS = {
     PageState.COMMITTED: "committed",
@@ -47,7 +47,7 @@ def render_map(page_map: PageMap, width: int, rows: int, label: str) -> str:
             length = 2 * len(list(group))
             paths[state].append(f"M{x} {y}h{length}v{_ROW_HEIGHT}h-{length}z")
             x += length
-        start = format_bytes(row * width)
+        start = format_offset(row * width)
         texts.append(f'<text x="{_LABEL_WIDTH - 8}" y="{y + _ROW_HEIGHT - 2}">{start}</text>')
         hits.append(
             f'<rect class="hit" x="{_LABEL_WIDTH}" y="{y}" width="{2 * _CELLS_PER_ROW}" '
@@ -71,5 +71,5 @@ def _row_title(page_map: PageMap, slices: list[list[Run]], row: int, width: int)
     totals[PageState.FREE] = width - sum(n for s, n in totals.items() if s is not PageState.FREE)
     amounts = ", ".join(f"{s.value}: {format_bytes(n)}" for s, n in totals.items() if n)
     return html.escape(
-        f"{format_bytes(row * width)} to {format_bytes((row + 1) * width)}: {amounts}"
+        f"{format_offset(row * width)} to {format_offset((row + 1) * width)}: {amounts}"
     )

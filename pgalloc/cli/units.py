@@ -20,6 +20,15 @@ def format_bytes(count: int) -> str:
     return f"{digits} {_UNITS[unit]}"
 
 
+def format_offset(offset: int) -> str:
+    """Exact, in the largest unit that divides it: "1280 MiB"."""
+    unit = 0
+    while offset and offset % 1024 == 0 and unit < len(_UNITS) - 1:
+        offset //= 1024
+        unit += 1
+    return f"{offset} {_UNITS[unit]}"
+
+
 def parse_bytes(text: str) -> int:
     """The bytes of "4096", "512M", "1.5 GiB" (all binary). Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())

@@ -282,7 +282,7 @@ def test_a_planted_corruption_makes_the_demo_fail(
         return count
 
     monkeypatch.setattr(demo_reading.PaddingReader, "readinto", corrupt)
-    result = run_demo(tree, "--threads", 1)
+    result = run_demo(tree, "--threads", "1")
     assert result.exit_code == 1
     assert last_line(result).startswith(f"demo: FAILED — wrong digest: {planted[0]}")
 

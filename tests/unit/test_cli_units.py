@@ -6,7 +6,14 @@ import os
 
 import pytest
 
-from pgalloc.cli.units import format_bytes, format_count, format_path, format_seconds, parse_bytes
+from pgalloc.cli.units import (
+    format_bytes,
+    format_count,
+    format_offset,
+    format_path,
+    format_seconds,
+    parse_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +32,13 @@ from pgalloc.cli.units import format_bytes, format_count, format_path, format_se
 )
 def test_format_bytes(count: int, text: str) -> None:
     assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"), [(0, "0 B"), (5 << 28, "1280 MiB"), (2 << 30, "2 GiB"), (1025, "1025 B")]
+)
+def test_format_offset(offset: int, text: str) -> None:
+    assert format_offset(offset) == text
 
 
 @pytest.mark.parametrize(

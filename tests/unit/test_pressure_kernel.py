@@ -121,6 +121,48 @@ def test_n1_n2_v1_reclaim_in_a_limited_group_calls_back(
     assert run.stdout.split() == ["v1", str(LIMIT_BYTES), path, "True", "True"], run.stderr
 
 
+# Runs in a group with memory.high below what it touches: each step above it is an event.
+V2_LOAD = """
+import mmap, os, sys, time
+from pathlib import Path
+from pgalloc.pressure import PressureLevelListener, info
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+found = info()
+calls = []
+listener = PressureLevelListener(lambda: calls.append(1), level="low")
+pages = mmap.mmap(-1, found.limit + (4 << 20))
+for offset in range(0, len(pages), mmap.PAGESIZE):
+    pages[offset] = 1
+    if calls:
+        break
+deadline = time.monotonic() + 10
+while not calls and time.monotonic() < deadline:
+    time.sleep(0.01)
+listener.stop()
+print(found.source, found.limit, found.cgroup_path, len(calls) > 0)
+"""
+
+
+def test_n1_n2_v2_memory_high_calls_back() -> None:
+    group = find_memory_cgroup()
+    if group is None or group.version != "v2":
+        pytest.skip("the memory controller of this machine is not cgroup v2")
+    with new_group(group.mount_point, "high") as directory:
+        try:
+            (directory / "memory.high").write_text(str(LIMIT_BYTES))
+        except OSError as error:
+            pytest.skip(f"the memory controller is not enabled below the root: {error}")
+        run = subprocess.run(
+            [sys.executable, "-c", V2_LOAD, str(directory)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    expected = ["v2", str(LIMIT_BYTES), f"/{directory.name}", "True"]
+    assert run.stdout.split() == expected, run.stderr
+
+
 def test_n1_v1_the_parent_is_told_as_well(
     limited_group: Path, v1_memory: MemoryCgroup, big_file: Path
 ) -> None:

@@ -1,9 +1,11 @@
-// Purpose: the second part of tree.h: keeping the largest gaps right, and searching by them.
+// Purpose: the part of tree.h that keeps the largest gaps right, and searches by them.
+//
+// Thread safety: see tree.h.
 //
 // A gap that grew can only raise maxima: constant time per level. A gap that shrank matters only if
-// it was a largest one. Even then it usually stays the largest, since allocations eat up one big gap
-// piece by piece; the runner-up of its node tells. Else the node is measured again, which stops as
-// soon as another gap of the old size turns up: in a set full of equal holes, at once.
+// it was a largest one. Even then it usually stays the largest, since allocations eat up one big
+// gap piece by piece; the runner-up of its node tells. Else the node is measured again, which stops
+// as soon as another gap of the old size turns up: in a set full of equal holes, at once.
 #pragma once
 
 #include "segment/tree.h"

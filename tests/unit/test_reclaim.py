@@ -1,0 +1,328 @@
+"""Section F: the reclaimer; and section I: close."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import gc
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import GIB, HUGE, PAGE, stored, update_usage
+
+import pgalloc
+from pgalloc import (
+    AllocationMode,
+    ClosedError,
+    EvictableRange,
+    FileRange,
+    MemoryFile,
+    MemoryKind,
+    testing,
+)
+from pgalloc.testing import FaultPlan
+
+MIB = 1 << 20
+
+
+def pages(first: int, last: int) -> FileRange:
+    return FileRange(first * PAGE, last * PAGE)
+
+
+def test_f1_lowest_first_and_merged(mf: MemoryFile) -> None:
+    mf.allocate_range(10 * PAGE)
+    with testing.reclaim_log(mf) as log:
+        with testing.pause_reclaimer(mf):
+            for page in (8, 3, 1, 2, 6):
+                mf.dec_ref(pages(page, page + 1))
+        mf.wait_for_reclaim()
+    assert log == [pages(1, 4), pages(6, 7), pages(8, 9)]
+
+
+def test_f1_at_most_128_mib_per_punch(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(GIB // 2)
+    with testing.reclaim_log(mf) as log:
+        mf.dec_ref(range_)
+        mf.wait_for_reclaim()
+    assert [r.length for r in log] == [128 * MIB] * 4
+
+
+def test_f1_everything_goes_back_to_the_kernel(mf: MemoryFile) -> None:
+    allocations = [
+        mf.allocate(16 * PAGE, mode=AllocationMode.ALLOCATE_AND_COMMIT) for _ in range(100)
+    ]
+    update_usage(mf)
+    assert stored(mf) == 1600 * PAGE
+    for a in allocations[::2] + allocations[1::2]:
+        a.release()
+    assert mf.wait_for_reclaim(10)
+    assert (stored(mf), mf.segments(), sum(mf.usage().values())) == (0, [], 0)
+    assert mf.stats().punched_bytes == 1600 * PAGE
+
+
+def test_f1_the_lock_is_free_while_a_punch_runs(mf: MemoryFile) -> None:
+    big = mf.allocate_range(GIB, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    mf.dec_ref(big)
+    done = 0
+    while not mf.wait_for_reclaim(0):
+        mf.dec_ref(mf.allocate_range(PAGE))
+        done += 1
+    assert done > 10
+
+
+def test_f2_zeroed_by_hand_when_punching_fails(
+    mf: MemoryFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    range_ = mf.allocate_range(4 * PAGE)
+    mf.map_range(range_)[:] = b"x" * (4 * PAGE)
+    with FaultPlan("fallocate", errno.EOPNOTSUPP), caplog.at_level(logging.WARNING, "pgalloc"):
+        mf.dec_ref(range_)
+        mf.wait_for_reclaim()
+    assert "could not be given back" in caplog.text
+    assert mf.stats().punch_failures == 1
+    assert mf.stats().lost_bytes == 0
+    again = mf.allocate_range(4 * PAGE)
+    assert again == range_
+    assert bytes(mf.map_range(again)) == bytes(4 * PAGE)
+    mf.dec_ref(again)
+
+
+def test_f2_pages_that_cannot_be_zeroed_are_never_reused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fd = os.memfd_create("sealable", os.MFD_ALLOW_SEALING)
+    with MemoryFile(fd) as mf:
+        range_ = mf.allocate_range(4 * PAGE)
+        os.pwrite(fd, b"x" * (4 * PAGE), range_.start)
+        # From here on the kernel refuses both punching and writing.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        mf.dec_ref(range_)
+        mf.wait_for_reclaim()
+        assert mf.stats().lost_bytes == 4 * PAGE
+        assert [(s.start, s.end, s.refs) for s in mf.segments()] == [(*range_, 0)]
+        assert not mf.allocate_range(4 * PAGE).overlaps(range_)
+        testing.verify(mf)
+        mf.stats()
+    assert "nor zeroed" in caplog.text
+
+
+def test_f3_manual_zeroing_punches_only_whole_huge_pages() -> None:
+    with MemoryFile(manual_zeroing=True) as mf:
+        mf.allocate_range(PAGE)
+        range_ = mf.allocate_range(2 * HUGE - PAGE)
+        assert range_.start == HUGE
+        mf.map_range(range_)[:] = b"x" * range_.length
+        with FaultPlan("fallocate") as counted:
+            mf.dec_ref(range_)
+            mf.wait_for_reclaim()
+            assert counted.calls == 1
+        assert mf.total_usage() == HUGE - PAGE
+        with FaultPlan("fallocate", errno.EIO):
+            again = mf.allocate_range(2 * HUGE - PAGE)
+            mf.dec_ref(again)
+            mf.wait_for_reclaim()
+        assert mf.stats().punch_failures == 1
+        assert mf.stats().lost_bytes == 0
+        assert not any(s.refs == 0 for s in mf.segments())
+
+
+def test_f5_idle_reclaimer_starts_evictions(mf: MemoryFile) -> None:
+    evicted = threading.Event()
+
+    class User:
+        def evict(self, range: EvictableRange) -> None:
+            evicted.set()
+
+    mf.mark_evictable(User(), EvictableRange(0, 1))
+    assert evicted.wait(5)
+    mf.wait_for_evictions()
+
+
+def test_f5_waste_goes_before_evictions(mf: MemoryFile) -> None:
+    order: list[str] = []
+
+    class User:
+        def evict(self, range: EvictableRange) -> None:
+            order.append("evicted" if not mf.segments() else "too early")
+
+    with testing.pause_reclaimer(mf):
+        mf.dec_ref(mf.allocate_range(64 * HUGE, mode=AllocationMode.ALLOCATE_AND_COMMIT))
+    mf.mark_evictable(User(), EvictableRange(0, 1))
+    deadline = time.monotonic() + 5
+    while not order and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert order == ["evicted"]
+
+
+def test_pause_waits_for_the_punch_under_way(mf: MemoryFile) -> None:
+    for _ in range(20):
+        mf.dec_ref(mf.allocate_range(HUGE, mode=AllocationMode.ALLOCATE_AND_COMMIT))
+        with testing.pause_reclaimer(mf):
+            before = mf.stats().punches
+            time.sleep(0.002)
+            assert mf.stats().punches == before
+
+
+def test_wait_for_reclaim_times_out(mf: MemoryFile) -> None:
+    with testing.pause_reclaimer(mf):
+        mf.dec_ref(mf.allocate_range(PAGE))
+        assert mf.wait_for_reclaim(0) is False
+        assert mf.wait_for_reclaim(0.05) is False
+    assert mf.wait_for_reclaim(5) is True
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        mf.wait_for_reclaim("soon")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="NaN"):
+        mf.wait_for_reclaim(float("nan"))
+    assert mf.wait_for_reclaim(float("inf")) is True
+    assert mf.wait_for_reclaim(-1) is True
+
+
+# --- I: close --------------------------------------------------------------------------------------
+
+
+def test_i1_everything_raises_after_close() -> None:
+    mf = MemoryFile()
+    range_ = mf.allocate_range(PAGE)
+    mf.close()
+    mf.close()
+    assert mf.closed
+
+    class User:
+        def evict(self, range: EvictableRange) -> None:
+            pass
+
+    calls = [
+        lambda: mf.allocate(PAGE),
+        lambda: mf.allocate_range(PAGE),
+        lambda: mf.inc_ref(range_),
+        lambda: mf.dec_ref(range_),
+        lambda: mf.has_unique_ref(range_),
+        lambda: mf.decommit(range_),
+        lambda: mf.map_range(range_),
+        lambda: mf.mark_evictable(User(), EvictableRange(0, 1)),
+        lambda: mf.mark_unevictable(User(), EvictableRange(0, 1)),
+        lambda: mf.mark_all_unevictable(User()),
+        lambda: mf.start_evictions(),
+        lambda: mf.wait_for_evictions(),
+        lambda: mf.update_usage(),
+        lambda: mf.total_usage(),
+        lambda: mf.segments(),
+        lambda: mf.wait_for_reclaim(),
+        lambda: mf.mark_savable(),
+        lambda: mf.fileno(),
+        lambda: mf.file,
+    ]
+    for call in calls:
+        with pytest.raises(ClosedError):
+            call()
+    assert sum(mf.usage().values()) == 0
+    assert mf.stats().allocations == 1
+    assert "closed" in repr(mf)
+    assert "closed" in str(mf)
+
+
+def test_i2_decommit_on_destroy(tmp_path: Path) -> None:
+    for decommit, left in ((True, 0), (False, 4 * PAGE)):
+        path = tmp_path / f"f{decommit}"
+        with MemoryFile(path, decommit_on_destroy=decommit) as mf:
+            mf.map_range(mf.allocate_range(4 * PAGE))[:] = b"x" * (4 * PAGE)
+            os.fsync(mf.fileno())
+        assert path.stat().st_blocks * 512 == left
+
+
+def test_i2_the_account_returns_to_zero_waste_included() -> None:
+    before = pgalloc.memory_accounting().total()
+    mf = MemoryFile()
+    kept = mf.allocate_range(4 * PAGE, kind=MemoryKind.TMPFS, memcg_id=3)
+    wasted = mf.allocate_range(4 * PAGE)
+    for range_ in (kept, wasted):
+        mf.map_range(range_)[:] = b"x" * (4 * PAGE)
+    update_usage(mf)
+    assert pgalloc.memory_accounting().total() == before + 8 * PAGE
+    with testing.pause_reclaimer(mf):
+        mf.dec_ref(wasted)
+        assert mf.usage()[MemoryKind.SYSTEM] == 4 * PAGE
+        mf.close()
+    assert pgalloc.memory_accounting().total() == before
+    assert sum(mf.usage().values()) == 0
+
+
+def test_i2_release_after_close_is_fine() -> None:
+    mf = MemoryFile()
+    a, b = mf.allocate(PAGE), mf.allocate(PAGE)
+    view = b.view()
+    mf.close()
+    a.release()
+    b.release()
+    view.release()
+    with pytest.raises(ClosedError):
+        mf.allocate(PAGE)
+
+
+def test_i2_close_with_everybody_busy() -> None:
+    for _ in range(20):
+        mf = MemoryFile()
+        failures: list[BaseException] = []
+
+        def work(mf: MemoryFile = mf, failures: list[BaseException] = failures) -> None:
+            try:
+                while True:
+                    with mf.allocate(HUGE, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE) as a:
+                        a.decommit()
+                        mf.update_usage()
+            except ClosedError:
+                pass
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.01)
+        mf.close()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+
+
+def test_i2_two_closers_both_return_closed() -> None:
+    mf = MemoryFile()
+    mf.dec_ref(mf.allocate_range(64 * HUGE, mode=AllocationMode.ALLOCATE_AND_COMMIT))
+    fd = mf.fileno()
+    threads = [threading.Thread(target=mf.close) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+
+
+def test_a_forgotten_file_closes_itself() -> None:
+    threads = len(os.listdir("/proc/self/task"))
+    mf = MemoryFile()
+    mf.allocate_range(PAGE)
+    fd = mf.fileno()
+    del mf
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
+    assert len(os.listdir("/proc/self/task")) == threads
+
+
+def test_a_forgotten_file_with_evictable_users_closes_itself() -> None:
+    class User:
+        def evict(self, range: EvictableRange) -> None:
+            pass
+
+    mf = MemoryFile()
+    mf.mark_evictable(User(), EvictableRange(0, 10))
+    fd = mf.fileno()
+    del mf
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
