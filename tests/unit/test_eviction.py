@@ -1,0 +1,279 @@
+"""Section G: evictable ranges."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pgalloc import DelayedEviction, EvictableRange, FileRange, MemoryFile, RangeError, testing
+
+
+class Recorder:
+    """A user that remembers what it was asked for."""
+
+    def __init__(self, action: Callable[[EvictableRange], None] | None = None) -> None:
+        self.ranges: list[EvictableRange] = []
+        self.action = action
+
+    def evict(self, range: EvictableRange) -> None:
+        self.ranges.append(range)
+        if self.action is not None:
+            self.action(range)
+
+
+@pytest.fixture
+def manual() -> Iterator[MemoryFile]:
+    with MemoryFile(delayed_eviction=DelayedEviction.MANUAL) as mf:
+        yield mf
+
+
+def evict_all(mf: MemoryFile) -> None:
+    mf.start_evictions()
+    assert mf.wait_for_evictions(10)
+
+
+def test_g1_users_are_hashable_objects_with_evict(manual: MemoryFile) -> None:
+    for bad in (object(), None, 5, lambda r: None):
+        with pytest.raises(TypeError):
+            manual.mark_evictable(bad, EvictableRange(0, 1))  # type: ignore[arg-type]
+
+    class Unhashable(Recorder):
+        __hash__ = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError):
+        manual.mark_evictable(Unhashable(), EvictableRange(0, 1))
+    assert manual._evictables.empty()
+
+
+@pytest.mark.parametrize("range_", [(0, 1), FileRange(0, 1), None, 5])
+def test_g1_ranges_are_evictable_ranges(manual: MemoryFile, range_: object) -> None:
+    user = Recorder()
+    for call in (manual.mark_evictable, manual.mark_unevictable):
+        with pytest.raises(TypeError):
+            call(user, range_)  # type: ignore[arg-type]
+    assert manual._evictables.empty()
+
+
+def test_g1_an_empty_range_is_an_error(manual: MemoryFile) -> None:
+    with pytest.raises(RangeError):
+        manual.mark_evictable(Recorder(), EvictableRange(7, 7))
+    assert manual._evictables.empty()
+
+
+def test_g1_ranges_are_64_bit_numbers(manual: MemoryFile) -> None:
+    user = Recorder()
+    manual.mark_evictable(user, EvictableRange(0, 2**64 - 1))
+    evict_all(manual)
+    assert user.ranges == [EvictableRange(0, 2**64 - 1)]
+
+
+def test_g2_marking_adds_what_is_missing_and_merges(manual: MemoryFile) -> None:
+    user = Recorder()
+    for start, end in ((10, 20), (15, 30), (30, 35), (12, 13), (40, 50)):
+        manual.mark_evictable(user, EvictableRange(start, end))
+    evict_all(manual)
+    assert user.ranges == [EvictableRange(40, 50), EvictableRange(10, 35)]
+
+
+def test_g2_disabled_evicts_at_once() -> None:
+    with MemoryFile(delayed_eviction=DelayedEviction.DISABLED) as mf:
+        done = threading.Event()
+        mf.mark_evictable(Recorder(lambda r: done.set()), EvictableRange(0, 1))
+        assert done.wait(5)
+        assert mf.wait_for_evictions(5)
+
+
+def test_g2_manual_waits_to_be_told(manual: MemoryFile) -> None:
+    user = Recorder()
+    manual.mark_evictable(user, EvictableRange(0, 1))
+    time.sleep(0.05)
+    assert user.ranges == []
+    evict_all(manual)
+    assert user.ranges == [EvictableRange(0, 1)]
+
+
+def test_g2_memcg_pressure_waits_to_be_told() -> None:
+    with MemoryFile(use_host_memcg_pressure=True) as mf:
+        assert mf.should_cache_evictable
+        user = Recorder()
+        mf.mark_evictable(user, EvictableRange(0, 1))
+        time.sleep(0.05)
+        assert user.ranges == []
+        evict_all(mf)
+        assert user.ranges == [EvictableRange(0, 1)]
+
+
+def test_g3_unmarking_splits(manual: MemoryFile) -> None:
+    user = Recorder()
+    manual.mark_evictable(user, EvictableRange(0, 100))
+    manual.mark_unevictable(user, EvictableRange(40, 60))
+    manual.mark_unevictable(user, EvictableRange(200, 300))
+    evict_all(manual)
+    assert user.ranges == [EvictableRange(60, 100), EvictableRange(0, 40)]
+
+
+def test_g3_unknown_users_are_no_error_and_idle_ones_forgotten(manual: MemoryFile) -> None:
+    user = Recorder()
+    manual.mark_unevictable(user, EvictableRange(0, 1))
+    manual.mark_all_unevictable(user)
+    manual.mark_evictable(user, EvictableRange(0, 10))
+    manual.mark_unevictable(user, EvictableRange(0, 10))
+    assert manual._evictor.id_of(user) is None
+    manual.mark_evictable(user, EvictableRange(0, 10))
+    manual.mark_all_unevictable(user)
+    assert manual._evictor.id_of(user) is None
+    manual.mark_evictable(user, EvictableRange(0, 10))
+    evict_all(manual)
+    for _ in range(500):
+        if manual._evictor.id_of(user) is None:
+            break
+        time.sleep(0.01)
+    assert manual._evictor.id_of(user) is None
+    assert manual._evictables.empty()
+
+
+def test_g4_highest_first_and_what_is_marked_meanwhile(manual: MemoryFile) -> None:
+    def mark_more(range_: EvictableRange) -> None:
+        if range_.start == 50:
+            manual.mark_evictable(user, EvictableRange(90, 91))
+            manual.mark_evictable(user, EvictableRange(5, 6))
+
+    user = Recorder(mark_more)
+    for start in (10, 50, 30):
+        manual.mark_evictable(user, EvictableRange(start, start + 1))
+    evict_all(manual)
+    assert [r.start for r in user.ranges] == [50, 90, 30, 10, 5]
+
+
+def test_g4_one_eviction_per_user_at_a_time(manual: MemoryFile) -> None:
+    running: list[int] = []
+    overlaps: list[int] = []
+    lock = threading.Lock()
+
+    def slowly(range_: EvictableRange) -> None:
+        with lock:
+            running.append(1)
+            overlaps.append(len(running))
+        time.sleep(0.01)
+        with lock:
+            running.pop()
+
+    user = Recorder(slowly)
+    for i in range(10):
+        manual.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+        manual.start_evictions()
+    assert manual.wait_for_evictions(10)
+    assert len(user.ranges) == 10
+    assert max(overlaps) == 1
+
+
+def test_g4_a_slow_user_does_not_hold_up_the_others(manual: MemoryFile) -> None:
+    let_go = threading.Event()
+    slow = Recorder(lambda r: let_go.wait(10) and None)
+    fast = [Recorder() for _ in range(5)]
+    manual.mark_evictable(slow, EvictableRange(0, 1))
+    manual.start_evictions()
+    for user in fast:
+        manual.mark_evictable(user, EvictableRange(0, 1))
+    manual.start_evictions()
+    for _ in range(500):
+        if all(user.ranges for user in fast):
+            break
+        time.sleep(0.01)
+    assert all(user.ranges for user in fast)
+    assert not manual.wait_for_evictions(0)
+    let_go.set()
+    assert manual.wait_for_evictions(10)
+
+
+def test_g5_no_lock_is_held(manual: MemoryFile) -> None:
+    def use_everything(range_: EvictableRange) -> None:
+        manual.mark_unevictable(user, EvictableRange(0, 1))
+        manual.start_evictions()
+        manual.allocate(4096).release()
+        assert not manual.wait_for_evictions(0.01)
+
+    user = Recorder(use_everything)
+    manual.mark_evictable(user, EvictableRange(5, 6))
+    evict_all(manual)
+    assert manual.stats().eviction_failures == 0
+
+
+def test_g5_afterwards_the_range_is_unevictable_until_marked_again(manual: MemoryFile) -> None:
+    user = Recorder()
+    manual.mark_evictable(user, EvictableRange(0, 1))
+    evict_all(manual)
+    evict_all(manual)
+    assert len(user.ranges) == 1
+    manual.mark_evictable(user, EvictableRange(0, 1))
+    evict_all(manual)
+    assert len(user.ranges) == 2
+
+
+def test_g5_exceptions_are_logged_and_counted_and_stop_nothing(
+    manual: MemoryFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail_once(range_: EvictableRange) -> None:
+        if range_.start == 10:
+            raise RuntimeError("planned")
+
+    user = Recorder(fail_once)
+    for start in (0, 10, 20):
+        manual.mark_evictable(user, EvictableRange(start, start + 1))
+    with caplog.at_level(logging.ERROR, "pgalloc"):
+        evict_all(manual)
+    assert [r.start for r in user.ranges] == [20, 10, 0]
+    assert "planned" in caplog.text
+    assert manual.stats().eviction_failures == 1
+    assert manual.stats().evicted_ranges == 2
+
+
+def test_g6_waiting(manual: MemoryFile) -> None:
+    assert manual.wait_for_evictions(0) is True
+    let_go = threading.Event()
+    manual.mark_evictable(Recorder(lambda r: let_go.wait(10) and None), EvictableRange(0, 1))
+    manual.start_evictions()
+    assert manual.wait_for_evictions(0.05) is False
+    let_go.set()
+    assert manual.wait_for_evictions() is True
+
+
+def test_many_ranges_of_many_users(manual: MemoryFile) -> None:
+    users = [Recorder() for _ in range(50)]
+    for user in users:
+        for i in range(200):
+            manual.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+    evict_all(manual)
+    for user in users:
+        assert [r.start for r in user.ranges] == list(range(398, -1, -2))
+    testing.verify(manual)
+
+
+def test_close_during_evictions() -> None:
+    for _ in range(20):
+        mf = MemoryFile(delayed_eviction=DelayedEviction.DISABLED)
+        user = Recorder(lambda r: time.sleep(0.001))
+        for i in range(20):
+            mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+        mf.close()
+        seen = len(user.ranges)
+        time.sleep(0.005)
+        assert len(user.ranges) <= seen + 1  # the callback under way, and none after it
+
+
+def test_equal_users_are_one_user(manual: MemoryFile) -> None:
+    class Named(Recorder):
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Named)
+
+        def __hash__(self) -> int:
+            return 1
+
+    first, second = Named(), Named()
+    manual.mark_evictable(first, EvictableRange(0, 1))
+    manual.mark_unevictable(second, EvictableRange(0, 1))
+    assert manual._evictables.empty()

@@ -1,0 +1,410 @@
+"""Sections H and K: what is committed, and the ledgers."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CHUNK, GIB, HUGE, PAGE, stored, update_usage
+
+import pgalloc
+from pgalloc import (
+    AccountError,
+    AllocationMode,
+    FileRange,
+    Ledger,
+    MemoryFile,
+    MemoryKind,
+    OptionError,
+    RangeError,
+    testing,
+    total_memory,
+)
+from pgalloc.testing import FaultPlan, ManualClock
+
+MIB = 1 << 20
+COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
+
+
+def touch(mf: MemoryFile, range_: FileRange, step: int = 1) -> int:
+    """Write one byte to every step-th page; how many pages that were."""
+    array = np.frombuffer(mf.map_range(range_), np.uint8)
+    array[:: step * PAGE] = 1
+    return -(-range_.length // (step * PAGE))
+
+
+def known(mf: MemoryFile) -> int:
+    return sum(s.known_committed for s in mf.segments())
+
+
+def test_h1_total_usage_is_what_the_file_system_counts(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(HUGE)
+    assert mf.total_usage() == 0
+    touch(mf, range_, 2)
+    assert mf.total_usage() == HUGE // 2 == os.stat(mf.fileno()).st_blocks * 512
+    assert mf.total_size == os.stat(mf.fileno()).st_size == CHUNK
+
+
+def test_h2_nothing_changed_means_no_scan(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(HUGE)
+    touch(mf, range_)
+    update_usage(mf)
+    scans = mf.stats().scans
+    with FaultPlan("cachestat") as counted:
+        for _ in range(5):
+            assert mf.update_usage() is True
+        assert counted.calls == 0
+    assert mf.stats().scans == scans
+
+
+def test_h2_full_scans_are_throttled(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(HUGE)
+    with ManualClock(mf) as clock:
+        touch(mf, FileRange(range_.start, range_.start + PAGE))
+        assert mf.update_usage() is True
+        touch(mf, range_)
+        assert mf.update_usage() is False
+        clock.advance(0.009)
+        assert mf.update_usage() is False
+        assert known(mf) == PAGE
+        clock.advance(0.001)
+        assert mf.update_usage() is True
+        assert known(mf) == HUGE
+
+
+def test_h2_the_next_scan_waits_eight_times_as_long_as_the_last_took(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(HUGE)
+    with ManualClock(mf, tick_s=0.01) as clock:  # a scan reads the clock twice: it takes 10 ms
+        touch(mf, FileRange(range_.start, range_.start + PAGE))
+        assert mf.update_usage() is True
+        touch(mf, range_)
+        clock.advance(0.05)
+        assert mf.update_usage() is False
+        clock.advance(0.02)
+        assert mf.update_usage() is True
+
+
+def test_h2_filtered_scans_are_not_throttled_and_touch_nothing_else(mf: MemoryFile) -> None:
+    mine = mf.allocate_range(4 * PAGE, memcg_id=1)
+    other = mf.allocate_range(4 * PAGE, memcg_id=2)
+    nobodys = mf.allocate_range(4 * PAGE)
+    for range_ in (mine, other, nobodys):
+        touch(mf, range_)
+    with ManualClock(mf):
+        assert mf.update_usage({1}) is True
+        assert mf.usage(1)[MemoryKind.ANONYMOUS] == 4 * PAGE
+        assert sum(mf.usage(2).values()) == 0
+        assert sum(mf.usage().values()) == 4 * PAGE
+        assert mf.update_usage([2, 3]) is True
+        assert mf.usage(2)[MemoryKind.ANONYMOUS] == 4 * PAGE
+        assert sum(mf.usage().values()) == 8 * PAGE
+        assert mf.update_usage([]) is True
+        assert sum(mf.usage().values()) == 8 * PAGE
+        assert mf.update_usage() is True
+        assert sum(mf.usage().values()) == 12 * PAGE
+    for bad in ([-1], [2**32]):
+        with pytest.raises(RangeError):
+            mf.update_usage(bad)
+
+
+def test_h2_not_more_than_one_full_scan_at_a_time(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(2 * GIB)
+    touch(mf, range_, 2)
+    results: list[bool] = []
+    barrier = threading.Barrier(4)
+
+    def work() -> None:
+        barrier.wait()
+        results.append(mf.update_usage())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert mf.stats().scans == 1
+    assert results.count(True) == 1
+    assert known(mf) == GIB
+
+
+def test_h3_to_the_page(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(4 * HUGE, kind=MemoryKind.RAMDISKFS)
+    rng = np.random.default_rng(1)
+    chosen = np.unique(rng.integers(0, 4 * HUGE // PAGE, 700))
+    np.frombuffer(mf.map_range(range_), np.uint8)[chosen * PAGE + 17] = 1
+    update_usage(mf)
+    found = {
+        page
+        for s in mf.segments()
+        if s.known_committed
+        for page in range((s.start - range_.start) // PAGE, (s.end - range_.start) // PAGE)
+    }
+    assert found == set(chosen.tolist())
+    assert mf.usage()[MemoryKind.RAMDISKFS] == len(chosen) * PAGE == stored(mf)
+    testing.verify(mf)
+
+
+@pytest.mark.parametrize("available", ["all", "no cachestat", "no SEEK_DATA", "no mincore"])
+def test_h3_every_way_of_asking_agrees(mf: MemoryFile, available: str) -> None:
+    call, error = {
+        "all": ("pwrite", 0),
+        "no cachestat": ("cachestat", errno.ENOSYS),
+        "no SEEK_DATA": ("lseek", errno.EINVAL),
+        "no mincore": ("mincore", errno.ENOMEM),
+    }[available]
+    dense = mf.allocate_range(HUGE)
+    sparse = mf.allocate_range(64 * HUGE)
+    pages = touch(mf, dense, 2) + touch(mf, sparse, 5000)
+    with FaultPlan(call, error):
+        try:
+            update_usage(mf)
+        except OSError:
+            # The exact answer cannot be had this way; then nothing was booked wrongly.
+            assert available in ("no SEEK_DATA", "no mincore")
+            testing.verify(mf)
+            return
+    assert known(mf) == pages * PAGE == stored(mf)
+
+
+def test_h3_fallocated_pages_count(mf: MemoryFile) -> None:
+    ranges = [mf.allocate_range(HUGE, mode=COMMIT) for _ in range(3)]
+    untouched = mf.allocate_range(8 * HUGE)
+    # Mixed inside one segment: written, fallocated and absent pages.
+    touch(mf, FileRange(untouched.start, untouched.start + 5 * PAGE))
+    os.posix_fallocate(mf.fileno(), untouched.start + HUGE, 7 * PAGE)
+    os.posix_fallocate(mf.fileno(), untouched.start + 3 * HUGE + PAGE, PAGE)
+    update_usage(mf)
+    assert known(mf) == 3 * HUGE + 13 * PAGE == stored(mf)
+    for range_ in (*ranges, untouched):
+        mf.dec_ref(range_)
+
+
+def test_h3_pages_at_zero_references_are_not_scanned(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(4 * PAGE)
+    touch(mf, range_)
+    with testing.pause_reclaimer(mf):
+        mf.dec_ref(range_)
+        update_usage(mf)
+        assert sum(mf.usage().values()) == 0
+
+
+def test_h3_results_that_raced_are_void(mf: MemoryFile) -> None:
+    """Decommit and reallocation while scans run: the account never exceeds what is stored."""
+    big = mf.allocate_range(GIB)
+    touch(mf, big, 2)  # keeps the scan busy
+    stop = threading.Event()
+    rounds = itertools.count()
+
+    def churn() -> None:
+        while not stop.is_set():
+            range_ = mf.allocate_range(64 * PAGE, kind=MemoryKind.TMPFS)
+            touch(mf, range_)
+            mf.decommit(range_)
+            touch(mf, range_)
+            mf.dec_ref(range_)
+            next(rounds)
+
+    threads = [threading.Thread(target=churn) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(15):
+        update_usage(mf)
+        mf.decommit(FileRange(big.start, big.start + GIB // 4))
+        touch(mf, FileRange(big.start, big.start + GIB // 4), 2)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    mf.wait_for_reclaim()
+    assert next(rounds) > 15
+    mf.decommit(big)
+    testing.verify(mf)
+    assert stored(mf) == 0
+    # What a scan booked although its pages had gone would stay booked for ever.
+    assert sum(mf.usage().values()) == 0
+
+
+def test_h5_committed_is_one_way(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(4 * PAGE)
+    touch(mf, range_)
+    update_usage(mf)
+    # Behind pgalloc's back the pages go: the account does not notice, as documented.
+    os.posix_fallocate(mf.fileno(), 0, PAGE)
+    assert known(mf) == 4 * PAGE
+    mf.decommit(range_)
+    assert known(mf) == 0
+
+
+def test_failing_fstat_is_an_error_and_changes_nothing(mf: MemoryFile) -> None:
+    touch(mf, mf.allocate_range(PAGE))
+    with FaultPlan("fstat", errno.EIO):
+        for call in (mf.update_usage, mf.total_usage):
+            with pytest.raises(OSError, match="fstat"):
+                call()
+    assert known(mf) == 0
+
+
+def test_disk_files_count_what_is_stored(tmp_path: Path) -> None:
+    if os.statvfs(tmp_path).f_bsize != PAGE:
+        pytest.skip("this file system's blocks are not pages")
+    with MemoryFile(tmp_path / "backing", disk_backed=True) as mf:
+        range_ = mf.allocate_range(8 * PAGE)
+        touch(mf, FileRange(range_.start, range_.start + 3 * PAGE))
+        os.fsync(mf.fileno())
+        update_usage(mf)
+        assert mf.usage()[MemoryKind.ANONYMOUS] == 3 * PAGE
+        mf.decommit(range_)
+        assert bytes(mf.map_range(range_)) == bytes(8 * PAGE)
+        mf.dec_ref(range_)
+        mf.wait_for_reclaim()
+        assert sum(mf.usage().values()) == 0
+        testing.verify(mf)
+
+
+def test_one_tib_in_pieces_with_100_mib_touched() -> None:
+    """Must show: only about 100 MiB committed, and update_usage agrees to the page."""
+    with MemoryFile(capacity=2 << 40) as mf:
+        pieces = [mf.allocate_range(GIB) for _ in range(1024)]
+        pages = 0
+        for piece in pieces[:100]:
+            pages += touch(mf, FileRange(piece.start, piece.start + 7 * MIB), 7)
+        committed = mf.allocate_range(4 * MIB, mode=COMMIT)
+        update_usage(mf)
+        assert pages * PAGE == 100 * 256 * PAGE
+        assert sum(mf.usage().values()) == 104 * MIB == stored(mf)
+        for piece in pieces:
+            mf.dec_ref(piece)
+        mf.dec_ref(committed)
+        mf.wait_for_reclaim()
+        assert stored(mf) == 0
+
+
+# --- K: ledgers ------------------------------------------------------------------------------------
+
+
+def test_k1_kinds() -> None:
+    assert [(k.name, k.value) for k in MemoryKind] == [
+        ("SYSTEM", 0),
+        ("ANONYMOUS", 1),
+        ("PAGE_CACHE", 2),
+        ("TMPFS", 3),
+        ("RAMDISKFS", 4),
+        ("MAPPED", 5),
+    ]
+
+
+def test_k2_booking() -> None:
+    ledger = Ledger()
+    ledger.inc(100, MemoryKind.TMPFS)
+    ledger.inc(50, MemoryKind.MAPPED, 7)
+    ledger.move(30, MemoryKind.SYSTEM, MemoryKind.MAPPED, 7)
+    assert ledger.copy()[MemoryKind.SYSTEM] == 30
+    assert ledger.copy(7) == {
+        **dict.fromkeys(MemoryKind, 0),
+        MemoryKind.SYSTEM: 30,
+        MemoryKind.MAPPED: 20,
+    }
+    assert ledger.total() == 150
+    assert ledger.memcg_ids() == {7}
+    ledger.dec(30, MemoryKind.SYSTEM, 7)
+    ledger.dec(20, MemoryKind.MAPPED, 7)
+    assert ledger.memcg_ids() == frozenset()  # empty entries vanish
+    assert "TMPFS=100" in repr(ledger)
+
+
+def test_k2_underflow_is_an_error_and_changes_nothing() -> None:
+    ledger = Ledger()
+    ledger.inc(100, MemoryKind.TMPFS, 1)
+    ledger.inc(100, MemoryKind.TMPFS)
+    for call in (
+        lambda: ledger.dec(201, MemoryKind.TMPFS),
+        lambda: ledger.dec(101, MemoryKind.TMPFS, 1),
+        lambda: ledger.dec(1, MemoryKind.TMPFS, 2),
+        lambda: ledger.dec(1, MemoryKind.SYSTEM),
+        lambda: ledger.move(101, MemoryKind.SYSTEM, MemoryKind.TMPFS, 1),
+        lambda: ledger.inc(2**64 - 1, MemoryKind.SYSTEM),
+    ):
+        with pytest.raises(AccountError):
+            call()
+    assert ledger.total() == 200
+    with pytest.raises(OptionError):
+        ledger.inc(1, 6)  # type: ignore[arg-type]
+    for bad in (-1, 2**64, "1", None):
+        with pytest.raises(TypeError):
+            ledger.inc(bad, MemoryKind.TMPFS)  # type: ignore[arg-type]
+
+
+def test_k4_snapshots_are_consistent_and_unknown_memcgs_are_zero() -> None:
+    ledger = Ledger()
+    ledger.inc(1000, MemoryKind.TMPFS, 1)
+    stop = threading.Event()
+
+    def move() -> None:
+        while not stop.is_set():
+            ledger.move(1000, MemoryKind.SYSTEM, MemoryKind.TMPFS, 1)
+            ledger.move(1000, MemoryKind.TMPFS, MemoryKind.SYSTEM, 1)
+
+    thread = threading.Thread(target=move)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert sum(ledger.copy().values()) == 1000
+            assert sum(ledger.copy(1).values()) == 1000
+    finally:
+        stop.set()
+        thread.join()
+    assert ledger.copy(99) == dict.fromkeys(MemoryKind, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "used", "maximum", "expected"),
+    [
+        (0, 0, 0, 2 * GIB),
+        (GIB, 0, 0, 2 * GIB),
+        (8 * GIB, GIB, 0, 8 * GIB),
+        (8 * GIB, 9 * GIB, 0, 16 * GIB),
+        (0, 3 * GIB, 0, 4 * GIB),
+        (8 * GIB, 9 * GIB, 10 * GIB, 10 * GIB),
+        (8 * GIB, 0, 4 * GIB, 4 * GIB),
+        (0, 2**63 - 1, 0, 2**63),
+        (0, 2**63 + 1, 0, 2**63 + 1),
+        (2**64 - 1, 0, 0, 2**64 - 1),
+    ],
+)
+def test_k5_total_memory(size: int, used: int, maximum: int, expected: int) -> None:
+    assert total_memory(size, used, maximum=maximum) == expected
+
+
+def test_the_process_ledger_is_the_sum_of_the_files() -> None:
+    process = pgalloc.memory_accounting()
+    before = process.copy()
+    with MemoryFile() as one, MemoryFile() as two:
+        touch(one, one.allocate_range(2 * PAGE, kind=MemoryKind.TMPFS, memcg_id=5))
+        touch(two, two.allocate_range(3 * PAGE, kind=MemoryKind.TMPFS, memcg_id=5))
+        update_usage(one)
+        update_usage(two)
+        process.inc(PAGE, MemoryKind.MAPPED)
+        assert process.copy()[MemoryKind.TMPFS] == before[MemoryKind.TMPFS] + 5 * PAGE
+        assert process.copy(5)[MemoryKind.TMPFS] == 5 * PAGE
+        assert process.total() == sum(before.values()) + 6 * PAGE
+        with pytest.raises(AccountError):
+            process.dec(PAGE, MemoryKind.TMPFS)  # a file's memory is the file's to take out
+        process.dec(PAGE, MemoryKind.MAPPED)
+    assert process.copy() == before
+
+
+def test_usage_is_bounded_by_time(mf: MemoryFile) -> None:
+    """A program that calls update_usage in a loop is not scanning all the time."""
+    range_ = mf.allocate_range(GIB)
+    touch(mf, range_, 2)
+    scans, begin = 0, time.monotonic()
+    while time.monotonic() - begin < 0.3:
+        mf.decommit(FileRange(range_.start, range_.start + PAGE))
+        touch(mf, FileRange(range_.start, range_.start + PAGE))
+        scans += mf.update_usage()
+    assert scans <= 31
