@@ -101,6 +101,12 @@ class Evictor:
             if self._users:
                 self._start_thread_if_none_waits()
 
+    def abandon(self) -> None:
+        """In a forked child: the threads are not there, and one of them may have had the lock."""
+        self._lock = threading.Lock()
+        self._threads.clear()
+        self._waiting.clear()
+
     def _forget_if_unknown(self, user_id: int) -> None:
         if user_id in self._users and not self._core.knows(user_id):
             del self._ids[self._users.pop(user_id)]

@@ -24,6 +24,9 @@ class Parkable(Protocol):
     def resume(self) -> None:
         """Start them again."""
 
+    def abandon(self) -> None:
+        """Let go of everything in a forked child: the threads are the parent's."""
+
 
 _parkables: weakref.WeakSet[Parkable] = weakref.WeakSet()
 _lock = threading.Lock()
@@ -64,7 +67,9 @@ def _after_in_child() -> None:
     global _lock, _parked
     _lock = threading.Lock()  # another thread of the parent may hold the old one
     _parked = 0
-    _parkables.clear()  # they are the parent's
+    for parkable in list(_parkables):
+        parkable.abandon()
+    _parkables.clear()
 
 
 os.register_at_fork(

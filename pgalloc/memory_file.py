@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 from io import FileIO
@@ -20,8 +21,6 @@ from pgalloc.filling import Reader, fill, fill_range
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
-
-    from pgalloc.pressure import PressureLevelListener
 
 _log = logging.getLogger("pgalloc")
 
@@ -153,7 +152,7 @@ class MemoryFile(_core.MemoryFile):
         self._restore_id = restore_id
         self._savable = False
         self._file_object: Any = backing if duplicate else None
-        self._listener: PressureLevelListener | None = None
+        self._stop_listening: weakref.finalize[[], MemoryFile] | None = None
         super().__init__(
             backing=core_backing,
             duplicate=duplicate,
@@ -180,9 +179,10 @@ class MemoryFile(_core.MemoryFile):
     def _listen(self) -> None:
         from pgalloc.pressure import PressureLevelListener
 
-        # The bound method would keep the file alive as long as the thread runs.
-        self._listener = PressureLevelListener(self._evictables.start_all, level="low")
-        fork.register(self._listener)
+        # Bound to the core's evictables: a method of this object would keep it alive for ever.
+        listener = PressureLevelListener(self._evictables.start_all, level="low")
+        fork.register(listener)
+        self._stop_listening = weakref.finalize(self, listener.stop)
 
     # --- the safe layer --------------------------------------------------------------------------
 
@@ -359,8 +359,8 @@ class MemoryFile(_core.MemoryFile):
             self._check_usable()
         if self.closed:
             return
-        if self._listener is not None:
-            self._listener.stop()
+        if self._stop_listening is not None:
+            self._stop_listening()
         try:
             self._close(False)
         finally:

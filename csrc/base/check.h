@@ -29,21 +29,21 @@ namespace pgalloc::internal {
 
 }  // namespace pgalloc::internal
 
-#define PGALLOC_CHECK(condition)                                                              \
-  (__builtin_expect(!!(condition), 1) ? (void)0                                               \
-                                      : ::pgalloc::internal::check_failed(__FILE__, __LINE__, \
-                                                                          #condition))
+#define PGALLOC_CHECK(condition)      \
+  (__builtin_expect(!!(condition), 1) \
+       ? (void)0                      \
+       : ::pgalloc::internal::check_failed(__FILE__, __LINE__, #condition))
 
 // PGALLOC_CHECK_OP(a, <, b): like PGALLOC_CHECK(a < b), printing both operands.
-#define PGALLOC_CHECK_OP(left, op, right)                                                       \
-  do {                                                                                          \
-    const auto pgalloc_left_ = (left);                                                          \
-    const auto pgalloc_right_ = (right);                                                        \
-    if (__builtin_expect(!(pgalloc_left_ op pgalloc_right_), 0)) {                              \
-      ::pgalloc::internal::check_op_failed(__FILE__, __LINE__, #left " " #op " " #right,        \
-                                           static_cast<uint64_t>(pgalloc_left_),                \
-                                           static_cast<uint64_t>(pgalloc_right_));              \
-    }                                                                                           \
+#define PGALLOC_CHECK_OP(left, op, right)                                                \
+  do {                                                                                   \
+    const auto pgalloc_left_ = (left);                                                   \
+    const auto pgalloc_right_ = (right);                                                 \
+    if (__builtin_expect(!(pgalloc_left_ op pgalloc_right_), 0)) {                       \
+      ::pgalloc::internal::check_op_failed(__FILE__, __LINE__, #left " " #op " " #right, \
+                                           static_cast<uint64_t>(pgalloc_left_),         \
+                                           static_cast<uint64_t>(pgalloc_right_));       \
+    }                                                                                    \
   } while (false)
 
 // Structural checks that cost a noticeable share of a hot call: debug builds only.

@@ -60,7 +60,7 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
   Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     PGALLOC_CHECK(!status_.ok());
   }
@@ -82,8 +82,8 @@ class [[nodiscard]] Result {
 }  // namespace pgalloc
 
 // Leaves the function with the Status of `expression` unless it is ok.
-#define PGALLOC_RETURN_IF_ERROR(expression)              \
-  do {                                                   \
-    ::pgalloc::Status pgalloc_status_ = (expression);    \
-    if (!pgalloc_status_.ok()) return pgalloc_status_;   \
+#define PGALLOC_RETURN_IF_ERROR(expression)            \
+  do {                                                 \
+    ::pgalloc::Status pgalloc_status_ = (expression);  \
+    if (!pgalloc_status_.ok()) return pgalloc_status_; \
   } while (false)

@@ -1,10 +1,11 @@
 // Purpose: the base of Allocation: a handle that owns one reference on every page of its range, and
-// exports them as a buffer. A C-API type, because the buffer protocol is (before Python 3.12 nothing
-// else can export a buffer).
+// exports them as a buffer. A C-API type, because the buffer protocol is (before Python 3.12
+// nothing else can export a buffer).
 //
 // Invariants
 //   1. owned is true from construction until the reference was given back (or given away).
-//   2. While exports > 0 the reference is kept, whatever release() said: a live view holds its pages.
+//   2. While exports > 0 the reference is kept, whatever release() said: a live view holds its
+//   pages.
 #include <pybind11/pybind11.h>
 #include <structmember.h>
 
@@ -22,8 +23,7 @@ namespace py = pybind11;
 namespace {
 
 struct AllocationObject {
-  PyObject_HEAD
-  PyObject* memory_file;  // nullptr once collected
+  PyObject_HEAD PyObject* memory_file;  // nullptr once collected
   std::shared_ptr<MemoryFile> core;
   FileRange range;
   Py_ssize_t exports;

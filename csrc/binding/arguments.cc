@@ -7,14 +7,16 @@ namespace pgalloc::binding {
 namespace {
 
 bool type_error(PyObject* object, const char* name, const char* wanted) {
-  PyErr_Format(PyExc_TypeError, "%s must be %s, not %.100s", name, wanted, Py_TYPE(object)->tp_name);
+  PyErr_Format(PyExc_TypeError, "%s must be %s, not %.100s", name, wanted,
+               Py_TYPE(object)->tp_name);
   return false;
 }
 
 // An enumeration member by value; plain integers of the right value are fine, as for any IntEnum.
 template <class Enum>
 bool as_enum(PyObject* object, const char* name, Enum last, Enum* out) {
-  if (!PyLong_Check(object) || PyBool_Check(object)) return type_error(object, name, "an enum member");
+  if (!PyLong_Check(object) || PyBool_Check(object))
+    return type_error(object, name, "an enum member");
   int overflow = 0;
   const long value = PyLong_AsLongAndOverflow(object, &overflow);
   if (value == -1 && PyErr_Occurred()) return false;

@@ -1,5 +1,6 @@
-// Purpose: turning Python arguments into core values, strictly: a bool is not a number here, a float
-// is not a length, and what does not fit 64 bits is a RangeError. Nothing is converted silently.
+// Purpose: turning Python arguments into core values, strictly: a bool is not a number here, a
+// float is not a length, and what does not fit 64 bits is a RangeError. Nothing is converted
+// silently.
 //
 // Thread safety: all of the binding runs with the GIL held unless it says otherwise.
 //

@@ -25,8 +25,9 @@ auto wait_interruptibly(const pybind11::object& timeout_s, Wait wait) {
   if (!timeout_s.is_none()) {
     const double seconds = timeout_s.cast<double>();
     if (seconds != seconds) throw pybind11::value_error("timeout must not be NaN");
-    deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
-                                  std::chrono::duration<double>(std::clamp(seconds, 0.0, kLongest)));
+    deadline =
+        Clock::now() + std::chrono::duration_cast<Clock::duration>(
+                           std::chrono::duration<double>(std::clamp(seconds, 0.0, kLongest)));
   }
   while (true) {
     Clock::time_point slice_end = Clock::now() + kSlice;

@@ -25,10 +25,10 @@ FileRange evictable_range(const py::object& object) {
 }
 
 // The facade has checked types and values; `backing` is None, a path as bytes, or a descriptor.
-std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate, std::optional<uint64_t> capacity,
-                                   int delayed_eviction, bool use_host_memcg_pressure,
-                                   bool decommit_on_destroy, bool manual_zeroing,
-                                   bool disable_ima_workaround,
+std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
+                                   std::optional<uint64_t> capacity, int delayed_eviction,
+                                   bool use_host_memcg_pressure, bool decommit_on_destroy,
+                                   bool manual_zeroing, bool disable_ima_workaround,
                                    std::optional<uint64_t> max_allocatable_bytes) {
   Backing core_backing;
   if (py::isinstance<py::bytes>(backing)) {
@@ -137,14 +137,15 @@ void bind_evictables(py::module_& module) {
 void bind_memory_file(py::module_& module) {
   bind_evictables(module);
   py::class_<FileHandle> type(module, "MemoryFile");
-  type.def(py::init(&create), py::arg("backing"), py::arg("duplicate"), py::arg("capacity"), py::arg("delayed_eviction"),
-           py::arg("use_host_memcg_pressure"), py::arg("decommit_on_destroy"),
-           py::arg("manual_zeroing"), py::arg("disable_ima_workaround"),
-           py::arg("max_allocatable_bytes"))
-      .def("decommit", &decommit, py::arg("range"),
-           "Give the pages of `range` back to the kernel; they read as zero afterwards. References\n"
-           "stay as they are. Raises RangeError unless the whole range is allocated, OSError when\n"
-           "the kernel refuses (nothing has changed then).")
+  type.def(py::init(&create), py::arg("backing"), py::arg("duplicate"), py::arg("capacity"),
+           py::arg("delayed_eviction"), py::arg("use_host_memcg_pressure"),
+           py::arg("decommit_on_destroy"), py::arg("manual_zeroing"),
+           py::arg("disable_ima_workaround"), py::arg("max_allocatable_bytes"))
+      .def(
+          "decommit", &decommit, py::arg("range"),
+          "Give the pages of `range` back to the kernel; they read as zero afterwards. References\n"
+          "stay as they are. Raises RangeError unless the whole range is allocated, OSError when\n"
+          "the kernel refuses (nothing has changed then).")
       .def("_mark_evictable",
            [](FileHandle& handle, uint64_t user, const py::object& range) {
              throw_if_error(core(handle).mark_evictable(user, evictable_range(range)));
@@ -153,20 +154,20 @@ void bind_memory_file(py::module_& module) {
                              [](FileHandle& handle) { return core(handle).evictables(); })
       .def("_wait_for_reclaim",
            [](FileHandle& handle, const py::object& timeout_s) {
-             return wait_interruptibly(timeout_s, [&](auto deadline) {
-               return core(handle).wait_for_reclaim(deadline);
-             });
+             return wait_interruptibly(
+                 timeout_s, [&](auto deadline) { return core(handle).wait_for_reclaim(deadline); });
            })
       .def("_update_usage", &update_usage)
-      .def("total_usage",
-           [](FileHandle& handle) { return value_or_throw(core(handle).total_usage()); },
-           "Bytes the backing file occupies, as its file system counts them (st_blocks x 512).")
-      .def_property_readonly("total_size",
-                             [](FileHandle& handle) { return core(handle).total_size(); },
-                             "Size of the backing file in bytes. It grows by chunks.")
-      .def_property_readonly("capacity",
-                             [](FileHandle& handle) { return core(handle).capacity(); },
-                             "No byte at or beyond this offset is ever allocated.")
+      .def(
+          "total_usage",
+          [](FileHandle& handle) { return value_or_throw(core(handle).total_usage()); },
+          "Bytes the backing file occupies, as its file system counts them (st_blocks x 512).")
+      .def_property_readonly(
+          "total_size", [](FileHandle& handle) { return core(handle).total_size(); },
+          "Size of the backing file in bytes. It grows by chunks.")
+      .def_property_readonly(
+          "capacity", [](FileHandle& handle) { return core(handle).capacity(); },
+          "No byte at or beyond this offset is ever allocated.")
       .def_property_readonly(
           "should_cache_evictable",
           [](FileHandle& handle) { return core(handle).should_cache_evictable(); },
@@ -180,12 +181,11 @@ void bind_memory_file(py::module_& module) {
       .def("_segments", &segments)
       .def("_stats", &stats)
       .def("_take_warnings", [](FileHandle& handle) { return core(handle).take_warnings(); })
-      .def("_close",
-           [](FileHandle& handle, bool keep_descriptor) {
-             throw_if_error(handle.close(keep_descriptor));
-           })
-      .def_property_readonly("closed", [](FileHandle& handle) { return core(handle).closed(); },
-                             "Whether close() was called.")
+      .def("_close", [](FileHandle& handle,
+                        bool keep_descriptor) { throw_if_error(handle.close(keep_descriptor)); })
+      .def_property_readonly(
+          "closed", [](FileHandle& handle) { return core(handle).closed(); },
+          "Whether close() was called.")
       .def_property_readonly("_forked", [](FileHandle& handle) { return core(handle).forked(); })
       .def_property_readonly(
           "_delayed_eviction",

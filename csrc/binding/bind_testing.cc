@@ -69,21 +69,20 @@ void bind_segment_set(py::module_& module) {
       .def(py::init<>())
       .def("__len__", &Set::size)
       .def("span", [](const Set& set) { return set.span(); })
-      .def("insert",
-           [](Set& set, uint64_t start, uint64_t end, int64_t value, bool merge) {
-             const FileRange range = checked_range(start, end);
-             if (!set.is_empty_range(range)) throw_range_error("the range overlaps a segment");
-             if (merge) {
-               set.insert(range, value);
-             } else {
-               set.insert_without_merging(range, value);
-             }
-           },
-           py::arg("start"), py::arg("end"), py::arg("value"), py::arg("merge") = true)
-      .def("remove",
-           [](Set& set, uint64_t start, uint64_t end) {
-             set.remove_range(checked_range(start, end));
-           })
+      .def(
+          "insert",
+          [](Set& set, uint64_t start, uint64_t end, int64_t value, bool merge) {
+            const FileRange range = checked_range(start, end);
+            if (!set.is_empty_range(range)) throw_range_error("the range overlaps a segment");
+            if (merge) {
+              set.insert(range, value);
+            } else {
+              set.insert_without_merging(range, value);
+            }
+          },
+          py::arg("start"), py::arg("end"), py::arg("value"), py::arg("merge") = true)
+      .def("remove", [](Set& set, uint64_t start,
+                        uint64_t end) { set.remove_range(checked_range(start, end)); })
       .def("clear", &Set::clear)
       .def("add",
            [](Set& set, uint64_t start, uint64_t end, int64_t amount) {
@@ -106,30 +105,34 @@ void bind_segment_set(py::module_& module) {
              return segment_or_none(set.upper_bound_segment(key));
            })
       .def("find_gap", [](const Set& set, uint64_t key) { return gap_or_none(set.find_gap(key)); })
-      .def("first_large_enough_gap",
-           [](const Set& set, uint64_t length, uint64_t alignment) {
-             check_gap_request(length, alignment);
-             return gap_or_none(set.first_large_enough_gap(length, alignment));
-           },
-           py::arg("length"), py::arg("alignment") = 1)
-      .def("last_large_enough_gap",
-           [](const Set& set, uint64_t length, uint64_t alignment) {
-             check_gap_request(length, alignment);
-             return gap_or_none(set.last_large_enough_gap(length, alignment));
-           },
-           py::arg("length"), py::arg("alignment") = 1)
-      .def("next_large_enough_gap",
-           [](const Set& set, uint64_t key, uint64_t length, uint64_t alignment) {
-             check_gap_request(length, alignment);
-             return gap_or_none(set.lower_bound_large_enough_gap(key, length, alignment));
-           },
-           py::arg("key"), py::arg("length"), py::arg("alignment") = 1)
-      .def("prev_large_enough_gap",
-           [](const Set& set, uint64_t key, uint64_t length, uint64_t alignment) {
-             check_gap_request(length, alignment);
-             return gap_or_none(set.upper_bound_large_enough_gap(key, length, alignment));
-           },
-           py::arg("key"), py::arg("length"), py::arg("alignment") = 1)
+      .def(
+          "first_large_enough_gap",
+          [](const Set& set, uint64_t length, uint64_t alignment) {
+            check_gap_request(length, alignment);
+            return gap_or_none(set.first_large_enough_gap(length, alignment));
+          },
+          py::arg("length"), py::arg("alignment") = 1)
+      .def(
+          "last_large_enough_gap",
+          [](const Set& set, uint64_t length, uint64_t alignment) {
+            check_gap_request(length, alignment);
+            return gap_or_none(set.last_large_enough_gap(length, alignment));
+          },
+          py::arg("length"), py::arg("alignment") = 1)
+      .def(
+          "next_large_enough_gap",
+          [](const Set& set, uint64_t key, uint64_t length, uint64_t alignment) {
+            check_gap_request(length, alignment);
+            return gap_or_none(set.lower_bound_large_enough_gap(key, length, alignment));
+          },
+          py::arg("key"), py::arg("length"), py::arg("alignment") = 1)
+      .def(
+          "prev_large_enough_gap",
+          [](const Set& set, uint64_t key, uint64_t length, uint64_t alignment) {
+            check_gap_request(length, alignment);
+            return gap_or_none(set.upper_bound_large_enough_gap(key, length, alignment));
+          },
+          py::arg("key"), py::arg("length"), py::arg("alignment") = 1)
       .def("segments",
            [](const Set& set) {
              py::list result;
@@ -185,8 +188,9 @@ void bind_faults(py::module_& module) {
 
 void bind_file_hooks(py::module_& module) {
   module.def("verify", [](FileHandle& handle) { return handle.file()->verify(); });
-  module.def("pause_reclaimer", [](FileHandle& handle) { handle.file()->pause_reclaimer(); },
-             py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "pause_reclaimer", [](FileHandle& handle) { handle.file()->pause_reclaimer(); },
+      py::call_guard<py::gil_scoped_release>());
   module.def("resume_reclaimer", [](FileHandle& handle) { handle.file()->resume_reclaimer(); });
   module.def("start_reclaim_log", [](FileHandle& handle) { handle.file()->start_reclaim_log(); });
   module.def("stop_reclaim_log", [](FileHandle& handle) { handle.file()->stop_reclaim_log(); });

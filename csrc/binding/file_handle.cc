@@ -44,17 +44,19 @@ PyObject* FileHandle::view(FileRange range, bool readonly) {
 }
 
 FileHandle* handle_of(PyObject* memory_file) {
-  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(py::type::of<FileHandle>().ptr());
+  static PyTypeObject* const type =
+      reinterpret_cast<PyTypeObject*>(py::type::of<FileHandle>().ptr());
   if (!PyObject_TypeCheck(memory_file, type)) {
-    PyErr_Format(PyExc_TypeError, "expected a MemoryFile, not %.100s", Py_TYPE(memory_file)->tp_name);
+    PyErr_Format(PyExc_TypeError, "expected a MemoryFile, not %.100s",
+                 Py_TYPE(memory_file)->tp_name);
     return nullptr;
   }
   // What pybind11's own caster ends up reading, without the search for base classes: FileHandle has
   // none. Casting costs about 20 ns more per call.
   const auto* instance = reinterpret_cast<py::detail::instance*>(memory_file);
-  auto* handle = static_cast<FileHandle*>(instance->simple_layout
-                                              ? instance->simple_value_holder[0]
-                                              : instance->nonsimple.values_and_holders[0]);
+  auto* handle =
+      static_cast<FileHandle*>(instance->simple_layout ? instance->simple_value_holder[0]
+                                                       : instance->nonsimple.values_and_holders[0]);
   if (handle == nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "MemoryFile.__init__ has not run");
   }

@@ -32,8 +32,8 @@ class FileHandle {
   PyObject* readonly_ = nullptr;
 };
 
-// The handle of a MemoryFile object (or subclass); nullptr with TypeError set for anything else, and
-// with RuntimeError for one whose __init__ never ran.
+// The handle of a MemoryFile object (or subclass); nullptr with TypeError set for anything else,
+// and with RuntimeError for one whose __init__ never ran.
 FileHandle* handle_of(PyObject* memory_file);
 
 // A memoryview over all of `chunks`, mapped or not. It keeps the mapping alive, and nothing else:

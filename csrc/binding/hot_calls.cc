@@ -1,5 +1,5 @@
-// Purpose: the calls of the range layer that run millions of times, as C-API methods: a call through
-// pybind11's dispatcher costs about ten times as much as the work behind it.
+// Purpose: the calls of the range layer that run millions of times, as C-API methods: a call
+// through pybind11's dispatcher costs about ten times as much as the work behind it.
 //
 // The GIL is kept for calls whose work is tens of nanoseconds under the core's lock. That is safe:
 // whoever holds that lock never waits for the GIL. It is released where the kernel or the reclaimer
@@ -32,7 +32,8 @@ struct AllocateArguments {
 };
 
 bool set_keyword(PyObject* name, PyObject* value, AllocateArguments* out) {
-  if (PyUnicode_CompareWithASCIIString(name, "kind") == 0) return as_kind(value, &out->request.kind);
+  if (PyUnicode_CompareWithASCIIString(name, "kind") == 0)
+    return as_kind(value, &out->request.kind);
   if (PyUnicode_CompareWithASCIIString(name, "direction") == 0) {
     return as_direction(value, &out->request.direction);
   }
@@ -97,8 +98,7 @@ PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count
     return nullptr;
   }
   if (arguments.reader == nullptr) return result;
-  PyObject* filled =
-      PyObject_CallMethod(self, "_fill_range", "OO", result, arguments.reader);
+  PyObject* filled = PyObject_CallMethod(self, "_fill_range", "OO", result, arguments.reader);
   Py_DECREF(result);
   return filled;
 }
@@ -184,37 +184,41 @@ constexpr PyCFunction erased(Function function) {
 }
 
 std::array hot_methods = {
-    PyMethodDef{"allocate_range", erased(allocate_range), METH_FASTCALL | METH_KEYWORDS,
-                "allocate_range($self, length, *, kind=MemoryKind.ANONYMOUS, "
-                "direction=Direction.BOTTOM_UP, memcg_id=0, mode=AllocationMode.ALLOCATE_ONLY, "
-                "reader=None)\n--\n\n"
-                "Allocate `length` bytes (whole pages) that read as zero and return their FileRange.\n\n"
-                "Every page has one reference, which the caller owns: balance it with dec_ref().\n"
-                "Raises RangeError for a bad length, OutOfMemoryError when there is no place or\n"
-                "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the\n"
-                "memory, FillError when `reader` ends early or fails."},
-    PyMethodDef{"inc_ref", erased(inc_ref), METH_FASTCALL | METH_KEYWORDS,
-                "inc_ref($self, range, memcg_id=0)\n--\n\n"
-                "Add one reference to every page of `range`, which may cover parts of several\n"
-                "allocations. Pages that no memory cgroup pays for yet are charged to memcg_id.\n\n"
-                "Raises RangeError unless the whole range is allocated, and RefCountError for pages\n"
-                "at 0 references; nothing has changed then."},
+    PyMethodDef{
+        "allocate_range", erased(allocate_range), METH_FASTCALL | METH_KEYWORDS,
+        "allocate_range($self, length, *, kind=MemoryKind.ANONYMOUS, "
+        "direction=Direction.BOTTOM_UP, memcg_id=0, mode=AllocationMode.ALLOCATE_ONLY, "
+        "reader=None)\n--\n\n"
+        "Allocate `length` bytes (whole pages) that read as zero and return their FileRange.\n\n"
+        "Every page has one reference, which the caller owns: balance it with dec_ref().\n"
+        "Raises RangeError for a bad length, OutOfMemoryError when there is no place or\n"
+        "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the\n"
+        "memory, FillError when `reader` ends early or fails."},
+    PyMethodDef{
+        "inc_ref", erased(inc_ref), METH_FASTCALL | METH_KEYWORDS,
+        "inc_ref($self, range, memcg_id=0)\n--\n\n"
+        "Add one reference to every page of `range`, which may cover parts of several\n"
+        "allocations. Pages that no memory cgroup pays for yet are charged to memcg_id.\n\n"
+        "Raises RangeError unless the whole range is allocated, and RefCountError for pages\n"
+        "at 0 references; nothing has changed then."},
     PyMethodDef{"dec_ref", dec_ref, METH_O,
                 "dec_ref($self, range, /)\n--\n\n"
                 "Drop one reference of every page of `range`. Pages that reach 0 go back to the\n"
                 "kernel in the background.\n\n"
                 "Raises RangeError and RefCountError as inc_ref() does."},
-    PyMethodDef{"has_unique_ref", has_unique_ref, METH_O,
-                "has_unique_ref($self, range, /)\n--\n\n"
-                "Whether every page of `range` has exactly one reference. Raises RangeError unless\n"
-                "the whole range is allocated."},
-    PyMethodDef{"map_range", erased(map_range), METH_FASTCALL | METH_KEYWORDS,
-                "map_range($self, range, access='rw')\n--\n\n"
-                "One contiguous memoryview of any non-empty range inside the file, writable ('rw') or\n"
-                "not ('r'). The view keeps the mapping alive, not the pages: hold a reference on\n"
-                "them (or use Allocation.view()).\n\n"
-                "Raises PermissionError when `access` asks for execution, RangeError for a range\n"
-                "outside the file."},
+    PyMethodDef{
+        "has_unique_ref", has_unique_ref, METH_O,
+        "has_unique_ref($self, range, /)\n--\n\n"
+        "Whether every page of `range` has exactly one reference. Raises RangeError unless\n"
+        "the whole range is allocated."},
+    PyMethodDef{
+        "map_range", erased(map_range), METH_FASTCALL | METH_KEYWORDS,
+        "map_range($self, range, access='rw')\n--\n\n"
+        "One contiguous memoryview of any non-empty range inside the file, writable ('rw') or\n"
+        "not ('r'). The view keeps the mapping alive, not the pages: hold a reference on\n"
+        "them (or use Allocation.view()).\n\n"
+        "Raises PermissionError when `access` asks for execution, RangeError for a range\n"
+        "outside the file."},
 };
 
 }  // namespace

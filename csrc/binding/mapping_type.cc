@@ -7,8 +7,7 @@ namespace pgalloc::binding {
 namespace {
 
 struct MappingObject {
-  PyObject_HEAD
-  std::shared_ptr<ChunkMap> chunks;
+  PyObject_HEAD std::shared_ptr<ChunkMap> chunks;
   bool exporting;  // only while whole_view() makes its view
 };
 

@@ -11,12 +11,8 @@ namespace pgalloc::binding {
 namespace {
 
 struct RangeObject {
-  PyObject_HEAD
-  FileRange range;
+  PyObject_HEAD FileRange range;
 };
-
-
-
 
 FileRange& range_in(PyObject* self) { return reinterpret_cast<RangeObject*>(self)->range; }
 
@@ -61,8 +57,8 @@ PyObject* tp_vectorcall(PyObject* type, PyObject* const* args, size_t nargsf, Py
     }
     bool complete = true;
     for (Py_ssize_t i = 0; names != nullptr && i < PyTuple_GET_SIZE(names); ++i) {
-      complete = complete &&
-                 PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), args[count + i]) == 0;
+      complete =
+          complete && PyDict_SetItem(keywords, PyTuple_GET_ITEM(names, i), args[count + i]) == 0;
     }
     if (complete) result = tp_new(range_type, positional, keywords);
   }
@@ -162,12 +158,12 @@ PyMemberDef members[] = {
     {"end", T_ULONGLONG, offsetof(RangeObject, range.end), READONLY, "One past the last byte."},
     {nullptr, 0, 0, 0, nullptr}};
 
-PyGetSetDef properties[] = {
-    {"length", get_length, nullptr, "end - start, in bytes.", nullptr},
-    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+PyGetSetDef properties[] = {{"length", get_length, nullptr, "end - start, in bytes.", nullptr},
+                            {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyMethodDef methods[] = {
-    {"contains", contains, METH_O, "contains($self, offset, /)\n--\n\nWhether the offset lies inside."},
+    {"contains", contains, METH_O,
+     "contains($self, offset, /)\n--\n\nWhether the offset lies inside."},
     {"overlaps", overlaps, METH_O,
      "overlaps($self, other, /)\n--\n\nWhether the two share a byte."},
     {"intersect", intersect, METH_O,

@@ -1,6 +1,6 @@
 // Purpose: FileRange and EvictableRange, the two range types of the API. They are the same but in
-// name, so that a number in a user's own space is not mistaken for a file offset. Plain C-API types,
-// because every hot call takes or returns one.
+// name, so that a number in a user's own space is not mistaken for a file offset. Plain C-API
+// types, because every hot call takes or returns one.
 //
 // Invariant: start <= end; a malformed range cannot be made.
 #pragma once

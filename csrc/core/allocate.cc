@@ -19,8 +19,9 @@ Result<FileRange> MemoryFile::allocate(const AllocateRequest& request, bool may_
                                        bool* must_wait) {
   PGALLOC_RETURN_IF_ERROR(check_open());
   if (request.length == 0 || !is_aligned(request.length, page_size())) {
-    return Status::error(ErrorCode::kRange, "length must be a positive number of whole pages, not " +
-                                                std::to_string(request.length));
+    return Status::error(
+        ErrorCode::kRange,
+        "length must be a positive number of whole pages, not " + std::to_string(request.length));
   }
   bool recycled = false;
   Result<FileRange> range = reserve(request, may_wait, must_wait, &recycled);
@@ -63,9 +64,8 @@ Result<FileRange> MemoryFile::reserve(const AllocateRequest& request, bool may_w
       }
     }
     const bool over_maximum = pages_.allocated_bytes() > maximum - request.length;
-    Result<FileRange> range = over_maximum
-                                  ? out_of_memory(request, "max_allocatable_bytes is reached")
-                                  : place(request);
+    Result<FileRange> range =
+        over_maximum ? out_of_memory(request, "max_allocatable_bytes is reached") : place(request);
     if (range.ok() || range.status().code() != ErrorCode::kOutOfMemory || !reclaim_pending()) {
       return range;
     }

@@ -50,7 +50,7 @@ Result<std::unique_ptr<BackingFile>> BackingFile::duplicate(int fd) {
 
 Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted,
                                                             std::string created_path) {
-  struct statfs filesystem {};
+  struct statfs filesystem{};
   const bool known = sys().fstatfs(fd, &filesystem) == 0;
   const int statfs_error = errno;
   const bool in_memory = known && filesystem.f_type == TMPFS_MAGIC;
@@ -61,7 +61,7 @@ Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted
     return Status::system_error(error_number, call);
   };
   if (!known) return fail(statfs_error, "fstatfs");
-  struct stat status {};
+  struct stat status{};
   if (sys().fstat(fd, &status) != 0) return fail(errno, "fstat");
   if (!S_ISREG(status.st_mode)) {
     file->disown();
@@ -136,7 +136,7 @@ Status BackingFile::write_zeros(FileRange range) {
 }
 
 Result<uint64_t> BackingFile::stored_bytes() const {
-  struct stat status {};
+  struct stat status{};
   if (sys().fstat(fd_, &status) != 0) return Status::system_error(errno, "fstat");
   return static_cast<uint64_t>(status.st_blocks) * 512;
 }

@@ -85,9 +85,8 @@ Status CommitProbe::by_seek(FileRange range, std::vector<FileRange>& runs) const
     const off_t hole = sys().lseek(file_.fd(), data, SEEK_HOLE);
     if (hole < 0) return errno == ENXIO ? Status() : Status::system_error(errno, "lseek");
     // A hole that begins inside a page (disk) does not free the page.
-    const FileRange run{
-        std::max(range.start, align_down(static_cast<uint64_t>(data), page_size())),
-        std::min(range.end, align_up(static_cast<uint64_t>(hole), page_size()))};
+    const FileRange run{std::max(range.start, align_down(static_cast<uint64_t>(data), page_size())),
+                        std::min(range.end, align_up(static_cast<uint64_t>(hole), page_size()))};
     append(runs, run);
     position = run.end;
   }
@@ -95,8 +94,8 @@ Status CommitProbe::by_seek(FileRange range, std::vector<FileRange>& runs) const
 }
 
 Status CommitProbe::by_mincore(FileRange range, std::vector<FileRange>& runs) const {
-  // A window of its own: the file's own mapping may not reach this chunk, and asking must not map it
-  // for ever.
+  // A window of its own: the file's own mapping may not reach this chunk, and asking must not map
+  // it for ever.
   constexpr uint64_t kWindow = uint64_t{1} << 30;
   std::vector<unsigned char> present;
   for (uint64_t begin = range.start; begin < range.end; begin += kWindow) {

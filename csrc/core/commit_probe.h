@@ -1,12 +1,13 @@
-// Purpose: ask the kernel which pages of the backing file are committed, in the cheapest way that is
-// still exact.
+// Purpose: ask the kernel which pages of the backing file are committed, in the cheapest way that
+// is still exact.
 //
 // Thread safety: any thread; no state.
 //
 // What each way of asking sees on shmem:
 //   cachestat (Linux 6.5)  every page, fallocated and swapped ones too, but only as a count
 //   SEEK_DATA / SEEK_HOLE  runs of written pages; blind to fallocated pages nobody touched
-//   mincore                pages in the page cache and written; blind to fallocated and swapped ones
+//   mincore                pages in the page cache and written; blind to fallocated and swapped
+//   ones
 // So a count of nothing or of everything settles a range; a mixed range is cut into runs by
 // SEEK_DATA or mincore, whichever costs less there; and where these found less than was counted,
 // halving with cachestat finds the rest.

@@ -38,8 +38,8 @@ class Evictables {
   void start(UserId user) EXCLUDES(mu_);
   void start_all() EXCLUDES(mu_);
 
-  // For the threads that run callbacks. A user whose eviction begins; nothing while paused and after
-  // shut_down(). Whoever gets a user calls next() until it returns nothing.
+  // For the threads that run callbacks. A user whose eviction begins; nothing while paused and
+  // after shut_down(). Whoever gets a user calls next() until it returns nothing.
   std::optional<UserId> wait_for_due_user() EXCLUDES(mu_);
   // Row G4: removes and returns the highest range, or ends this eviction.
   std::optional<FileRange> next(UserId user) EXCLUDES(mu_);

@@ -78,9 +78,9 @@ Status Ledger::check_dec(uint64_t bytes, size_t kind, uint32_t memcg_id) const {
     enough = enough && found != memcgs_.end() && found->second[kind] >= bytes;
   }
   if (enough) return {};
-  return Status::error(ErrorCode::kAccount, "less is booked than would be taken out: " +
-                                                std::to_string(bytes) + " bytes of kind " +
-                                                std::to_string(kind));
+  return Status::error(ErrorCode::kAccount,
+                       "less is booked than would be taken out: " + std::to_string(bytes) +
+                           " bytes of kind " + std::to_string(kind));
 }
 
 void Ledger::apply_dec(uint64_t bytes, size_t kind, uint32_t memcg_id) {

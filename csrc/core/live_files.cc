@@ -71,7 +71,8 @@ void LiveFiles::park_threads() {
 
 void LiveFiles::resume_threads() {
   MutexLock lock(registry().mu);
-  if (registry().parked == 0 || --registry().parked > 0) return;
+  if (registry().parked == 0) return;
+  if (--registry().parked > 0) return;
   for (MemoryFile* file : registry().files) file->restart_reclaimer();
 }
 

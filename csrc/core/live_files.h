@@ -4,8 +4,8 @@
 // Thread safety: every function may be called from any thread.
 //
 // A forked child has the parent's memory but none of its threads, and its files share their pages
-// with the parent's. So a file belongs to the process that made it: each remembers the generation it
-// was made in, fork() raises the child's generation, and whoever finds them different keeps his
+// with the parent's. So a file belongs to the process that made it: each remembers the generation
+// it was made in, fork() raises the child's generation, and whoever finds them different keeps his
 // hands off the metadata, locks included (a thread that no longer exists may hold them).
 #pragma once
 

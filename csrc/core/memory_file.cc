@@ -17,9 +17,8 @@ Status check_options(const MemoryFileOptions& options) {
   if (options.delayed_eviction > DelayedEviction::kManual) {
     return Status::error(ErrorCode::kOption, "unknown delayed_eviction");
   }
-  if (options.capacity &&
-      (*options.capacity == 0 || *options.capacity > kMaxOffset ||
-       !is_aligned(*options.capacity, page_size()))) {
+  if (options.capacity && (*options.capacity == 0 || *options.capacity > kMaxOffset ||
+                           !is_aligned(*options.capacity, page_size()))) {
     return Status::error(ErrorCode::kOption, "capacity must be a positive number of whole pages");
   }
   return {};

@@ -11,7 +11,8 @@
 // Invariants
 //   1. mu_ is free while a page is punched, committed, populated, zeroed, counted.
 //   2. operations_ counts the calls that use the descriptor without mu_; close() waits for them.
-//   3. A result of a commit scan is applied only to pages outside disturbed_: pages whose contents or
+//   3. A result of a commit scan is applied only to pages outside disturbed_: pages whose contents
+//   or
 //      owner changed while the scan looked (row H3).
 //   4. In a forked child no lock of this object is ever taken.
 //
@@ -101,8 +102,8 @@ class MemoryFile {
   MemoryFile(const MemoryFile&) = delete;
   MemoryFile& operator=(const MemoryFile&) = delete;
 
-  // Section B. With may_wait false, a request that would have to wait for the reclaimer before it is
-  // refused fails with kOutOfMemory and sets *must_wait.
+  // Section B. With may_wait false, a request that would have to wait for the reclaimer before it
+  // is refused fails with kOutOfMemory and sets *must_wait.
   Result<FileRange> allocate(const AllocateRequest& request, bool may_wait,
                              bool* must_wait = nullptr) EXCLUDES(mu_);
 

@@ -102,7 +102,8 @@ Status PageStates::inc_ref(FileRange range, uint32_t memcg_id) {
     // A page at 0 references awaits the reclaimer: it must not come back to life.
     bool dead = false;
     usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
-    if (dead) return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
+    if (dead)
+      return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
     return range_error(range, "is not allocated, or only in part");
   }
   if (saturated) {
@@ -125,15 +126,15 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
   if (!covered(usage_, range, [](const PageUse&) { return true; })) {
     bool dead = false;
     usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
-    if (dead) return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
+    if (dead)
+      return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
     return range_error(range, "is not allocated, or only in part");
   }
   uint64_t wasted = 0;
   usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
     if (--use.refs > 0) return;
     if (use.committed) {
-      PGALLOC_CHECK(
-          ledger_.move(part.length(), MemoryKind::kSystem, use.kind, use.memcg_id).ok());
+      PGALLOC_CHECK(ledger_.move(part.length(), MemoryKind::kSystem, use.kind, use.memcg_id).ok());
     } else {
       use.memcg_id = 0;
     }

@@ -1,8 +1,8 @@
 // Purpose: the bookkeeping of one file's pages: which are used, by how many, as what; which wait to
 // be reclaimed. Pure data: no lock, no system call, no thread; that makes it testable as it stands.
 //
-// Thread safety: externally synchronised (MemoryFile::mu_). It books to the ledger, which has a lock
-// of its own with a higher rank.
+// Thread safety: externally synchronised (MemoryFile::mu_). It books to the ledger, which has a
+// lock of its own with a higher rank.
 //
 // Invariants, proved by verify()
 //   1. Every waste range is covered by usage segments with 0 references, kind SYSTEM.
@@ -57,7 +57,8 @@ class PageStates {
 
   // Row C1: the whole range is page-aligned, not empty, and every page has at least one reference.
   Status check_used(FileRange range) const;
-  // Rows C1 to C3. Pages that no memory cgroup pays for yet are charged to `memcg_id` unless it is 0.
+  // Rows C1 to C3. Pages that no memory cgroup pays for yet are charged to `memcg_id` unless it is
+  // 0.
   Status inc_ref(FileRange range, uint32_t memcg_id);
   // Rows C1 and C4. The bytes that became waste.
   Result<uint64_t> dec_ref(FileRange range);

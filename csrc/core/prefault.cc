@@ -38,10 +38,9 @@ constexpr unsigned kThreadsMax = 8;
 // Runs `work(address, length)` over the range, cut at huge-page borders into one part per thread.
 template <class Work>
 void in_parallel(char* address, size_t length, Work work) {
-  const unsigned threads =
-      length < kParallelMinimum
-          ? 1
-          : std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
+  const unsigned threads = length < kParallelMinimum
+                               ? 1
+                               : std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
   const size_t part = align_up((length + threads - 1) / threads, kHugePageSize);
   std::vector<std::thread> helpers;
   size_t begin = 0;

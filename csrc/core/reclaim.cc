@@ -11,9 +11,9 @@ namespace {
 // Row F1: one punch keeps the file's inode lock for about 20 ms per 128 MiB.
 constexpr uint64_t kPunchBytesMax = uint64_t{128} << 20;
 
-// How long freed pages gather before a batch of them is punched. One punch costs about as much for a
-// page as for a run of pages, and pages freed one by one become runs; and an owner that asks for the
-// same pages again at once gets them back without the kernel (PageStates::recycle).
+// How long freed pages gather before a batch of them is punched. One punch costs about as much for
+// a page as for a run of pages, and pages freed one by one become runs; and an owner that asks for
+// the same pages again at once gets them back without the kernel (PageStates::recycle).
 constexpr std::chrono::microseconds kLinger{200};
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Section H: finding out what the owners of pages have committed by touching them.
 //
-// The scan runs in batches: note some segments under the lock, ask the kernel about them without it,
-// book what was found under the lock again, leaving out what changed in between.
+// The scan runs in batches: note some segments under the lock, ask the kernel about them without
+// it, book what was found under the lock again, leaving out what changed in between.
 #include <algorithm>
 #include <span>
 
@@ -141,26 +141,23 @@ std::vector<MemoryFile::ScanSegment> MemoryFile::collect(
   for (auto segment = pages_.usage().lower_bound_segment(from);
        segment.ok() && batch.size() < kSegmentsPerBatch; segment = segment.next()) {
     const PageUse& use = segment.value();
-    const bool passes =
-        memcg_ids == nullptr ||
-        std::find(memcg_ids->begin(), memcg_ids->end(), use.memcg_id) != memcg_ids->end();
+    const bool passes = memcg_ids == nullptr || std::find(memcg_ids->begin(), memcg_ids->end(),
+                                                          use.memcg_id) != memcg_ids->end();
     batch.push_back({segment.range(), use.committed, passes && use.refs > 0 && !use.committed});
   }
   return batch;
 }
 
 void MemoryFile::apply(const std::vector<FileRange>& runs, const std::vector<uint32_t>* memcg_ids) {
+  std::vector<FileRange> sound;  // the parts of a run that nothing disturbed
   for (size_t first = 0; first < runs.size(); first += kRunsPerLock) {
     MutexLock lock(mu_);
     const size_t last = std::min(runs.size(), first + kRunsPerLock);
     for (size_t i = first; i < last; ++i) {
-      uint64_t position = runs[i].start;
-      disturbed_.visit_range(runs[i], [&](FileRange part, const auto&) {
-        if (position < part.start) pages_.mark_committed({position, part.start}, memcg_ids);
-        position = part.end;
-        ++stats_.voided_results;
-      });
-      if (position < runs[i].end) pages_.mark_committed({position, runs[i].end}, memcg_ids);
+      sound.clear();
+      disturbed_.visit_gaps_in(runs[i], [&](FileRange part) { sound.push_back(part); });
+      for (const FileRange& part : sound) pages_.mark_committed(part, memcg_ids);
+      if (sound.size() != 1 || sound.front() != runs[i]) ++stats_.voided_results;
     }
   }
 }

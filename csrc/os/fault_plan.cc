@@ -14,7 +14,7 @@ enum class Call : uint32_t {
 #define PGALLOC_NAME(result, name, parameters, arguments) name,
   PGALLOC_SYSCALLS(PGALLOC_NAME)
 #undef PGALLOC_NAME
-  kCount
+      kCount
 };
 
 constexpr std::array kNames = {
@@ -43,10 +43,10 @@ bool must_fail(Call call) {
 }
 
 constexpr Syscalls kFaulty = {
-#define PGALLOC_FAULTY(result, name, parameters, arguments)  \
-  .name = [] parameters -> result {                          \
-    if (must_fail(Call::name)) return (result)-1;            \
-    return kernel().name arguments;                          \
+#define PGALLOC_FAULTY(result, name, parameters, arguments)      \
+  .name = [] parameters -> result {                              \
+    if (must_fail(Call::name)) return (result) - 1; /* NOLINT */ \
+    return kernel().name arguments;                              \
   },
     PGALLOC_SYSCALLS(PGALLOC_FAULTY)
 #undef PGALLOC_FAULTY

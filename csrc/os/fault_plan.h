@@ -1,7 +1,7 @@
 // Purpose: make chosen system calls fail, for tests, in release binaries too.
 //
-// Thread safety: any thread may call into the kernel while plans come and go. At most one plan is in
-// force in the process.
+// Thread safety: any thread may call into the kernel while plans come and go. At most one plan is
+// in force in the process.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@ std::span<const std::string_view> syscall_names();
 
 struct Fault {
   std::string_view name;
-  int error_number = 0;      // 0: count the calls, fail none
-  uint64_t first = 1;        // the first call that fails, counted from 1
+  int error_number = 0;         // 0: count the calls, fail none
+  uint64_t first = 1;           // the first call that fails, counted from 1
   uint64_t times = UINT64_MAX;  // how many fail from there on
 };
 

@@ -1,8 +1,8 @@
 // Purpose: the only door to the kernel. The core calls every system call through this table, so a
 // test can make call N of a name fail with any errno in the very binary that ships.
 //
-// Thread safety: any thread. The table in force is one atomic pointer; swapping it does not wait for
-// calls under way.
+// Thread safety: any thread. The table in force is one atomic pointer; swapping it does not wait
+// for calls under way.
 //
 // Conventions: entries take and return what the kernel's own do; errno is set on failure. To add a
 // call, add a line to PGALLOC_SYSCALLS: the table, its fault-injecting twin and the list of names
@@ -29,27 +29,27 @@ struct CacheStat {
 };
 
 // X(result type, name, parameters, arguments). The result -1 means failure for all of them.
-#define PGALLOC_SYSCALLS(X)                                                                        \
-  X(int, open, (const char* path, int flags, mode_t mode), (path, flags, mode))                    \
-  X(int, close, (int fd), (fd))                                                                    \
-  X(int, duplicate, (int fd), (fd))                                                                \
-  X(int, unlink, (const char* path), (path))                                                       \
-  X(int, memfd_create, (const char* name, unsigned flags), (name, flags))                          \
-  X(int, ftruncate, (int fd, off_t length), (fd, length))                                          \
-  X(int, fallocate, (int fd, int mode, off_t offset, off_t length), (fd, mode, offset, length))    \
-  X(int, fstat, (int fd, struct stat* out), (fd, out))                                             \
-  X(int, fstatfs, (int fd, struct statfs* out), (fd, out))                                         \
-  X(off_t, lseek, (int fd, off_t offset, int whence), (fd, offset, whence))                        \
-  X(ssize_t, pwrite, (int fd, const void* data, size_t size, off_t offset),                        \
-    (fd, data, size, offset))                                                                      \
-  X(int, cachestat, (int fd, uint64_t offset, uint64_t length, CacheStat* out),                    \
-    (fd, offset, length, out))                                                                     \
-  X(void*, mmap, (void* address, size_t length, int protection, int flags, int fd, off_t offset),  \
-    (address, length, protection, flags, fd, offset))                                              \
-  X(int, munmap, (void* address, size_t length), (address, length))                                \
-  X(int, madvise, (void* address, size_t length, int advice), (address, length, advice))           \
-  X(int, mincore, (void* address, size_t length, unsigned char* out), (address, length, out))      \
-  X(int, mlock, (const void* address, size_t length), (address, length))                           \
+#define PGALLOC_SYSCALLS(X)                                                                       \
+  X(int, open, (const char* path, int flags, mode_t mode), (path, flags, mode))                   \
+  X(int, close, (int fd), (fd))                                                                   \
+  X(int, duplicate, (int fd), (fd))                                                               \
+  X(int, unlink, (const char* path), (path))                                                      \
+  X(int, memfd_create, (const char* name, unsigned flags), (name, flags))                         \
+  X(int, ftruncate, (int fd, off_t length), (fd, length))                                         \
+  X(int, fallocate, (int fd, int mode, off_t offset, off_t length), (fd, mode, offset, length))   \
+  X(int, fstat, (int fd, struct stat* out), (fd, out))                                            \
+  X(int, fstatfs, (int fd, struct statfs* out), (fd, out))                                        \
+  X(off_t, lseek, (int fd, off_t offset, int whence), (fd, offset, whence))                       \
+  X(ssize_t, pwrite, (int fd, const void* data, size_t size, off_t offset),                       \
+    (fd, data, size, offset))                                                                     \
+  X(int, cachestat, (int fd, uint64_t offset, uint64_t length, CacheStat* out),                   \
+    (fd, offset, length, out))                                                                    \
+  X(void*, mmap, (void* address, size_t length, int protection, int flags, int fd, off_t offset), \
+    (address, length, protection, flags, fd, offset))                                             \
+  X(int, munmap, (void* address, size_t length), (address, length))                               \
+  X(int, madvise, (void* address, size_t length, int advice), (address, length, advice))          \
+  X(int, mincore, (void* address, size_t length, unsigned char* out), (address, length, out))     \
+  X(int, mlock, (const void* address, size_t length), (address, length))                          \
   X(int, munlock, (const void* address, size_t length), (address, length))
 
 struct Syscalls {
@@ -62,10 +62,8 @@ namespace internal {
 extern std::atomic<const Syscalls*> table_in_force;
 }
 
-inline const Syscalls& sys() {
-  return *internal::table_in_force.load(std::memory_order_acquire);
-}
-const Syscalls& kernel();                  // the real calls
-void use(const Syscalls& table);           // puts another table in force
+inline const Syscalls& sys() { return *internal::table_in_force.load(std::memory_order_acquire); }
+const Syscalls& kernel();         // the real calls
+void use(const Syscalls& table);  // puts another table in force
 
 }  // namespace pgalloc::os
