@@ -143,6 +143,8 @@ class MemoryFile(_core.MemoryFile):
         restore_id: str = "",
         max_allocatable_bytes: int | None = None,
     ) -> None:
+        if hasattr(self, "_evictor"):
+            raise RuntimeError("this MemoryFile is constructed already")
         if delayed_eviction not in tuple(DelayedEviction) or isinstance(delayed_eviction, bool):
             raise OptionError(f"unknown delayed_eviction: {delayed_eviction!r}")
         if not isinstance(restore_id, str):

@@ -3,6 +3,7 @@
 
 #include "binding/bind.h"
 #include "binding/errors.h"
+#include "binding/self.h"
 #include "core/ledger.h"
 #include "core/live_files.h"
 
@@ -29,18 +30,18 @@ void bind_ledger(py::module_& module) {
   py::class_<Ledger>(module, "Ledger")
       .def(py::init<>())
       .def("inc",
-           [](Ledger& ledger, uint64_t bytes, unsigned kind, uint32_t memcg_id) {
-             throw_if_error(ledger.inc(bytes, as_kind(kind), memcg_id));
+           [](Self<Ledger> ledger, uint64_t bytes, unsigned kind, uint32_t memcg_id) {
+             throw_if_error(ledger->inc(bytes, as_kind(kind), memcg_id));
            })
       .def("dec",
-           [](Ledger& ledger, uint64_t bytes, unsigned kind, uint32_t memcg_id) {
-             throw_if_error(ledger.dec(bytes, as_kind(kind), memcg_id));
+           [](Self<Ledger> ledger, uint64_t bytes, unsigned kind, uint32_t memcg_id) {
+             throw_if_error(ledger->dec(bytes, as_kind(kind), memcg_id));
            })
       .def("move",
-           [](Ledger& ledger, uint64_t bytes, unsigned to, unsigned from, uint32_t memcg_id) {
-             throw_if_error(ledger.move(bytes, as_kind(to), as_kind(from), memcg_id));
+           [](Self<Ledger> ledger, uint64_t bytes, unsigned to, unsigned from, uint32_t memcg_id) {
+             throw_if_error(ledger->move(bytes, as_kind(to), as_kind(from), memcg_id));
            })
-      .def("snapshot", [](const Ledger& ledger) { return as_tuple(ledger.snapshot()); });
+      .def("snapshot", [](Self<Ledger> ledger) { return as_tuple(ledger->snapshot()); });
   module.def("process_ledger", &LiveFiles::booked_by_hand, py::return_value_policy::reference);
   module.def("process_account", [] { return as_tuple(LiveFiles::account()); });
   module.def("total_memory", &total_memory);

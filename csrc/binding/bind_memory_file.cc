@@ -8,6 +8,7 @@
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
+#include "binding/self.h"
 
 namespace pgalloc::binding {
 
@@ -15,7 +16,7 @@ namespace py = pybind11;
 
 namespace {
 
-MemoryFile& core(FileHandle& handle) { return *handle.file(); }
+MemoryFile& core(Self<FileHandle> handle) { return *handle->file(); }
 
 FileRange evictable_range(const py::object& object) {
   if (is_evictable_range(object.ptr())) return range_of(object.ptr());
@@ -52,7 +53,7 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
   return std::make_unique<FileHandle>(value_or_throw(std::move(file)));
 }
 
-void decommit(FileHandle& handle, const py::object& range_object) {
+void decommit(Self<FileHandle> handle, const py::object& range_object) {
   FileRange range;
   if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
   Status status;
@@ -63,7 +64,7 @@ void decommit(FileHandle& handle, const py::object& range_object) {
   throw_if_error(status);
 }
 
-bool update_usage(FileHandle& handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
+bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
   auto current = [&] {
     py::gil_scoped_release release;
     return core(handle).update_usage(memcg_ids ? &*memcg_ids : nullptr);
@@ -71,7 +72,7 @@ bool update_usage(FileHandle& handle, const std::optional<std::vector<uint32_t>>
   return value_or_throw(std::move(current));
 }
 
-py::list segments(FileHandle& handle) {
+py::list segments(Self<FileHandle> handle) {
   py::list result;
   for (const PageSegment& segment : core(handle).segments()) {
     result.append(py::make_tuple(segment.range.start, segment.range.end,
@@ -82,7 +83,7 @@ py::list segments(FileHandle& handle) {
   return result;
 }
 
-py::dict stats(FileHandle& handle) {
+py::dict stats(Self<FileHandle> handle) {
   const MemoryFileStats stats = core(handle).stats();
   py::dict result;
 #define PGALLOC_STAT(name) result[#name] = stats.name
@@ -105,31 +106,35 @@ void bind_evictables(py::module_& module) {
   // A thread that waits for evictions holds this object, not the file.
   py::class_<Evictables, std::shared_ptr<Evictables>>(module, "Evictables")
       .def("unmark",
-           [](Evictables& evictables, uint64_t user, const py::object& range) {
-             evictables.unmark(user, evictable_range(range));
+           [](Self<Evictables> evictables, uint64_t user, const py::object& range) {
+             evictables->unmark(user, evictable_range(range));
            })
-      .def("unmark_all", &Evictables::unmark_all)
-      .def("knows", &Evictables::knows)
-      .def("empty", &Evictables::empty)
-      .def("start_all", &Evictables::start_all)
-      .def("wait_for_due_user", &Evictables::wait_for_due_user,
-           py::call_guard<py::gil_scoped_release>())
+      .def("unmark_all",
+           [](Self<Evictables> evictables, uint64_t user) { evictables->unmark_all(user); })
+      .def("knows",
+           [](Self<Evictables> evictables, uint64_t user) { return evictables->knows(user); })
+      .def("empty", [](Self<Evictables> evictables) { return evictables->empty(); })
+      .def("start_all", [](Self<Evictables> evictables) { evictables->start_all(); })
+      .def("wait_for_due_user",
+           [](Self<Evictables> evictables) {
+             py::gil_scoped_release release;
+             return evictables->wait_for_due_user();
+           })
       .def("next",
-           [](Evictables& evictables, uint64_t user) -> py::object {
-             const auto range = evictables.next(user);
+           [](Self<Evictables> evictables, uint64_t user) -> py::object {
+             const auto range = evictables->next(user);
              if (!range) return py::none();
              PyObject* object = new_evictable_range(*range);
              if (object == nullptr) throw py::error_already_set();
              return py::reinterpret_steal<py::object>(object);
            })
       .def("wait_until_idle",
-           [](Evictables& evictables, const py::object& timeout_s) {
+           [](Self<Evictables> evictables, const py::object& timeout_s) {
              return wait_interruptibly(
-                 timeout_s, [&](auto deadline) { return evictables.wait_until_idle(deadline); });
+                 timeout_s, [&](auto deadline) { return evictables->wait_until_idle(deadline); });
            })
-      .def("pause", &Evictables::pause)
-      .def("resume", &Evictables::resume)
-      .def("is_shut_down", &Evictables::is_shut_down);
+      .def("pause", [](Self<Evictables> evictables) { evictables->pause(); })
+      .def("resume", [](Self<Evictables> evictables) { evictables->resume(); });
 }
 
 }  // namespace
@@ -147,53 +152,54 @@ void bind_memory_file(py::module_& module) {
           "stay as they are. Raises RangeError unless the whole range is allocated, OSError when\n"
           "the kernel refuses (nothing has changed then).")
       .def("_mark_evictable",
-           [](FileHandle& handle, uint64_t user, const py::object& range) {
+           [](Self<FileHandle> handle, uint64_t user, const py::object& range) {
              throw_if_error(core(handle).mark_evictable(user, evictable_range(range)));
            })
       .def_property_readonly("_evictables",
-                             [](FileHandle& handle) { return core(handle).evictables(); })
+                             [](Self<FileHandle> handle) { return core(handle).evictables(); })
       .def("_wait_for_reclaim",
-           [](FileHandle& handle, const py::object& timeout_s) {
+           [](Self<FileHandle> handle, const py::object& timeout_s) {
              return wait_interruptibly(
                  timeout_s, [&](auto deadline) { return core(handle).wait_for_reclaim(deadline); });
            })
       .def("_update_usage", &update_usage)
       .def(
           "total_usage",
-          [](FileHandle& handle) { return value_or_throw(core(handle).total_usage()); },
+          [](Self<FileHandle> handle) { return value_or_throw(core(handle).total_usage()); },
           "Bytes the backing file occupies, as its file system counts them (st_blocks x 512).")
       .def_property_readonly(
-          "total_size", [](FileHandle& handle) { return core(handle).total_size(); },
+          "total_size", [](Self<FileHandle> handle) { return core(handle).total_size(); },
           "Size of the backing file in bytes. It grows by chunks.")
       .def_property_readonly(
-          "capacity", [](FileHandle& handle) { return core(handle).capacity(); },
+          "capacity", [](Self<FileHandle> handle) { return core(handle).capacity(); },
           "No byte at or beyond this offset is ever allocated.")
       .def_property_readonly(
           "should_cache_evictable",
-          [](FileHandle& handle) { return core(handle).should_cache_evictable(); },
+          [](Self<FileHandle> handle) { return core(handle).should_cache_evictable(); },
           "Whether marking ranges evictable may keep them for long: true with MANUAL eviction or "
           "memory-cgroup pressure.")
       .def("_usage",
-           [](FileHandle& handle, const std::optional<uint32_t>& memcg_id) {
+           [](Self<FileHandle> handle, const std::optional<uint32_t>& memcg_id) {
              const Ledger& ledger = core(handle).ledger();
              return memcg_id ? ledger.memcg(*memcg_id) : ledger.total();
            })
       .def("_segments", &segments)
       .def("_stats", &stats)
-      .def("_take_warnings", [](FileHandle& handle) { return core(handle).take_warnings(); })
-      .def("_close", [](FileHandle& handle,
-                        bool keep_descriptor) { throw_if_error(handle.close(keep_descriptor)); })
+      .def("_take_warnings", [](Self<FileHandle> handle) { return core(handle).take_warnings(); })
+      .def("_close", [](Self<FileHandle> handle,
+                        bool keep_descriptor) { throw_if_error(handle->close(keep_descriptor)); })
       .def_property_readonly(
-          "closed", [](FileHandle& handle) { return core(handle).closed(); },
+          "closed", [](Self<FileHandle> handle) { return core(handle).closed(); },
           "Whether close() was called.")
-      .def_property_readonly("_forked", [](FileHandle& handle) { return core(handle).forked(); })
+      .def_property_readonly("_forked",
+                             [](Self<FileHandle> handle) { return core(handle).forked(); })
       .def_property_readonly(
           "_delayed_eviction",
-          [](FileHandle& handle) { return static_cast<int>(core(handle).delayed_eviction()); })
+          [](Self<FileHandle> handle) { return static_cast<int>(core(handle).delayed_eviction()); })
       .def_property_readonly(
           "_uses_memcg_pressure",
-          [](FileHandle& handle) { return core(handle).options().use_host_memcg_pressure; })
-      .def_property_readonly("_fd", [](FileHandle& handle) { return core(handle).fd(); });
+          [](Self<FileHandle> handle) { return core(handle).options().use_host_memcg_pressure; })
+      .def_property_readonly("_fd", [](Self<FileHandle> handle) { return core(handle).fd(); });
   if (!add_hot_calls(type.ptr())) throw py::error_already_set();
 }
 

@@ -8,6 +8,7 @@
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
+#include "binding/self.h"
 #include "core/commit_probe.h"
 #include "core/placement.h"
 #include "core/prefault.h"
@@ -67,86 +68,86 @@ void bind_segment_set(py::module_& module) {
   using Set = IntegerSet;
   py::class_<Set>(module, "SegmentSet")
       .def(py::init<>())
-      .def("__len__", &Set::size)
-      .def("span", [](const Set& set) { return set.span(); })
+      .def("__len__", [](Self<Set> set) { return set->size(); })
+      .def("span", [](Self<Set> set) { return set->span(); })
       .def(
           "insert",
-          [](Set& set, uint64_t start, uint64_t end, int64_t value, bool merge) {
+          [](Self<Set> set, uint64_t start, uint64_t end, int64_t value, bool merge) {
             const FileRange range = checked_range(start, end);
-            if (!set.is_empty_range(range)) throw_range_error("the range overlaps a segment");
+            if (!set->is_empty_range(range)) throw_range_error("the range overlaps a segment");
             if (merge) {
-              set.insert(range, value);
+              set->insert(range, value);
             } else {
-              set.insert_without_merging(range, value);
+              set->insert_without_merging(range, value);
             }
           },
           py::arg("start"), py::arg("end"), py::arg("value"), py::arg("merge") = true)
-      .def("remove", [](Set& set, uint64_t start,
-                        uint64_t end) { set.remove_range(checked_range(start, end)); })
-      .def("clear", &Set::clear)
+      .def("remove", [](Self<Set> set, uint64_t start,
+                        uint64_t end) { set->remove_range(checked_range(start, end)); })
+      .def("clear", [](Self<Set> set) { set->clear(); })
       .def("add",
-           [](Set& set, uint64_t start, uint64_t end, int64_t amount) {
-             set.mutate_range(checked_range(start, end),
-                              [&](FileRange, int64_t& value) { value += amount; });
+           [](Self<Set> set, uint64_t start, uint64_t end, int64_t amount) {
+             set->mutate_range(checked_range(start, end),
+                               [&](FileRange, int64_t& value) { value += amount; });
            })
       .def("split",
-           [](Set& set, uint64_t key) {
-             const auto segment = set.find(key);
-             if (segment.ok() && segment.start() < key) set.split(segment, key);
+           [](Self<Set> set, uint64_t key) {
+             const auto segment = set->find(key);
+             if (segment.ok() && segment.start() < key) set->split(segment, key);
            })
-      .def("merge_all", &Set::merge_all)
-      .def("find", [](const Set& set, uint64_t key) { return segment_or_none(set.find(key)); })
+      .def("merge_all", [](Self<Set> set) { set->merge_all(); })
+      .def("find", [](Self<Set> set, uint64_t key) { return segment_or_none(set->find(key)); })
       .def("lower_bound",
-           [](const Set& set, uint64_t key) {
-             return segment_or_none(set.lower_bound_segment(key));
+           [](Self<Set> set, uint64_t key) {
+             return segment_or_none(set->lower_bound_segment(key));
            })
       .def("upper_bound",
-           [](const Set& set, uint64_t key) {
-             return segment_or_none(set.upper_bound_segment(key));
+           [](Self<Set> set, uint64_t key) {
+             return segment_or_none(set->upper_bound_segment(key));
            })
-      .def("find_gap", [](const Set& set, uint64_t key) { return gap_or_none(set.find_gap(key)); })
+      .def("find_gap", [](Self<Set> set, uint64_t key) { return gap_or_none(set->find_gap(key)); })
       .def(
           "first_large_enough_gap",
-          [](const Set& set, uint64_t length, uint64_t alignment) {
+          [](Self<Set> set, uint64_t length, uint64_t alignment) {
             check_gap_request(length, alignment);
-            return gap_or_none(set.first_large_enough_gap(length, alignment));
+            return gap_or_none(set->first_large_enough_gap(length, alignment));
           },
           py::arg("length"), py::arg("alignment") = 1)
       .def(
           "last_large_enough_gap",
-          [](const Set& set, uint64_t length, uint64_t alignment) {
+          [](Self<Set> set, uint64_t length, uint64_t alignment) {
             check_gap_request(length, alignment);
-            return gap_or_none(set.last_large_enough_gap(length, alignment));
+            return gap_or_none(set->last_large_enough_gap(length, alignment));
           },
           py::arg("length"), py::arg("alignment") = 1)
       .def(
           "next_large_enough_gap",
-          [](const Set& set, uint64_t key, uint64_t length, uint64_t alignment) {
+          [](Self<Set> set, uint64_t key, uint64_t length, uint64_t alignment) {
             check_gap_request(length, alignment);
-            return gap_or_none(set.lower_bound_large_enough_gap(key, length, alignment));
+            return gap_or_none(set->lower_bound_large_enough_gap(key, length, alignment));
           },
           py::arg("key"), py::arg("length"), py::arg("alignment") = 1)
       .def(
           "prev_large_enough_gap",
-          [](const Set& set, uint64_t key, uint64_t length, uint64_t alignment) {
+          [](Self<Set> set, uint64_t key, uint64_t length, uint64_t alignment) {
             check_gap_request(length, alignment);
-            return gap_or_none(set.upper_bound_large_enough_gap(key, length, alignment));
+            return gap_or_none(set->upper_bound_large_enough_gap(key, length, alignment));
           },
           py::arg("key"), py::arg("length"), py::arg("alignment") = 1)
       .def("segments",
-           [](const Set& set) {
+           [](Self<Set> set) {
              py::list result;
-             for (auto s = set.first(); s.ok(); s = s.next()) result.append(segment_or_none(s));
+             for (auto s = set->first(); s.ok(); s = s.next()) result.append(segment_or_none(s));
              return result;
            })
       .def("gaps",
-           [](const Set& set) {
+           [](Self<Set> set) {
              py::list result;
-             for (auto g = set.first_gap(); g.ok(); g = g.next()) result.append(gap_or_none(g));
+             for (auto g = set->first_gap(); g.ok(); g = g.next()) result.append(gap_or_none(g));
              return result;
            })
-      .def("verify", &Set::verify)
-      .def("memory_bytes", &Set::memory_bytes);
+      .def("verify", [](Self<Set> set) { return set->verify(); })
+      .def("memory_bytes", [](Self<Set> set) { return set->memory_bytes(); });
 }
 
 using ListedSegment = std::tuple<uint64_t, uint64_t, uint32_t>;  // start, end, references
@@ -187,28 +188,31 @@ void bind_faults(py::module_& module) {
 }
 
 void bind_file_hooks(py::module_& module) {
-  module.def("verify", [](FileHandle& handle) { return handle.file()->verify(); });
+  module.def("verify", [](Self<FileHandle> handle) { return handle->file()->verify(); });
   module.def(
-      "pause_reclaimer", [](FileHandle& handle) { handle.file()->pause_reclaimer(); },
+      "pause_reclaimer", [](Self<FileHandle> handle) { handle->file()->pause_reclaimer(); },
       py::call_guard<py::gil_scoped_release>());
-  module.def("resume_reclaimer", [](FileHandle& handle) { handle.file()->resume_reclaimer(); });
-  module.def("start_reclaim_log", [](FileHandle& handle) { handle.file()->start_reclaim_log(); });
-  module.def("stop_reclaim_log", [](FileHandle& handle) { handle.file()->stop_reclaim_log(); });
-  module.def("reclaim_log", [](FileHandle& handle) {
+  module.def("resume_reclaimer",
+             [](Self<FileHandle> handle) { handle->file()->resume_reclaimer(); });
+  module.def("start_reclaim_log",
+             [](Self<FileHandle> handle) { handle->file()->start_reclaim_log(); });
+  module.def("stop_reclaim_log",
+             [](Self<FileHandle> handle) { handle->file()->stop_reclaim_log(); });
+  module.def("reclaim_log", [](Self<FileHandle> handle) {
     py::list log;
-    for (const FileRange& range : handle.file()->reclaim_log()) log.append(range_object(range));
+    for (const FileRange& range : handle->file()->reclaim_log()) log.append(range_object(range));
     return log;
   });
-  module.def("use_manual_clock", [](FileHandle& handle, int64_t start_ns, int64_t tick_ns) {
-    handle.file()->clock().use_manual(std::chrono::nanoseconds(start_ns),
-                                      std::chrono::nanoseconds(tick_ns));
+  module.def("use_manual_clock", [](Self<FileHandle> handle, int64_t start_ns, int64_t tick_ns) {
+    handle->file()->clock().use_manual(std::chrono::nanoseconds(start_ns),
+                                       std::chrono::nanoseconds(tick_ns));
   });
-  module.def("advance_clock", [](FileHandle& handle, int64_t by_ns) {
-    handle.file()->clock().advance(std::chrono::nanoseconds(by_ns));
+  module.def("advance_clock", [](Self<FileHandle> handle, int64_t by_ns) {
+    handle->file()->clock().advance(std::chrono::nanoseconds(by_ns));
   });
-  module.def("use_real_clock", [](FileHandle& handle) { handle.file()->use_real_clock(); });
+  module.def("use_real_clock", [](Self<FileHandle> handle) { handle->file()->use_real_clock(); });
   module.def("bookkeeping_bytes",
-             [](FileHandle& handle) { return handle.file()->bookkeeping_bytes(); });
+             [](Self<FileHandle> handle) { return handle->file()->bookkeeping_bytes(); });
   module.def("prefault_methods", [] {
     return py::make_tuple(testing::prefault_by_populate(), testing::prefault_by_mlock());
   });

@@ -114,11 +114,6 @@ void Evictables::shut_down() {
   changed_.notify_all();
 }
 
-bool Evictables::is_shut_down() const {
-  MutexLock lock(mu_);
-  return shut_down_;
-}
-
 void Evictables::pause() {
   MutexLock lock(mu_);
   paused_ = true;

@@ -48,7 +48,6 @@ class Evictables {
   bool wait_until_idle(Deadline deadline) EXCLUDES(mu_);
   // No eviction begins from here on; those under way find nothing more to do.
   void shut_down() EXCLUDES(mu_);
-  bool is_shut_down() const EXCLUDES(mu_);
   // Sends the threads in wait_for_due_user() home, until resume(). What is due stays due.
   void pause() EXCLUDES(mu_);
   void resume() EXCLUDES(mu_);

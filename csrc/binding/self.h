@@ -1,0 +1,45 @@
+// Purpose: the first argument of a method that pybind11 binds, when the object may not be
+// constructed: T.__new__(T) without __init__, or an __init__ that raised. pybind11's own caster
+// makes up uninitialised memory for such an object; this one refuses it with a TypeError.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace pgalloc::binding {
+
+// The C++ object inside `self`, which must be an instance of a class bound for T (without bases of
+// its own); nullptr if its constructor never ran.
+template <class T>
+T* constructed(PyObject* self) {
+  const auto* instance = reinterpret_cast<pybind11::detail::instance*>(self);
+  return static_cast<T*>(instance->simple_layout ? instance->simple_value_holder[0]
+                                                 : instance->nonsimple.values_and_holders[0]);
+}
+
+template <class T>
+class Self {
+ public:
+  T* operator->() const { return object_; }
+  T& operator*() const { return *object_; }
+
+ private:
+  friend struct pybind11::detail::type_caster<Self<T>>;
+  T* object_ = nullptr;
+};
+
+}  // namespace pgalloc::binding
+
+namespace pybind11::detail {
+
+template <class T>
+struct type_caster<pgalloc::binding::Self<T>> {
+  PYBIND11_TYPE_CASTER(pgalloc::binding::Self<T>, make_caster<T>::name);
+
+  bool load(handle source, bool) {
+    if (!isinstance<T>(source)) return false;
+    value.object_ = pgalloc::binding::constructed<T>(source.ptr());
+    return value.object_ != nullptr;
+  }
+};
+
+}  // namespace pybind11::detail

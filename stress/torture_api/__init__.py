@@ -1,0 +1,1 @@
+"""The parts of ``torture.py``: the torture of pgalloc through its Python API."""
