@@ -13,7 +13,6 @@ void bind_fork(py::module_& module) {
              py::call_guard<py::gil_scoped_release>());
   module.def("wait_until_thread_is_gone", &os::wait_until_gone,
              py::call_guard<py::gil_scoped_release>());
-  module.def("process_generation", &process_generation);
 }
 
 }  // namespace pgalloc::binding

@@ -1,0 +1,140 @@
+# The jobs of .ci/run. $root is the checkout, $work a folder that goes when CI ends.
+
+python=$root/.venv/bin/python
+export PATH=$root/.venv/bin:$PATH
+
+# The command under a marker in the README: what is promised there is what runs here.
+readme_command() {
+  sed -n "/<!-- command: $1 -->/,/^\`\`\`\$/p" README.md | sed '1,2d;$d'
+}
+
+# A planted bug has to be found.
+must_fail() {
+  if "$@" >"$work/planted.log" 2>&1; then
+    echo "planted bug NOT found: $*"
+    tail -20 "$work/planted.log"
+    return 1
+  fi
+  echo "planted bug found: $*"
+}
+
+need_build_tools() {
+  "$python" -m pip install -q cmake ninja 'pybind11>=3' 'scikit-build-core>=1.0'
+}
+
+# drivers NAME SANITIZERS BUILD_TYPE: the native drivers, into $work/NAME.
+drivers() {
+  need_build_tools
+  cmake -S . -B "$work/$1" -G Ninja -DPGALLOC_PYTHON=OFF -DPGALLOC_DRIVERS=ON \
+    -DPGALLOC_SANITIZE="$2" -DCMAKE_BUILD_TYPE="$3" >"$work/cmake.log"
+  cmake --build "$work/$1" >"$work/build.log" || { tail -40 "$work/build.log"; return 1; }
+}
+
+# sanitized NAME SANITIZERS BUILD_TYPE: the package alone, into $work/NAME.
+sanitized() {
+  SKBUILD_CMAKE_DEFINE="PGALLOC_SANITIZE=$2" SKBUILD_CMAKE_BUILD_TYPE=$3 \
+    "$python" -m pip install -q --no-deps --target "$work/$1" .
+  # Or the job would test nothing.
+  nm -D "$work/$1"/pgalloc/_core*.so | grep -q "__$1_"
+}
+
+# pytest_elsewhere PYTHON ARGUMENTS...: from a folder where only an installed pgalloc can be found.
+pytest_elsewhere() {
+  (cd "$work" && "$1" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
+    --timeout 900 "${@:2}")
+}
+
+# Reports that have pgalloc's own code in a stack.
+own_reports() {
+  cat "$1".* 2>/dev/null | grep -E '/csrc/|_core\.cpython' || true
+}
+
+native_tests() {
+  local room
+  for room in construction placement allocation references reclaim eviction usage faults \
+    hostile_input; do
+    echo "$root/tests/unit/test_$room.py"
+  done
+}
+
+job_readme_test() {
+  rm -rf .venv
+  bash -euxc "$(readme_command test)"
+}
+
+job_lint() {
+  need_build_tools
+  "$python" -m pip install -q -e '.[lint,bench]'
+  ruff check .
+  ruff format --check .
+  mypy
+  python -m mypy.stubtest pgalloc._core pgalloc.testing --allowlist .ci/stubtest-allowlist
+  git ls-files '*.h' '*.cc' | xargs clang-format --dry-run -Werror
+  cmake -S . -B "$work/tidy" -G Ninja -DPython_EXECUTABLE="$python" \
+    -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >"$work/cmake.log"
+  git ls-files 'csrc/*.cc' | xargs -P 2 -n 4 clang-tidy -p "$work/tidy" --quiet \
+    --extra-arg=-Wthread-safety 2>"$work/tidy.log" || { tail -40 "$work/tidy.log"; return 1; }
+  must_fail clang-tidy --quiet --checks='-*,clang-diagnostic-thread-safety*' \
+    --warnings-as-errors='*' --extra-arg=-Wthread-safety .ci/planted/unlocked.cc -- \
+    -std=c++20 -Icsrc
+}
+
+# The wheel, in every other CPython of this machine.
+job_wheels() {
+  local found=0 candidate
+  for candidate in "$HOME"/.pyenv/versions/3.1[2-9]*/bin/python3; do
+    [ -x "$candidate" ] || continue
+    found=$((found + 1))
+    "$candidate" -VV
+    "$candidate" -m venv "$work/venv$found"
+    "$work/venv$found/bin/pip" install -q '.[test]'
+    pytest_elsewhere "$work/venv$found/bin/python" -n 2 "$root/tests/unit"
+  done
+  echo "other CPythons tested: $found"
+}
+
+job_asan() {
+  sanitized asan address,undefined Debug
+  local preload
+  preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
+  local options="exitcode=99:allocator_may_return_null=1:log_path=$work/asan.log"
+  export PYTHONPATH=$work/asan UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+  # shellcheck disable=SC2046
+  ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
+    pytest_elsewhere "$python" $(native_tests)
+  must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
+    "$python" .ci/planted/overflow.py
+
+  # CPython and numpy leave memory behind at exit: leaks count where pgalloc is in the stack. Full
+  # stacks need the slow unwinder, and Python objects mallocs of their own.
+  export PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0
+  options=$options:detect_leaks=1:fast_unwind_on_malloc=0
+  ASAN_OPTIONS=$options LD_PRELOAD=$preload pytest_elsewhere "$python" \
+    "$root"/tests/unit/test_{references,reclaim,eviction}.py
+  [ -z "$(own_reports "$work/asan.log")" ] || { cat "$work"/asan.log.*; return 1; }
+  ASAN_OPTIONS=$options LD_PRELOAD=$preload "$python" .ci/planted/leak.py
+  own_reports "$work/asan.log" | grep -q range_type.cc && echo "planted leak found"
+}
+
+job_tsan() {
+  sanitized tsan thread RelWithDebInfo
+  local preload
+  preload=$(g++ -print-file-name=libtsan.so)
+  export PYTHONPATH=$work/tsan TSAN_OPTIONS=exitcode=66:log_path=$work/tsan.log
+  # Not: 2 TiB of address space, which ThreadSanitizer has no room for; forks, which it does not
+  # support in programs with threads.
+  # shellcheck disable=SC2046
+  LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib' $(native_tests)
+  LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
+  [ ! -e "$work"/tsan.log.* ] || { cat "$work"/tsan.log.*; return 1; }
+  must_fail env LD_PRELOAD="$preload" "$python" .ci/planted/race.py
+}
+
+job_valgrind() {
+  drivers debug "" RelWithDebInfo
+  local check=(valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite)
+  "${check[@]}" "$work/debug/segment_set_driver" --operations 20000
+  "${check[@]}" "$work/debug/torture" --operations 3000 --threads 4
+  must_fail "${check[@]}" "$work/debug/segment_set_driver" --operations 20000 --plant
+}

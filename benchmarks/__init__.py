@@ -1,0 +1,1 @@
+"""How fast pgalloc is, beside the bare system calls and beside what else there is in Python."""

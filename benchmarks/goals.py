@@ -1,0 +1,230 @@
+"""The goals, and the figures to beat. The only place where they are written down in code.
+
+Source: ``measures.md`` of this project. The Go figures are those of gVisor's ``pgalloc`` of May
+2024 and of August 2026, built from source and run on the kind of machine the goals are for (medians
+of 15). They cannot be measured here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+US = 1e3
+MS = 1e6
+S = 1e9
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The figure of ``implementation`` is to be at most this; a multiple if ``of`` is given."""
+
+    implementation: str
+    at_most: float
+    of: str | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is measured. Figures are nanoseconds per operation, or bytes if ``unit`` says so."""
+
+    name: str
+    title: str
+    go_2024: tuple[float, ...] = ()
+    """One figure, or the lowest and the highest."""
+    go_2026: tuple[float, ...] = ()
+    limit: str | None = None
+    """The implementation that does no more than what cannot be avoided."""
+    python_limit: str | None = None
+    """The same for whoever calls from Python, if that is another one."""
+    goals: tuple[Goal, ...] = field(default=())
+    unit: str = "ns"
+    driver: str | None = None
+    """What the driver of the core calls the run that measures it."""
+
+
+def _core(at_most: float, of: str | None = None) -> Goal:
+    return Goal("core", at_most, of)
+
+
+def _python(at_most: float, of: str | None = None) -> Goal:
+    return Goal("python", at_most, of)
+
+
+def _misaligned(gaps: str, go_2024: float) -> Workload:
+    return Workload(
+        f"misaligned_{gaps}",
+        f"2 MiB bottom-up past {gaps} misaligned gaps",
+        (go_2024,),
+        (0.26 * US, 0.45 * US),
+        goals=(_core(0.3 * US),),
+        driver=f"misaligned_{gaps}",
+    )
+
+
+WORKLOADS = (
+    Workload(
+        "pair",
+        "allocate + free one 4 KiB page, pair",
+        (152,),
+        (340,),
+        python_limit="two C calls",
+        goals=(_core(60), _python(150)),
+        driver="pair",
+    ),
+    Workload(
+        "two_threads",
+        "the same by two threads, per pair",
+        (143,),
+        (365,),
+        goals=(_core(80),),
+        driver="two_threads",
+    ),
+    Workload(
+        "sequence",
+        "200,000 x 4 KiB allocated, freed in order, drained, per page",
+        (162,),
+        (367,),
+        goals=(_core(80),),
+        driver="sequence",
+    ),
+    Workload(
+        "every_second",
+        "free every second of 400,000 pages until drained, per freed page",
+        (1.86 * US,),
+        (2.85 * US,),
+        limit="bare",
+        goals=(_core(1.2 * US),),
+        driver="every_second",
+    ),
+    Workload(
+        "bookkeeping",
+        "bytes of bookkeeping per 4 KiB hole",
+        (128,),
+        (191,),
+        goals=(_core(48),),
+        unit="bytes",
+        driver="every_second",
+    ),
+    Workload(
+        "fragmented_top_down",
+        "8 KiB top-down in that fragmented file",
+        (84,),
+        (207,),
+        goals=(_core(60),),
+        driver="fragmented_top_down",
+    ),
+    Workload(
+        "fragmented_bottom_up",
+        "4 KiB bottom-up in that fragmented file",
+        (208,),
+        (332,),
+        goals=(_core(100),),
+        driver="fragmented_bottom_up",
+    ),
+    _misaligned("1k", 12.6 * US),
+    _misaligned("4k", 44.8 * US),
+    _misaligned("16k", 164 * US),
+    Workload(
+        "references",
+        "inc_ref + dec_ref of a 64 KiB part of 1 GiB, pair",
+        (126,),
+        (135,),
+        python_limit="two C calls",
+        goals=(_core(80), _python(150)),
+        driver="references",
+    ),
+    Workload(
+        "references_8192",
+        "the same with 8,192 outstanding",
+        (438,),
+        (434,),
+        goals=(_core(200),),
+        driver="references_8192",
+    ),
+    Workload(
+        "map",
+        "map a random 64 KiB range",
+        (9.4,),
+        (11.7,),
+        limit="atomic load",
+        python_limit="memoryview slice",
+        goals=(_core(2), _python(1.5, of="memoryview slice")),
+        driver="map",
+    ),
+    Workload(
+        "populate",
+        "populate 1 GiB",
+        (0.61 * S,),
+        (0.61 * S,),
+        limit="bare",
+        goals=(Goal("core, 1 thread", 1.02, of="bare"), _core(0.6, of="bare")),
+        driver="populate",
+    ),
+    Workload(
+        "commit",
+        "commit 1 GiB",
+        (0.23 * S,),
+        (0.25 * S,),
+        limit="bare",
+        goals=(_core(1.02, of="bare"),),
+        driver="commit",
+    ),
+    Workload(
+        "free_populate",
+        "free 1 GiB and populate it again at once",
+        (0.71 * S,),
+        (0.095 * S,),
+        limit="memset",
+        goals=(_core(0.1 * S),),
+        driver="free_populate",
+    ),
+    Workload(
+        "give_back",
+        "free 1 GiB until it has left the machine",
+        (0.21 * S,),
+        (0.20 * S,),
+        limit="bare",
+        goals=(_core(1.05, of="bare"),),
+        driver="give_back",
+    ),
+    Workload(
+        "update_usage_cold",
+        "update_usage cold: 8 GiB, 1 page in 16 touched",
+        (0.15 * S,),
+        (0.15 * S,),
+        limit="cachestat",
+        goals=(_core(0.05 * S),),
+        driver="update_usage",
+    ),
+    Workload(
+        "update_usage_one_more",
+        "update_usage after one more page",
+        (0.28 * S,),
+        (0.29 * S,),
+        limit="cachestat",
+        goals=(_core(0.02 * S),),
+        driver="update_usage",
+    ),
+    Workload(
+        "update_usage_same",
+        "update_usage with nothing changed",
+        (494,),
+        (478,),
+        limit="fstat",
+        python_limit="os.fstat",
+        goals=(_python(1 * US),),
+        driver="update_usage",
+    ),
+    Workload(
+        "evictables",
+        "mark 100,000 evictable ranges, then evict, per range",
+        (201 + 66,),
+        (217 + 67,),
+        goals=(_core(150),),
+        driver="evictables",
+    ),
+    Workload("arrays", "1 MiB: allocate, fill, read, let go"),
+    Workload("kv", "store and read back 64 KiB values, per value"),
+)
+
+BY_NAME = {workload.name: workload for workload in WORKLOADS}

@@ -1,0 +1,252 @@
+"""The house: which room may use which, and how files introduce themselves (design.md)."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+PACKAGE = ROOT / "pgalloc"
+LINES_MAX = 450
+
+# Which rooms a room may include.
+ROOMS = {
+    "base": {"base"},
+    "os": {"base", "os"},
+    "segment": {"base", "segment"},
+    "core": {"base", "os", "segment", "core"},
+    "binding": {"base", "os", "segment", "core", "binding"},
+}
+# What the binding may know of the layer that calls the kernel: no system call.
+BINDING_OF_OS = {"os/fault_plan.h", "os/thread.h"}
+
+# A .cc without a header of its own name implements a part of this one.
+PARTS = {
+    "core/allocate.cc": "core/memory_file.h",
+    "core/reclaim.cc": "core/memory_file.h",
+    "core/update_usage.cc": "core/memory_file.h",
+    "binding/allocation_type.cc": "binding/file_handle.h",
+    "binding/hot_calls.cc": "binding/file_handle.h",
+    "binding/mapping_type.cc": "binding/file_handle.h",
+    "binding/bind_fork.cc": "binding/bind.h",
+    "binding/bind_ledger.cc": "binding/bind.h",
+    "binding/bind_memory_file.cc": "binding/bind.h",
+    "binding/bind_testing.cc": "binding/bind.h",
+    "binding/module.cc": "binding/bind.h",
+}
+
+SOURCES = sorted([*CSRC.rglob("*.h"), *CSRC.rglob("*.cc")])
+HEADERS = [path for path in SOURCES if path.suffix == ".h"]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def inside(path: Path) -> str:
+    return str(path.relative_to(CSRC if CSRC in path.parents else ROOT))
+
+
+def code_of(path: Path) -> str:
+    """C++ without comments."""
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^#include "([^"]+)"', path.read_text(), flags=re.MULTILINE)
+
+
+def test_the_rooms_are_all_there() -> None:
+    assert {path.name for path in CSRC.iterdir() if path.is_dir()} == set(ROOMS)
+    assert len(SOURCES) > 40
+    assert len(MODULES) > 15
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=inside)
+def test_a_room_uses_only_rooms_below_it(path: Path) -> None:
+    room = inside(path).split("/")[0]
+    for include in includes(path):
+        assert (CSRC / include).is_file(), f"{include} is not written as room/file"
+        assert include.split("/")[0] in ROOMS[room], f"{room} must not use {include}"
+        if room == "binding" and include.startswith("os/"):
+            assert include in BINDING_OF_OS
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=inside)
+def test_python_is_known_to_the_binding_only(path: Path) -> None:
+    if not inside(path).startswith("binding/"):
+        assert not re.search(r"#include <(Python\.h|pybind11|structmember)", path.read_text())
+
+
+# Calls of the kernel that must go through the table. What stays outside of it asks for constants of
+# the machine or of the thread, and cannot usefully fail.
+KERNEL_CALLS = re.compile(
+    r"::(open|close|unlink|memfd_create|ftruncate|fallocate|fstat|fstatfs|lseek|pwrite|pread|mmap|"
+    r"munmap|madvise|mincore|mlock|munlock|fcntl|ioctl|syscall|read|write)\s*\("
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=inside)
+def test_only_os_calls_the_kernel(path: Path) -> None:
+    if inside(path).startswith("os/"):
+        return
+    code = code_of(path)
+    called = [m.group(1) for m in KERNEL_CALLS.finditer(code) if not _is_member(code, m.start())]
+    assert not called, f"{called} must go through os::sys()"
+
+
+def _is_member(code: str, at: int) -> bool:
+    """Whether the :: belongs to Class::name, which is no call of the kernel."""
+    return at > 0 and (code[at - 1].isalnum() or code[at - 1] in "_>")
+
+
+THREADS = {"core/reclaim.cc", "core/prefault.cc", "core/memory_file.h"}
+CLOCKS = {
+    "base/mutex.h",
+    "core/clock.h",
+    "core/evictables.h",
+    "core/memory_file.h",
+    "core/reclaim.cc",
+    "binding/bind_inl.h",
+    "os/thread.cc",
+}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=inside)
+def test_threads_and_clocks_are_where_they_are_expected(path: Path) -> None:
+    code = code_of(path)
+    if re.search(r"std::j?thread\b(?!::)|pthread_create", code):
+        assert inside(path) in THREADS
+    if re.search(r"(steady|system|high_resolution)_clock|clock_gettime|gettimeofday", code):
+        assert inside(path) in CLOCKS
+
+
+def test_the_lists_of_exceptions_have_no_dead_entries() -> None:
+    names = {inside(path) for path in SOURCES}
+    assert names >= THREADS | CLOCKS | PARTS.keys() | set(PARTS.values()) | BINDING_OF_OS
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix == ".cc"], ids=inside)
+def test_an_implementation_has_a_header_in_its_room(path: Path) -> None:
+    header = PARTS.get(inside(path), inside(path.with_suffix(".h")))
+    assert (CSRC / header).is_file()
+    assert header in includes(path) or header == "binding/bind.h" or inside(path) in PARTS
+
+
+@pytest.mark.parametrize("path", HEADERS, ids=inside)
+def test_a_header_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("// Purpose: "), "the first line is the purpose"
+    assert "#pragma once" in text
+    introduction = text[: text.index("#pragma once")]
+    if inside(path).startswith("binding/"):
+        return  # all of it runs with the GIL held: arguments.h says so once
+    if re.search(r"^\s*(?:template <[^>]*>\s*)?(class|struct) [^;{]*\{", code_of(path), re.MULTILINE):
+        assert "Thread safety:" in introduction
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *MODULES], ids=inside)
+def test_files_can_be_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES_MAX
+
+
+# --- Python ------------------------------------------------------------------------------------------
+
+# From the ground up; a module uses what is listed before it. Rooms (packages) stand for all in them.
+PYTHON_ORDER = [
+    ("errors", "enums"),
+    ("_core",),
+    ("pressure",),
+    ("accounting", "allocation", "fork", "eviction"),
+    ("filling",),
+    ("memory_file",),
+    ("testing",),
+    ("",),  # pgalloc/__init__.py
+    ("cli", "__main__"),
+]
+LEVEL = {name: level for level, names in enumerate(PYTHON_ORDER) for name in names}
+OPTIONAL = {"click", "rich"}  # in cli only
+KERNEL_MODULES = {"fcntl", "ctypes", "mmap", "resource", "select", "signal"}
+KERNEL_FUNCTIONS = {
+    "eventfd",
+    "fork",
+    "memfd_create",
+    "open",
+    "pread",
+    "pwrite",
+    "read",
+    "register_at_fork",
+    "write",
+}
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """(module, whether only for types) of every import."""
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            module = node.module or ""
+            names = [f"{module}.{a.name}" if module == "pgalloc" else module for a in node.names]
+        for name in names:
+            yield name, id(node) in for_types
+
+
+@pytest.mark.parametrize("path", MODULES, ids=inside)
+def test_a_module_uses_only_modules_below_it(path: Path) -> None:
+    room = room_of(path)
+    for module, for_types in imported(ast.parse(path.read_text())):
+        root, _, rest = module.partition(".")
+        if root in OPTIONAL:
+            assert room == "cli", f"{module} belongs to the command line"
+        assert root != "numpy", "numpy is for users"
+        if root != "pgalloc":
+            continue
+        used = rest.split(".")[0]
+        used = used if used in LEVEL else ""  # a name of pgalloc itself
+        if used == room:
+            continue
+        assert used != "cli" or room == "__main__", "nothing but __main__ uses the command line"
+        if room == "pressure":
+            pytest.fail(f"pressure stands alone, and must not import {module}")
+        if not for_types:
+            assert LEVEL[used] < LEVEL[room] or used in PYTHON_ORDER[LEVEL[room]], module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=inside)
+def test_python_calls_the_kernel_in_pressure_only(path: Path) -> None:
+    room = room_of(path)
+    if room in ("pressure", "cli"):
+        return
+    tree = ast.parse(path.read_text())
+    assert not KERNEL_MODULES & {name.split(".")[0] for name, _ in imported(tree)}
+    called = {
+        node.func.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "os"
+    }
+    allowed = {"register_at_fork"} if room == "fork" else set()
+    assert not called & KERNEL_FUNCTIONS - allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=inside)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), "no docstring"
