@@ -28,12 +28,14 @@ _TICKS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 _STYLE = """
   svg { font: 12px system-ui, sans-serif; --ink: #24292f; --dim: #6e7781; --line: #d0d7de;
-        --ours: #1a7f64; --go: #b08800; --limit: #afb8c1; --peer: #6f7fb8; background: #ffffff; }
+        --ours: #1a7f64; --go: #b08800; --limit: #afb8c1; --peer: #6f7fb8; --back: #ffffff;
+        background: var(--back); }
   @media (prefers-color-scheme: dark) {
     svg { --ink: #e6edf3; --dim: #8b949e; --line: #30363d; --ours: #3fb894; --go: #d4a72c;
-          --limit: #57606a; --peer: #8b9bd8; background: #0d1117; }
+          --limit: #57606a; --peer: #8b9bd8; --back: #0d1117; }
   }
-  text { fill: var(--ink); } .dim { fill: var(--dim); } .title { font-weight: 600; }
+  text { fill: var(--ink); } .dim { fill: var(--dim); }
+  .title { font-weight: 600; paint-order: stroke; stroke: var(--back); stroke-width: 4px; }
   .ours { fill: var(--ours); } .go { fill: var(--go); } .limit { fill: var(--limit); }
   .peer { fill: var(--peer); } .grid { stroke: var(--line); } .goal { stroke: var(--ink); }
 """
@@ -67,7 +69,9 @@ def picture(lines: Sequence[Line]) -> str:
 
 def _draw_legend() -> list[str]:
     drawn = [
-        _text(10, 20, "Times as multiples of the goal: left of the line is faster", "title"),
+        _text(
+            10, 20, "Multiples of the goal, logarithmic: to the left of the line is better", "title"
+        ),
     ]
     for number, (style, name) in enumerate(_LEGEND):
         x = _WIDTH - 420 + 105 * number

@@ -144,7 +144,7 @@ class ModelFile:
     last_scan: tuple[int, int] = (-1, 0)
     """The number of changes, and the stored bytes, that the last full scan saw."""
 
-    # --- the usage set -----------------------------------------------------------------------------
+    # --- the usage set ----------------------------------------------------------------------------
 
     def at(self, page: int) -> Page | None:
         for run in self.runs:
@@ -190,7 +190,7 @@ class ModelFile:
     def allocated_bytes(self) -> int:
         return sum(run.end - run.start for run in self.runs) * PAGE
 
-    # --- what the API shows ------------------------------------------------------------------------
+    # --- what the API shows -----------------------------------------------------------------------
 
     def segments(self) -> list[Segment]:
         return [
@@ -215,7 +215,7 @@ class ModelFile:
     def known_bytes(self) -> int:
         return sum(self.usage().values())
 
-    # --- B: allocate -------------------------------------------------------------------------------
+    # --- B: allocate ------------------------------------------------------------------------------
 
     def allocate(
         self,
@@ -274,7 +274,7 @@ class ModelFile:
         for page in [page for page in self.content if start <= page < end]:
             del self.content[page]
 
-    # --- C: references -----------------------------------------------------------------------------
+    # --- C: references ----------------------------------------------------------------------------
 
     def check(self, start: int, end: int) -> None:
         """Row C1, and that every page has a reference (C3, C4)."""
@@ -313,7 +313,7 @@ class ModelFile:
         self.check(start, end)
         return all(part.page.refs == 1 for part in self.parts(start, end))
 
-    # --- D, E: contents ----------------------------------------------------------------------------
+    # --- D, E: contents ---------------------------------------------------------------------------
 
     def decommit(self, start: int, end: int) -> None:
         self.check(start, end)
@@ -338,7 +338,7 @@ class ModelFile:
             self.stored.update(range(start, end))
         return b"".join(bytes([self.content.get(page, 0)]) * PAGE for page in range(start, end))
 
-    # --- F: reclaim --------------------------------------------------------------------------------
+    # --- F: reclaim -------------------------------------------------------------------------------
 
     def reclaim_lowest(self) -> None:
         """Rows F1, F3: one punch of the reclaimer."""
@@ -359,7 +359,7 @@ class ModelFile:
         while self.waste():
             self.reclaim_lowest()
 
-    # --- H: usage ----------------------------------------------------------------------------------
+    # --- H: usage ---------------------------------------------------------------------------------
 
     def update_usage(self, memcg_ids: list[int] | None = None) -> bool:
         """Row H2. False if a scan was due but came too soon."""

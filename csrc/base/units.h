@@ -19,10 +19,11 @@ inline constexpr uint64_t kChunkSize = uint64_t{1} << 30;
 // The largest file offset the kernel can express (off_t).
 inline constexpr uint64_t kMaxOffset = uint64_t{std::numeric_limits<int64_t>::max()};
 
-inline uint64_t page_size() {
-  static const uint64_t size = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  return size;
+namespace internal {
+inline const uint64_t page_size = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
 }
+// Not for static initialisers of other files.
+inline uint64_t page_size() { return internal::page_size; }
 
 constexpr bool is_aligned(uint64_t value, uint64_t alignment) {
   return (value & (alignment - 1)) == 0;

@@ -17,7 +17,7 @@ Status out_of_memory(const AllocateRequest& request, const char* why) {
 
 Result<FileRange> MemoryFile::allocate(const AllocateRequest& request, bool may_wait,
                                        bool* must_wait) {
-  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (forked()) return check_open();
   if (request.length == 0 || !is_aligned(request.length, page_size())) {
     return Status::error(
         ErrorCode::kRange,
@@ -49,7 +49,7 @@ Result<FileRange> MemoryFile::reserve(const AllocateRequest& request, bool may_w
 
   MutexLock lock(mu_);
   while (true) {
-    PGALLOC_RETURN_IF_ERROR(check_open());
+    if (closed()) return check_open();
     if (request.mode == AllocationMode::kAllocateAndWritePopulate) {
       const auto reused = pages_.recycle(request.length, default_alignment(request.length),
                                          request.direction, request.kind, request.memcg_id);
@@ -89,7 +89,7 @@ Result<FileRange> MemoryFile::place(const AllocateRequest& request) {
                                                  .capacity = capacity()});
   if (!found) return out_of_memory(request, "no free range below the capacity is long enough");
   if (found->file_size > file_->size()) PGALLOC_RETURN_IF_ERROR(file_->grow(found->file_size));
-  pages_.mark_used(found->range, request.kind, request.memcg_id);
+  pages_.mark_used(*found, request.kind, request.memcg_id);
   ++changes_;
   ++stats_.allocations;
   stats_.allocated_bytes += request.length;

@@ -110,16 +110,16 @@ Status MemoryFile::check_open() const {
 }
 
 Status MemoryFile::inc_ref(FileRange range, uint32_t memcg_id) {
-  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (forked()) return check_open();
   MutexLock lock(mu_);
-  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (closed()) return check_open();
   return pages_.inc_ref(range, memcg_id);
 }
 
 Status MemoryFile::dec_ref(FileRange range) {
-  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (forked()) return check_open();
   MutexLock lock(mu_);
-  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (closed()) return check_open();
   Result<uint64_t> wasted = pages_.dec_ref(range);
   if (!wasted.ok()) return std::move(wasted).status();
   if (*wasted > 0) {
@@ -130,9 +130,9 @@ Status MemoryFile::dec_ref(FileRange range) {
 }
 
 Result<bool> MemoryFile::has_unique_ref(FileRange range) const {
-  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (forked()) return check_open();
   MutexLock lock(mu_);
-  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (closed()) return check_open();
   return pages_.has_unique_ref(range);
 }
 

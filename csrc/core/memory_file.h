@@ -186,6 +186,7 @@ class MemoryFile {
   ~MemoryFile();
   static void destroy(MemoryFile* file);
 
+  // Why calls may not proceed. Checking forked() comes before taking any lock.
   Status check_open() const;
   Result<char*> map_slow(FileRange range);
   void map_executable_once();  // row A5

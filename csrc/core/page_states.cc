@@ -25,20 +25,22 @@ Status check_shape(FileRange range) {
   return {};
 }
 
-// Whether referenced segments cover all of `range` and `accept` agrees to each of them.
+// The first of the referenced segments that together cover all of `range`; not ok() if none do, or
+// if `accept` refuses one of them.
 template <class Accept>
-bool covered(const UsageSet& usage, FileRange range, Accept accept) {
+UsageSet::Iterator find_used(const UsageSet& usage, FileRange range, Accept accept) {
+  const UsageSet::Iterator first = usage.find(range.start);
   uint64_t reached = range.start;
-  for (auto segment = usage.find(range.start); segment.ok(); segment = segment.next()) {
-    if (segment.start() > reached || segment.value().refs == 0) return false;
-    if (!accept(segment.value())) return false;
+  for (auto segment = first; segment.ok(); segment = segment.next()) {
+    if (segment.start() > reached || segment.value().refs == 0) break;
+    if (!accept(segment.value())) break;
     reached = segment.end();
-    if (reached >= range.end) return true;
+    if (reached >= range.end) return first;
   }
-  return false;
+  return {};
 }
 
-constexpr PageUse kWaste{0, 0, MemoryKind::kSystem, false};
+constexpr auto kAny = [](const PageUse&) { return true; };
 
 }  // namespace
 
@@ -52,9 +54,9 @@ void PageStates::unbook(uint64_t bytes, const PageUse& use) {
   known_committed_bytes_ -= bytes;
 }
 
-void PageStates::mark_used(FileRange range, MemoryKind kind, uint32_t memcg_id) {
-  usage_.insert(range, PageUse{1, memcg_id, kind, false});
-  used_bytes_ += range.length();
+void PageStates::mark_used(const Place& place, MemoryKind kind, uint32_t memcg_id) {
+  usage_.insert_at(place.gap, place.range, PageUse{1, memcg_id, kind, false});
+  used_bytes_ += place.range.length();
 }
 
 std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment,
@@ -83,9 +85,26 @@ std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment
   return std::nullopt;
 }
 
+template <class Change>
+void PageStates::change_used(UsageSet::Iterator first, FileRange range, Change change) {
+  if (range.end <= first.end()) {
+    usage_.mutate_within(first, range, change);
+  } else {
+    usage_.mutate_range(range, change);
+  }
+}
+
+Status PageStates::unused_error(FileRange range) const {
+  // A page at 0 references awaits the reclaimer: it must not come back to life.
+  bool dead = false;
+  usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
+  if (dead) return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
+  return range_error(range, "is not allocated, or only in part");
+}
+
 Status PageStates::check_used(FileRange range) const {
   PGALLOC_RETURN_IF_ERROR(check_shape(range));
-  if (!covered(usage_, range, [](const PageUse&) { return true; })) {
+  if (!find_used(usage_, range, kAny).ok()) {
     return range_error(range, "is not allocated, or only in part");
   }
   return {};
@@ -94,22 +113,15 @@ Status PageStates::check_used(FileRange range) const {
 Status PageStates::inc_ref(FileRange range, uint32_t memcg_id) {
   PGALLOC_RETURN_IF_ERROR(check_shape(range));
   bool saturated = false;
-  const bool all_used = covered(usage_, range, [&](const PageUse& use) {
+  const auto first = find_used(usage_, range, [&](const PageUse& use) {
     saturated = saturated || use.refs == UINT32_MAX;
     return true;
   });
-  if (!all_used) {
-    // A page at 0 references awaits the reclaimer: it must not come back to life.
-    bool dead = false;
-    usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
-    if (dead)
-      return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
-    return range_error(range, "is not allocated, or only in part");
-  }
+  if (!first.ok()) return unused_error(range);
   if (saturated) {
     return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 2^32-1 references");
   }
-  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+  change_used(first, range, [&](FileRange part, PageUse& use) {
     ++use.refs;
     if (memcg_id == 0 || use.memcg_id != 0) return;
     const PageUse before = use;
@@ -123,15 +135,10 @@ Status PageStates::inc_ref(FileRange range, uint32_t memcg_id) {
 
 Result<uint64_t> PageStates::dec_ref(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(check_shape(range));
-  if (!covered(usage_, range, [](const PageUse&) { return true; })) {
-    bool dead = false;
-    usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
-    if (dead)
-      return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
-    return range_error(range, "is not allocated, or only in part");
-  }
+  const auto first = find_used(usage_, range, kAny);
+  if (!first.ok()) return unused_error(range);
   uint64_t wasted = 0;
-  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+  change_used(first, range, [&](FileRange part, PageUse& use) {
     if (--use.refs > 0) return;
     if (use.committed) {
       PGALLOC_CHECK(ledger_.move(part.length(), MemoryKind::kSystem, use.kind, use.memcg_id).ok());
@@ -148,7 +155,7 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
 
 Result<bool> PageStates::has_unique_ref(FileRange range) const {
   PGALLOC_RETURN_IF_ERROR(check_used(range));
-  return covered(usage_, range, [](const PageUse& use) { return use.refs == 1; });
+  return find_used(usage_, range, [](const PageUse& use) { return use.refs == 1; }).ok();
 }
 
 void PageStates::mark_decommitted(FileRange range) {

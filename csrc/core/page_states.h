@@ -47,8 +47,8 @@ class PageStates {
   uint64_t allocated_bytes() const { return usage_.span(); }
   uint64_t known_committed_bytes() const { return known_committed_bytes_; }
 
-  // free -> used with one reference. REQUIRES: `range` is free.
-  void mark_used(FileRange range, MemoryKind kind, uint32_t memcg_id);
+  // free -> used with one reference. REQUIRES: find_place() has just found `place` in usage().
+  void mark_used(const Place& place, MemoryKind kind, uint32_t memcg_id);
   // waste -> used with one reference, contents unchanged: a place for `length` bytes inside waste,
   // so that pages that are about to be written need not leave and come back. Nothing if no waste
   // range of the few nearest to the asked end of the file has room.
@@ -87,6 +87,10 @@ class PageStates {
   std::optional<std::string> verify(uint64_t file_size) const;
 
  private:
+  template <class Change>
+  void change_used(UsageSet::Iterator first, FileRange range, Change change);
+  // Why `range` is not used throughout.
+  Status unused_error(FileRange range) const;
   void book(uint64_t bytes, const PageUse& use);
   void unbook(uint64_t bytes, const PageUse& use);
 

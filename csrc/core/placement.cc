@@ -36,7 +36,7 @@ std::optional<Place> find_bottom_up(const UsageSet& usage, const PlacementReques
   const auto start = lowest_start(gap.start(), std::min(gap.end(), request.capacity), request);
   if (!start) return std::nullopt;
   const FileRange range{*start, *start + request.length};
-  return Place{range, grown_size(range.end, request)};
+  return Place{range, grown_size(range.end, request), gap};
 }
 
 // Below the present end of the file: the highest place in the last gap that has one.
@@ -52,7 +52,7 @@ std::optional<Place> find_top_down_inside(const UsageSet& usage, const Placement
     start = highest_start(gap.start(), gap.end(), request);
     if (!start) return std::nullopt;
   }
-  return Place{{*start, *start + request.length}, request.file_size};
+  return Place{{*start, *start + request.length}, request.file_size, gap};
 }
 
 // Beyond it: double the file until the end of it has a place above everything in use.
@@ -65,7 +65,7 @@ std::optional<Place> find_top_down_grown(const UsageSet& usage, const PlacementR
     if (doubled > kMaxOffset) return std::nullopt;
     size = std::min(doubled, request.capacity);
     if (const auto start = highest_start(*lowest, size, request)) {
-      return Place{{*start, *start + request.length}, size};
+      return Place{{*start, *start + request.length}, size, usage.last_gap()};
     }
   }
   return std::nullopt;

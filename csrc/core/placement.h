@@ -24,6 +24,7 @@ struct PlacementRequest {
 struct Place {
   FileRange range;
   uint64_t file_size = 0;  // the size the file must have for it; never less than the request's
+  UsageSet::GapIterator gap;  // where in the set `range` lies
 };
 
 // Row B4: huge-page alignment for lengths that can hold a huge page, else page alignment.

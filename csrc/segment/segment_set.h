@@ -162,6 +162,12 @@ class SegmentSet {
   // things as they were. change() must not throw and not use this set. `value` is a temporary.
   template <class Change>
   void mutate_range(FileRange range, Change&& change);
+  // The same, when the one segment that contains `range` is known.
+  // REQUIRES: `segment` contains `range`, which is not empty.
+  template <class Change>
+  void mutate_within(Iterator segment, FileRange range, Change&& change) {
+    mutate_part(segment.at_, range, /*merge_right=*/true, change);
+  }
 
   // --- The whole set
   // -------------------------------------------------------------------------------

@@ -116,7 +116,9 @@ readers = st.builds(
     Reader,
     stamp=st.integers(1, 255),
     available=st.one_of(
-        st.just(FILL_MAX * PAGE), st.integers(0, FILL_MAX).map(lambda n: n * PAGE), st.integers(0, 9999)
+        st.just(FILL_MAX * PAGE),
+        st.integers(0, FILL_MAX).map(lambda n: n * PAGE),
+        st.integers(0, 9999),
     ),
     step=st.sampled_from([100, PAGE, 3 * PAGE + 1, FILL_MAX * PAGE]),
     ending=st.sampled_from(["end", "raise", "none", "too many", "negative"]),
@@ -138,7 +140,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
 
     def __init__(self, *, on_disk: bool = False, **options: Any) -> None:
         super().__init__()
-        self.backing = tempfile.TemporaryFile() if on_disk else None
+        self.backing = tempfile.TemporaryFile() if on_disk else None  # noqa: SIM115
         self.on_disk = on_disk
         self.account_before = pgalloc.memory_accounting().total()
         self.mf = MemoryFile(self.backing, **options)
@@ -158,7 +160,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
         self.users = [User(), User()]
         self.evictables = ModelEvictables()
 
-    # --- helpers -----------------------------------------------------------------------------------
+    # --- helpers ---------------------------------------------------------------------------------
 
     def settle(self) -> None:
         """Unless it is paused, let the reclaimer finish, in the file and in the model."""
@@ -211,7 +213,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
             return True
         return False
 
-    # --- B: allocate -------------------------------------------------------------------------------
+    # --- B: allocate -----------------------------------------------------------------------------
 
     @rule(
         pages=st.sampled_from(SMALL * 4 + MIDDLE + BIG),
@@ -238,8 +240,8 @@ class MemoryFileMachine(RuleBasedStateMachine):
             reader = None
         self.settle()
         length = pages * PAGE
-        call = self.mf.allocate if as_handle else self.mf.allocate_range
-        arguments = {
+        call: Any = self.mf.allocate if as_handle else self.mf.allocate_range
+        arguments: dict[str, Any] = {
             "kind": kind,
             "direction": direction,
             "memcg_id": memcg_id,
@@ -251,18 +253,18 @@ class MemoryFileMachine(RuleBasedStateMachine):
             start, end = model.allocate(pages, kind, direction, memcg_id, mode)
         except NoRoomError:
             with pytest.raises(OutOfMemoryError):
-                call(length, **arguments)  # type: ignore[operator]
+                call(length, **arguments)
             return
         self.model = model
         available = length if reader is None else min(length, reader.available)
         if available == length:
-            result = call(length, **arguments)  # type: ignore[operator]
+            result = call(length, **arguments)
             range_ = result.range if as_handle else result
             assert tuple(range_) == (start * PAGE, end * PAGE)
             kept: Any = result
         else:
             with pytest.raises(FillError) as raised:
-                call(length, **arguments)  # type: ignore[operator]
+                call(length, **arguments)
             kept, range_ = raised.value.allocation, raised.value.range
             end = start + available // PAGE
             assert tuple(range_) == (start * PAGE, end * PAGE)
@@ -320,7 +322,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
                 return
         raise AssertionError(f"{got} is none of {[found for found, _ in possible]}")
 
-    # --- C: references -----------------------------------------------------------------------------
+    # --- C: references ---------------------------------------------------------------------------
 
     @rule(
         pick=st.integers(0, 99),
@@ -381,7 +383,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
             lambda: self.model.has_unique_ref(start, end),
         )
 
-    # --- D, E: contents ----------------------------------------------------------------------------
+    # --- D, E: contents --------------------------------------------------------------------------
 
     @rule(pick=st.integers(0, 99), offset=st.integers(-3, 12), pages=st.integers(0, 9))
     def decommit(self, pick: int, offset: int, pages: int) -> None:
@@ -417,7 +419,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
         with self.mf.map_range(FileRange(start * PAGE, end * PAGE), "r") as view:
             assert bytes(view) == self.model.read(start, end)
 
-    # --- the handle --------------------------------------------------------------------------------
+    # --- the handle ------------------------------------------------------------------------------
 
     def _drop_if_unheld(self, handle: Handle) -> None:
         if not handle.holds:
@@ -501,7 +503,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
         handle.allocation.decommit()
         self.model.decommit(handle.start, handle.end)
 
-    # --- F: reclaim --------------------------------------------------------------------------------
+    # --- F: reclaim ------------------------------------------------------------------------------
 
     @rule()
     @precondition(lambda self: len(self.pauses) < 2)
@@ -531,7 +533,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
         waiting = bool(self.model.waste())
         assert self.mf.wait_for_reclaim(0 if waiting else 30) is not waiting
 
-    # --- G: evictions ------------------------------------------------------------------------------
+    # --- G: evictions ----------------------------------------------------------------------------
 
     @rule(user=st.integers(0, 1), start=st.integers(0, 40), length=st.integers(1, 20))
     def mark_evictable(self, user: int, start: int, length: int) -> None:
@@ -567,7 +569,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
             user.asked.clear()
         assert self.mf.wait_for_evictions(30)
 
-    # --- H: usage ----------------------------------------------------------------------------------
+    # --- H: usage --------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([0.0, 0.005, 0.010, 1.0]))
     def update_usage(self, seconds: float) -> None:
@@ -580,7 +582,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
     def update_usage_of(self, memcg_ids: list[int]) -> None:
         assert self.mf.update_usage(memcg_ids) == self.model.update_usage(memcg_ids)
 
-    # --- what always holds -------------------------------------------------------------------------
+    # --- what always holds -----------------------------------------------------------------------
 
     @invariant()
     def the_file_is_what_the_model_says(self) -> None:
@@ -608,21 +610,24 @@ class MemoryFileMachine(RuleBasedStateMachine):
     def every_byte_is_right(self) -> None:
         """Asked beside the mapping, where looking commits nothing: holes are zeros."""
         fd = self.mf.fileno()
-        with_data = set()
+        with_data: set[int] = set()
         position = 0
         while position < self.model.size:
             try:
                 data = os.lseek(fd, position, os.SEEK_DATA)
             except OSError as error:
-                assert error.errno == errno.ENXIO
+                if error.errno != errno.ENXIO:
+                    raise
                 break
             position = os.lseek(fd, data, os.SEEK_HOLE)
             with_data.update(range(data // PAGE, -(-position // PAGE)))
         if not self.on_disk:
             assert with_data <= self.model.stored
-        used = set()
+        used: set[int] = set()
         for low, high in stretches(with_data):
-            used.update(p for r in self.model.parts(low, high) if r.page.refs for p in range(r.start, r.end))
+            used.update(
+                p for r in self.model.parts(low, high) if r.page.refs for p in range(r.start, r.end)
+            )
         for page in used:
             expected = bytes([self.model.content.get(page, 0)]) * PAGE
             assert os.pread(fd, PAGE, page * PAGE) == expected
@@ -657,14 +662,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if settings.default.max_examples > 1000 else 300)
+@pytest.mark.timeout(0 if settings().max_examples > 1000 else 300)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_b_to_h_the_file_does_what_the_model_does(variant: str) -> None:
     options = VARIANTS[variant]
-    run_state_machine_as_test(lambda: MemoryFileMachine(**options), settings=settings())
+    run_state_machine_as_test(
+        lambda: MemoryFileMachine(**options),  # type: ignore[arg-type]
+        settings=settings(),
+    )
 
 
-# --- B4 to B9 on arbitrary pictures -----------------------------------------------------------------
+# --- B4 to B9 on arbitrary pictures --------------------------------------------------------------
 
 UNITS = [PAGE, HUGE - PAGE, HUGE, CHUNK - HUGE, CHUNK]
 
@@ -681,7 +689,7 @@ def pictures(draw: st.DrawFn) -> list[tuple[int, int, int]]:
     return segments
 
 
-@settings(max_examples=settings.default.max_examples * 30)
+@settings(max_examples=settings().max_examples * 30)
 @given(
     segments=pictures(),
     spare=st.sampled_from([0, 0, 1, 2, 7]),

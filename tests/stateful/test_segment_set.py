@@ -126,7 +126,7 @@ class SegmentSetMachine(RuleBasedStateMachine):
         edges = [edge for start, end, _ in self.naive.segments for edge in (start, end)] or [0]
         return max(0, min(TOP, edges[pick % len(edges)] + delta))
 
-    # --- M3 ----------------------------------------------------------------------------------------
+    # --- M3 --------------------------------------------------------------------------------------
 
     @rule(start=keys, length=lengths, value=values, merge=st.booleans())
     def insert(self, start: int, length: int, value: int, merge: bool) -> None:
@@ -164,7 +164,7 @@ class SegmentSetMachine(RuleBasedStateMachine):
         for at, value in teeth:
             self.set.insert(at, at + step // 2, value, False)
 
-    # --- M4 ----------------------------------------------------------------------------------------
+    # --- M4 --------------------------------------------------------------------------------------
 
     @rule(start=keys, length=lengths)
     def remove(self, start: int, length: int) -> None:
@@ -197,7 +197,7 @@ class SegmentSetMachine(RuleBasedStateMachine):
         self.set.clear()
         self.naive.segments.clear()
 
-    # --- M5 ----------------------------------------------------------------------------------------
+    # --- M5 --------------------------------------------------------------------------------------
 
     @rule(pick=st.integers(0, 999), delta=st.integers(-2, 2))
     def split(self, pick: int, delta: int) -> None:
@@ -242,7 +242,7 @@ class SegmentSetMachine(RuleBasedStateMachine):
         assert self.naive.canonical() == after
         self.naive.segments = self.set.segments()
 
-    # --- M2, M6: what is found ---------------------------------------------------------------------
+    # --- M2, M6: what is found -------------------------------------------------------------------
 
     @rule(pick=st.integers(0, 999), delta=st.integers(-1, 1), other=keys, near=st.booleans())
     def find(self, pick: int, delta: int, other: int, near: bool) -> None:
@@ -255,7 +255,9 @@ class SegmentSetMachine(RuleBasedStateMachine):
         assert self.set.lower_bound(key) == (above[0] if above else None)
         assert self.set.upper_bound(key) == (below[-1] if below else None)
         around = [
-            (low, high) for low, high in self.naive.gaps() if low <= key < high or key == high == TOP
+            (low, high)
+            for low, high in self.naive.gaps()
+            if low <= key < high or key == high == TOP
         ]
         assert self.set.find_gap(key) == (None if inside else around[-1])
 
@@ -288,7 +290,7 @@ class SegmentSetMachine(RuleBasedStateMachine):
         found = self.set.prev_large_enough_gap(key, length, alignment)
         assert found == (preceding[-1] if preceding else None)
 
-    # --- what always holds -------------------------------------------------------------------------
+    # --- what always holds -----------------------------------------------------------------------
 
     @invariant()
     def the_sets_are_equal(self) -> None:
@@ -299,13 +301,13 @@ class SegmentSetMachine(RuleBasedStateMachine):
         assert self.set.span() == sum(end - start for start, end, _ in self.naive.segments)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(0 if settings().max_examples > 1000 else 300)
 def test_m1_to_m7_the_set_does_what_a_list_does() -> None:
-    run_state_machine_as_test(
-        SegmentSetMachine, settings=settings(max_examples=settings.default.max_examples * 2)
-    )
+    run_state_machine_as_test(SegmentSetMachine, settings=settings())
 
 
-# --- examples for the rows --------------------------------------------------------------------------
+# --- examples for the rows -----------------------------------------------------------------------
 
 
 def filled(*segments: Segment) -> SegmentSet:
@@ -344,7 +346,9 @@ def test_m3_inserting_between_equals_leaves_one_segment() -> None:
 @pytest.mark.parametrize(
     ("start", "end"), [(0, 1), (5, 25), (9, 10), (10, 20), (19, 21), (0, TOP), (5, 5), (7, 3)]
 )
-def test_m3_overlap_and_malformed_ranges_are_errors_and_change_nothing(start: int, end: int) -> None:
+def test_m3_overlap_and_malformed_ranges_are_errors_and_change_nothing(
+    start: int, end: int
+) -> None:
     made = filled((0, 10, 1), (15, 20, 1))
     before = made.segments()
     with pytest.raises(RangeError):

@@ -73,7 +73,8 @@ class Run:
         try:
             return call()
         except OSError as error:
-            assert error.errno == self.planned, f"{error!r} is not errno {self.planned}"
+            if error.errno != self.planned:
+                raise AssertionError(f"{error!r} is not errno {self.planned}") from error
             self.errors.append(error)
         except pgalloc.Error as error:
             raise AssertionError(f"{error!r} says nothing of errno {self.planned}") from error
@@ -361,7 +362,7 @@ def test_interruptions_are_retried(directory: Path, name: str) -> None:
         directory.mkdir()
 
 
-# --- the real kernel, made to fail from outside ------------------------------------------------------
+# --- the real kernel, made to fail from outside --------------------------------------------------
 
 PROGRAM = textwrap.dedent("""
     import errno, os, sys
@@ -415,13 +416,11 @@ PROGRAM = textwrap.dedent("""
 def test_failures_injected_by_strace(
     tmp_path: Path, call: str, error: str, when: str, visible: bool
 ) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    number = getattr(errno, error)
+    log = tmp_path / "log"
+    program = [sys.executable, "-c", PROGRAM, str(getattr(errno, error))]
     inject = f"inject={call}:error={error}:when={when}"
     done = subprocess.run(
-        ["strace", "-f", "-qq", "-o", str(tmp_path / "log"), "-e", f"trace={call}", "-e", inject]
-        + [sys.executable, str(program), str(number)],
+        ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={call}", "-e", inject, *program],
         capture_output=True,
         text=True,
         timeout=120,
@@ -430,4 +429,4 @@ def test_failures_injected_by_strace(
     assert done.returncode == 0, done.stderr
     if visible:
         assert "failures: 0" not in done.stdout
-        assert "(INJECTED)" in (tmp_path / "log").read_text()
+        assert "(INJECTED)" in log.read_text()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -45,6 +43,24 @@ HEADERS = [path for path in SOURCES if path.suffix == ".h"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
+def for_each(paths: list[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Apply a check to all paths, in one test, and name those that do not pass."""
+
+    def decorate(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            wrong = []
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    wrong.append(f"{inside(path)}: {str(error).splitlines()[0]}")
+            assert not wrong, "\n".join(wrong)
+
+        return test
+
+    return decorate
+
+
 def inside(path: Path) -> str:
     return str(path.relative_to(CSRC if CSRC in path.parents else ROOT))
 
@@ -64,7 +80,7 @@ def test_the_rooms_are_all_there() -> None:
     assert len(MODULES) > 15
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=inside)
+@for_each(SOURCES)
 def test_a_room_uses_only_rooms_below_it(path: Path) -> None:
     room = inside(path).split("/")[0]
     for include in includes(path):
@@ -74,7 +90,7 @@ def test_a_room_uses_only_rooms_below_it(path: Path) -> None:
             assert include in BINDING_OF_OS
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=inside)
+@for_each(SOURCES)
 def test_python_is_known_to_the_binding_only(path: Path) -> None:
     if not inside(path).startswith("binding/"):
         assert not re.search(r"#include <(Python\.h|pybind11|structmember)", path.read_text())
@@ -88,7 +104,7 @@ KERNEL_CALLS = re.compile(
 )
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=inside)
+@for_each(SOURCES)
 def test_only_os_calls_the_kernel(path: Path) -> None:
     if inside(path).startswith("os/"):
         return
@@ -114,7 +130,7 @@ CLOCKS = {
 }
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=inside)
+@for_each(SOURCES)
 def test_threads_and_clocks_are_where_they_are_expected(path: Path) -> None:
     code = code_of(path)
     if re.search(r"std::j?thread\b(?!::)|pthread_create", code):
@@ -128,14 +144,14 @@ def test_the_lists_of_exceptions_have_no_dead_entries() -> None:
     assert names >= THREADS | CLOCKS | PARTS.keys() | set(PARTS.values()) | BINDING_OF_OS
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix == ".cc"], ids=inside)
+@for_each([p for p in SOURCES if p.suffix == ".cc"])
 def test_an_implementation_has_a_header_in_its_room(path: Path) -> None:
     header = PARTS.get(inside(path), inside(path.with_suffix(".h")))
     assert (CSRC / header).is_file()
     assert header in includes(path) or header == "binding/bind.h" or inside(path) in PARTS
 
 
-@pytest.mark.parametrize("path", HEADERS, ids=inside)
+@for_each(HEADERS)
 def test_a_header_says_what_it_is_for(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("// Purpose: "), "the first line is the purpose"
@@ -143,18 +159,20 @@ def test_a_header_says_what_it_is_for(path: Path) -> None:
     introduction = text[: text.index("#pragma once")]
     if inside(path).startswith("binding/"):
         return  # all of it runs with the GIL held: arguments.h says so once
-    if re.search(r"^\s*(?:template <[^>]*>\s*)?(class|struct) [^;{]*\{", code_of(path), re.MULTILINE):
+    if re.search(
+        r"^\s*(?:template <[^>]*>\s*)?(class|struct) [^;{]*\{", code_of(path), re.MULTILINE
+    ):
         assert "Thread safety:" in introduction
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *MODULES], ids=inside)
+@for_each([*SOURCES, *MODULES])
 def test_files_can_be_read_in_one_sitting(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= LINES_MAX
 
 
-# --- Python ------------------------------------------------------------------------------------------
+# --- Python --------------------------------------------------------------------------------------
 
-# From the ground up; a module uses what is listed before it. Rooms (packages) stand for all in them.
+# From the ground up; a module uses what is listed before it. A package stands for all in it.
 PYTHON_ORDER = [
     ("errors", "enums"),
     ("_core",),
@@ -207,7 +225,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
             yield name, id(node) in for_types
 
 
-@pytest.mark.parametrize("path", MODULES, ids=inside)
+@for_each(MODULES)
 def test_a_module_uses_only_modules_below_it(path: Path) -> None:
     room = room_of(path)
     for module, for_types in imported(ast.parse(path.read_text())):
@@ -223,12 +241,12 @@ def test_a_module_uses_only_modules_below_it(path: Path) -> None:
             continue
         assert used != "cli" or room == "__main__", "nothing but __main__ uses the command line"
         if room == "pressure":
-            pytest.fail(f"pressure stands alone, and must not import {module}")
+            raise AssertionError(f"pressure stands alone, and must not import {module}")
         if not for_types:
             assert LEVEL[used] < LEVEL[room] or used in PYTHON_ORDER[LEVEL[room]], module
 
 
-@pytest.mark.parametrize("path", MODULES, ids=inside)
+@for_each(MODULES)
 def test_python_calls_the_kernel_in_pressure_only(path: Path) -> None:
     room = room_of(path)
     if room in ("pressure", "cli"):
@@ -247,6 +265,6 @@ def test_python_calls_the_kernel_in_pressure_only(path: Path) -> None:
     assert not called & KERNEL_FUNCTIONS - allowed
 
 
-@pytest.mark.parametrize("path", MODULES, ids=inside)
+@for_each(MODULES)
 def test_a_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text())), "no docstring"

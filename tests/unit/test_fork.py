@@ -1,0 +1,504 @@
+"""fork: a child reads inherited views, changes nothing of the parent's, and ends quietly."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from conftest import CHUNK, HUGE, PAGE, stored, update_usage
+
+import pgalloc
+from pgalloc import (
+    AllocationMode,
+    DelayedEviction,
+    EvictableRange,
+    FileRange,
+    ForkedError,
+    MemoryFile,
+    testing,
+)
+
+COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
+TIMEOUT_S = 30
+
+
+class Child:
+    """A forked process that runs a function; a traceback of its own is on its stderr."""
+
+    def __init__(self, run: Callable[[], None], *, fork: Callable[[], int] = os.fork) -> None:
+        self.pid = fork()
+        if self.pid == 0:
+            _run_and_exit(run)
+
+    def wait(self) -> None:
+        """Reap it. A child that hangs is killed, and fails the test."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid != 0:
+                assert os.waitstatus_to_exitcode(status) == 0
+                return
+            time.sleep(0.001)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        pytest.fail("the child hangs")
+
+
+def _run_and_exit(run: Callable[[], None]) -> NoReturn:
+    try:
+        run()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def assert_equal(one: object, other: object) -> None:
+    assert one == other
+
+
+def in_child(run: Callable[[], None]) -> None:
+    Child(run).wait()
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """From 3.12 on, forking with threads of the test itself is warned about, and meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*multi-threaded.*", category=DeprecationWarning)
+        yield
+
+
+class User:
+    """An evictable user that counts."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.asked = 0
+        self.seconds = seconds
+
+    def evict(self, range: EvictableRange) -> None:
+        time.sleep(self.seconds)
+        self.asked += 1
+
+
+def test_a_child_reads_inherited_views(mf: MemoryFile) -> None:
+    a = mf.allocate(CHUNK + PAGE)
+    view, readonly = a.view(), a.view(readonly=True)
+    mapped = mf.map_range(a.range, "r")
+    view[:6] = b"before"
+    view[-4:] = b"last"
+
+    def child() -> None:
+        for inherited in (view, readonly, mapped):
+            assert bytes(inherited[:6]) == b"before"
+            assert bytes(inherited[-4:]) == b"last"
+        # What is mapped already can be mapped again: that changes no metadata.
+        assert bytes(mf.map_range(a.range, "r")[:6]) == b"before"
+        assert bytes(a.view()[:6]) == b"before"
+
+    in_child(child)
+    for used in (view, readonly, mapped):
+        used.release()
+    a.release()
+
+
+def test_a_child_sees_later_writes_of_the_parent(mf: MemoryFile) -> None:
+    a = mf.allocate(PAGE)
+    view = a.view()
+    view[0] = 0
+    ready_read, ready_write = os.pipe()
+
+    def child() -> None:
+        os.read(ready_read, 1)
+        assert view[0] == 42
+
+    forked = Child(child)
+    view[0] = 42
+    os.write(ready_write, b"x")
+    forked.wait()
+    os.close(ready_read)
+    os.close(ready_write)
+    view.release()
+    a.release()
+
+
+def test_everything_that_changes_metadata_raises_forked_error(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(4 * PAGE)
+    mf.map_range(range_)[:] = b"x" * (4 * PAGE)
+    a = mf.allocate(PAGE)
+    user = User()
+    before = (mf.segments(), mf.stats())
+    unmapped = FileRange(CHUNK, CHUNK + PAGE)
+    mf.allocate_range(CHUNK)
+    before = (mf.segments(), mf.stats())
+    calls: list[Callable[[], Any]] = [
+        lambda: mf.allocate(PAGE),
+        lambda: mf.allocate_range(PAGE),
+        lambda: mf.allocate(PAGE, reader=len),
+        lambda: mf.inc_ref(range_),
+        lambda: mf.dec_ref(range_),
+        lambda: mf.has_unique_ref(range_),
+        lambda: mf.decommit(range_),
+        lambda: mf.map_range(unmapped),
+        lambda: mf.mark_evictable(user, EvictableRange(0, 1)),
+        lambda: mf.mark_unevictable(user, EvictableRange(0, 1)),
+        lambda: mf.mark_all_unevictable(user),
+        mf.start_evictions,
+        mf.wait_for_evictions,
+        mf.update_usage,
+        mf.total_usage,
+        mf.usage,
+        mf.segments,
+        mf.wait_for_reclaim,
+        mf.mark_savable,
+        mf.close,
+        lambda: mf.__exit__(None, None, None),
+        a.clone,
+        lambda: a.slice(0, PAGE),
+        a.decommit,
+        lambda: pgalloc.Allocation(mf, range_),
+        lambda: mf.file,
+    ]
+
+    def child() -> None:
+        for number, call in enumerate(calls):
+            try:
+                call()
+            except ForkedError:
+                continue
+            raise AssertionError(f"call {number} raised nothing")
+        a.release()  # nothing to give back here, and no error
+        a.release()
+        mf.stats()
+        assert "MemoryFile" in repr(mf) + str(mf)
+        assert not mf.closed
+
+    in_child(child)
+    assert (mf.segments(), mf.stats()) == before
+    assert bytes(mf.map_range(range_)) == b"x" * (4 * PAGE)
+    a.release()
+
+
+@pytest.mark.parametrize(
+    "helper",
+    ["verify", "bookkeeping_bytes", "pause_reclaimer", "reclaim_log", "ManualClock"],
+)
+def test_helpers_of_testing_raise_forked_error_too(mf: MemoryFile, helper: str) -> None:
+    """They must neither abort the child nor take a lock that nobody will ever release."""
+    mf.allocate_range(PAGE)
+
+    def child() -> None:
+        try:
+            result = getattr(testing, helper)(mf)
+            if hasattr(result, "__enter__"):
+                with result:
+                    pass
+        except ForkedError:
+            return
+        raise AssertionError(f"{helper} raised nothing")
+
+    in_child(child)
+
+
+def test_a_child_has_files_of_its_own(mf: MemoryFile) -> None:
+    mf.map_range(mf.allocate_range(PAGE))[0] = 1
+    update_usage(mf)
+    assert pgalloc.memory_accounting().total() >= PAGE
+
+    def child() -> None:
+        assert pgalloc.memory_accounting().total() == 0  # the account is the process's
+        user = User()
+        with MemoryFile(delayed_eviction=DelayedEviction.DISABLED) as own:
+            with own.allocate(4 * PAGE, mode=COMMIT) as a:
+                a.view()[:4] = b"mine"
+                update_usage(own)
+                assert pgalloc.memory_accounting().total() == 4 * PAGE
+            assert own.wait_for_reclaim(10)
+            assert stored(own) == 0
+            own.mark_evictable(user, EvictableRange(0, 1))
+            deadline = time.monotonic() + 10
+            while user.asked == 0 and time.monotonic() < deadline:
+                time.sleep(0.001)
+            assert user.asked == 1
+            testing.verify(own)
+        assert pgalloc.memory_accounting().total() == 0
+
+    before = pgalloc.memory_accounting().total()
+    in_child(child)
+    assert pgalloc.memory_accounting().total() == before
+
+
+@pytest.mark.parametrize("ending", ["_exit", "sys.exit", "collect"])
+def test_the_end_of_a_child_leaves_the_parents_pages(ending: str) -> None:
+    """Row I2 is for the owner: a child that dies, or collects what it has, punches nothing."""
+    with (
+        MemoryFile(decommit_on_destroy=True) as plain,
+        MemoryFile(delayed_eviction=DelayedEviction.MANUAL) as with_users,
+        MemoryFile(use_host_memcg_pressure=True) as with_pressure,
+    ):
+        files = [plain, with_users, with_pressure]
+        user = User()
+        with_users.mark_evictable(user, EvictableRange(0, 10))
+        allocations = [mf.allocate(4 * PAGE) for mf in files]
+        for a in allocations:
+            a.view()[:] = b"k" * (4 * PAGE)
+        views = [a.view() for a in allocations]
+        held: dict[str, Any] = {"files": files, "allocations": allocations, "views": views}
+
+        def child() -> None:
+            if ending == "collect":
+                held.clear()
+                files.clear()
+                allocations.clear()
+                views.clear()
+                gc.collect()
+
+        if ending == "sys.exit":
+            process = multiprocessing.get_context("fork").Process(target=sys.exit, args=(0,))
+            process.start()
+            process.join(TIMEOUT_S)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+            assert process.exitcode == 0
+        else:
+            in_child(child)
+        for mf, view in zip(files, views, strict=True):
+            assert bytes(view) == b"k" * (4 * PAGE)
+            assert stored(mf) == 4 * PAGE
+            testing.verify(mf)
+        with_users.start_evictions()
+        assert with_users.wait_for_evictions(10)
+        assert user.asked == 1
+        for view in views:
+            view.release()
+        held.clear()
+        for a in allocations:
+            a.release()
+        allocations.clear()
+
+
+def test_the_parent_goes_on_after_a_fork(mf: MemoryFile) -> None:
+    """Its reclaimer and evictors are back."""
+    user = User()
+    for round_ in range(5):
+        in_child(lambda: None)
+        with mf.allocate(HUGE, mode=COMMIT):
+            pass
+        deadline = time.monotonic() + 10
+        while stored(mf) > 0 and time.monotonic() < deadline:
+            time.sleep(0.001)  # nobody waits for it in pgalloc: the thread does it by itself
+        assert stored(mf) == 0
+        mf.mark_evictable(user, EvictableRange(0, 1))
+        while user.asked <= round_ and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert user.asked == round_ + 1
+
+
+def test_waste_of_before_the_fork_is_reclaimed_after_it(mf: MemoryFile) -> None:
+    ranges = [mf.allocate_range(16 * PAGE, mode=COMMIT) for _ in range(50)]
+    for range_ in ranges[::2]:
+        mf.dec_ref(range_)
+    in_child(lambda: None)
+    assert mf.wait_for_reclaim(10)
+    assert stored(mf) == 25 * 16 * PAGE
+
+
+FORK_WITHOUT_WARNING = """
+import os, sys
+from pgalloc import AllocationMode, EvictableRange, MemoryFile
+
+class User:
+    def evict(self, range):
+        pass
+
+with MemoryFile() as mf, MemoryFile(use_host_memcg_pressure=sys.argv[1] == "memcg") as other:
+    user = User()
+    for _ in range(20):
+        mf.mark_evictable(user, EvictableRange(0, 1))
+        assert mf.wait_for_evictions(10)
+        mf.dec_ref(mf.allocate_range(1 << 21, mode=AllocationMode.ALLOCATE_AND_COMMIT))
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+    assert mf.wait_for_reclaim(10)
+"""
+
+
+@pytest.mark.parametrize("pressure", ["memcg", "none"])
+def test_no_warning_of_threads(pressure: str) -> None:
+    """3.12 and later count threads after os.fork(), native ones too (3.11 warns of nothing).
+
+    In a process of its own: pytest and its plugins have threads.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORK_WITHOUT_WARNING, pressure],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_forks_from_busy_threads() -> None:
+    """100 forks from 4 threads that allocate, write, decommit and free all the while."""
+    failures: list[BaseException] = []
+    mf = MemoryFile()
+    forks_left = threading.Semaphore(100)
+
+    def child() -> None:
+        try:
+            mf.allocate(PAGE)
+        except ForkedError:
+            return
+        raise AssertionError
+
+    def work(number: int) -> None:
+        stamp = bytes([number + 1])
+        try:
+            while forks_left.acquire(blocking=False):
+                for _ in range(5):
+                    with mf.allocate(8 * PAGE) as a, a.view() as view:
+                        assert bytes(view) == bytes(8 * PAGE)
+                        view[:] = stamp * (8 * PAGE)
+                        mf.update_usage()
+                        assert bytes(view) == stamp * (8 * PAGE)
+                        if number % 2:
+                            a.decommit()
+                in_child(child)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert mf.wait_for_reclaim(10)
+    testing.verify(mf)
+    assert (mf.segments(), stored(mf)) == ([], 0)
+    mf.close()
+
+
+def test_forks_while_evictions_run() -> None:
+    with MemoryFile(delayed_eviction=DelayedEviction.DISABLED) as mf:
+        users = [User(0.002) for _ in range(12)]
+        for i in range(20):
+            for user in users:
+                mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+            in_child(lambda: None)
+        assert mf.wait_for_evictions(30)
+        deadline = time.monotonic() + 10
+        while any(user.asked < 20 for user in users) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert [user.asked for user in users] == [20] * 12
+
+
+def test_a_callback_may_fork() -> None:
+    class Forking(User):
+        def evict(self, range: EvictableRange) -> None:
+            in_child(lambda: None)
+            self.asked += 1
+
+    with MemoryFile(delayed_eviction=DelayedEviction.DISABLED) as mf:
+        user = Forking()
+        for i in range(5):
+            mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+        assert mf.wait_for_evictions(30)
+        assert user.asked == 5
+
+
+def test_nested_forks(mf: MemoryFile) -> None:
+    a = mf.allocate(PAGE)
+    view = a.view()
+    view[:4] = b"deep"
+
+    def level(depth: int) -> None:
+        assert bytes(view[:4]) == b"deep"
+        own = MemoryFile()
+        b = own.allocate(PAGE)
+        b.view()[0] = depth
+
+        def grandchild() -> None:
+            assert b.view()[0] == depth
+            for inherited in (mf, own):
+                try:
+                    inherited.allocate(PAGE)
+                except ForkedError:
+                    continue
+                raise AssertionError("not refused")
+            if depth < 3:
+                level(depth + 1)
+
+        in_child(grandchild)
+        testing.verify(own)
+        own.close()
+
+    in_child(lambda: level(1))
+    view.release()
+    a.release()
+
+
+def _raw_fork() -> int:
+    """fork() of the C library, with the GIL held and none of Python's hooks run."""
+    return int(ctypes.PyDLL(None).fork())
+
+
+def test_a_raw_fork_does_not_hang(mf: MemoryFile) -> None:
+    """No hook parked the reclaimer: the child has it in the middle of whatever it did."""
+    a = mf.allocate(PAGE)
+    view = a.view()
+    view[:3] = b"raw"
+
+    def child() -> None:
+        assert bytes(view[:3]) == b"raw"
+        for call in (lambda: mf.allocate(PAGE), lambda: mf.dec_ref(a.range), mf.segments):
+            try:
+                call()
+            except ForkedError:
+                continue
+            raise AssertionError("not refused")
+        a.release()
+        with MemoryFile() as own:
+            own.allocate(PAGE).view()[0] = 1
+
+    for _ in range(20):
+        mf.dec_ref(mf.allocate_range(HUGE, mode=COMMIT))  # the reclaimer is at work
+        Child(child, fork=_raw_fork).wait()
+    assert mf.wait_for_reclaim(10)
+    assert bytes(view[:3]) == b"raw"
+    view.release()
+    a.release()
+
+
+def test_a_child_does_not_keep_the_parents_memory(mf: MemoryFile) -> None:
+    """What the parent gives back is gone for good, though a child still has it mapped."""
+    a = mf.allocate(HUGE, mode=COMMIT)
+    go_read, go_write = os.pipe()
+    forked = Child(lambda: assert_equal(os.read(go_read, 1), b"x"))
+    a.release()
+    assert mf.wait_for_reclaim(10)
+    assert stored(mf) == 0
+    os.write(go_write, b"x")
+    forked.wait()
+    os.close(go_read)
+    os.close(go_write)
+    assert Path(f"/proc/self/fd/{mf.fileno()}").exists()
