@@ -119,22 +119,55 @@ job_asan() {
 
 job_tsan() {
   sanitized tsan thread RelWithDebInfo
+  drivers tsan-drivers thread RelWithDebInfo
   local preload
   preload=$(g++ -print-file-name=libtsan.so)
-  export PYTHONPATH=$work/tsan TSAN_OPTIONS=exitcode=66:log_path=$work/tsan.log
-  # Not: terabytes of address space, which ThreadSanitizer has no room for; forks, which it does not
-  # support in programs with threads.
+  export PYTHONPATH=$work/tsan
+  export TSAN_OPTIONS=exitcode=66:log_path=$work/tsan.log
+
+  "$work/tsan-drivers/chunk_map_driver" --rounds 20
+  "$work/tsan-drivers/torture" --seconds 120 --operations 10000 --bytes-max 67108864
+  # Not: terabytes of address space, which ThreadSanitizer has no room for.
   # shellcheck disable=SC2046
   LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' $(native_tests)
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
-  [ ! -e "$work"/tsan.log.* ] || { cat "$work"/tsan.log.*; return 1; }
+  if compgen -G "$work/tsan.log*" >/dev/null; then
+    cat "$work"/tsan.log*
+    return 1
+  fi
+  must_fail "$work/tsan-drivers/chunk_map_driver" --rounds 5 --plant
   must_fail env LD_PRELOAD="$preload" "$python" .ci/planted/race.py
 }
 
 job_valgrind() {
   drivers debug "" RelWithDebInfo
-  local check=(valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite)
-  "${check[@]}" "$work/debug/segment_set_driver" --operations 20000
-  "${check[@]}" "$work/debug/torture" --operations 3000 --threads 4
-  must_fail "${check[@]}" "$work/debug/segment_set_driver" --operations 20000 --plant
+  local check=(valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full
+    --errors-for-leak-kinds=definite)
+  "${check[@]}" "$work/debug/segment_set_driver" --operations 5000
+  "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 --bytes-max 16777216
+  must_fail "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 \
+    --bytes-max 16777216 --plant dirty
+}
+
+job_stress() {
+  drivers release "" Release
+  "$work/release/segment_set_driver" --operations 2000000
+  must_fail "$work/release/segment_set_driver" --operations 2000000 --plant
+  "$work/release/torture" --seconds 60
+  "$python" stress/torture.py --seconds 30 --fork
+  local bug
+  for bug in shared dirty lost epoch; do
+    must_fail "$work/release/torture" --seconds 60 --plant $bug
+  done
+  for bug in dirty view; do
+    must_fail "$python" stress/torture.py --seconds 60 --plant $bug
+  done
+}
+
+# In a virtual environment of its own, as a newcomer's.
+job_readme_demo() {
+  git clone -q . "$work/fresh"
+  (cd "$work/fresh" && bash -euxc "$(readme_command demo)" | tee "$work/demo.log")
+  tail -n 1 "$work/demo.log" | grep '^demo: OK'
+  "$work/fresh/.venv/bin/pgalloc" doctor
 }
