@@ -1,8 +1,9 @@
 // Purpose: the hand-over of a freshly mapped chunk to threads that take no lock (rows B11, E3).
 //
-// In each round one thread maps a chunk while others wait for is_mapped() and touch the chunk as soon
-// as it says so. Under ThreadSanitizer this fails unless the flag is published after the mapping and
-// read before the touch: on x86 the processor alone would hide a missing acquire or release.
+// In each round one thread maps a chunk while others wait for is_mapped() and touch the chunk as
+// soon as it says so. Under ThreadSanitizer this fails unless the flag is published after the
+// mapping and read before the touch: on x86 the processor alone would hide a missing acquire or
+// release.
 //
 //   chunk_map_driver [--rounds N] [--plant]     --plant: wait for a flag that orders nothing
 #include <fcntl.h>

@@ -1,6 +1,7 @@
 #include "core/commit_probe.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -14,9 +15,10 @@ using os::sys;
 
 namespace {
 
-// Rough costs on shmem that decide between SEEK_DATA and mincore (docs/design.md has the figures).
+// Rough costs on shmem that decide how to look (measured: docs/benchmarks.md).
 constexpr uint64_t kSeekNanosecondsPerRun = 750;
 constexpr uint64_t kMincoreNanosecondsPerPage = 48;
+constexpr uint64_t kPagemapNanosecondsPerPage = 3;
 
 void append(std::vector<FileRange>& runs, FileRange run) {
   if (!runs.empty() && runs.back().end == run.start) {
@@ -24,6 +26,12 @@ void append(std::vector<FileRange>& runs, FileRange run) {
   } else {
     runs.push_back(run);
   }
+}
+
+uint64_t total(const std::vector<FileRange>& runs) {
+  uint64_t bytes = 0;
+  for (const FileRange& run : runs) bytes += run.length();
+  return bytes;
 }
 
 }  // namespace
@@ -36,7 +44,11 @@ std::optional<uint64_t> CommitProbe::count(FileRange range) const {
   return std::min(pages * page_size(), range.length());
 }
 
-Status CommitProbe::find_runs(FileRange range, std::vector<FileRange>& runs) const {
+CommitProbe::~CommitProbe() {
+  if (pagemap_ >= 0) sys().close(pagemap_);
+}
+
+Status CommitProbe::find_runs(FileRange range, std::vector<FileRange>& runs) {
   const std::optional<uint64_t> committed = count(range);
   if (!committed) {
     return file_.in_memory() ? by_mincore(range, runs) : by_seek(range, runs);
@@ -50,18 +62,10 @@ Status CommitProbe::find_runs(FileRange range, std::vector<FileRange>& runs) con
 }
 
 Status CommitProbe::resolve_mixed(FileRange range, uint64_t committed,
-                                  std::vector<FileRange>& runs) const {
-  const uint64_t pages = range.length() / page_size();
-  const uint64_t runs_at_most = std::min(committed, range.length() - committed) / page_size() + 1;
-  const bool seek_is_cheaper =
-      runs_at_most * kSeekNanosecondsPerRun < pages * kMincoreNanosecondsPerPage;
-
+                                  std::vector<FileRange>& runs) {
   std::vector<FileRange> found;
-  PGALLOC_RETURN_IF_ERROR(seek_is_cheaper ? by_seek(range, found) : by_mincore(range, found));
-  uint64_t found_bytes = 0;
-  for (const FileRange& run : found) found_bytes += run.length();
-
-  if (found_bytes >= committed) {
+  PGALLOC_RETURN_IF_ERROR(find_written(range, committed, found));
+  if (total(found) >= committed) {
     for (const FileRange& run : found) append(runs, run);
     return {};
   }
@@ -74,6 +78,54 @@ Status CommitProbe::resolve_mixed(FileRange range, uint64_t committed,
   }
   if (position < range.end) PGALLOC_RETURN_IF_ERROR(by_halving({position, range.end}, runs));
   return {};
+}
+
+// The runs of pages that somebody wrote, by the way that is likely to cost least.
+Status CommitProbe::find_written(FileRange range, uint64_t committed,
+                                 std::vector<FileRange>& runs) {
+  const uint64_t pages = range.length() / page_size();
+  const uint64_t runs_at_most = std::min(committed, range.length() - committed) / page_size() + 1;
+  const uint64_t seek_nanoseconds = runs_at_most * kSeekNanosecondsPerRun;
+
+  if (pages * kPagemapNanosecondsPerPage < seek_nanoseconds && by_pagemap(range, runs)) {
+    if (total(runs) >= committed) return {};
+    runs.clear();
+  }
+  return seek_nanoseconds < pages * kMincoreNanosecondsPerPage ? by_seek(range, runs)
+                                                               : by_mincore(range, runs);
+}
+
+// False, without an error, where the kernel or the mapping cannot answer.
+bool CommitProbe::by_pagemap(FileRange range, std::vector<FileRange>& runs) {
+  if (pagemap_unusable_ || !chunks_.is_mapped(range)) return false;
+  if (pagemap_ < 0) pagemap_ = sys().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0);
+  pagemap_unusable_ = pagemap_ < 0;
+  if (pagemap_unusable_) return false;
+
+  std::vector<os::PageRegion> regions(4096);
+  const auto base = reinterpret_cast<uint64_t>(chunks_.base());
+  os::PagemapScan request{.start = base + range.start,
+                          .end = base + range.end,
+                          .regions = reinterpret_cast<uint64_t>(regions.data()),
+                          .region_count = regions.size(),
+                          .required_categories = os::kPageIsPresent,
+                          .returned_categories = os::kPageIsPresent};
+  while (request.start < request.end) {
+    const int count = sys().pagemap_scan(pagemap_, &request);
+    if (count < 0 || request.walk_end <= request.start) {
+      pagemap_unusable_ = true;
+      runs.clear();
+      return false;
+    }
+    for (int i = 0; i < count; ++i) {
+      // A scan that goes on after its vector was full may report pages again.
+      const uint64_t known = runs.empty() ? range.start : runs.back().end;
+      const FileRange run{std::max(regions[i].start - base, known), regions[i].end - base};
+      if (!run.empty()) append(runs, run);
+    }
+    request.start = request.walk_end;
+  }
+  return true;
 }
 
 Status CommitProbe::by_seek(FileRange range, std::vector<FileRange>& runs) const {

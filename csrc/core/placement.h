@@ -23,7 +23,7 @@ struct PlacementRequest {
 
 struct Place {
   FileRange range;
-  uint64_t file_size = 0;  // the size the file must have for it; never less than the request's
+  uint64_t file_size = 0;     // the size the file must have for it; never less than the request's
   UsageSet::GapIterator gap;  // where in the set `range` lies
 };
 

@@ -39,7 +39,7 @@ uint64_t known_bytes(std::span<const Segment> segments) {
 // Appends the committed runs of the wanted segments. Where the kernel counts what is known already,
 // there is nothing to find; so the cost follows what is new, not how fragmented the file is.
 template <class Segment>
-Status find_new(const CommitProbe& probe, std::span<const Segment> segments,
+Status find_new(CommitProbe& probe, std::span<const Segment> segments,
                 std::vector<FileRange>& runs) {
   const bool any = std::any_of(segments.begin(), segments.end(),
                                [](const Segment& segment) { return segment.wanted; });
@@ -110,7 +110,7 @@ bool MemoryFile::nothing_to_count(uint64_t stored_bytes) const {
 }
 
 Status MemoryFile::scan(const std::vector<uint32_t>* memcg_ids) {
-  const CommitProbe probe(*file_);
+  CommitProbe probe(*file_, *chunks_);
   std::vector<FileRange> runs;
   Status status;
   uint64_t from = 0;

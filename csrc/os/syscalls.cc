@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -19,6 +20,10 @@ int cachestat_call(int fd, uint64_t offset, uint64_t length, CacheStat* out) {
     uint64_t length;
   } range{offset, length};
   return static_cast<int>(::syscall(SYS_cachestat, fd, &range, out, 0));
+}
+
+int pagemap_scan_call(int fd, PagemapScan* request) {
+  return ::ioctl(fd, _IOWR('f', 16, PagemapScan), request);
 }
 
 int duplicate_call(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 0); }
@@ -46,6 +51,7 @@ constexpr Syscalls kKernel = {
     .lseek = ::lseek,
     .pwrite = ::pwrite,
     .cachestat = cachestat_call,
+    .pagemap_scan = pagemap_scan_call,
     .mmap = ::mmap,
     .munmap = ::munmap,
     .madvise = ::madvise,

@@ -28,6 +28,28 @@ struct CacheStat {
   uint64_t recently_evicted = 0;
 };
 
+// The request of the PAGEMAP_SCAN ioctl (Linux 6.7), struct pm_scan_arg in the kernel's linux/fs.h.
+struct PageRegion {
+  uint64_t start = 0;
+  uint64_t end = 0;
+  uint64_t categories = 0;
+};
+struct PagemapScan {
+  uint64_t size = sizeof(PagemapScan);
+  uint64_t flags = 0;
+  uint64_t start = 0;
+  uint64_t end = 0;
+  uint64_t walk_end = 0;  // set by the kernel: how far it got
+  uint64_t regions = 0;   // address of PageRegion[region_count]
+  uint64_t region_count = 0;
+  uint64_t pages_max = 0;
+  uint64_t inverted_categories = 0;
+  uint64_t required_categories = 0;
+  uint64_t any_of_categories = 0;
+  uint64_t returned_categories = 0;
+};
+inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
+
 // X(result type, name, parameters, arguments). The result -1 means failure for all of them.
 #define PGALLOC_SYSCALLS(X)                                                                       \
   X(int, open, (const char* path, int flags, mode_t mode), (path, flags, mode))                   \
@@ -44,6 +66,7 @@ struct CacheStat {
     (fd, data, size, offset))                                                                     \
   X(int, cachestat, (int fd, uint64_t offset, uint64_t length, CacheStat* out),                   \
     (fd, offset, length, out))                                                                    \
+  X(int, pagemap_scan, (int fd, PagemapScan* request), (fd, request))                             \
   X(void*, mmap, (void* address, size_t length, int protection, int flags, int fd, off_t offset), \
     (address, length, protection, flags, fd, offset))                                             \
   X(int, munmap, (void* address, size_t length), (address, length))                               \
