@@ -7,7 +7,9 @@ program booked to it by hand, such as memory of kind MAPPED that no MemoryFile b
 from __future__ import annotations
 
 from pgalloc import _core
+from pgalloc.arguments import checked_bytes, checked_memcg_id
 from pgalloc.enums import MemoryKind
+from pgalloc.errors import OptionError
 
 _Snapshot = tuple[list[int], dict[int, list[int]]]
 
@@ -15,6 +17,14 @@ _Snapshot = tuple[list[int], dict[int, list[int]]]
 def kinds_to_bytes(amounts: list[int]) -> dict[MemoryKind, int]:
     """Name the amounts that the core gives in the order of the kinds."""
     return {kind: amounts[kind] for kind in MemoryKind}
+
+
+def _checked_kind(kind: MemoryKind) -> int:
+    if type(kind) not in (MemoryKind, int):
+        raise TypeError(f"kind must be a MemoryKind, not {type(kind).__name__}")
+    if kind not in tuple(MemoryKind):
+        raise OptionError(f"unknown kind: {kind!r}")
+    return int(kind)
 
 
 class Ledger:
@@ -29,15 +39,20 @@ class Ledger:
 
     def inc(self, bytes: int, kind: MemoryKind, memcg_id: int = 0) -> None:
         """Book ``bytes`` to a kind."""
-        self._core.inc(bytes, kind, memcg_id)
+        self._core.inc(checked_bytes(bytes), _checked_kind(kind), checked_memcg_id(memcg_id))
 
     def dec(self, bytes: int, kind: MemoryKind, memcg_id: int = 0) -> None:
         """Take ``bytes`` out of a kind."""
-        self._core.dec(bytes, kind, memcg_id)
+        self._core.dec(checked_bytes(bytes), _checked_kind(kind), checked_memcg_id(memcg_id))
 
     def move(self, bytes: int, to: MemoryKind, from_: MemoryKind, memcg_id: int = 0) -> None:
         """Move ``bytes`` from one kind to another, within one memory cgroup."""
-        self._core.move(bytes, to, from_, memcg_id)
+        self._core.move(
+            checked_bytes(bytes),
+            _checked_kind(to),
+            _checked_kind(from_),
+            checked_memcg_id(memcg_id),
+        )
 
     def _snapshot(self) -> _Snapshot:
         return self._core.snapshot()
@@ -49,7 +64,7 @@ class Ledger:
     def copy(self, memcg_id: int = 0) -> dict[MemoryKind, int]:
         """A consistent snapshot: of everything, or of one memory cgroup (zeros if unknown)."""
         totals, memcgs = self._snapshot()
-        if memcg_id == 0:
+        if checked_memcg_id(memcg_id) == 0:
             return kinds_to_bytes(totals)
         return kinds_to_bytes(memcgs.get(memcg_id, [0] * len(MemoryKind)))
 
@@ -86,4 +101,6 @@ def total_memory(size: int, used: int, *, maximum: int = 0) -> int:
     At least 2 GiB; if ``used`` is more than that and than ``size``, ``used`` rounded up to a power
     of two (from 2^63 on, ``used`` itself); never above ``maximum`` unless that is 0.
     """
-    return _core.total_memory(size, used, maximum)
+    return _core.total_memory(
+        checked_bytes(size, "size"), checked_bytes(used, "used"), checked_bytes(maximum, "maximum")
+    )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pgalloc import _core, fork
 from pgalloc.accounting import kinds_to_bytes
 from pgalloc.allocation import Allocation
+from pgalloc.arguments import checked_flag, checked_int, checked_memcg_id, checked_timeout
 from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
-from pgalloc.errors import ClosedError, ForkedError, OptionError, RangeError
+from pgalloc.errors import ClosedError, ForkedError, OptionError
 from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
 
@@ -80,27 +81,18 @@ def _checked_backing(backing: object) -> tuple[bytes | int | None, bool]:
         return backing, False
     fileno = getattr(backing, "fileno", None)
     if callable(fileno):
-        return _checked_backing(fileno())[0], True
+        descriptor = fileno()
+        if isinstance(descriptor, bool) or not isinstance(descriptor, int):
+            raise TypeError(f"fileno() of the backing returned {descriptor!r}")
+        return _checked_backing(descriptor)[0], True
     raise TypeError(
         "backing must be None, a path, a file descriptor or a file object, "
         f"not {type(backing).__name__}"
     )
 
 
-def _checked_bytes(value: object, name: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int or None, not {type(value).__name__}")
-    if not 0 < value < 2**63:
-        raise RangeError(f"{name} must be positive and below 2^63, not {value}")
-    return value
-
-
-def _checked_flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
-    return value
+def _checked_size(value: int | None, name: str) -> int | None:
+    return None if value is None else checked_int(value, name, low=1, high=2**63 - 1)
 
 
 class MemoryFile(_core.MemoryFile):
@@ -145,12 +137,14 @@ class MemoryFile(_core.MemoryFile):
     ) -> None:
         if hasattr(self, "_evictor"):
             raise RuntimeError("this MemoryFile is constructed already")
-        if delayed_eviction not in tuple(DelayedEviction) or isinstance(delayed_eviction, bool):
+        if type(delayed_eviction) not in (DelayedEviction, int) or delayed_eviction not in tuple(
+            DelayedEviction
+        ):
             raise OptionError(f"unknown delayed_eviction: {delayed_eviction!r}")
         if not isinstance(restore_id, str):
             raise TypeError(f"restore_id must be a str, not {type(restore_id).__name__}")
         core_backing, duplicate = _checked_backing(backing)
-        self._disk_backed = _checked_flag(disk_backed, "disk_backed")
+        self._disk_backed = checked_flag(disk_backed, "disk_backed")
         self._restore_id = restore_id
         self._savable = False
         self._file_object: Any = backing if duplicate else None
@@ -158,15 +152,15 @@ class MemoryFile(_core.MemoryFile):
         super().__init__(
             backing=core_backing,
             duplicate=duplicate,
-            capacity=_checked_bytes(capacity, "capacity"),
+            capacity=_checked_size(capacity, "capacity"),
             delayed_eviction=int(delayed_eviction),
-            use_host_memcg_pressure=_checked_flag(
+            use_host_memcg_pressure=checked_flag(
                 use_host_memcg_pressure, "use_host_memcg_pressure"
             ),
-            decommit_on_destroy=_checked_flag(decommit_on_destroy, "decommit_on_destroy"),
-            manual_zeroing=_checked_flag(manual_zeroing, "manual_zeroing"),
-            disable_ima_workaround=_checked_flag(disable_ima_workaround, "disable_ima_workaround"),
-            max_allocatable_bytes=_checked_bytes(max_allocatable_bytes, "max_allocatable_bytes"),
+            decommit_on_destroy=checked_flag(decommit_on_destroy, "decommit_on_destroy"),
+            manual_zeroing=checked_flag(manual_zeroing, "manual_zeroing"),
+            disable_ima_workaround=checked_flag(disable_ima_workaround, "disable_ima_workaround"),
+            max_allocatable_bytes=_checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
         )
         self._evictor = Evictor(self._evictables)
         fork.register(self._evictor)
@@ -257,7 +251,7 @@ class MemoryFile(_core.MemoryFile):
         Not to be called from ``evict`` without a timeout: that call is the one waited for.
         """
         self._check_usable()
-        return self._evictables.wait_until_idle(timeout)
+        return self._evictables.wait_until_idle(checked_timeout(timeout))
 
     # --- usage -----------------------------------------------------------------------------------
 
@@ -269,9 +263,11 @@ class MemoryFile(_core.MemoryFile):
         another thread scans, a call does nothing and returns False; else True.
         """
         if memcg_ids is not None:
-            memcg_ids = [int(memcg_id) for memcg_id in memcg_ids]
-            if any(not 0 <= memcg_id < 2**32 for memcg_id in memcg_ids):
-                raise RangeError("memory cgroup ids are from 0 to 2^32-1")
+            if isinstance(memcg_ids, (str, bytes, bytearray)) or not isinstance(
+                memcg_ids, Collection
+            ):
+                raise TypeError("memcg_ids must be a collection of ints")
+            memcg_ids = [checked_memcg_id(memcg_id) for memcg_id in memcg_ids]
         return self._update_usage(memcg_ids)
 
     def usage(self, memcg_id: int | None = None) -> dict[MemoryKind, int]:
@@ -281,6 +277,8 @@ class MemoryFile(_core.MemoryFile):
         """
         if self._forked:
             self._check_usable()
+        if memcg_id is not None:
+            memcg_id = checked_memcg_id(memcg_id)
         return kinds_to_bytes(self._usage(memcg_id or None))
 
     def segments(self) -> list[Segment]:
@@ -297,7 +295,7 @@ class MemoryFile(_core.MemoryFile):
         While the reclaimer is paused (pgalloc.testing), this waits for its resumption.
         """
         self._check_usable()
-        done = self._wait_for_reclaim(timeout)
+        done = self._wait_for_reclaim(checked_timeout(timeout))
         self._log_warnings()
         return done
 

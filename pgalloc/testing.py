@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from pgalloc import _core
 from pgalloc._core import _testing
 from pgalloc._core._testing import SegmentSet
+from pgalloc.arguments import checked_seconds
 from pgalloc.enums import Direction
+from pgalloc.errors import RangeError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -55,6 +57,7 @@ def find_available_range(
 
 def verify(memory_file: MemoryFile) -> None:
     """Prove the invariants of a file. Raises AssertionError with the first that is broken."""
+    _check_usable(memory_file)
     broken = _testing.verify(memory_file)
     if broken is not None:
         raise AssertionError(broken)
@@ -63,6 +66,7 @@ def verify(memory_file: MemoryFile) -> None:
 @contextmanager
 def pause_reclaimer(memory_file: MemoryFile) -> Iterator[None]:
     """Nothing is reclaimed inside; what is freed there waits."""
+    _check_usable(memory_file)
     _testing.pause_reclaimer(memory_file)
     try:
         yield
@@ -76,6 +80,7 @@ def reclaim_log(memory_file: MemoryFile) -> Iterator[list[_core.FileRange]]:
 
     The list is filled when the block ends: wait_for_reclaim() first.
     """
+    _check_usable(memory_file)
     log: list[_core.FileRange] = []
     _testing.start_reclaim_log(memory_file)
     try:
@@ -83,6 +88,19 @@ def reclaim_log(memory_file: MemoryFile) -> Iterator[list[_core.FileRange]]:
     finally:
         log += _testing.reclaim_log(memory_file)
         _testing.stop_reclaim_log(memory_file)
+
+
+def _check_usable(memory_file: MemoryFile) -> None:
+    if not isinstance(memory_file, _core.MemoryFile):
+        raise TypeError(f"expected a MemoryFile, not {type(memory_file).__name__}")
+    memory_file._check_usable()
+
+
+def _nanoseconds(seconds: float, name: str) -> int:
+    value = checked_seconds(seconds, name)
+    if abs(value) > 1e9:
+        raise RangeError(f"{name} must be less than 30 years")
+    return round(value * 1e9)
 
 
 class ManualClock:
@@ -94,9 +112,10 @@ class ManualClock:
 
     def __init__(self, memory_file: MemoryFile, *, tick_s: float = 0.0) -> None:
         self._file = memory_file
-        self._tick_ns = round(tick_s * 1e9)
+        self._tick_ns = _nanoseconds(tick_s, "tick_s")
 
     def __enter__(self) -> Self:
+        _check_usable(self._file)
         _testing.use_manual_clock(self._file, 10**18, self._tick_ns)
         return self
 
@@ -110,7 +129,7 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
-        _testing.advance_clock(self._file, round(seconds * 1e9))
+        _testing.advance_clock(self._file, _nanoseconds(seconds, "seconds"))
 
 
 class FaultPlan:
@@ -158,6 +177,7 @@ def syscall_names() -> list[str]:
 
 def bookkeeping_bytes(memory_file: MemoryFile) -> int:
     """Bytes the core spends on knowing a file's pages."""
+    _check_usable(memory_file)
     return _testing.bookkeeping_bytes(memory_file)
 
 

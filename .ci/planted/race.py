@@ -8,6 +8,7 @@ buffer = ctypes.create_string_buffer(1 << 20)
 
 
 def write() -> None:
+    """Write the whole buffer again and again."""
     for _ in range(100):
         libc.memset(buffer, 0, len(buffer))
 

@@ -66,7 +66,10 @@ void check_gap_request(uint64_t length, uint64_t alignment) {
 
 void bind_segment_set(py::module_& module) {
   using Set = IntegerSet;
-  py::class_<Set>(module, "SegmentSet")
+  py::class_<Set>(module, "SegmentSet",
+                  "An ordered map from disjoint ranges of 64-bit keys to integers.\n\n"
+                  "Touching segments with equal values merge. Ranges that are empty, malformed or\n"
+                  "overlap a segment are a RangeError.")
       .def(py::init<>())
       .def("__len__", [](Self<Set> set) { return set->size(); })
       .def("span", [](Self<Set> set) { return set->span(); })

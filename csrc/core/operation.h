@@ -1,4 +1,7 @@
-// Purpose: see MemoryFile::Operation, private to the files of the MemoryFile class.
+// Purpose: MemoryFile::Operation, a call that uses the descriptor without the metadata lock: close()
+// waits for it. For the files of the MemoryFile class only.
+//
+// Thread safety: made with the lock held, destroyed without it.
 #pragma once
 
 #include "core/memory_file.h"

@@ -701,7 +701,7 @@ def pictures(draw: st.DrawFn) -> list[tuple[int, int, int]]:
     return segments
 
 
-@settings(max_examples=settings().max_examples * 30)
+@settings(max_examples=settings().max_examples * 15)
 @given(
     segments=pictures(),
     spare=st.sampled_from([0, 0, 1, 2, 7]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import io
+import itertools
 import threading
 import weakref
 from pathlib import Path
@@ -284,15 +285,15 @@ def test_b17_nonsense_from_a_reader(mf: MemoryFile, result: object) -> None:
 
 
 def test_b17_the_readers_exception_is_the_cause(mf: MemoryFile) -> None:
-    class Broken(Exception):
+    class BrokenError(Exception):
         pass
 
     def reader(buffer: memoryview) -> int:
-        raise Broken
+        raise BrokenError
 
     with pytest.raises(FillError) as raised:
         mf.allocate(PAGE, reader=reader)
-    assert isinstance(raised.value.__cause__, Broken)
+    assert isinstance(raised.value.__cause__, BrokenError)
 
 
 def test_b17_interrupts_pass_through_and_leak_nothing(mf: MemoryFile) -> None:
@@ -326,7 +327,7 @@ def test_b17_a_reader_that_keeps_its_buffer_cannot_reach_other_pages(mf: MemoryF
     other.release()
 
 
-# --- B18: manual zeroing ---------------------------------------------------------------------------
+# --- B18: manual zeroing ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", list(AllocationMode))
@@ -368,12 +369,12 @@ def test_b19_ranges_of_concurrent_allocations_are_disjoint(mf: MemoryFile) -> No
     for thread in threads:
         thread.join()
     ranges.sort()
-    assert all(a.end <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a.end <= b.start for a, b in itertools.pairwise(ranges))
     for range_ in ranges:
         mf.dec_ref(range_)
 
 
-# --- the handle ------------------------------------------------------------------------------------
+# --- the handle ------------------------------------------------------------
 
 
 def test_handle_attributes(mf: MemoryFile) -> None:

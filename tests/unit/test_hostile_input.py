@@ -262,7 +262,7 @@ def number_of(low: int, high: int) -> Accepts:
 U64 = between(0, 2**64)
 U32 = between(0, 2**32)
 LENGTH = between(1, 2**64, PAGE)
-SIZE = either(integer(1, 2**63), none)
+SIZE = either(between(1, 2**63), none)
 BOOL = is_a(bool)
 NUMBER = either(is_a(float), lambda value: _int(value) is not None)
 SECONDS = either(
@@ -360,7 +360,7 @@ def _cases() -> Iterator[Case]:
         )
         kind = between(0, 6) if method == "inc" else between(3, 4)
         yield Case(name, "kind", lambda h, v, m=method: getattr(h.ledger, m)(1, v, 3), kind)
-        memcg = U32 if method == "inc" else between(0, 1)
+        memcg = U32 if method == "inc" else either(between(0, 1), between(3, 4))
         call = lambda h, v, m=method: getattr(h.ledger, m)(1, MemoryKind.TMPFS, v)
         yield Case(name, "memcg_id", call, memcg)
     tmpfs, system = MemoryKind.TMPFS, MemoryKind.SYSTEM
@@ -370,7 +370,8 @@ def _cases() -> Iterator[Case]:
     )
     yield Case(move, "to", lambda h, v: h.ledger.move(1, v, tmpfs, 3), between(0, 6))
     yield Case(move, "from_", lambda h, v: h.ledger.move(1, system, v, 3), between(3, 4))
-    yield Case(move, "memcg_id", lambda h, v: h.ledger.move(1, system, tmpfs, v), between(0, 1))
+    memcg = either(between(0, 1), between(3, 4))
+    yield Case(move, "memcg_id", lambda h, v: h.ledger.move(1, system, tmpfs, v), memcg)
     yield Case("Ledger.copy", "memcg_id", lambda h, v: h.ledger.copy(v), anything)  # K4
     yield Case("total_memory", "size", lambda h, v: pgalloc.total_memory(v, 1), number_of(0, 2**64))
     yield Case("total_memory", "used", lambda h, v: pgalloc.total_memory(1, v), number_of(0, 2**64))

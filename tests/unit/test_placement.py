@@ -51,7 +51,13 @@ def test_b6_an_end_beyond_the_largest_offset_fails() -> None:
         ([(CHUNK - PAGE, CHUNK, 1)], CHUNK, PAGE, PAGE, CHUNK - 2 * PAGE),
         ([(CHUNK // 2, CHUNK, 1)], CHUNK, HUGE, HUGE, CHUNK // 2 - HUGE),
         # The highest gap that fits, not the largest.
-        ([(0, PAGE, 1), (4 * PAGE, 5 * PAGE, 1), (6 * PAGE, CHUNK, 1)], CHUNK, PAGE, PAGE, 5 * PAGE),
+        (
+            [(0, PAGE, 1), (4 * PAGE, 5 * PAGE, 1), (6 * PAGE, CHUNK, 1)],
+            CHUNK,
+            PAGE,
+            PAGE,
+            5 * PAGE,
+        ),
         (
             [(0, PAGE, 1), (4 * PAGE, 5 * PAGE, 1), (6 * PAGE, CHUNK, 1)],
             CHUNK,
@@ -94,7 +100,7 @@ def test_find_available_range_rejects_impossible_pictures() -> None:
         find([], CHUNK, PAGE, 3, UP)
     with pytest.raises(RangeError):
         find([], CHUNK, 0, PAGE, UP)
-    with pytest.raises(ValueError, match="direction|valid"):
+    with pytest.raises(ValueError, match=r"direction|valid"):
         find([], CHUNK, PAGE, PAGE, 2)  # type: ignore[arg-type]
 
 

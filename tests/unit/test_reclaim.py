@@ -181,7 +181,7 @@ def test_wait_for_reclaim_times_out(mf: MemoryFile) -> None:
     assert mf.wait_for_reclaim(-1) is True
 
 
-# --- I: close --------------------------------------------------------------------------------------
+# --- I: close --------------------------------------------------
 
 
 def test_i1_everything_raises_after_close() -> None:

@@ -58,9 +58,7 @@ def test_c1_bad_ranges_change_nothing(mf: MemoryFile, call: str, range_: FileRan
 
 
 @pytest.mark.parametrize("value", [None, 0, PAGE, (0, PAGE), "x", EvictableRange(0, PAGE)])
-@pytest.mark.parametrize(
-    "call", ["inc_ref", "dec_ref", "has_unique_ref", "decommit", "map_range"]
-)
+@pytest.mark.parametrize("call", ["inc_ref", "dec_ref", "has_unique_ref", "decommit", "map_range"])
 def test_c1_only_file_ranges_are_ranges(mf: MemoryFile, call: str, value: object) -> None:
     mf.allocate_range(PAGE)
     with pytest.raises(TypeError):
@@ -188,7 +186,7 @@ def test_inc_ref_charges_pages_that_nobody_pays_for(mf: MemoryFile) -> None:
         mf.inc_ref()  # type: ignore[call-arg]
 
 
-# --- D: decommit -----------------------------------------------------------------------------------
+# --- D: decommit --------------------------------------------------
 
 
 def test_d1_d2_decommit(mf: MemoryFile) -> None:
@@ -260,7 +258,7 @@ def test_decommit_holds_the_pages_against_their_owner(mf: MemoryFile) -> None:
     assert mf.segments() == []
 
 
-# --- E: mapping ------------------------------------------------------------------------------------
+# --- E: mapping --------------------------------------------------
 
 
 def test_e1_any_bytes_inside_the_file(mf: MemoryFile) -> None:

@@ -284,7 +284,7 @@ def test_one_tib_in_pieces_with_100_mib_touched() -> None:
         assert stored(mf) == 0
 
 
-# --- K: ledgers ------------------------------------------------------------------------------------
+# --- K: ledgers --------------------------------------------------
 
 
 def test_k1_kinds() -> None:
