@@ -8,7 +8,6 @@ from pgalloc import _core
 from pgalloc.errors import ClosedError, RangeError
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from pgalloc.memory_file import MemoryFile
@@ -73,12 +72,7 @@ class Allocation(_core.Allocation):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
 
     def __repr__(self) -> str:

@@ -20,7 +20,6 @@ from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
 _log = logging.getLogger("pgalloc")
@@ -376,12 +375,7 @@ class MemoryFile(_core.MemoryFile):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _check_usable(self) -> None:

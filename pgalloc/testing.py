@@ -17,7 +17,6 @@ from pgalloc.enums import Direction
 from pgalloc.errors import RangeError
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from pgalloc.memory_file import MemoryFile
@@ -119,12 +118,7 @@ class ManualClock:
         _testing.use_manual_clock(self._file, 10**18, self._tick_ns)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         _testing.use_real_clock(self._file)
 
     def advance(self, seconds: float) -> None:
@@ -151,12 +145,7 @@ class FaultPlan:
             raise RuntimeError("another FaultPlan is in force")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         _testing.remove_fault()
 
     @property

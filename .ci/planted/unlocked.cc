@@ -6,7 +6,7 @@ class Counter {
   void count() { ++value_; }
 
  private:
-  pgalloc::Mutex mu_{pgalloc::LockRank::kLeaf};
+  pgalloc::Mutex mu_{pgalloc::LockRank::kLedger};
   int value_ GUARDED_BY(mu_) = 0;
 };
 

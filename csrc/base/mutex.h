@@ -30,7 +30,6 @@ enum class LockRank : uint8_t {
   kEvictables,    // evictable users of one file
   kChunkMap,      // mapping chunks of one file
   kLedger,        // one account
-  kLeaf,          // logs, fault plans, warnings: nothing is taken inside
 };
 
 namespace internal {

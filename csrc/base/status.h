@@ -23,7 +23,6 @@ enum class ErrorCode {
   kAccount,      // a ledger entry would drop below zero
   kClosed,
   kForked,
-  kPermission,
   kSystem,  // a system call failed: `error_number` and `call` are set
 };
 

@@ -193,11 +193,6 @@ PyGetSetDef properties[] = {
      nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-template <class Function>
-constexpr PyCFunction erased(Function function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
 PyMethodDef methods[] = {
     {"view", erased(view), METH_FASTCALL | METH_KEYWORDS,
      "view($self, *, readonly=False)\n--\n\n"

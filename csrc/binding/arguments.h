@@ -17,6 +17,12 @@
 
 namespace pgalloc::binding {
 
+// A method with a calling convention of its own, as a method table wants it.
+template <class Function>
+constexpr PyCFunction erased(Function function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 // Each fills *out, or sets TypeError / RangeError / OptionError naming the argument.
 bool as_u64(PyObject* object, const char* name, uint64_t* out);
 bool as_u32(PyObject* object, const char* name, uint32_t* out);

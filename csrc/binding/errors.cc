@@ -45,7 +45,6 @@ bool load_error_types() {
 }
 
 PyObject* error_type(ErrorCode code) {
-  if (code == ErrorCode::kPermission) return PyExc_PermissionError;
   if (code == ErrorCode::kSystem) return PyExc_OSError;
   return types[static_cast<size_t>(code)];
 }

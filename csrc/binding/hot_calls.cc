@@ -178,11 +178,6 @@ PyObject* map_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
   return address.ok() ? handle->view(range, readonly) : set_error(address.status());
 }
 
-template <class Function>
-constexpr PyCFunction erased(Function function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
-
 std::array hot_methods = {
     PyMethodDef{
         "allocate_range", erased(allocate_range), METH_FASTCALL | METH_KEYWORDS,

@@ -6,9 +6,8 @@
 // Invariants
 //   1. base() .. base() + capacity() belongs to this object from construction to destruction, so
 //      the address of a file offset never changes (row E4).
-//   2. mapped_[i] goes from false to true once, after chunk i is mapped (release); whoever reads
-//   true
-//      (acquire) may touch the chunk.
+//   2. mapped_[i] goes from false to true once, after chunk i is mapped (release); whoever reads it
+//      as true (acquire) may touch the chunk.
 //   3. Mappings outlive close(): they go with this object, which every view keeps alive.
 #pragma once
 

@@ -11,9 +11,8 @@
 // Invariants
 //   1. mu_ is free while a page is punched, committed, populated, zeroed, counted.
 //   2. operations_ counts the calls that use the descriptor without mu_; close() waits for them.
-//   3. A result of a commit scan is applied only to pages outside disturbed_: pages whose contents
-//   or
-//      owner changed while the scan looked (row H3).
+//   3. A result of a commit scan is applied only to pages outside disturbed_: those whose contents
+//      or owner changed while the scan looked (row H3).
 //   4. In a forked child no lock of this object is ever taken.
 //
 // Where to find what: memory_file.cc construction, close, small calls; allocate.cc section B;

@@ -11,10 +11,9 @@
 //   3. Leaves are linked in key order; all leaves have level 0 and the same depth.
 //   4. Gap i of a leaf is the one before its segment i; gap 0 reaches back to the end of the
 //      previous leaf's last segment, or to 0.
-//   5. largest_gap[m][i] is the size, in measure m (gap_index.h), of the largest gap below
+//   5. largest_gap[m][i] is the size, in measure m (gap_measure.h), of the largest gap below
 //      children[i]. The gap after the very last segment belongs to no leaf and is cached nowhere.
-//   6. runner_up[m] of a node is not below any of its gaps (those of its children, in an inner
-//   node)
+//   6. runner_up[m] of a node is not below any of its gaps (in an inner node: those of its children)
 //      but one of the largest. It may be too high: it spares measuring, but proves nothing else.
 #pragma once
 

@@ -16,8 +16,7 @@
 //     static constexpr bool kTrackGaps = true;  // for the ..._large_enough_gap methods
 //     static constexpr uint64_t kGapAlignment = 2 << 20;  // the alignment searches are fast for
 //     // Whether `left`, directly followed by `right`, may be one segment. If so, `left` becomes
-//     the
-//     // value of the whole; if not, it is left alone.
+//     // the value of the whole; if not, it is left alone.
 //     static bool merge(Value& left, const Value& right);
 //     // `value` belonged to `range`, which is being split at `at`. Makes `value` that of the left
 //     // part, and returns that of the right part.
