@@ -197,14 +197,19 @@ def test_h3_results_that_raced_are_void(mf: MemoryFile) -> None:
     """Pages that are decommitted between being counted and being booked stay unbooked."""
     big = mf.allocate_range(GIB)
     last = mf.allocate_range(64 * PAGE, kind=MemoryKind.TMPFS)  # counted and booked last
+    duration = 0.0
     with ManualClock(mf) as clock:
-        for round_ in range(15):
+        for round_ in range(20):
             touch(mf, last)
-            touch(mf, big, 2)  # takes the scan some milliseconds to book
+            touch(mf, big, 2)  # takes the scan some milliseconds to find and to book
             clock.advance(1)
+            begin = time.monotonic()
             scan = threading.Thread(target=mf.update_usage)
             scan.start()
-            time.sleep(0.001 * (round_ % 8))
+            if round_ == 0:
+                scan.join()
+                duration = time.monotonic() - begin
+            time.sleep(duration * (round_ % 10) / 10)
             mf.decommit(last)
             scan.join()
             # What was booked although its pages had gone would stay booked for ever.
