@@ -102,7 +102,7 @@ job_asan() {
 
   # shellcheck disable=SC2046
   ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
-    pytest_elsewhere "$python" $(native_tests)
+    pytest_elsewhere "$python" -k 'not development' $(native_tests)
   must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
     "$python" .ci/planted/overflow.py
 
@@ -129,7 +129,7 @@ job_tsan() {
   "$work/tsan-drivers/torture" --seconds 120 --operations 10000 --bytes-max 67108864
   # Not: terabytes of address space, which ThreadSanitizer has no room for.
   # shellcheck disable=SC2046
-  LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' $(native_tests)
+  LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds and not development' $(native_tests)
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
   if compgen -G "$work/tsan.log*" >/dev/null; then
     cat "$work"/tsan.log*

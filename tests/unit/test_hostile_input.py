@@ -835,15 +835,19 @@ def test_objects_without_their_constructor_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_same_in_development_mode() -> None:
+def test_the_same_in_development_mode(tmp_path: Path) -> None:
     """-X dev: debug hooks of the memory allocators, and warnings for what is left open."""
-    options = "-X dev -m pytest -q -x -p no:cacheprovider -W ignore::ResourceWarning"
+    root = Path(__file__).parents[2]
+    options = (
+        "-X dev -m pytest -q -x -p no:cacheprovider -W ignore::ResourceWarning "
+        f"-c {root / 'pyproject.toml'} --rootdir {root}"
+    )
     done = subprocess.run(
         [sys.executable, *options.split(), "-k", "not development_mode", __file__],
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=tmp_path,  # not the source tree: this is about the installed package
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
