@@ -22,6 +22,7 @@
 
 #include "base/units.h"
 #include "segment/segment_set.h"
+#include "torture/random.h"
 
 namespace {
 
@@ -43,6 +44,7 @@ namespace {
 
 using pgalloc::FileRange;
 using pgalloc::segment::SegmentSet;
+using pgalloc::torture::Random;
 
 constexpr uint64_t kEnd = UINT64_MAX;
 
@@ -104,23 +106,6 @@ struct OddTraits {
   }
   static Value split(Value& value, FileRange, uint64_t) { return value; }
   static Value make(uint64_t number) { return static_cast<Value>(number * 37); }
-};
-
-class Random {
- public:
-  explicit Random(uint64_t seed) : state_(seed) {}
-  uint64_t next() {  // splitmix64
-    uint64_t x = state_ += 0x9e3779b97f4a7c15;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
-    return x ^ (x >> 31);
-  }
-  // REQUIRES: bound > 0.
-  uint64_t below(uint64_t bound) { return next() % bound; }
-  bool one_in(uint64_t n) { return below(n) == 0; }
-
- private:
-  uint64_t state_;
 };
 
 // --- The model -----------------------------------------------------------------------------------
