@@ -26,6 +26,9 @@ from pgalloc.errors import (
     OutOfMemoryError,
     RangeError,
     RefCountError,
+    SnapshotCorruptError,
+    SnapshotError,
+    SnapshotVersionError,
 )
 from pgalloc.eviction import EvictableUser
 from pgalloc.memory_file import MemoryFile, MemoryFileStats, Segment
@@ -59,6 +62,9 @@ __all__ = [
     "RangeError",
     "RefCountError",
     "Segment",
+    "SnapshotCorruptError",
+    "SnapshotError",
+    "SnapshotVersionError",
     "memory_accounting",
     "total_memory",
 ]

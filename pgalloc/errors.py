@@ -59,3 +59,15 @@ class ClosedError(Error, ValueError):
 
 class ForkedError(Error, RuntimeError):
     """A forked child tried to change the metadata of its parent's MemoryFile."""
+
+
+class SnapshotError(Error):
+    """A snapshot cannot be taken, or cannot be restored here."""
+
+
+class SnapshotCorruptError(SnapshotError):
+    """An image is damaged or incomplete, or is no image at all."""
+
+
+class SnapshotVersionError(SnapshotError):
+    """An image of another format version, or of a machine with another page size."""

@@ -23,6 +23,9 @@ enum class ErrorCode {
   kAccount,      // a ledger entry would drop below zero
   kClosed,
   kForked,
+  kSnapshot,         // a snapshot cannot be taken, or not be restored here
+  kSnapshotCorrupt,  // the image is damaged, or no image
+  kSnapshotVersion,  // the image is for another version or another page size
   kSystem,  // a system call failed: `error_number` and `call` are set
 };
 

@@ -26,6 +26,9 @@ constexpr std::array kErrors = {
     NamedError{ErrorCode::kAccount, "AccountError"},
     NamedError{ErrorCode::kClosed, "ClosedError"},
     NamedError{ErrorCode::kForked, "ForkedError"},
+    NamedError{ErrorCode::kSnapshot, "SnapshotError"},
+    NamedError{ErrorCode::kSnapshotCorrupt, "SnapshotCorruptError"},
+    NamedError{ErrorCode::kSnapshotVersion, "SnapshotVersionError"},
 };
 
 std::array<PyObject*, kErrors.size()> types{};

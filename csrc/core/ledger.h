@@ -17,21 +17,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/memory_kind.h"
 #include "base/mutex.h"
 #include "base/status.h"
 
 namespace pgalloc {
-
-// Row K1. The values are part of the API and of saved files.
-enum class MemoryKind : uint8_t {
-  kSystem = 0,
-  kAnonymous = 1,
-  kPageCache = 2,
-  kTmpfs = 3,
-  kRamdiskfs = 4,
-  kMapped = 5,  // memory that no MemoryFile backs
-};
-inline constexpr size_t kMemoryKinds = 6;
 
 using KindBytes = std::array<uint64_t, kMemoryKinds>;
 
