@@ -17,14 +17,18 @@ ROOMS = {
     "base": {"base"},
     "os": {"base", "os"},
     "segment": {"base", "segment"},
-    "core": {"base", "os", "segment", "core"},
-    "binding": {"base", "os", "segment", "core", "binding"},
+    "image": {"base", "image"},
+    "core": {"base", "os", "segment", "image", "core"},
+    "binding": {"base", "os", "segment", "image", "core", "binding"},
 }
 # What the binding may know of the layer that calls the kernel: no system call.
 BINDING_OF_OS = {"os/fault_plan.h", "os/thread.h"}
 
 # A .cc without a header of its own name implements a part of this one.
 PARTS = {
+    "image/decode_back.cc": "image/decode.h",
+    "image/decode_extent.cc": "image/decode.h",
+    "image/decode_front.cc": "image/decode.h",
     "core/allocate.cc": "core/memory_file.h",
     "core/reclaim.cc": "core/memory_file.h",
     "core/update_usage.cc": "core/memory_file.h",
