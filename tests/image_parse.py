@@ -76,6 +76,8 @@ def parse(data: bytes, page_size: int | None = None) -> Image:
     need(offset == trailer.index_offset, "index: does not begin where the extents end")
     stored_pages = sum(extent.stored_pages for extent in image.extents)
     need(trailer.stored_pages == stored_pages, "trailer: stored pages are not the sum")
+    most_skipped = header.file_size // page - stored_pages
+    need(trailer.zero_pages_skipped <= most_skipped, "trailer: zero pages skipped")
     image.zero_pages_skipped = trailer.zero_pages_skipped
     image.trailer = trailer
     return image
