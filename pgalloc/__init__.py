@@ -31,7 +31,9 @@ from pgalloc.errors import (
     SnapshotVersionError,
 )
 from pgalloc.eviction import EvictableUser
-from pgalloc.memory_file import MemoryFile, MemoryFileStats, Segment
+from pgalloc.memory_file import MemoryFile
+from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
+from pgalloc.snapshot.images import ImageExtent, ImageInfo, inspect_image, verify_image
 
 _logging.getLogger("pgalloc").addHandler(_logging.NullHandler())
 
@@ -53,7 +55,10 @@ __all__ = [
     "FileRange",
     "FillError",
     "ForkedError",
+    "ImageExtent",
+    "ImageInfo",
     "Ledger",
+    "LoadProgress",
     "MemoryFile",
     "MemoryFileStats",
     "MemoryKind",
@@ -65,6 +70,9 @@ __all__ = [
     "SnapshotCorruptError",
     "SnapshotError",
     "SnapshotVersionError",
+    "UnadoptedRange",
+    "inspect_image",
     "memory_accounting",
     "total_memory",
+    "verify_image",
 ]

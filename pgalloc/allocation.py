@@ -32,6 +32,20 @@ class Allocation(_core.Allocation):
         def file(self) -> MemoryFile:
             """The MemoryFile the pages belong to."""
 
+    @classmethod
+    def adopt(cls, memory_file: MemoryFile, range: _core.FileRange) -> Allocation:
+        """Take over a reference on each page of ``range`` that a restored image recorded.
+
+        Raises RangeError unless the whole range is allocated, RefCountError if a page has no such
+        reference left.
+        """
+        memory_file.adopt_range(range)
+        try:
+            return cls(memory_file, range)
+        except BaseException:
+            memory_file.dec_ref(range)
+            raise
+
     def clone(self) -> Allocation:
         """Another handle on the same pages, with a reference of its own.
 

@@ -6,18 +6,21 @@ import logging
 import os
 import weakref
 from collections.abc import Collection
-from dataclasses import dataclass
 from io import FileIO
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core, fork
 from pgalloc.accounting import kinds_to_bytes
 from pgalloc.allocation import Allocation
 from pgalloc.arguments import checked_flag, checked_int, checked_memcg_id, checked_timeout
+from pgalloc.backing import checked_backing
 from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
 from pgalloc.errors import ClosedError, ForkedError, OptionError
 from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
+from pgalloc.records import MemoryFileStats, Segment
+from pgalloc.snapshot.hooks import Hooks
+from pgalloc.snapshot.savable import Savable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,76 +28,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pgalloc")
 
 
-class Segment(NamedTuple):
-    """A stretch of pages that are used alike: one entry of the usage set."""
-
-    start: int
-    end: int
-    kind: MemoryKind
-    known_committed: int
-    """Bytes known to be backed by memory: all of the segment, or 0."""
-    refs: int
-    """References on each page; 0 while the pages wait to be reclaimed."""
-    memcg_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryFileStats:
-    """Counts and bytes since the file was made."""
-
-    allocations: int
-    allocated_bytes: int
-    freed_bytes: int
-    """Bytes whose last reference was dropped."""
-    recycled_bytes: int
-    """Freed bytes that went to a new owner without passing through the kernel."""
-    punches: int
-    punched_bytes: int
-    decommitted_bytes: int
-    punch_failures: int
-    lost_bytes: int
-    """Bytes that could be neither given back nor zeroed, and are never used again."""
-    scans: int
-    """Commit scans, full or filtered."""
-    voided_results: int
-    """Scan results dropped because their pages changed hands while the scan looked."""
-    evicted_ranges: int
-    eviction_failures: int
-    """Callbacks that raised an exception."""
-
-
-def _checked_backing(backing: object) -> tuple[bytes | int | None, bool]:
-    """What the core takes: a path, a descriptor or None; and whether its owner keeps it."""
-    if backing is None:
-        return None, False
-    if isinstance(backing, (str, bytes, os.PathLike)):
-        path = os.fsencode(backing)
-        if b"\0" in path:
-            raise OptionError("the path has a NUL byte")
-        return path, False
-    if isinstance(backing, bool):
-        raise TypeError("backing must not be a bool")
-    if isinstance(backing, int):
-        if not 0 <= backing < 2**31:
-            raise OptionError(f"not a file descriptor: {backing}")
-        return backing, False
-    fileno = getattr(backing, "fileno", None)
-    if callable(fileno):
-        descriptor = fileno()
-        if isinstance(descriptor, bool) or not isinstance(descriptor, int):
-            raise TypeError(f"fileno() of the backing returned {descriptor!r}")
-        return _checked_backing(descriptor)[0], True
-    raise TypeError(
-        "backing must be None, a path, a file descriptor or a file object, "
-        f"not {type(backing).__name__}"
-    )
-
-
 def _checked_size(value: int | None, name: str) -> int | None:
     return None if value is None else checked_int(value, name, low=1, high=2**63 - 1)
 
 
-class MemoryFile(_core.MemoryFile):
+class MemoryFile(Savable):
     """Pages of one backing file: allocated, counted, mapped, accounted for, given back.
 
     ``backing`` is None for a memfd; a path for a file on disk (created if absent); or a file
@@ -142,10 +80,12 @@ class MemoryFile(_core.MemoryFile):
             raise OptionError(f"unknown delayed_eviction: {delayed_eviction!r}")
         if not isinstance(restore_id, str):
             raise TypeError(f"restore_id must be a str, not {type(restore_id).__name__}")
-        core_backing, duplicate = _checked_backing(backing)
+        core_backing, duplicate = checked_backing(backing)
         self._disk_backed = checked_flag(disk_backed, "disk_backed")
         self._restore_id = restore_id
         self._savable = False
+        self._hooks = Hooks()
+        self._decoders = None
         self._file_object: Any = backing if duplicate else None
         self._stop_listening: weakref.finalize[[], MemoryFile] | None = None
         super().__init__(

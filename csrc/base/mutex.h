@@ -23,7 +23,10 @@ namespace pgalloc {
 
 // Lock order: a thread that holds a lock may take only locks with a higher rank.
 enum class LockRank : uint8_t {
-  kRegistry = 1,  // the list of live files, and stopping threads around fork
+  kImagePlan = 1,  // what one save does next
+  kImageOrder,     // the order in which its parts are written
+  kImageSink,      // a stream that takes them
+  kRegistry,       // the list of live files, and stopping threads around fork
   kScan,          // one commit scan at a time
   kThread,        // starting and stopping one background thread
   kMemoryFile,    // page metadata of one file

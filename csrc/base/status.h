@@ -6,6 +6,7 @@
 // A successful Status is one null pointer, so hot calls pay nothing for the details of failures.
 #pragma once
 
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -26,7 +27,7 @@ enum class ErrorCode {
   kSnapshot,         // a snapshot cannot be taken, or not be restored here
   kSnapshotCorrupt,  // the image is damaged, or no image
   kSnapshotVersion,  // the image is for another version or another page size
-  kSystem,  // a system call failed: `error_number` and `call` are set
+  kSystem,           // a system call failed: `error_number` and `call` are set
 };
 
 class [[nodiscard]] Status {
@@ -40,12 +41,20 @@ class [[nodiscard]] Status {
     return Status(std::make_unique<Details>(Details{ErrorCode::kSystem, error_number, call, ""}));
   }
 
+  // A failure that several are told of.
+  Status clone() const { return ok() ? Status() : Status(std::make_unique<Details>(*details_)); }
+
   bool ok() const { return details_ == nullptr; }
   // REQUIRES (all below): !ok().
   ErrorCode code() const { return details_->code; }
   int error_number() const { return details_->error_number; }
   const char* call() const { return details_->call; }
   const std::string& message() const { return details_->message; }
+  // In words: the message, or the call and what its errno means.
+  std::string describe() const {
+    if (code() != ErrorCode::kSystem) return message();
+    return std::string(call()) + ": " + std::strerror(error_number());
+  }
 
  private:
   struct Details {

@@ -110,7 +110,7 @@ void tp_dealloc(PyObject* object) {
 int get_buffer(PyObject* object, Py_buffer* buffer, int flags) {
   AllocationObject* self = self_of(object);
   buffer->obj = nullptr;
-  if (!check_owned(self)) return -1;
+  if (!await_pages(self->memory_file, *self->core, self->range) || !check_owned(self)) return -1;
   const Result<char*> address = self->core->map(self->range);
   if (!address.ok()) {
     set_error(address.status());
@@ -178,7 +178,9 @@ PyObject* get_file(PyObject* self, void*) {
 }
 PyObject* get_address(PyObject* object, void*) {
   AllocationObject* self = self_of(object);
-  if (!check_owned(self)) return nullptr;
+  if (!await_pages(self->memory_file, *self->core, self->range) || !check_owned(self)) {
+    return nullptr;
+  }
   const Result<char*> address = self->core->map(self->range);
   return address.ok() ? PyLong_FromVoidPtr(*address) : set_error(address.status());
 }

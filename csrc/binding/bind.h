@@ -11,6 +11,9 @@ void bind_memory_file(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
 void bind_testing(pybind11::module_& module);
 void bind_fork(pybind11::module_& module);
+void bind_image(pybind11::module_& module);
+void bind_image_writer(pybind11::module_& module);
+void bind_restore(pybind11::module_& module);  // after bind_memory_file
 
 // The value, or the exception that stands for the failure.
 template <class T>

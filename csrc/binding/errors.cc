@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
-#include <cstring>
 #include <string>
 
 namespace pgalloc::binding {
@@ -57,7 +56,7 @@ PyObject* set_error(const Status& status) {
     PyErr_SetString(error_type(status.code()), status.message().c_str());
     return nullptr;
   }
-  const std::string text = std::string(status.call()) + ": " + std::strerror(status.error_number());
+  const std::string text = status.describe();
   // OSError picks its subclass (PermissionError, ...) by errno when called with two arguments.
   PyObject* error = PyObject_CallFunction(PyExc_OSError, "is", status.error_number(), text.c_str());
   if (error == nullptr) return nullptr;

@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include "binding/errors.h"
+#include "binding/range_type.h"
 #include "binding/self.h"
 
 namespace pgalloc::binding {
@@ -58,6 +60,21 @@ FileHandle* handle_of(PyObject* memory_file) {
     PyErr_SetString(PyExc_RuntimeError, "MemoryFile.__init__ has not run");
   }
   return handle;
+}
+
+bool await_pages(PyObject* memory_file, const MemoryFile& file, FileRange range) {
+  if (!file.incomplete()) return true;
+  if (memory_file == nullptr) {
+    PyErr_SetString(error_type(ErrorCode::kClosed), "the MemoryFile is being collected");
+    return false;
+  }
+  PyObject* range_object = new_file_range(range);
+  if (range_object == nullptr) return false;
+  // In Python, because encoded pages are decoded there.
+  PyObject* done = PyObject_CallMethod(memory_file, "_await_pages", "O", range_object);
+  Py_DECREF(range_object);
+  Py_XDECREF(done);
+  return done != nullptr;
 }
 
 }  // namespace pgalloc::binding

@@ -36,6 +36,10 @@ class FileHandle {
 // and with RuntimeError for one whose __init__ never ran.
 FileHandle* handle_of(PyObject* memory_file);
 
+// Waits, without the GIL, until `range` has come from the image that is being loaded. False with an
+// exception set. To be called before the core's map() wherever that must not block.
+bool await_pages(PyObject* memory_file, const MemoryFile& file, FileRange range);
+
 // A memoryview over all of `chunks`, mapped or not. It keeps the mapping alive, and nothing else:
 // rows E4 and I2 say that mappings go when the last view goes.
 PyObject* whole_view(std::shared_ptr<ChunkMap> chunks, bool readonly);

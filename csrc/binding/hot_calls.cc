@@ -174,6 +174,7 @@ PyObject* map_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
   bool readonly = false;
   if (!as_file_range(args[0], &range)) return nullptr;
   if (access != nullptr && !parse_access(access, &readonly)) return nullptr;
+  if (!await_pages(self, *handle->file(), range)) return nullptr;
   const Result<char*> address = handle->file()->map(range);
   return address.ok() ? handle->view(range, readonly) : set_error(address.status());
 }

@@ -17,6 +17,9 @@ PYBIND11_MODULE(_core, module) {
   module.attr("HUGE_PAGE_SIZE") = pgalloc::kHugePageSize;
   module.attr("CHUNK_SIZE") = pgalloc::kChunkSize;
   bind_memory_file(module);
+  bind_image(module);
+  bind_image_writer(module);
+  bind_restore(module);
   bind_ledger(module);
   bind_fork(module);
   bind_testing(module);

@@ -98,11 +98,7 @@ Result<FileRange> MemoryFile::place(const AllocateRequest& request) {
 
 Status MemoryFile::prepare(const AllocateRequest& request, FileRange range, bool recycled) {
   std::optional<Operation> operation;
-  {
-    MutexLock lock(mu_);
-    PGALLOC_RETURN_IF_ERROR(check_open());
-    operation.emplace(*this);
-  }
+  PGALLOC_RETURN_IF_ERROR(begin_operation(operation));
   // Nobody else knows the range yet, so doing this after marking it is the same as before (B18).
   if (options_.manual_zeroing && !recycled) PGALLOC_RETURN_IF_ERROR(file_->write_zeros(range));
 

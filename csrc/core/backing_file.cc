@@ -12,6 +12,7 @@
 
 #include "os/retry.h"
 #include "os/syscalls.h"
+#include "os/transfer.h"
 
 namespace pgalloc {
 
@@ -110,6 +111,10 @@ Status BackingFile::punch(FileRange range) {
   return result == 0 ? Status() : Status::system_error(errno, "fallocate");
 }
 
+Status BackingFile::write(FileRange range, const char* data) {
+  return os::write_at(fd_, range.start, data, range.length());
+}
+
 Status BackingFile::write_zeros(FileRange range) {
   static constexpr size_t kBlock = size_t{1} << 20;
   static const std::vector<char> zeros(kBlock, 0);
@@ -124,12 +129,9 @@ Status BackingFile::write_zeros(FileRange range) {
     const uint64_t stored_end =
         hole < 0 ? range.end : std::min(range.end, static_cast<uint64_t>(hole));
     while (offset < stored_end) {
-      const size_t size = static_cast<size_t>(std::min<uint64_t>(kBlock, stored_end - offset));
-      const ssize_t written = retry_interrupted(
-          [&] { return sys().pwrite(fd_, zeros.data(), size, static_cast<off_t>(offset)); });
-      if (written < 0) return Status::system_error(errno, "pwrite");
-      if (written == 0) return Status::system_error(EIO, "pwrite");
-      offset += static_cast<uint64_t>(written);
+      const uint64_t size = std::min<uint64_t>(kBlock, stored_end - offset);
+      PGALLOC_RETURN_IF_ERROR(write({offset, offset + size}, zeros.data()));
+      offset += size;
     }
   }
   return {};

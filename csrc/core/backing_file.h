@@ -42,6 +42,7 @@ class BackingFile {
   Status grow(uint64_t size);
   Status commit(FileRange range);  // fallocate
   Status punch(FileRange range);   // gives the pages back; they read as zero afterwards
+  Status write(FileRange range, const char* data);
   // Writes zeros over whatever is stored in `range`; holes stay holes.
   Status write_zeros(FileRange range);
   Result<uint64_t> stored_bytes() const;  // row H1: st_blocks * 512

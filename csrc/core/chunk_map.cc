@@ -17,12 +17,12 @@ namespace {
 
 constexpr int kReserveFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 
+}  // namespace
+
 uint64_t default_capacity() {
   const auto pages = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES));
   return std::max(std::bit_ceil(4 * pages * page_size()), kChunkSize);
 }
-
-}  // namespace
 
 Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity) {
   uint64_t size = capacity.value_or(default_capacity());

@@ -22,6 +22,9 @@
 
 namespace pgalloc {
 
+// Bytes that a file reserves unless told otherwise, if the kernel does not refuse.
+uint64_t default_capacity();
+
 class ChunkMap {
  public:
   // Reserves addresses for `capacity` bytes. Without one: 4 x the machine's memory rounded up to a

@@ -52,7 +52,7 @@ void after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
 
 Status LiveFiles::add(MemoryFile* file) {
   MutexLock lock(registry().mu);
-  if (registry().parked == 0) PGALLOC_RETURN_IF_ERROR(file->start_reclaimer());
+  if (registry().parked == 0) PGALLOC_RETURN_IF_ERROR(file->start_threads());
   registry().files.insert(file);
   return {};
 }
@@ -60,20 +60,26 @@ Status LiveFiles::add(MemoryFile* file) {
 void LiveFiles::remove(MemoryFile* file) {
   MutexLock lock(registry().mu);
   registry().files.erase(file);
-  file->stop_reclaimer();
+  file->stop_threads();
+}
+
+Status LiveFiles::start_loaders(MemoryFile* file, unsigned count) {
+  MutexLock lock(registry().mu);
+  file->use_loaders(count);
+  return registry().parked == 0 ? file->start_threads() : Status();
 }
 
 void LiveFiles::park_threads() {
   MutexLock lock(registry().mu);
   if (++registry().parked > 1) return;
-  for (MemoryFile* file : registry().files) file->stop_reclaimer();
+  for (MemoryFile* file : registry().files) file->stop_threads();
 }
 
 void LiveFiles::resume_threads() {
   MutexLock lock(registry().mu);
   if (registry().parked == 0) return;
   if (--registry().parked > 0) return;
-  for (MemoryFile* file : registry().files) file->restart_reclaimer();
+  for (MemoryFile* file : registry().files) file->restart_threads();
 }
 
 LedgerSnapshot LiveFiles::account() {

@@ -32,6 +32,8 @@ class LiveFiles {
   // Starts the file's background thread too. On failure the file is not added.
   static Status add(MemoryFile* file);
   static void remove(MemoryFile* file);
+  // Has `count` threads load what is pending in the file.
+  static Status start_loaders(MemoryFile* file, unsigned count);
 
   // Stops the background threads of all files, and starts them again. Calls nest: several threads
   // may be forking. Between the two, new files get no thread.

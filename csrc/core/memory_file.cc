@@ -125,6 +125,7 @@ Status MemoryFile::dec_ref(FileRange range) {
   if (*wasted > 0) {
     stats_.freed_bytes += *wasted;
     wake_reclaimer();
+    if (incomplete()) pending_changed();
   }
   return {};
 }
@@ -143,6 +144,13 @@ Status MemoryFile::decommit(FileRange range) {
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_open());
     PGALLOC_RETURN_IF_ERROR(pages_.check_used(range));
+    // Contents that are still in the image need not come any more; those that are arriving must have
+    // arrived before they can be punched.
+    while (pages_.pending().find(range, Arrival::kArriving)) {
+      pending_changed_.wait(mu_);
+      PGALLOC_RETURN_IF_ERROR(check_open());
+      PGALLOC_RETURN_IF_ERROR(pages_.check_used(range));
+    }
     // Hold the pages: should their last owner let go of them meanwhile, they must not reach a new
     // one before the punch is through.
     PGALLOC_RETURN_IF_ERROR(pages_.inc_ref(range, 0));
@@ -152,6 +160,10 @@ Status MemoryFile::decommit(FileRange range) {
   {
     MutexLock lock(mu_);
     if (status.ok()) {
+      if (incomplete()) {
+        pages_.pending().forget(range);
+        pending_changed();
+      }
       pages_.mark_decommitted(range);
       disturb(range);
       ++changes_;
@@ -177,6 +189,14 @@ Result<char*> MemoryFile::map_slow(FileRange range) {
     PGALLOC_RETURN_IF_ERROR(check_open());
     PGALLOC_RETURN_IF_ERROR(chunks_->map(file_->fd(), range));
   }
+  if (incomplete()) {
+    constexpr auto kSlice = std::chrono::seconds(1);
+    while (true) {
+      const Result<bool> there = load(range, std::chrono::steady_clock::now() + kSlice, nullptr);
+      if (!there.ok()) return there.status().clone();
+      if (*there) break;
+    }
+  }
   return chunks_->address(range.start);
 }
 
@@ -201,13 +221,8 @@ bool MemoryFile::should_cache_evictable() const {
 }
 
 Result<uint64_t> MemoryFile::total_usage() const {
-  PGALLOC_RETURN_IF_ERROR(check_open());
   std::optional<Operation> operation;
-  {
-    MutexLock lock(mu_);
-    PGALLOC_RETURN_IF_ERROR(check_open());
-    operation.emplace(*this);
-  }
+  PGALLOC_RETURN_IF_ERROR(begin_operation(operation));
   return file_->stored_bytes();
 }
 
@@ -238,11 +253,12 @@ Status MemoryFile::close() {
   if (forked()) return check_open();
   {
     MutexLock lock(mu_);
-    if (closed_.exchange(true)) {
+    if ((gate_.fetch_or(kClosed) & kClosed) != 0) {
       while (!close_finished_) operations_ended_.wait(mu_);
       return {};
     }
     waste_shrank_.notify_all();
+    pending_changed_.notify_all();
   }
   evictables_->shut_down();
   LiveFiles::remove(this);
@@ -251,6 +267,7 @@ Status MemoryFile::close() {
     MutexLock lock(mu_);
     while (operations_ > 0) operations_ended_.wait(mu_);
     pages_.clear();
+    image_.reset();
     waste_shrank_.notify_all();
   }
   if (options_.decommit_on_destroy && file_->size() > 0) status = file_->punch({0, file_->size()});

@@ -14,17 +14,21 @@
 //   3. A result of a commit scan is applied only to pages outside disturbed_: those whose contents
 //      or owner changed while the scan looked (row H3).
 //   4. In a forked child no lock of this object is ever taken.
+//   5. gate_ is 0 only while the file is open and no page is pending: then map() needs no lock.
 //
 // Where to find what: memory_file.cc construction, close, small calls; allocate.cc section B;
-// reclaim.cc section F; update_usage.cc section H.
+// reclaim.cc section F; update_usage.cc section H; save.cc and load.cc section J; threads.cc the
+// background threads.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -35,6 +39,8 @@
 #include "core/chunk_map.h"
 #include "core/clock.h"
 #include "core/evictables.h"
+#include "core/extent_builder.h"
+#include "core/image_file.h"
 #include "core/ledger.h"
 #include "core/live_files.h"
 #include "core/page_states.h"
@@ -114,9 +120,11 @@ class MemoryFile {
   // Section D.
   Status decommit(FileRange range) EXCLUDES(mu_);
 
-  // Section E: the address of any non-empty range inside the file.
+  // Section E: the address of any non-empty range inside the file. If the range is pending, this
+  // loads it or waits for it; whoever must not block calls load() before.
   Result<char*> map(FileRange range) {
-    if (!closed() && !range.empty() && range.end <= file_->size() && chunks_->is_mapped(range)) {
+    if (gate_.load(std::memory_order_acquire) == 0 && !range.empty() &&
+        range.end <= file_->size() && chunks_->is_mapped(range)) {
       return chunks_->address(range.start);
     }
     return map_slow(range);
@@ -146,6 +154,55 @@ class MemoryFile {
   // What went wrong where nobody could be told: oldest first, and forgotten once taken.
   std::vector<std::string> take_warnings() EXCLUDES(mu_);
 
+  // Section J, saving. What an image says about the pages; nothing if not all freed pages were back
+  // with the kernel by the deadline.
+  struct Capture {
+    uint64_t file_size = 0;
+    std::vector<PageSegment> segments;  // ascending, all used
+  };
+  Result<std::optional<Capture>> capture(std::chrono::steady_clock::time_point deadline)
+      EXCLUDES(mu_);
+  // The first offset from `offset` on that may have data; kMaxOffset if there is none.
+  Result<uint64_t> next_data(uint64_t offset) const EXCLUDES(mu_);
+  Status build_extent(std::span<const FileRange> parts, bool keep_zeros,
+                      ExtentBuilder::Extent& extent) const EXCLUDES(mu_);
+
+  // Section J, restoring. The pages of an image, used as it says; their contents come by
+  // write_restored(), or with start_loading(). REQUIRES for both: this file is not shared yet.
+  Status restore(uint64_t file_size, const std::vector<image::Usage>& usage) EXCLUDES(mu_);
+  Status write_restored(const image::ExtentHead& head, const char* raw) EXCLUDES(mu_);
+  // From here on, pages of the image's extents are pending. With `threads`, threads of the core load
+  // them; encoded extents need threads from outside.
+  Status start_loading(std::shared_ptr<const ImageFile> image, unsigned threads) EXCLUDES(mu_);
+
+  // An extent on its way, for whoever decodes it.
+  class ArrivingExtent;
+  // Loads what `range` still waits for, and waits for what others are loading. True: it is all
+  // there. False: the deadline passed, or *encoded has to be decoded first. The error of a page that
+  // could not be loaded, if there is one in `range`, unless those are to be ignored.
+  Result<bool> load(FileRange range, std::chrono::steady_clock::time_point deadline,
+                    std::unique_ptr<ArrivingExtent>* encoded, bool ignore_broken = false)
+      EXCLUDES(mu_);
+  // Loads one extent, whichever is next. False when none waits, or the threads are to stop.
+  bool load_next(std::unique_ptr<ArrivingExtent>* encoded) EXCLUDES(mu_);
+  // Whether pages are still on their way.
+  bool loading() const EXCLUDES(mu_);
+  // Whether pages are still on their way, or could not be loaded. Without a lock.
+  bool incomplete() const { return (gate_.load(std::memory_order_acquire) & kIncomplete) != 0; }
+  struct LoadProgress {
+    uint64_t total_bytes = 0;
+    uint64_t pending_bytes = 0;
+    uint64_t dropped_bytes = 0;  // let go of before they were loaded
+    uint64_t failed_bytes = 0;
+  };
+  LoadProgress load_progress() const EXCLUDES(mu_);
+
+  // Row J7. One reference on each page of `range` that came from the image has found its owner.
+  Status adopt(FileRange range) EXCLUDES(mu_);
+  std::vector<std::pair<FileRange, uint32_t>> unadopted() const EXCLUDES(mu_);
+  // Drops the references that nobody adopted. The bytes of the pages that had any.
+  Result<uint64_t> drop_unadopted() EXCLUDES(mu_);
+
   // Section I. Returns when the file is closed, whoever closes it.
   Status close() EXCLUDES(mu_);
   // close() for when a later step of construction failed: an adopted descriptor stays open.
@@ -153,16 +210,17 @@ class MemoryFile {
   // After close(): lets go of the mapping, which lives on in whoever holds chunks().
   // REQUIRES: no other thread is between a map() and taking its own share of chunks().
   void release_mapping() { chunks_.reset(); }
-  bool closed() const { return closed_.load(std::memory_order_acquire); }
+  bool closed() const { return (gate_.load(std::memory_order_acquire) & kClosed) != 0; }
   bool forked() const { return generation_ != process_generation(); }
   int fd() const { return file_->fd(); }
   const MemoryFileOptions& options() const { return options_; }
   DelayedEviction delayed_eviction() const { return options_.delayed_eviction; }
 
   // For LiveFiles only.
-  Status start_reclaimer() EXCLUDES(thread_mu_, mu_);
-  void stop_reclaimer() EXCLUDES(thread_mu_, mu_);
-  void restart_reclaimer() EXCLUDES(thread_mu_, mu_);  // a failure becomes a warning
+  Status start_threads() EXCLUDES(thread_mu_, mu_);
+  void stop_threads() EXCLUDES(thread_mu_, mu_);
+  void restart_threads() EXCLUDES(thread_mu_, mu_);  // a failure becomes a warning
+  void use_loaders(unsigned count) EXCLUDES(thread_mu_);
 
   // For tests (pgalloc.testing).
   std::optional<std::string> verify() const EXCLUDES(mu_);
@@ -187,6 +245,7 @@ class MemoryFile {
 
   // Why calls may not proceed. Checking forked() comes before taking any lock.
   Status check_open() const;
+  Status begin_operation(std::optional<Operation>& operation) const EXCLUDES(mu_);
   Result<char*> map_slow(FileRange range);
   void map_executable_once();  // row A5
 
@@ -196,6 +255,21 @@ class MemoryFile {
   Result<FileRange> place(const AllocateRequest& request) REQUIRES(mu_);
   Status prepare(const AllocateRequest& request, FileRange range, bool recycled) EXCLUDES(mu_);
   bool reclaim_pending() const REQUIRES(mu_);
+
+  // threads.cc
+  Status start_reclaimer() REQUIRES(thread_mu_) EXCLUDES(mu_);
+  void stop_reclaimer() REQUIRES(thread_mu_) EXCLUDES(mu_);
+  void start_loaders() REQUIRES(thread_mu_) EXCLUDES(mu_);
+  void stop_loaders() REQUIRES(thread_mu_);
+
+  // load.cc
+  void load_loop() EXCLUDES(mu_);
+  std::unique_ptr<ArrivingExtent> take_extent(uint64_t waiting) REQUIRES(mu_);
+  // Reads the extent; an unencoded one is brought in at once. What is left needs decoding.
+  std::unique_ptr<ArrivingExtent> fetch(std::unique_ptr<ArrivingExtent> extent) EXCLUDES(mu_);
+  void deliver(ArrivingExtent& extent, const char* raw) EXCLUDES(mu_);
+  void fail_arrival(ArrivingExtent& extent, Status status) EXCLUDES(mu_);
+  void pending_changed() REQUIRES(mu_);
 
   // reclaim.cc
   void reclaim_loop() EXCLUDES(mu_);
@@ -222,7 +296,9 @@ class MemoryFile {
   Ledger ledger_;
   const std::shared_ptr<Evictables> evictables_ = std::make_shared<Evictables>();
   Clock clock_;
-  std::atomic<bool> closed_{false};
+  static constexpr uint8_t kClosed = 1;
+  static constexpr uint8_t kIncomplete = 2;  // pages are pending
+  std::atomic<uint8_t> gate_{0};
 
   mutable Mutex mu_{LockRank::kMemoryFile};
   PageStates pages_ GUARDED_BY(mu_){ledger_};
@@ -231,6 +307,15 @@ class MemoryFile {
   mutable uint64_t operations_ GUARDED_BY(mu_) = 0;
   mutable CondVar operations_ended_;
   bool close_finished_ GUARDED_BY(mu_) = false;
+
+  // Loading an image. While pages wait or arrive, image_ is there.
+  std::shared_ptr<const ImageFile> image_ GUARDED_BY(mu_);
+  std::vector<Status> load_errors_ GUARDED_BY(mu_);
+  uint64_t load_cursor_ GUARDED_BY(mu_) = 0;
+  CondVar pending_changed_;
+  unsigned loader_count_ GUARDED_BY(thread_mu_) = 0;
+  std::vector<std::thread> loaders_ GUARDED_BY(thread_mu_);
+  std::atomic<bool> loaders_stop_{false};
 
   // The reclaimer.
   Mutex thread_mu_{LockRank::kThread};

@@ -25,4 +25,13 @@ class MemoryFile::Operation {
   const MemoryFile& file_;
 };
 
+// Begins one, unless the file is closed or another process's.
+inline Status MemoryFile::begin_operation(std::optional<Operation>& operation) const {
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  MutexLock lock(mu_);
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  operation.emplace(*this);
+  return {};
+}
+
 }  // namespace pgalloc

@@ -71,6 +71,7 @@ std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment
         up ? align_up(waste.start(), alignment) : align_down(waste.end() - length, alignment);
     if (start < waste.start() || start > waste.end() - length) continue;
     const FileRange range{start, start + length};
+    if (pending_.find(range, Arrival::kArriving)) continue;
     waste_.remove_range(range);
     usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
       const PageUse before = use;
@@ -137,9 +138,16 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(check_shape(range));
   const auto first = find_used(usage_, range, kAny);
   if (!first.ok()) return unused_error(range);
+  return drop_refs(first, range, 1);
+}
+
+uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count) {
   uint64_t wasted = 0;
   change_used(first, range, [&](FileRange part, PageUse& use) {
-    if (--use.refs > 0) return;
+    use.refs -= count;
+    if (!unadopted_.empty()) unadopted_.limit(part, use.refs);
+    if (use.refs > 0) return;
+    if (!pending_.empty()) pending_.forget(part);
     if (use.committed) {
       PGALLOC_CHECK(ledger_.move(part.length(), MemoryKind::kSystem, use.kind, use.memcg_id).ok());
     } else {
@@ -182,13 +190,19 @@ uint64_t PageStates::mark_committed(FileRange range, const std::vector<uint32_t>
   return booked;
 }
 
+std::optional<FileRange> PageStates::next_waste() const {
+  for (auto waste = waste_.first(); waste.ok(); waste = waste.next()) {
+    if (const auto range = pending_.first_at_rest(waste.range())) return range;
+  }
+  return std::nullopt;
+}
+
 std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max) {
-  const auto lowest = waste_.first();
-  if (!lowest.ok()) return std::nullopt;
-  const FileRange range{lowest.start(),
-                        lowest.start() + std::min(bytes_max, lowest.end() - lowest.start())};
-  waste_.remove_range(range);
-  releasing_bytes_ += range.length();
+  std::optional<FileRange> range = next_waste();
+  if (!range) return std::nullopt;
+  range->end = range->start + std::min(bytes_max, range->length());
+  waste_.remove_range(*range);
+  releasing_bytes_ += range->length();
   return range;
 }
 
@@ -210,10 +224,39 @@ void PageStates::abandon_release(FileRange range) {
   lost_bytes_ += range.length();
 }
 
+void PageStates::restore(const std::vector<PageSegment>& segments) {
+  PGALLOC_CHECK(usage_.empty());
+  for (const auto& [range, use] : segments) {
+    PGALLOC_CHECK(use.refs > 0 && !use.committed);
+    usage_.insert(range, use);
+    unadopted_.record(range, use.refs);
+    used_bytes_ += range.length();
+  }
+}
+
+Status PageStates::adopt(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  if (unadopted_.adopt(range)) return {};
+  return Status::error(ErrorCode::kRefCount,
+                       text(range) + " has pages with no reference left to adopt");
+}
+
+uint64_t PageStates::drop_unadopted() {
+  const auto dropped = unadopted_.set().export_segments();
+  unadopted_.clear();
+  uint64_t wasted = 0;
+  for (const auto& [range, count] : dropped) {
+    wasted += drop_refs(usage_.find(range.start), range, count);
+  }
+  return wasted;
+}
+
 void PageStates::clear() {
   ledger_.clear();
   usage_.clear();
   waste_.clear();
+  pending_.clear();
+  unadopted_.clear();
   used_bytes_ = releasing_bytes_ = lost_bytes_ = known_committed_bytes_ = 0;
 }
 
@@ -224,6 +267,31 @@ std::vector<PageSegment> PageStates::segments() const {
     result.push_back({segment.range(), segment.value()});
   }
   return result;
+}
+
+std::optional<std::string> PageStates::verify_restored() const {
+  if (auto broken = pending_.verify()) return broken;
+  for (auto pending = pending_.set().first(); pending.ok(); pending = pending.next()) {
+    uint64_t used = 0;
+    uint64_t dead = 0;
+    usage_.visit_range(pending.range(), [&](FileRange part, const PageUse& use) {
+      (use.refs > 0 ? used : dead) += part.length();
+    });
+    if (pending.value().arrival == Arrival::kArriving) used += dead;
+    if (used != pending.range().length()) {
+      return "pending pages " + text(pending.range()) + " are not in use";
+    }
+  }
+  for (auto left = unadopted_.set().first(); left.ok(); left = left.next()) {
+    uint64_t covered = 0;
+    usage_.visit_range(left.range(), [&](FileRange part, const PageUse& use) {
+      if (use.refs >= left.value()) covered += part.length();
+    });
+    if (left.value() == 0 || covered != left.range().length()) {
+      return "unadopted references " + text(left.range()) + " exceed the references";
+    }
+  }
+  return std::nullopt;
 }
 
 std::optional<std::string> PageStates::verify(uint64_t file_size) const {
@@ -264,6 +332,7 @@ std::optional<std::string> PageStates::verify(uint64_t file_size) const {
     });
     if (dead != waste.range().length()) return "waste range " + text(waste.range()) + " is in use";
   }
+  if (auto broken = verify_restored()) return broken;
   if (booked.sum() != known_committed_bytes_) {
     return "known_committed_bytes differs from the committed segments";
   }

@@ -12,6 +12,9 @@
 //   4. Neighbouring segments differ: the set is minimal.
 //   5. known_committed_bytes = the bytes of committed segments, and the ledger holds exactly these,
 //      kind by kind and memory cgroup by memory cgroup.
+//   6. Pages that wait for their contents, or whose contents are broken, are used; pages whose
+//      contents are arriving are used or waste, and stay out of take_waste() and recycle().
+//   7. No page has more unadopted references than references.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +25,9 @@
 #include "base/status.h"
 #include "core/ledger.h"
 #include "core/page_use.h"
+#include "core/pending_pages.h"
 #include "core/placement.h"
+#include "core/unadopted.h"
 
 namespace pgalloc {
 
@@ -71,12 +76,26 @@ class PageStates {
   // filter restricts it to pages that one of `memcg_ids` pays for. The bytes newly booked.
   uint64_t mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids);
 
-  // Row F1, waste -> releasing: the lowest waste range, at most `bytes_max` of it.
+  // Row F1: the lowest waste range that take_waste() would take, if there is one.
+  std::optional<FileRange> next_waste() const;
+  // waste -> releasing: that range, at most `bytes_max` of it.
   std::optional<FileRange> take_waste(uint64_t bytes_max);
   // releasing -> free. Checks row F4.
   void finish_release(FileRange range);
   // releasing -> lost: the pages could not be emptied (row F2) and are never used again.
   void abandon_release(FileRange range);
+
+  // Restoring (section J). Free pages -> used, by the references of an image.
+  // REQUIRES: nothing is used, and the segments are in ascending order and do not overlap.
+  void restore(const std::vector<PageSegment>& segments);
+  // Row J7: one reference on each page has found its owner. kRefCount if one has none left.
+  Status adopt(FileRange range);
+  // Drops all references that have no owner. The bytes that became waste.
+  uint64_t drop_unadopted();
+  const Unadopted& unadopted() const { return unadopted_; }
+  const PendingPages& pending() const { return pending_; }
+  // For whoever loads the contents of an image.
+  PendingPages& pending() { return pending_; }
 
   // Row I: forgets everything; the ledger returns to zero.
   void clear();
@@ -87,8 +106,12 @@ class PageStates {
   std::optional<std::string> verify(uint64_t file_size) const;
 
  private:
+  // Drops `count` references of every page: the bytes that became waste.
+  // REQUIRES: `first` begins the segments that cover `range`, all with at least `count`.
+  uint64_t drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count);
   template <class Change>
   void change_used(UsageSet::Iterator first, FileRange range, Change change);
+  std::optional<std::string> verify_restored() const;
   // Why `range` is not used throughout.
   Status unused_error(FileRange range) const;
   void book(uint64_t bytes, const PageUse& use);
@@ -97,6 +120,8 @@ class PageStates {
   Ledger& ledger_;
   UsageSet usage_;
   RangeSet waste_;
+  PendingPages pending_;
+  Unadopted unadopted_;
   uint64_t used_bytes_ = 0;
   uint64_t releasing_bytes_ = 0;
   uint64_t lost_bytes_ = 0;

@@ -1,6 +1,5 @@
 // Section F: the thread that returns freed pages to the kernel.
 #include <algorithm>
-#include <system_error>
 
 #include "core/memory_file.h"
 #include "os/thread.h"
@@ -18,44 +17,6 @@ constexpr std::chrono::microseconds kLinger{200};
 
 }  // namespace
 
-Status MemoryFile::start_reclaimer() {
-  MutexLock thread_lock(thread_mu_);
-  if (reclaimer_ != nullptr) return {};
-  MutexLock lock(mu_);
-  if (closed()) return {};
-  reclaimer_stops_ = false;
-  try {
-    reclaimer_ = std::make_unique<std::thread>([this] { reclaim_loop(); });
-  } catch (const std::system_error& error) {
-    return Status::system_error(error.code().value(), "pthread_create");
-  }
-  reclaimer_runs_ = true;
-  return {};
-}
-
-void MemoryFile::stop_reclaimer() {
-  MutexLock thread_lock(thread_mu_);
-  if (reclaimer_ == nullptr) return;
-  {
-    MutexLock lock(mu_);
-    reclaimer_stops_ = true;
-    reclaimer_work_.notify_all();
-  }
-  reclaimer_->join();
-  os::wait_until_gone(reclaimer_id_);
-  reclaimer_.reset();
-  MutexLock lock(mu_);
-  reclaimer_runs_ = false;
-  waste_shrank_.notify_all();
-}
-
-void MemoryFile::restart_reclaimer() {
-  const Status started = start_reclaimer();
-  if (started.ok()) return;
-  MutexLock lock(mu_);
-  warn("the reclaimer thread could not be started again: freed pages stay in memory");
-}
-
 void MemoryFile::wake_reclaimer() {
   if (!reclaimer_sleeps_) return;
   reclaimer_sleeps_ = false;
@@ -65,7 +26,7 @@ void MemoryFile::wake_reclaimer() {
 // False when the thread is to end. After a linger, what has gathered is worked off without another.
 bool MemoryFile::wait_for_waste(size_t& ranges_until_linger) {
   while (!reclaimer_stops_) {
-    if (reclaimer_pauses_ == 0 && pages_.waste_bytes() > 0) {
+    if (reclaimer_pauses_ == 0 && pages_.next_waste()) {
       if (ranges_until_linger == 0) {
         linger();
         ranges_until_linger = pages_.waste_ranges();

@@ -55,13 +55,8 @@ Status find_new(CommitProbe& probe, std::span<const Segment> segments,
 }  // namespace
 
 Result<bool> MemoryFile::update_usage(const std::vector<uint32_t>* memcg_ids) {
-  PGALLOC_RETURN_IF_ERROR(check_open());
   std::optional<Operation> operation;
-  {
-    MutexLock lock(mu_);
-    PGALLOC_RETURN_IF_ERROR(check_open());
-    operation.emplace(*this);
-  }
+  PGALLOC_RETURN_IF_ERROR(begin_operation(operation));
   const Result<uint64_t> stored = file_->stored_bytes();
   if (!stored.ok()) return Status::system_error(stored.status().error_number(), "fstat");
 

@@ -1,6 +1,8 @@
 #include "os/fault_plan.h"
 
 #include <errno.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <array>
 #include <atomic>
@@ -26,6 +28,7 @@ constexpr std::array kNames = {
 constinit std::atomic<bool> in_force{false};
 constinit std::atomic<Call> target{Call::kCount};
 constinit std::atomic<int> error_number{0};
+constinit std::atomic<bool> kills{false};
 constinit std::atomic<uint64_t> first_failing{0};
 constinit std::atomic<uint64_t> failing_times{0};
 constinit std::atomic<uint64_t> calls{0};
@@ -36,7 +39,10 @@ bool must_fail(Call call) {
   const uint64_t number = calls.fetch_add(1) + 1;
   const uint64_t first = first_failing.load();
   const int error = error_number.load();
-  if (error == 0 || number < first || number - first >= failing_times.load()) return false;
+  if ((error == 0 && !kills) || number < first || number - first >= failing_times.load()) {
+    return false;
+  }
+  if (kills) ::kill(::getpid(), SIGKILL);
   failures.fetch_add(1);
   errno = error;
   return true;
@@ -63,6 +69,7 @@ bool install_fault(const Fault& fault) {
     calls = 0;
     failures = 0;
     error_number = fault.error_number;
+    kills = fault.kill;
     first_failing = fault.first;
     failing_times = fault.times;
     target.store(static_cast<Call>(i), std::memory_order_release);

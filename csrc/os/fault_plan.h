@@ -17,6 +17,7 @@ std::span<const std::string_view> syscall_names();
 struct Fault {
   std::string_view name;
   int error_number = 0;         // 0: count the calls, fail none
+  bool kill = false;            // instead of failing: SIGKILL this process, before the call
   uint64_t first = 1;           // the first call that fails, counted from 1
   uint64_t times = UINT64_MAX;  // how many fail from there on
 };

@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdio>
+
 namespace pgalloc::os {
 namespace {
 
@@ -30,6 +32,13 @@ int duplicate_call(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 0); }
 
 int open_call(const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); }
 
+// Gives a file that was opened without a name (O_TMPFILE) one, as open(2) says.
+int link_descriptor_call(int fd, const char* path) {
+  char name[32];
+  std::snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+  return ::linkat(AT_FDCWD, name, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
+
 // Not libc's: the sanitizers' runtimes turn those two into nothing.
 int mlock_call(const void* address, size_t length) {
   return static_cast<int>(::syscall(SYS_mlock, address, length));
@@ -43,12 +52,16 @@ constexpr Syscalls kKernel = {
     .close = ::close,
     .duplicate = duplicate_call,
     .unlink = ::unlink,
+    .link_descriptor = link_descriptor_call,
+    .rename = ::rename,
+    .fsync = ::fsync,
     .memfd_create = ::memfd_create,
     .ftruncate = ::ftruncate,
     .fallocate = ::fallocate,
     .fstat = ::fstat,
     .fstatfs = ::fstatfs,
     .lseek = ::lseek,
+    .pread = ::pread,
     .pwrite = ::pwrite,
     .cachestat = cachestat_call,
     .pagemap_scan = pagemap_scan_call,

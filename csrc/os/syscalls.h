@@ -56,12 +56,16 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, close, (int fd), (fd))                                                                   \
   X(int, duplicate, (int fd), (fd))                                                               \
   X(int, unlink, (const char* path), (path))                                                      \
+  X(int, link_descriptor, (int fd, const char* path), (fd, path))                                 \
+  X(int, rename, (const char* from, const char* to), (from, to))                                  \
+  X(int, fsync, (int fd), (fd))                                                                   \
   X(int, memfd_create, (const char* name, unsigned flags), (name, flags))                         \
   X(int, ftruncate, (int fd, off_t length), (fd, length))                                         \
   X(int, fallocate, (int fd, int mode, off_t offset, off_t length), (fd, mode, offset, length))   \
   X(int, fstat, (int fd, struct stat* out), (fd, out))                                            \
   X(int, fstatfs, (int fd, struct statfs* out), (fd, out))                                        \
   X(off_t, lseek, (int fd, off_t offset, int whence), (fd, offset, whence))                       \
+  X(ssize_t, pread, (int fd, void* data, size_t size, off_t offset), (fd, data, size, offset))    \
   X(ssize_t, pwrite, (int fd, const void* data, size_t size, off_t offset),                       \
     (fd, data, size, offset))                                                                     \
   X(int, cachestat, (int fd, uint64_t offset, uint64_t length, CacheStat* out),                   \

@@ -30,14 +30,20 @@ PARTS = {
     "image/decode_extent.cc": "image/decode.h",
     "image/decode_front.cc": "image/decode.h",
     "core/allocate.cc": "core/memory_file.h",
+    "core/load.cc": "core/memory_file.h",
     "core/reclaim.cc": "core/memory_file.h",
+    "core/save.cc": "core/memory_file.h",
+    "core/threads.cc": "core/memory_file.h",
     "core/update_usage.cc": "core/memory_file.h",
     "binding/allocation_type.cc": "binding/file_handle.h",
     "binding/hot_calls.cc": "binding/file_handle.h",
     "binding/mapping_type.cc": "binding/file_handle.h",
     "binding/bind_fork.cc": "binding/bind.h",
+    "binding/bind_image.cc": "binding/bind.h",
+    "binding/bind_image_writer.cc": "binding/bind.h",
     "binding/bind_ledger.cc": "binding/bind.h",
     "binding/bind_memory_file.cc": "binding/bind.h",
+    "binding/bind_restore.cc": "binding/bind.h",
     "binding/bind_testing.cc": "binding/bind.h",
     "binding/module.cc": "binding/bind.h",
 }
@@ -122,13 +128,26 @@ def _is_member(code: str, at: int) -> bool:
     return at > 0 and (code[at - 1].isalnum() or code[at - 1] in "_>")
 
 
-THREADS = {"core/reclaim.cc", "core/prefault.cc", "core/memory_file.h"}
+THREADS = {
+    "core/image_writer.cc",
+    "core/image_writer.h",
+    "core/memory_file.h",
+    "core/prefault.cc",
+    "core/threads.cc",
+}
 CLOCKS = {
     "base/mutex.h",
     "core/clock.h",
     "core/evictables.h",
+    "core/image_sink.h",
+    "core/image_writer.h",
+    "core/load.cc",
+    "core/memory_file.cc",
     "core/memory_file.h",
     "core/reclaim.cc",
+    "core/save.cc",
+    "binding/bind_image_writer.cc",
+    "binding/bind_restore.cc",
     "binding/bind_inl.h",
     "os/thread.cc",
 }
@@ -181,8 +200,8 @@ PYTHON_ORDER = [
     ("errors", "enums"),
     ("_core", "arguments"),
     ("pressure",),
-    ("accounting", "allocation", "fork", "eviction"),
-    ("filling",),
+    ("accounting", "allocation", "fork", "eviction", "backing", "records"),
+    ("filling", "snapshot"),
     ("memory_file",),
     ("testing",),
     ("",),  # pgalloc/__init__.py

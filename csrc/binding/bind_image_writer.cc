@@ -1,0 +1,155 @@
+// Purpose: writing images.
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "binding/bind.h"
+#include "binding/errors.h"
+#include "binding/file_handle.h"
+#include "binding/images.h"
+#include "binding/self.h"
+#include "core/image_writer.h"
+
+namespace pgalloc::binding {
+
+namespace py = pybind11;
+
+namespace {
+
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+struct Item {
+  ImageWriter::Item item;
+};
+
+class Writer {
+ public:
+  Writer(Self<FileHandle> handle, const py::object& path, std::string restore_id,
+         const std::vector<std::pair<std::string, py::bytes>>& hooks, bool keep_zeros) {
+    SaveOptions options{.keep_zeros = keep_zeros, .restore_id = std::move(restore_id), .hooks = {}};
+    for (const auto& [name, payload] : hooks) options.hooks.push_back({name, payload});
+    const std::shared_ptr<MemoryFile> file = handle->file();
+
+    Result<std::optional<MemoryFile::Capture>> captured = std::optional<MemoryFile::Capture>();
+    wait_interruptibly(py::none(), [&](SteadyTime deadline) {
+      captured = file->capture(deadline);
+      return !captured.ok() || captured->has_value();
+    });
+    MemoryFile::Capture capture = *value_or_throw(std::move(captured));
+
+    std::unique_ptr<ImageSink> sink;
+    if (path.is_none()) {
+      auto stream = std::make_unique<StreamSink>();
+      stream_ = stream.get();
+      sink = std::move(stream);
+    } else {
+      const auto name = path.cast<std::string>();
+      auto created = [&] {
+        py::gil_scoped_release release;
+        return NewFile::create(name);
+      }();
+      sink = std::make_unique<FileSink>(value_or_throw(std::move(created)));
+    }
+    writer_ = std::make_unique<ImageWriter>(file, std::move(capture), std::move(options),
+                                            std::move(sink));
+  }
+  ~Writer() {
+    py::gil_scoped_release release;
+    writer_.reset();
+  }
+  Writer(const Writer&) = delete;
+  Writer& operator=(const Writer&) = delete;
+
+  ImageWriter& core() { return *writer_; }
+
+  void wait() {
+    std::optional<Status> ended;
+    wait_interruptibly(py::none(), [&](SteadyTime deadline) {
+      ended = writer_->wait(deadline);
+      return ended.has_value();
+    });
+    throw_if_error(*ended);
+  }
+
+  // The next bytes of a stream, in order; None at the end.
+  py::object next_block() {
+    std::span<const char> bytes;
+    auto state = StreamSink::State::kNothingYet;
+    wait_interruptibly(py::none(), [&](SteadyTime deadline) {
+      state = stream_->wait(deadline, &bytes);
+      return state != StreamSink::State::kNothingYet;
+    });
+    if (state == StreamSink::State::kEnd) {
+      wait();
+      return py::none();
+    }
+    // A copy: whoever gets it may keep it, and the writer goes on.
+    py::bytes block = as_bytes(bytes);
+    stream_->take_done();
+    return block;
+  }
+
+ private:
+  StreamSink* stream_ = nullptr;  // owned by writer_
+  std::unique_ptr<ImageWriter> writer_;
+};
+
+py::object next_item(Self<Writer> writer) {
+  auto item = std::make_unique<Item>();
+  while (true) {
+    Status status;
+    const bool more = [&] {
+      py::gil_scoped_release release;
+      Result<bool> taken = writer->core().next(item->item);
+      if (!taken.ok()) {
+        status = std::move(taken).status();
+        return false;
+      }
+      if (!*taken) return false;
+      const bool for_encoder = item->item.what == ImageWriter::Item::What::kExtent &&
+                               item->item.extent.head.map.count() > 0;
+      if (for_encoder) return true;
+      status = writer->core().finish(item->item);
+      item->item.what = ImageWriter::Item::What::kFront;
+      return status.ok();
+    }();
+    throw_if_error(status);
+    if (!more) return py::none();
+    if (item->item.what == ImageWriter::Item::What::kExtent) return py::cast(std::move(item));
+  }
+}
+
+void finish_item(Self<Writer> writer, Self<Item> item, const py::bytes& encoded) {
+  const std::span<const char> bytes = as_span(encoded);
+  Status status = [&] {
+    py::gil_scoped_release release;
+    return writer->core().finish(item->item, bytes);
+  }();
+  throw_if_error(status);
+}
+
+}  // namespace
+
+void bind_image_writer(py::module_& module) {
+  py::class_<Item>(module, "ImageItem").def("raw", [](Self<Item> item) {
+    return as_bytes(item->item.raw());
+  });
+  py::class_<Writer>(module, "ImageWriter")
+      .def(py::init<Self<FileHandle>, const py::object&, std::string,
+                    const std::vector<std::pair<std::string, py::bytes>>&, bool>(),
+           py::arg("file"), py::arg("path"), py::arg("restore_id"), py::arg("hooks"),
+           py::arg("keep_zeros"))
+      .def(
+          "start",
+          [](Self<Writer> writer, unsigned threads) {
+            throw_if_error(writer->core().start(threads));
+          },
+          py::arg("threads"))
+      .def("wait", [](Self<Writer> writer) { writer->wait(); })
+      .def("next_block", [](Self<Writer> writer) { return writer->next_block(); })
+      .def("next_item", &next_item)
+      .def("finish_item", &finish_item, py::arg("item"), py::arg("encoded"))
+      .def("give_up", [](Self<Writer> writer) { writer->core().give_up(); });
+}
+
+}  // namespace pgalloc::binding

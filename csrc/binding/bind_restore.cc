@@ -1,0 +1,168 @@
+// Purpose: bringing an image into a file, and finding owners for its pages.
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "binding/arguments.h"
+#include "binding/bind.h"
+#include "binding/errors.h"
+#include "binding/file_handle.h"
+#include "binding/images.h"
+#include "binding/self.h"
+#include "core/arriving_extent.h"
+
+namespace pgalloc::binding {
+
+namespace py = pybind11;
+
+namespace {
+
+using SteadyTime = std::chrono::steady_clock::time_point;
+
+MemoryFile& core(Self<FileHandle> handle) { return *handle->file(); }
+
+struct Arriving {
+  std::shared_ptr<MemoryFile> file;  // outlives the extent
+  std::unique_ptr<MemoryFile::ArrivingExtent> extent;
+};
+
+py::object arriving_or_none(const std::shared_ptr<MemoryFile>& file,
+                            std::unique_ptr<MemoryFile::ArrivingExtent> extent) {
+  if (extent == nullptr) return py::none();
+  return py::cast(std::make_unique<Arriving>(Arriving{file, std::move(extent)}));
+}
+
+FileRange range_or_everything(const py::object& object) {
+  FileRange range{0, kMaxOffset};
+  if (!object.is_none() && !as_file_range(object.ptr(), &range)) throw py::error_already_set();
+  return range;
+}
+
+// (True, None): all of it is there. (False, None): the time is over. (False, extent): decode it, and
+// call again.
+py::tuple load(Self<FileHandle> handle, const py::object& range_object, const py::object& timeout_s,
+               bool ignore_broken) {
+  const FileRange range = range_or_everything(range_object);
+  const std::shared_ptr<MemoryFile> file = handle->file();
+  std::unique_ptr<MemoryFile::ArrivingExtent> encoded;
+  Result<bool> there = false;
+  wait_interruptibly(timeout_s, [&](SteadyTime deadline) {
+    there = file->load(range, deadline, &encoded, ignore_broken);
+    return !there.ok() || *there || encoded != nullptr;
+  });
+  const bool all_there = value_or_throw(std::move(there));
+  return py::make_tuple(all_there, arriving_or_none(file, std::move(encoded)));
+}
+
+// (False, None): nothing waits any more. (True, None): one extent was loaded.
+py::tuple load_next(Self<FileHandle> handle) {
+  const std::shared_ptr<MemoryFile> file = handle->file();
+  std::unique_ptr<MemoryFile::ArrivingExtent> encoded;
+  const bool any = [&] {
+    py::gil_scoped_release release;
+    return file->load_next(&encoded);
+  }();
+  return py::make_tuple(any, arriving_or_none(file, std::move(encoded)));
+}
+
+void bind_arriving(py::module_& module) {
+  py::class_<Arriving>(module, "ArrivingExtent")
+      .def("encoded", [](Self<Arriving> arriving) { return as_bytes(arriving->extent->encoded()); })
+      .def_property_readonly("raw_length",
+                             [](Self<Arriving> arriving) { return arriving->extent->raw_length(); })
+      .def(
+          "deliver",
+          [](Self<Arriving> arriving, const py::bytes& raw) {
+            const std::span<const char> bytes = as_span(raw);
+            if (bytes.size() != arriving->extent->raw_length()) throw py::value_error("raw");
+            py::gil_scoped_release release;
+            arriving->extent->deliver(bytes);
+          },
+          py::arg("raw"))
+      .def(
+          "fail",
+          [](Self<Arriving> arriving, std::string message) {
+            arriving->extent->fail(Status::error(ErrorCode::kSnapshotCorrupt, std::move(message)));
+          },
+          py::arg("message"));
+}
+
+}  // namespace
+
+void bind_restore(py::module_& module) {
+  bind_arriving(module);
+  module.def("default_capacity", &default_capacity);
+
+  // bind_memory_file() made the class; these are further methods of it.
+  auto type = py::reinterpret_borrow<py::class_<FileHandle>>(module.attr("MemoryFile"));
+  type.def("_restore",
+           [](Self<FileHandle> handle, Self<OpenImage> image) {
+             throw_if_error(core(handle).restore(image->file->header().file_size,
+                                                 image->file->metadata().usage));
+           })
+      .def("_restore_stream",
+           [](Self<FileHandle> handle, Self<StreamImage> image) {
+             throw_if_error(core(handle).restore(image->stream.header().file_size,
+                                                 image->stream.metadata().usage));
+           })
+      .def("_write_restored",
+           [](Self<FileHandle> handle, Self<StreamImage> image, const py::object& decoded) {
+             const image::ExtentHead* head = image->stream.extent();
+             if (head == nullptr) throw py::value_error("no extent");
+             std::span<const char> raw = image->stream.data();
+             if (!decoded.is_none()) raw = as_span(py::reinterpret_borrow<py::bytes>(decoded));
+             if (raw.size() < head->raw_length()) throw py::value_error("raw");
+             Status status = [&] {
+               py::gil_scoped_release release;
+               return core(handle).write_restored(*head, raw.data());
+             }();
+             throw_if_error(status);
+           })
+      .def("_start_loading",
+           [](Self<FileHandle> handle, Self<OpenImage> image, unsigned threads) {
+             Status status = [&] {
+               py::gil_scoped_release release;
+               return core(handle).start_loading(image->file, threads);
+             }();
+             throw_if_error(status);
+           })
+      .def("_load", &load)
+      .def("_load_next", &load_next)
+      .def_property_readonly("_incomplete",
+                             [](Self<FileHandle> handle) { return core(handle).incomplete(); })
+      .def_property_readonly(
+          "loading", [](Self<FileHandle> handle) { return core(handle).loading(); },
+          "Whether pages are still on their way from the image.")
+      .def("_load_progress",
+           [](Self<FileHandle> handle) {
+             const MemoryFile::LoadProgress progress = core(handle).load_progress();
+             return py::make_tuple(progress.total_bytes, progress.pending_bytes,
+                                   progress.dropped_bytes, progress.failed_bytes);
+           })
+      .def(
+          "adopt_range",
+          [](Self<FileHandle> handle, const py::object& range_object) {
+            FileRange range;
+            if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
+            throw_if_error(core(handle).adopt(range));
+          },
+          py::arg("range"),
+          "Take over one reference on each page of `range` that the image recorded; balance it\n"
+          "with dec_ref(). Raises RangeError unless the whole range is allocated, RefCountError\n"
+          "if a page has no such reference left.")
+      .def("_unadopted",
+           [](Self<FileHandle> handle) {
+             py::list result;
+             for (const auto& [range, count] : core(handle).unadopted()) {
+               result.append(py::make_tuple(range.start, range.end, count));
+             }
+             return result;
+           })
+      .def(
+          "drop_unadopted",
+          [](Self<FileHandle> handle) { return value_or_throw(core(handle).drop_unadopted()); },
+          "Drop the references of a restored file that nobody adopted. Returns the bytes of the\n"
+          "pages that had any.");
+}
+
+}  // namespace pgalloc::binding

@@ -1,0 +1,289 @@
+// Section J, restoring: the pages of an image come back, at once or when they are needed.
+//
+// An extent is loaded as a whole, by whoever comes first: a thread that needs one of its pages, or a
+// loader, which takes them in order. The thread reads and checks it without the lock; meanwhile
+// the pages are arriving, and neither the reclaimer nor another thread touches them.
+#include <algorithm>
+
+#include "core/arriving_extent.h"
+#include "core/memory_file.h"
+#include "core/operation.h"
+
+namespace pgalloc {
+namespace {
+
+constexpr FileRange kEverything{0, kMaxOffset};
+
+// Calls visit(range of the file, bytes before it among the stored pages) for every stretch of stored
+// pages within `parts`, which are ascending. Visit returns whether to go on.
+template <class Visit>
+bool visit_stored(const image::ExtentHead& head, std::span<const FileRange> parts, Visit visit) {
+  uint64_t stored_before = 0;
+  bool go_on = true;
+  head.map.visit_runs([&](size_t first, size_t pages) {
+    const uint64_t start = head.range.start + first * page_size();
+    const FileRange run{start, start + pages * page_size()};
+    for (const FileRange& part : parts) {
+      const FileRange common = run.intersect(part);
+      if (go_on && !common.empty()) go_on = visit(common, stored_before + common.start - run.start);
+    }
+    stored_before += run.length();
+  });
+  return go_on;
+}
+
+}  // namespace
+
+Status MemoryFile::restore(uint64_t file_size, const std::vector<image::Usage>& usage) {
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  std::vector<PageSegment> segments;
+  segments.reserve(usage.size());
+  uint64_t bytes = 0;
+  for (const image::Usage& entry : usage) {
+    segments.push_back({entry.range, {entry.refs, entry.memcg_id, entry.kind, false}});
+    bytes += entry.range.length();
+  }
+  if (file_size > capacity()) {
+    return Status::error(ErrorCode::kOutOfMemory,
+                         "the saved file is larger than the capacity of this one");
+  }
+  if (bytes > options_.max_allocatable_bytes.value_or(UINT64_MAX)) {
+    return Status::error(ErrorCode::kOutOfMemory,
+                         "the image holds more than max_allocatable_bytes");
+  }
+  MutexLock lock(mu_);
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  if (pages_.allocated_bytes() > 0 || image_ != nullptr) {
+    return Status::error(ErrorCode::kSnapshot, "only a fresh MemoryFile can be restored into");
+  }
+  if (file_size > file_->size()) PGALLOC_RETURN_IF_ERROR(file_->grow(file_size));
+  pages_.restore(segments);
+  ++changes_;
+  return {};
+}
+
+Status MemoryFile::write_restored(const image::ExtentHead& head, const char* raw) {
+  std::optional<Operation> operation;
+  PGALLOC_RETURN_IF_ERROR(begin_operation(operation));
+  Status status;
+  const FileRange whole[] = {head.range};
+  visit_stored(head, whole, [&](FileRange range, uint64_t at) {
+    status = file_->write(range, raw + at);
+    return status.ok();
+  });
+  if (!status.ok()) return status;
+  MutexLock lock(mu_);
+  visit_stored(head, whole, [&](FileRange range, uint64_t) REQUIRES(mu_) {
+    pages_.mark_committed(range, nullptr);
+    return true;
+  });
+  return {};
+}
+
+Status MemoryFile::start_loading(std::shared_ptr<const ImageFile> image, unsigned threads) {
+  {
+    MutexLock lock(mu_);
+    PGALLOC_RETURN_IF_ERROR(check_open());
+    for (const image::IndexEntry& entry : image->index()) {
+      std::vector<FileRange> used;
+      pages_.usage().visit_range(entry.range,
+                                 [&](FileRange part, const PageUse&) { used.push_back(part); });
+      for (const FileRange& part : used) pages_.pending().expect(part);
+    }
+    if (pages_.pending().empty()) return {};
+    image_ = std::move(image);
+    load_cursor_ = 0;
+    gate_.fetch_or(kIncomplete);
+  }
+  return LiveFiles::start_loaders(this, threads);
+}
+
+// --- Bringing an extent in -----------------------------------------------------------------------
+
+std::unique_ptr<MemoryFile::ArrivingExtent> MemoryFile::take_extent(uint64_t waiting) {
+  const size_t index = image_->first_extent_after(waiting);
+  std::vector<FileRange> parts = pages_.pending().start(image_->index()[index].range);
+  return std::unique_ptr<ArrivingExtent>(
+      new ArrivingExtent(*this, image_, index, std::move(parts)));
+}
+
+std::unique_ptr<MemoryFile::ArrivingExtent> MemoryFile::fetch(
+    std::unique_ptr<ArrivingExtent> extent) {
+  Result<image::ExtentHead> head = extent->image_->read_extent(extent->index_, extent->buffer_);
+  if (!head.ok()) {
+    extent->fail(std::move(head).status());
+    return nullptr;
+  }
+  extent->head_ = *head;
+  if (extent->head_.encoding != image::Encoding::kRaw) return extent;
+  extent->deliver(extent->encoded());
+  return nullptr;
+}
+
+void MemoryFile::ArrivingExtent::deliver(std::span<const char> raw) {
+  PGALLOC_CHECK_OP(raw.size(), ==, raw_length());
+  file_.deliver(*this, raw.data());
+}
+
+void MemoryFile::ArrivingExtent::fail(Status status) {
+  file_.fail_arrival(*this, std::move(status));
+}
+
+MemoryFile::ArrivingExtent::~ArrivingExtent() {
+  if (settled_) return;
+  MutexLock lock(file_.mu_);
+  for (const FileRange& part : parts_) file_.pages_.pending().put_back(part);
+  file_.pending_changed();
+}
+
+void MemoryFile::deliver(ArrivingExtent& extent, const char* raw) {
+  Status status;
+  visit_stored(extent.head_, extent.parts_, [&](FileRange range, uint64_t at) {
+    status = file_->write(range, raw + at);
+    return status.ok();
+  });
+  if (!status.ok()) {
+    for (const FileRange& part : extent.parts_) {
+      // What was written of them must not stay as if it were theirs.
+      if (!file_->punch(part).ok()) (void)file_->write_zeros(part);
+    }
+    fail_arrival(extent, std::move(status));
+    return;
+  }
+  MutexLock lock(mu_);
+  visit_stored(extent.head_, extent.parts_, [&](FileRange range, uint64_t) REQUIRES(mu_) {
+    pages_.mark_committed(range, nullptr);
+    return true;
+  });
+  for (const FileRange& part : extent.parts_) pages_.pending().arrived(part);
+  extent.settled_ = true;
+  pending_changed();
+}
+
+void MemoryFile::fail_arrival(ArrivingExtent& extent, Status status) {
+  MutexLock lock(mu_);
+  const auto error = static_cast<uint32_t>(load_errors_.size());
+  warn("pages of the image could not be loaded: " + status.describe());
+  load_errors_.push_back(std::move(status));
+  std::vector<FileRange> used;
+  for (const FileRange& part : extent.parts_) {
+    disturb(part);
+    ++changes_;
+    pages_.usage().visit_range(part, [&](FileRange range, const PageUse& use) {
+      if (use.refs > 0) used.push_back(range);
+    });
+  }
+  for (const FileRange& part : extent.parts_) {
+    pages_.mark_decommitted(part);
+    pages_.pending().arrived(part);
+  }
+  for (const FileRange& range : used) pages_.pending().broke(range, error);
+  extent.settled_ = true;
+  pending_changed();
+}
+
+// Somebody may be waiting for these pages, or for all of them, or for waste that was arriving.
+void MemoryFile::pending_changed() {
+  PendingPages& pending = pages_.pending();
+  if (pending.bytes(Arrival::kWaiting) + pending.bytes(Arrival::kArriving) == 0) image_.reset();
+  if (pending.empty()) gate_.fetch_and(static_cast<uint8_t>(~kIncomplete));
+  pending_changed_.notify_all();
+  if (pages_.waste_bytes() > 0) wake_reclaimer();
+}
+
+// --- Who brings them in --------------------------------------------------------------------------
+
+Result<bool> MemoryFile::load(FileRange range, std::chrono::steady_clock::time_point deadline,
+                              std::unique_ptr<ArrivingExtent>* encoded, bool ignore_broken) {
+  if (!incomplete()) return true;
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  MutexLock lock(mu_);
+  while (true) {
+    PGALLOC_RETURN_IF_ERROR(check_open());
+    const PendingPages& pending = pages_.pending();
+    if (const auto error = pending.find_error(range); error && !ignore_broken) {
+      return load_errors_[*error].clone();
+    }
+    // Without a decoder, encoded extents are waited for.
+    const bool can_take = encoded != nullptr || (image_ && !image_->has_encoded_extents());
+    if (const auto waiting = pending.find(range, Arrival::kWaiting); waiting && can_take) {
+      std::unique_ptr<ArrivingExtent> extent = take_extent(waiting->start);
+      lock.unlock();
+      extent = fetch(std::move(extent));
+      lock.lock();
+      if (extent == nullptr) continue;
+      *encoded = std::move(extent);
+      return false;
+    }
+    if (!pending.find(range, Arrival::kWaiting) && !pending.find(range, Arrival::kArriving)) {
+      return true;
+    }
+    if (!pending_changed_.wait_until(mu_, deadline)) return false;
+  }
+}
+
+bool MemoryFile::load_next(std::unique_ptr<ArrivingExtent>* encoded) {
+  if (!incomplete() || forked()) return false;
+  std::unique_ptr<ArrivingExtent> extent;
+  {
+    MutexLock lock(mu_);
+    if (closed() || loaders_stop_) return false;
+    auto waiting = pages_.pending().find({load_cursor_, kMaxOffset}, Arrival::kWaiting);
+    if (!waiting) waiting = pages_.pending().find(kEverything, Arrival::kWaiting);
+    if (!waiting) return false;
+    load_cursor_ = waiting->start;
+    extent = take_extent(waiting->start);
+  }
+  extent = fetch(std::move(extent));
+  if (extent != nullptr) *encoded = std::move(extent);
+  return true;
+}
+
+void MemoryFile::load_loop() {
+  std::unique_ptr<ArrivingExtent> encoded;
+  while (load_next(&encoded)) PGALLOC_CHECK(encoded == nullptr);
+}
+
+bool MemoryFile::loading() const {
+  if (!incomplete() || forked()) return false;
+  MutexLock lock(mu_);
+  return image_ != nullptr;
+}
+
+MemoryFile::LoadProgress MemoryFile::load_progress() const {
+  if (forked()) return {};
+  MutexLock lock(mu_);
+  const PendingPages& pending = pages_.pending();
+  return {.total_bytes = pending.expected_bytes(),
+          .pending_bytes = pending.bytes(Arrival::kWaiting) + pending.bytes(Arrival::kArriving),
+          .dropped_bytes = pending.forgotten_bytes(),
+          .failed_bytes = pending.bytes(Arrival::kBroken)};
+}
+
+// --- Owners --------------------------------------------------------------------------------------
+
+Status MemoryFile::adopt(FileRange range) {
+  if (forked()) return check_open();
+  MutexLock lock(mu_);
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  return pages_.adopt(range);
+}
+
+std::vector<std::pair<FileRange, uint32_t>> MemoryFile::unadopted() const {
+  if (forked()) return {};
+  MutexLock lock(mu_);
+  return pages_.unadopted().set().export_segments();
+}
+
+Result<uint64_t> MemoryFile::drop_unadopted() {
+  if (forked()) return check_open();
+  MutexLock lock(mu_);
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  const uint64_t bytes = pages_.unadopted().set().span();
+  stats_.freed_bytes += pages_.drop_unadopted();
+  wake_reclaimer();
+  if (incomplete()) pending_changed();
+  return bytes;
+}
+
+}  // namespace pgalloc

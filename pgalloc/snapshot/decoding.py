@@ -1,0 +1,111 @@
+"""Waiting for pages that are on their way from an image, and decoding those that are encoded.
+
+The core loads pages as they are by itself, with threads of its own and in whatever thread needs
+them. Encoded extents it hands out here: to a thread that waits for one, or to the threads below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+from pgalloc import _core, fork
+from pgalloc.errors import SnapshotError
+from pgalloc.snapshot.codec import Codec, zstd
+
+if TYPE_CHECKING:
+    from pgalloc.snapshot.savable import Savable
+
+_ASYNC_SLICE_S = 0.05
+
+
+def load(
+    memory_file: _core.MemoryFile,
+    range: _core.FileRange | None,
+    timeout_s: float | None,
+    *,
+    ignore_broken: bool,
+) -> bool:
+    """Load a range (None: everything), or wait for those who do. False when the time is over."""
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        there, extent = memory_file._load(range, left, ignore_broken)
+        if extent is not None:
+            decode(extent)
+        elif there or left is not None:
+            return there
+
+
+def decode(extent: _core.ArrivingExtent, codec: Codec | None = None) -> None:
+    """Decode an extent into its place. What is wrong with it meets those who touch its pages."""
+    try:
+        raw = (codec or zstd()).decode(extent.encoded(), extent.raw_length)
+    except SnapshotError as error:
+        extent.fail(str(error))
+    else:
+        extent.deliver(raw)
+
+
+async def loaded(memory_file: Savable) -> None:
+    """Return when nothing is on its way any more."""
+    while not await asyncio.to_thread(memory_file.wait_loaded, _ASYNC_SLICE_S):
+        pass
+
+
+class Decoders:
+    """Threads that load an image with encoded extents in the background.
+
+    They must not keep the file alive, and they end when all is loaded.
+    """
+
+    def __init__(self, memory_file: Savable, count: int) -> None:
+        self._file = weakref.ref(memory_file)
+        self._count = count
+        self._codec = zstd()
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+        fork.register(self)
+        self.resume()
+
+    def park(self) -> None:
+        """Stop the threads and wait until they are gone."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread is threading.current_thread():
+                continue
+            thread.join()
+            if thread.native_id is not None:
+                _core.wait_until_thread_is_gone(thread.native_id)
+        self._threads.clear()
+
+    def resume(self) -> None:
+        """Start them, if there is work."""
+        memory_file = self._file()
+        if memory_file is None or memory_file.closed or not memory_file.loading:
+            return
+        self._stop.clear()
+        for _ in range(self._count):
+            # Daemons: an exiting program does not wait for pages.
+            thread = threading.Thread(target=self._work, name="pgalloc-load", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def abandon(self) -> None:
+        """In a forked child: the threads are not there."""
+        self._threads.clear()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            memory_file = self._file()
+            if memory_file is None:
+                return
+            more, extent = memory_file._load_next()
+            del memory_file
+            if extent is not None:
+                decode(extent, self._codec)
+            elif not more:
+                return

@@ -1,0 +1,108 @@
+"""Restoring: a new file from an image."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pgalloc import _core
+from pgalloc.errors import OptionError, SnapshotError
+from pgalloc.snapshot import decoding, images
+from pgalloc.snapshot.codec import zstd
+from pgalloc.snapshot.hooks import RestoreHook
+from pgalloc.snapshot.threads import thread_count
+
+if TYPE_CHECKING:
+    from pgalloc.snapshot.savable import Savable
+
+_log = logging.getLogger("pgalloc")
+
+File = TypeVar("File", bound="Savable")
+
+
+def restore(
+    cls: type[File],
+    source: Any,
+    background: bool,
+    hooks: Mapping[str, RestoreHook],
+    options: dict[str, Any],
+) -> File:
+    """See MemoryFile.restore()."""
+    for name, hook in hooks.items():
+        if not callable(hook):
+            raise TypeError(f"the hook {name!r} is not callable")
+    image = images.opened(source)
+    if image is not None:
+        memory_file = _new_file(cls, image, options)
+        return _filled(memory_file, partial(_load, memory_file, image, background), image, hooks)
+    if background:
+        raise OptionError("a background restore needs a path, or a whole file from its start")
+    stream = images.begin(source)
+    memory_file = _new_file(cls, stream, options)
+    return _filled(memory_file, partial(_read_stream, memory_file, stream, source), stream, hooks)
+
+
+def _new_file(
+    cls: type[File], image: _core.ImageFile | _core.ImageStream, options: dict[str, Any]
+) -> File:
+    restore_id = options.setdefault("restore_id", image.restore_id)
+    if restore_id != image.restore_id:
+        raise SnapshotError(f"the image is of {image.restore_id!r}, not of {restore_id!r}")
+    if options.get("capacity") is None and image.file_size > _core.default_capacity():
+        options["capacity"] = image.file_size
+    return cls(**options)
+
+
+def _filled(
+    memory_file: File,
+    fill: Callable[[], None],
+    image: _core.ImageFile | _core.ImageStream,
+    hooks: Mapping[str, RestoreHook],
+) -> File:
+    try:
+        fill()
+        _call_hooks(memory_file, image.hooks(), hooks)
+    except BaseException:
+        memory_file._abandon()
+        raise
+    return memory_file
+
+
+def _read_stream(memory_file: Savable, stream: _core.ImageStream, source: Any) -> None:
+    memory_file._restore_stream(stream)
+    for _ in images.extents_of(stream, source):
+        encoded = stream.encoded()
+        memory_file._write_restored(stream, None if encoded is None else images.decoded(encoded))
+
+
+def _load(memory_file: Savable, image: _core.ImageFile, background: bool) -> None:
+    memory_file._restore(image)
+    encoded = image.has_encoded_extents
+    if encoded:
+        zstd()  # before anything waits for it
+    memory_file._start_loading(image, 0 if encoded else thread_count())
+    # For an eager restore, this thread is one of those that load.
+    count = thread_count() if background else thread_count() - 1
+    decoders = decoding.Decoders(memory_file, count) if encoded and count else None
+    memory_file._decoders = decoders
+    if not background:
+        decoding.load(memory_file, None, None, ignore_broken=False)
+
+
+def _call_hooks(
+    memory_file: Savable, payloads: list[tuple[str, bytes]], hooks: Mapping[str, RestoreHook]
+) -> None:
+    for name, payload in payloads:
+        hook = hooks.get(name)
+        if hook is not None:
+            hook(memory_file, payload)
+    left = memory_file.unadopted()
+    if hooks and left:
+        missing = [name for name, _ in payloads if name not in hooks]
+        _log.warning(
+            "%d bytes of the restored file have references that no hook adopted%s",
+            sum(row.end - row.start for row in left),
+            f"; the image has hooks that nobody took: {', '.join(missing)}" if missing else "",
+        )
