@@ -6,6 +6,8 @@ import click
 
 from pgalloc.cli.demo_command import demo
 from pgalloc.cli.doctor_command import doctor
+from pgalloc.cli.inspect_command import inspect
+from pgalloc.cli.verify_command import verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,5 +16,5 @@ def cli() -> None:
     """Off-heap page memory: counted, mapped, given back, accounted for."""
 
 
-cli.add_command(demo)
-cli.add_command(doctor)
+for command in (demo, doctor, inspect, verify):
+    cli.add_command(command)

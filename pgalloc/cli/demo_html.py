@@ -67,6 +67,7 @@ def _tiles(report: Report) -> str:
         (f"{report.digests_checked:,}", "digests checked through views"),
         (format_bytes(report.evicted_bytes), f"evicted, {report.evicted_files:,} files"),
         (format_bytes(report.reloaded_bytes), f"reloaded, {report.reloaded_files:,} files"),
+        (format_bytes(report.image_bytes), f"image, restored in {report.restores} processes"),
         (format_bytes(report.given_back_bytes), "given back to the kernel"),
     ]
     items = (

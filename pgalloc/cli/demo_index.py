@@ -26,17 +26,29 @@ class Record(NamedTuple):
 
 
 class Index:
-    """Records by number, in one allocation of kind ANONYMOUS.
+    """Records by number, in one allocation of kind ANONYMOUS, which it owns.
 
     Thread safety: different records may be written at the same time.
     """
 
-    def __init__(self, memory_file: pgalloc.MemoryFile, count: int) -> None:
+    def __init__(self, allocation: pgalloc.Allocation) -> None:
+        self._allocation = allocation
+        self._view = allocation.view()
+
+    @classmethod
+    def allocate(cls, memory_file: pgalloc.MemoryFile, count: int) -> Index:
+        """An empty one, with room for ``count`` records and more."""
         wanted = max(_LEAST_BYTES, count * _RECORD.size * _SPARE_FACTOR)
-        self._allocation = memory_file.allocate(
-            round_up(wanted, pgalloc.PAGE_SIZE), kind=pgalloc.MemoryKind.ANONYMOUS
+        return cls(
+            memory_file.allocate(
+                round_up(wanted, pgalloc.PAGE_SIZE), kind=pgalloc.MemoryKind.ANONYMOUS
+            )
         )
-        self._view = self._allocation.view()
+
+    @property
+    def range(self) -> pgalloc.FileRange:
+        """Where it is in the memory file."""
+        return self._allocation.range
 
     def __getitem__(self, number: int) -> Record:
         return Record(*_RECORD.unpack_from(self._view, number * _RECORD.size))

@@ -1,4 +1,4 @@
-"""The demo's run: load, hash, check, evict, reload, check again, release. Prints nothing.
+"""The demo's run: load, check, evict, reload, save, restore elsewhere, release. Prints nothing.
 
 The steps run one after another; within a step several threads work on different files.
 """
@@ -9,14 +9,15 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
 
 import pgalloc
+from pgalloc.cli.demo_catalogue import Entry
 from pgalloc.cli.demo_files import Found, Skipped
 from pgalloc.cli.demo_index import Index, Record
 from pgalloc.cli.demo_reading import CannotRead
-from pgalloc.cli.demo_report import Report, Snapshot, Step
+from pgalloc.cli.demo_report import Progress, Report, Snapshot, Step
 from pgalloc.cli.demo_slots import Shelf, Slot
+from pgalloc.cli.demo_snapshot import SnapshotSteps
 from pgalloc.cli.page_map import PageMap, PageState
 from pgalloc.cli.units import format_bytes, format_count, format_path
 from pgalloc.testing import pause_reclaimer, verify
@@ -26,16 +27,6 @@ WAIT_S = 120.0
 
 SETTLE_S = 5.0
 """How long to wait for the account to agree with the kernel; scans are throttled (row H2)."""
-
-
-class Progress(Protocol):
-    """Told how far a step is; ``advance`` comes from several threads."""
-
-    def begin(self, step: str, total: int) -> None:
-        """A step starts, with so many bytes to handle."""
-
-    def advance(self, nbytes: int) -> None:
-        """That many more are done."""
 
 
 class Demo:
@@ -66,13 +57,14 @@ class Demo:
         self.reload()
         self.check("check again")
         self.snapshot("reloaded", settle=True)
+        self.save_and_restore()
         self.release()
         self.snapshot("released", settle=True)
         self.conclude()
 
     def load(self) -> None:
         """Reads every file into pages of its own, through ``reader=``."""
-        self._index = Index(self._file, len(self._slots))
+        self._index = Index.allocate(self._file, len(self._slots))
         self._each("load", "from disk into pages", self._all(), self._load_one)
 
     def hash(self) -> None:
@@ -118,6 +110,17 @@ class Demo:
         back = [slot for slot in asked if slot.in_memory]
         self.report.reloaded_files = len(back)
         self.report.reloaded_bytes = sum(slot.nbytes for slot in back)
+
+    def save_and_restore(self) -> None:
+        """Saves everything with a hook that says where it is; new processes must find it again."""
+        index = self._need_index()
+        entries = []
+        for slot in self._all():
+            if slot.in_memory:
+                digest = index[slot.number].digest.hex()
+                path = slot.source.path
+                entries.append(Entry(slot.number, path, slot.size, digest, slot.start))
+        SnapshotSteps(self._file, index.range, entries, self.report, self._progress).run()
 
     def release(self) -> None:
         """Drops every reference and waits until the kernel has its memory back."""

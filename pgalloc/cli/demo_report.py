@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pgalloc
 from pgalloc.cli.demo_files import Skipped
 from pgalloc.cli.page_map import PageMap
 from pgalloc.cli.units import format_bytes, format_count
+
+RESTORES = 2
+"""One new process restores the image whole at once, another one in the background."""
+
+
+class Progress(Protocol):
+    """Told how far a step is; ``advance`` comes from several threads."""
+
+    def begin(self, step: str, total: int) -> None:
+        """A step starts, with so many bytes to handle."""
+
+    def advance(self, nbytes: int) -> None:
+        """That many more are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +72,16 @@ class Report:
     evicted_bytes: int = 0
     reloaded_files: int = 0
     reloaded_bytes: int = 0
+    saved_files: int = 0
+    image_bytes: int = 0
+    restores: int = 0
+    """How many new processes restored the image, with or without problems."""
     given_back_bytes: int = 0
 
     @property
     def ok(self) -> bool:
         """Whether all that the demo promises was verified; loading nothing verifies nothing."""
-        return not self.problems and self.files > 0
+        return not self.problems and self.files > 0 and self.restores == RESTORES
 
     def snapshot(self, moment: str) -> Snapshot | None:
         """The snapshot of that name, if the run got so far."""
@@ -80,6 +98,9 @@ class Report:
         """The last line."""
         if self.ok:
             amount = f"{format_count(self.files, 'file')}, {format_bytes(self.file_bytes)}"
-            return f"demo: OK {dash} {amount}: every digest matched, account at zero"
+            return (
+                f"demo: OK {dash} {amount}: every digest matched, "
+                f"here and in {self.restores} new processes, account at zero"
+            )
         reason = "; ".join(self.problems) or "there was no file to load, so nothing was verified"
         return f"demo: FAILED {dash} {reason}"

@@ -89,8 +89,7 @@ class Slot:
         if self._allocation is None:
             return _EMPTY_DIGEST, True
         with self._allocation.view(readonly=True) as view:
-            digest = hashlib.sha256(view[: self.size]).digest()
-            return digest, view[self.size :] == bytes(self.nbytes - self.size)
+            return digest_of(view, self.size)
 
     @property
     def in_memory(self) -> bool:
@@ -120,6 +119,11 @@ class Slot:
             raise CannotRead(SHRANK if ended_early else reason) from error
         except MemoryError as error:
             raise CannotRead(NO_MEMORY) from error
+
+
+def digest_of(pages: memoryview, size: int) -> tuple[bytes, bool]:
+    """SHA-256 of the first ``size`` bytes, and whether the rest is zero."""
+    return hashlib.sha256(pages[:size]).digest(), pages[size:] == bytes(len(pages) - size)
 
 
 class Shelf:

@@ -22,6 +22,7 @@ _GLYPHS = {
 }
 _MAP_COLUMNS_MAX = 64
 _MAP_ROWS_MAX = 16
+_STEP_COLUMNS_MAX = 12
 _EXAMPLES = 3
 
 
@@ -56,6 +57,7 @@ def _table(title: str, *columns: str, text_columns: int = 1) -> Table:
 
 def _steps(report: Report) -> RenderableType:
     table = _table("Steps", "step", "what", "files", "bytes", "time", "per s", text_columns=2)
+    table.columns[0].max_width = _STEP_COLUMNS_MAX
     for step in report.steps:
         rate = format_bytes(int(step.nbytes / step.seconds)) if step.seconds and step.nbytes else ""
         table.add_row(
@@ -94,6 +96,7 @@ def _outcome(report: Report) -> RenderableType:
         ("loaded", report.files, report.file_bytes),
         ("evicted", report.evicted_files, report.evicted_bytes),
         ("reloaded", report.reloaded_files, report.reloaded_bytes),
+        ("saved", report.saved_files, report.image_bytes),
     ]
     for name, files, nbytes in rows:
         table.add_row(name, f"{files:,}", format_bytes(nbytes))
