@@ -63,7 +63,7 @@ def _facts(info: pgalloc.ImageInfo) -> RenderableType:
 
 def _kinds(info: pgalloc.ImageInfo) -> RenderableType:
     table = _table(
-        "Usage set", "kind", "segments", "represented", "committed", "references", "memcgs"
+        "Usage set", "kind", "segments", "represented", "known committed", "references", "memcgs"
     )
     for kind in kinds_of(info):
         refs = [f"{refs:,}" for refs in sorted({kind.refs_least, kind.refs_most})]
