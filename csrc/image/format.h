@@ -56,12 +56,16 @@ struct Usage {
 struct Hook {
   std::string name;
   std::string payload;
+
+  friend bool operator==(const Hook&, const Hook&) = default;
 };
 
 struct Metadata {
   std::vector<Usage> usage;
   std::string restore_id;
   std::vector<Hook> hooks;
+
+  friend bool operator==(const Metadata&, const Metadata&) = default;
 };
 
 struct ExtentHead {
