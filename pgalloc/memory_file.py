@@ -308,7 +308,9 @@ class MemoryFile(Savable):
                 self._file_object.close()
 
     def _abandon(self) -> None:
-        """Undo construction: an adopted file stays open."""
+        """Undo construction or a restore: an adopted file stays open, and is empty."""
+        if self._decoders is not None:
+            self._decoders.park()
         self._file_object = None
         self._close(True)
 

@@ -33,6 +33,7 @@ __all__ = [
     "reset_prefault",
     "syscall_names",
     "verify",
+    "without_loaders",
 ]
 
 
@@ -89,6 +90,19 @@ def reclaim_log(memory_file: MemoryFile) -> Iterator[list[_core.FileRange]]:
         _testing.stop_reclaim_log(memory_file)
 
 
+@contextmanager
+def without_loaders() -> Iterator[None]:
+    """Background restores that begin inside start no threads, in the whole process.
+
+    Their pages arrive for those who need them, and with wait_loaded().
+    """
+    _testing.allow_loaders(False)
+    try:
+        yield
+    finally:
+        _testing.allow_loaders(True)
+
+
 def _check_usable(memory_file: MemoryFile) -> None:
     if not isinstance(memory_file, _core.MemoryFile):
         raise TypeError(f"expected a MemoryFile, not {type(memory_file).__name__}")
@@ -130,15 +144,22 @@ class FaultPlan:
     """Context manager: calls of one system call by the core fail, in the whole process.
 
     ``name`` is one of syscall_names(); calls from number ``first`` on (counted from 1) fail
-    ``times`` times with ``errno``. Errno 0 only counts. One plan can be in force at a time.
+    ``times`` times with ``errno``. Errno 0 only counts. With ``kill``, the first of these calls ends
+    the process by SIGKILL instead. One plan can be in force at a time.
     """
 
     def __init__(
-        self, name: str, errno: int = 0, *, first: int = 1, times: int = 2**64 - 1
+        self,
+        name: str,
+        errno: int = 0,
+        *,
+        first: int = 1,
+        times: int = 2**64 - 1,
+        kill: bool = False,
     ) -> None:
         if name not in _testing.syscall_names():
             raise ValueError(f"unknown system call {name!r}")
-        self._arguments = (name, errno, first, times)
+        self._arguments = (name, errno, first, times, kill)
 
     def __enter__(self) -> Self:
         if not _testing.install_fault(*self._arguments):

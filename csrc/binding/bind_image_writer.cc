@@ -53,19 +53,24 @@ class Writer {
     writer_ = std::make_unique<ImageWriter>(file, std::move(capture), std::move(options),
                                             std::move(sink));
   }
-  ~Writer() {
+  ~Writer() { close(); }
+  // Gives up what is not done; nothing is left behind when it returns.
+  void close() {
     py::gil_scoped_release release;
     writer_.reset();
   }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
 
-  ImageWriter& core() { return *writer_; }
+  ImageWriter& core() {
+    if (writer_ == nullptr) throw py::value_error("the writer is closed");
+    return *writer_;
+  }
 
   void wait() {
     std::optional<Status> ended;
     wait_interruptibly(py::none(), [&](SteadyTime deadline) {
-      ended = writer_->wait(deadline);
+      ended = core().wait(deadline);
       return ended.has_value();
     });
     throw_if_error(*ended);
@@ -74,6 +79,7 @@ class Writer {
   // The next bytes of a stream, in order; None at the end.
   py::object next_block() {
     std::span<const char> bytes;
+    core();  // unless it is closed
     auto state = StreamSink::State::kNothingYet;
     wait_interruptibly(py::none(), [&](SteadyTime deadline) {
       state = stream_->wait(deadline, &bytes);
@@ -149,7 +155,8 @@ void bind_image_writer(py::module_& module) {
       .def("next_block", [](Self<Writer> writer) { return writer->next_block(); })
       .def("next_item", &next_item)
       .def("finish_item", &finish_item, py::arg("item"), py::arg("encoded"))
-      .def("give_up", [](Self<Writer> writer) { writer->core().give_up(); });
+      .def("give_up", [](Self<Writer> writer) { writer->core().give_up(); })
+      .def("close", [](Self<Writer> writer) { writer->close(); });
 }
 
 }  // namespace pgalloc::binding

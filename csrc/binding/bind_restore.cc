@@ -24,6 +24,11 @@ MemoryFile& core(Self<FileHandle> handle) { return *handle->file(); }
 struct Arriving {
   std::shared_ptr<MemoryFile> file;  // outlives the extent
   std::unique_ptr<MemoryFile::ArrivingExtent> extent;
+
+  MemoryFile::ArrivingExtent& open() const {
+    if (extent == nullptr) throw py::value_error("the extent is settled");
+    return *extent;
+  }
 };
 
 py::object arriving_or_none(const std::shared_ptr<MemoryFile>& file,
@@ -67,24 +72,26 @@ py::tuple load_next(Self<FileHandle> handle) {
 
 void bind_arriving(py::module_& module) {
   py::class_<Arriving>(module, "ArrivingExtent")
-      .def("encoded", [](Self<Arriving> arriving) { return as_bytes(arriving->extent->encoded()); })
+      .def("encoded", [](Self<Arriving> arriving) { return as_bytes(arriving->open().encoded()); })
       .def_property_readonly("raw_length",
-                             [](Self<Arriving> arriving) { return arriving->extent->raw_length(); })
+                             [](Self<Arriving> arriving) { return arriving->open().raw_length(); })
       .def(
           "deliver",
           [](Self<Arriving> arriving, const py::bytes& raw) {
             const std::span<const char> bytes = as_span(raw);
-            if (bytes.size() != arriving->extent->raw_length()) throw py::value_error("raw");
+            if (bytes.size() != arriving->open().raw_length()) throw py::value_error("raw");
             py::gil_scoped_release release;
-            arriving->extent->deliver(bytes);
+            arriving->open().deliver(bytes);
           },
           py::arg("raw"))
       .def(
           "fail",
           [](Self<Arriving> arriving, std::string message) {
-            arriving->extent->fail(Status::error(ErrorCode::kSnapshotCorrupt, std::move(message)));
+            arriving->open().fail(Status::error(ErrorCode::kSnapshotCorrupt, std::move(message)));
           },
-          py::arg("message"));
+          py::arg("message"))
+      // The file waits for this before it closes: no traceback must put it off.
+      .def("close", [](Self<Arriving> arriving) { arriving->extent.reset(); });
 }
 
 }  // namespace

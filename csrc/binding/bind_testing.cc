@@ -180,11 +180,11 @@ void bind_faults(py::module_& module) {
     for (const std::string_view name : os::syscall_names()) names.append(std::string(name));
     return names;
   });
-  module.def("install_fault",
-             [](const std::string& name, int error_number, uint64_t first, uint64_t times) {
-               return os::install_fault(
-                   {.name = name, .error_number = error_number, .first = first, .times = times});
-             });
+  module.def("install_fault", [](const std::string& name, int error_number, uint64_t first,
+                                 uint64_t times, bool kill) {
+    return os::install_fault(
+        {.name = name, .error_number = error_number, .kill = kill, .first = first, .times = times});
+  });
   module.def("remove_fault", &os::remove_fault);
   module.def("fault_calls", &os::fault_calls);
   module.def("fault_failures", &os::fault_failures);
@@ -214,6 +214,8 @@ void bind_file_hooks(py::module_& module) {
     handle->file()->clock().advance(std::chrono::nanoseconds(by_ns));
   });
   module.def("use_real_clock", [](Self<FileHandle> handle) { handle->file()->use_real_clock(); });
+  module.def("allow_loaders", [](bool allowed) { testing::loaders_allowed = allowed; });
+  module.def("loaders_allowed", [] { return testing::loaders_allowed.load(); });
   module.def("bookkeeping_bytes",
              [](Self<FileHandle> handle) { return handle->file()->bookkeeping_bytes(); });
   module.def("prefault_methods", [] {

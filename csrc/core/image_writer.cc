@@ -10,7 +10,14 @@
 
 namespace pgalloc {
 
-using image::kExtentSpan;
+namespace {
+
+// What one extent stands for: short, because whoever waits for a page waits for its extent, and fit
+// for a processor's cache; but a head takes a page.
+constexpr uint64_t kSpan = uint64_t{1} << 20;
+static_assert(image::kExtentSpan % kSpan == 0);
+
+}  // namespace
 
 ImageWriter::ImageWriter(std::shared_ptr<MemoryFile> file, MemoryFile::Capture capture,
                          SaveOptions options, std::unique_ptr<ImageSink> sink)
@@ -119,7 +126,7 @@ Result<std::vector<FileRange>> ImageWriter::next_parts() {
     skip_to(*data);
   }
   if (segment_ == usage.size()) return parts;
-  const uint64_t end = align_down(position_, kExtentSpan) + kExtentSpan;
+  const uint64_t end = align_down(position_, kSpan) + kSpan;
   while (segment_ < usage.size() && position_ < end) {
     const FileRange part{position_, std::min(end, usage[segment_].range.end)};
     parts.push_back(part);

@@ -88,6 +88,10 @@ Status MemoryFile::start_loading(std::shared_ptr<const ImageFile> image, unsigne
       std::vector<FileRange> used;
       pages_.usage().visit_range(entry.range,
                                  [&](FileRange part, const PageUse&) { used.push_back(part); });
+      if (used.empty()) {
+        return Status::error(ErrorCode::kSnapshotCorrupt,
+                             "an extent of the image stands for pages that nobody uses");
+      }
       for (const FileRange& part : used) pages_.pending().expect(part);
     }
     if (pages_.pending().empty()) return {};
@@ -165,19 +169,19 @@ void MemoryFile::fail_arrival(ArrivingExtent& extent, Status status) {
   const auto error = static_cast<uint32_t>(load_errors_.size());
   warn("pages of the image could not be loaded: " + status.describe());
   load_errors_.push_back(std::move(status));
-  std::vector<FileRange> used;
   for (const FileRange& part : extent.parts_) {
     disturb(part);
     ++changes_;
-    pages_.usage().visit_range(part, [&](FileRange range, const PageUse& use) {
-      if (use.refs > 0) used.push_back(range);
+    pages_.mark_decommitted(part);
+    pages_.usage().visit_range(part, [&](FileRange range, const PageUse& use) REQUIRES(mu_) {
+      // Whoever let go of the pages meanwhile does not care.
+      if (use.refs > 0) {
+        pages_.pending().broke(range, error);
+      } else {
+        pages_.pending().arrived(range);
+      }
     });
   }
-  for (const FileRange& part : extent.parts_) {
-    pages_.mark_decommitted(part);
-    pages_.pending().arrived(part);
-  }
-  for (const FileRange& range : used) pages_.pending().broke(range, error);
   extent.settled_ = true;
   pending_changed();
 }
@@ -198,6 +202,15 @@ Result<bool> MemoryFile::load(FileRange range, std::chrono::steady_clock::time_p
   if (!incomplete()) return true;
   PGALLOC_RETURN_IF_ERROR(check_open());
   MutexLock lock(mu_);
+  ++load_waiters_;
+  Result<bool> there = load_range(lock, range, deadline, encoded, ignore_broken);
+  if (--load_waiters_ == 0) pending_changed_.notify_all();
+  return there;
+}
+
+Result<bool> MemoryFile::load_range(MutexLock& lock, FileRange range,
+                                    std::chrono::steady_clock::time_point deadline,
+                                    std::unique_ptr<ArrivingExtent>* encoded, bool ignore_broken) {
   while (true) {
     PGALLOC_RETURN_IF_ERROR(check_open());
     const PendingPages& pending = pages_.pending();
@@ -227,6 +240,7 @@ bool MemoryFile::load_next(std::unique_ptr<ArrivingExtent>* encoded) {
   std::unique_ptr<ArrivingExtent> extent;
   {
     MutexLock lock(mu_);
+    stand_back();
     if (closed() || loaders_stop_) return false;
     auto waiting = pages_.pending().find({load_cursor_, kMaxOffset}, Arrival::kWaiting);
     if (!waiting) waiting = pages_.pending().find(kEverything, Arrival::kWaiting);
@@ -237,6 +251,15 @@ bool MemoryFile::load_next(std::unique_ptr<ArrivingExtent>* encoded) {
   extent = fetch(std::move(extent));
   if (extent != nullptr) *encoded = std::move(extent);
   return true;
+}
+
+// Awaited pages go first: for a moment, whoever needs some has the machine for himself.
+void MemoryFile::stand_back() {
+  constexpr auto kMoment = std::chrono::milliseconds(2);
+  const auto until = std::chrono::steady_clock::now() + kMoment;
+  while (load_waiters_ > 0 && !closed() && !loaders_stop_) {
+    if (!pending_changed_.wait_until(mu_, until)) return;
+  }
 }
 
 void MemoryFile::load_loop() {

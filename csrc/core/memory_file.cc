@@ -280,6 +280,13 @@ Status MemoryFile::close() {
 }
 
 void MemoryFile::abandon() {
+  {
+    MutexLock thread_lock(thread_mu_);
+    loader_count_ = 0;
+    stop_loaders();
+  }
+  // What a failed restore has brought. Not by truncation: a hook may have made views.
+  if (file_->size() > 0) (void)file_->punch({0, file_->size()});
   file_->disown();
   (void)close();
 }

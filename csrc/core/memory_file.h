@@ -98,6 +98,11 @@ struct MemoryFileStats {
   uint64_t voided_results = 0;  // scan results dropped because their pages changed meanwhile
 };
 
+namespace testing {
+// While false, files start no threads that load images.
+extern std::atomic<bool> loaders_allowed;
+}  // namespace testing
+
 class MemoryFile {
  public:
   using Deadline = std::optional<std::chrono::steady_clock::time_point>;
@@ -264,6 +269,11 @@ class MemoryFile {
 
   // load.cc
   void load_loop() EXCLUDES(mu_);
+  Result<bool> load_range(MutexLock& lock, FileRange range,
+                          std::chrono::steady_clock::time_point deadline,
+                          std::unique_ptr<ArrivingExtent>* encoded, bool ignore_broken)
+      REQUIRES(mu_);
+  void stand_back() REQUIRES(mu_);
   std::unique_ptr<ArrivingExtent> take_extent(uint64_t waiting) REQUIRES(mu_);
   // Reads the extent; an unencoded one is brought in at once. What is left needs decoding.
   std::unique_ptr<ArrivingExtent> fetch(std::unique_ptr<ArrivingExtent> extent) EXCLUDES(mu_);
@@ -313,6 +323,7 @@ class MemoryFile {
   std::vector<Status> load_errors_ GUARDED_BY(mu_);
   uint64_t load_cursor_ GUARDED_BY(mu_) = 0;
   CondVar pending_changed_;
+  int load_waiters_ GUARDED_BY(mu_) = 0;  // need pages now: loaders stand back
   unsigned loader_count_ GUARDED_BY(thread_mu_) = 0;
   std::vector<std::thread> loaders_ GUARDED_BY(thread_mu_);
   std::atomic<bool> loaders_stop_{false};

@@ -6,6 +6,10 @@
 
 namespace pgalloc {
 
+namespace testing {
+constinit std::atomic<bool> loaders_allowed{true};
+}
+
 Status MemoryFile::start_threads() {
   MutexLock thread_lock(thread_mu_);
   PGALLOC_RETURN_IF_ERROR(start_reclaimer());
@@ -63,6 +67,7 @@ void MemoryFile::use_loaders(unsigned count) {
 // Pages also arrive without loaders, when somebody needs them: no thread to be had is no failure.
 void MemoryFile::start_loaders() {
   if (loader_count_ == 0 || !loaders_.empty() || closed() || !loading()) return;
+  if (!testing::loaders_allowed) return;
   loaders_stop_ = false;
   try {
     for (unsigned i = 0; i < loader_count_; ++i) loaders_.emplace_back([this] { load_loop(); });

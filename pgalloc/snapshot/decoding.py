@@ -48,6 +48,8 @@ def decode(extent: _core.ArrivingExtent, codec: Codec | None = None) -> None:
         extent.fail(str(error))
     else:
         extent.deliver(raw)
+    finally:
+        extent.close()  # undelivered, it waits again
 
 
 async def loaded(memory_file: Savable) -> None:
@@ -86,6 +88,8 @@ class Decoders:
         """Start them, if there is work."""
         memory_file = self._file()
         if memory_file is None or memory_file.closed or not memory_file.loading:
+            return
+        if not _core._testing.loaders_allowed():
             return
         self._stop.clear()
         for _ in range(self._count):

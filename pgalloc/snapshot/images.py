@@ -63,14 +63,12 @@ def opened(source: Any) -> _core.ImageFile | None:
         return _core.ImageFile(path)
     if not callable(getattr(source, "read", None)):
         raise TypeError(f"source must be a path or a binary file, not {type(source).__name__}")
-    if not isinstance(source, _WHOLE_FILES):
-        return None
-    if source.tell() != 0:
-        return None
-    try:
-        return _core.ImageFile(source.fileno())
-    except OptionError:  # not a regular file
-        return None
+    if isinstance(source, _WHOLE_FILES) and source.seekable() and source.tell() == 0:
+        try:
+            return _core.ImageFile(source.fileno())
+        except OptionError:  # seekable, but not a regular file
+            return None
+    return None
 
 
 def read_exactly(source: Any, size: int) -> bytes:

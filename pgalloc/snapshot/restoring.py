@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgalloc import _core
-from pgalloc.errors import OptionError, SnapshotError
+from pgalloc.errors import OptionError, OutOfMemoryError, SnapshotError
 from pgalloc.snapshot import decoding, images
 from pgalloc.snapshot.codec import zstd
 from pgalloc.snapshot.hooks import RestoreHook
@@ -50,9 +51,16 @@ def _new_file(
     restore_id = options.setdefault("restore_id", image.restore_id)
     if restore_id != image.restore_id:
         raise SnapshotError(f"the image is of {image.restore_id!r}, not of {restore_id!r}")
-    if options.get("capacity") is None and image.file_size > _core.default_capacity():
-        options["capacity"] = image.file_size
-    return cls(**options)
+    if options.get("capacity") is not None or image.file_size <= _core.default_capacity():
+        return cls(**options)
+    try:
+        return cls(**{**options, "capacity": image.file_size})
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise OutOfMemoryError(
+            f"no address space for the saved file of {image.file_size} bytes"
+        ) from error
 
 
 def _filled(

@@ -102,6 +102,7 @@ def _workers(writer: _core.ImageWriter, codec: Codec | None) -> Iterator[list[Ba
     finally:
         for thread in threads:
             thread.join()
+        writer.close()
 
 
 def _encode(writer: _core.ImageWriter, codec: Codec, failures: list[BaseException]) -> None:
