@@ -144,8 +144,8 @@ class FaultPlan:
     """Context manager: calls of one system call by the core fail, in the whole process.
 
     ``name`` is one of syscall_names(); calls from number ``first`` on (counted from 1) fail
-    ``times`` times with ``errno``. Errno 0 only counts. With ``kill``, the first of these calls ends
-    the process by SIGKILL instead. One plan can be in force at a time.
+    ``times`` times with ``errno``. Errno 0 only counts. With ``kill``, the first of these calls
+    ends the process by SIGKILL instead. One plan can be in force at a time.
     """
 
     def __init__(

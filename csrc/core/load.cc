@@ -217,8 +217,10 @@ Result<bool> MemoryFile::load_range(MutexLock& lock, FileRange range,
     if (const auto error = pending.find_error(range); error && !ignore_broken) {
       return load_errors_[*error].clone();
     }
+    const bool late = std::chrono::steady_clock::now() >= deadline;
     // Without a decoder, encoded extents are waited for.
-    const bool can_take = encoded != nullptr || (image_ && !image_->has_encoded_extents());
+    const bool can_take =
+        !late && (encoded != nullptr || (image_ && !image_->has_encoded_extents()));
     if (const auto waiting = pending.find(range, Arrival::kWaiting); waiting && can_take) {
       std::unique_ptr<ArrivingExtent> extent = take_extent(waiting->start);
       lock.unlock();
