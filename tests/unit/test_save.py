@@ -295,19 +295,15 @@ def test_j8_a_failure_leaves_the_old_image(tmp_path: Path, call: str) -> None:
         pgalloc.verify_image(tmp_path / "image")
 
 
-def test_without_unnamed_files(tmp_path: Path) -> None:
+def test_without_unnamed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the file system has no O_TMPFILE, the temporary file has a name, and goes."""
     mf, _ = random_file(8)
     with mf:
         with FaultPlan("open", errno.EOPNOTSUPP, times=1):
             mf.save(tmp_path / "image")
         pgalloc.verify_image(tmp_path / "image")
-        with (
-            FaultPlan("open", errno.EOPNOTSUPP, times=1),
-            pytest.raises(KeyboardInterrupt),
-            pytest.MonkeyPatch.context() as patch,
-        ):
-            patch.setattr("pgalloc.snapshot.saving._encode", _interrupted)
+        monkeypatch.setattr("pgalloc.snapshot.saving._encode", _interrupted)
+        with FaultPlan("open", errno.EOPNOTSUPP, times=1), pytest.raises(KeyboardInterrupt):
             mf.save(tmp_path / "image", compression="zstd")
     assert files_in(tmp_path) == {"image"}
 
@@ -367,7 +363,7 @@ def test_targets_that_lie(count: int | None) -> None:
 
 
 def test_a_pipe() -> None:
-    mf, ranges = random_file(10)
+    mf, _ = random_file(10)
     reader, writer = os.pipe()
     restored: list[MemoryFile] = []
 
