@@ -61,6 +61,19 @@ def _misaligned(gaps: str, go_2024: float) -> Workload:
     )
 
 
+def _snapshot(
+    action: str, pattern: str, title: str, go_s: tuple[float, float], goal_s: float
+) -> Workload:
+    return Workload(
+        f"{action}_{pattern}",
+        title,
+        (go_s[0] * S,),
+        (go_s[1] * S,),
+        python_limit="sendfile",
+        goals=(_python(goal_s * S),),
+    )
+
+
 WORKLOADS = (
     Workload(
         "pair",
@@ -222,6 +235,20 @@ WORKLOADS = (
         (217 + 67,),
         goals=(_core(150),),
         driver="evictables",
+    ),
+    _snapshot("save", "interleaved", "save 1 GiB, page-interleaved", (1.20, 0.93), 0.5),
+    _snapshot("save", "runs", "save 1 GiB, runs of 64 pages", (0.55, 0.42), 0.25),
+    _snapshot("restore", "interleaved", "restore 1 GiB, page-interleaved", (0.74, 0.37), 0.3),
+    _snapshot("restore", "runs", "restore 1 GiB, runs of 64 pages", (0.31, 0.28), 0.2),
+    Workload(
+        "first_byte_1g",
+        "background restore of 1 GiB: first byte",
+        goals=(_python(10 * MS),),
+    ),
+    Workload(
+        "first_byte_8g",
+        "background restore of 8 GiB: first byte",
+        goals=(_python(10 * MS),),
     ),
     Workload("arrays", "1 MiB: allocate, fill, read, let go"),
     Workload("kv", "store and read back 64 KiB values, per value"),

@@ -16,6 +16,7 @@ from benchmarks import (
     pairs,
     populate,
     references,
+    snapshots,
     usage,
 )
 from benchmarks.goals import BY_NAME
@@ -29,6 +30,7 @@ _FAMILIES = (
     give_back,
     usage,
     eviction,
+    snapshots,
     arrays,
     kv,
 )
