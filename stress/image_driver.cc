@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -138,15 +139,12 @@ class Fuzz {
   void edit(const Image& image) {
     ++edits_;
     edited_ = image.bytes;
-    if (random_.one_in(2)) {
-      const char* const what = damage(image, random_, &edited_);
-      if (edited_ != image.bytes) check_damaged(edited_, what);
-      return;
-    }
-    const char* const what =
-        random_.one_in(4) ? rebuild(image, random_, &edited_) : forge(image, random_, &edited_);
+    const bool damaged = random_.one_in(2);
+    const auto change = damaged ? damage : random_.one_in(4) ? rebuild : forge;
+    const char* const what = change(image, random_, &edited_);
     if (edited_ == image.bytes) return;
-    const auto contents = consult(edited_);
+    edited_.shrink_to_fit();  // so that a sanitizer sees who reads beyond it
+    const auto contents = damaged ? std::nullopt : consult(edited_);
     if (!contents) return check_damaged(edited_, what);
     ++valid_;
     check_valid(edited_, *contents, what);

@@ -114,7 +114,7 @@ class Forger {
   uint64_t other_value(uint64_t value) {
     const uint64_t steps[] = {1, page_size(), 2 * page_size(), uint64_t{4} << 20};
     const uint64_t step = steps[random_.below(std::size(steps))];
-    switch (random_.below(6)) {
+    switch (random_.below(7)) {
       case 0:
         return value + step;
       case 1:
@@ -125,6 +125,8 @@ class Forger {
         return UINT64_MAX - random_.below(2) * (page_size() - 1);
       case 4:
         return random_.below(8);
+      case 5:
+        return value ^ uint64_t{1} << random_.below(64);
       default:
         return random_.next() >> random_.below(64);
     }
@@ -160,6 +162,7 @@ class Forger {
       stored_pages += number(bytes_, head + 20, 4);
     }
     set(&bytes_, image_.trailer + 32, 8, stored_pages);
+    if (random_.one_in(2)) bytes_.replace(image_.index + 8, 8, bytes_, image_.trailer + 16, 8);
   }
 
   // From the inside out, `parts` of five.
