@@ -13,7 +13,9 @@ SaveHook = Callable[[], bytes]
 RestoreHook = Callable[[Any, bytes], Any]
 """Called with the restored MemoryFile and what the hook's ``save`` returned."""
 
+# As the image format limits them.
 _NAME_LENGTH_MAX = 255
+_COUNT_MAX = 65536
 
 
 class _Hook(NamedTuple):
@@ -41,6 +43,8 @@ class Hooks:
             raise OptionError(f"a hook's name has 1 to {_NAME_LENGTH_MAX} bytes, none of them NUL")
         if name in self._hooks:
             raise OptionError(f"there is a hook {name!r} already")
+        if len(self._hooks) == _COUNT_MAX:
+            raise OptionError(f"a file has at most {_COUNT_MAX} hooks")
         self._hooks[name] = _Hook(save, restore)
 
     def remove(self, name: str) -> None:

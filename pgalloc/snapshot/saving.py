@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from pgalloc import _core
-from pgalloc.errors import OptionError
+from pgalloc.errors import OptionError, SnapshotError
 from pgalloc.snapshot import decoding
 from pgalloc.snapshot.codec import Codec, zstd
 from pgalloc.snapshot.hooks import Hooks
 from pgalloc.snapshot.threads import thread_count
+
+_RESTORE_ID_LENGTH_MAX = 65536  # as the image format limits it
 
 
 def save(
@@ -28,6 +30,7 @@ def save(
     """See MemoryFile.save()."""
     codec = _checked_codec(compression, level)
     path = _checked_target(target)
+    _check_restore_id(memory_file.restore_id)
     payloads = hooks.collect()
     decoding.load(memory_file, None, None, ignore_broken=False)
     writer = _core.ImageWriter(memory_file, path, memory_file.restore_id, payloads, keep_zeros)
@@ -51,6 +54,15 @@ def _checked_codec(compression: str | None, level: int | None) -> Codec | None:
     if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
         raise TypeError(f"level must be an int, not {type(level).__name__}")
     return zstd(level)
+
+
+def _check_restore_id(restore_id: str) -> None:
+    try:
+        length = len(restore_id.encode())
+    except UnicodeEncodeError:
+        raise SnapshotError(f"the restore_id {restore_id!r} cannot be stored as UTF-8") from None
+    if length > _RESTORE_ID_LENGTH_MAX:
+        raise SnapshotError(f"the restore_id is longer than {_RESTORE_ID_LENGTH_MAX} bytes")
 
 
 def _checked_target(target: Any) -> bytes | None:

@@ -419,6 +419,19 @@ def test_hooks(mf: MemoryFile) -> None:
         mf.save(io.BytesIO())
 
 
+@pytest.mark.parametrize("restore_id", ["x" * 65537, "\udcff"])
+def test_restore_ids_that_cannot_be_stored(restore_id: str) -> None:
+    with MemoryFile(restore_id=restore_id) as mf, pytest.raises(SnapshotError, match="restore_id"):
+        mf.save(io.BytesIO())
+
+
+def test_the_longest_names() -> None:
+    with MemoryFile(restore_id="ü" * 32768) as mf:
+        mf.save_hook("ü" * 127 + "x", save=lambda: b"")
+        with MemoryFile.restore(io.BytesIO(image_of(mf))) as again:
+            assert again.restore_id == mf.restore_id
+
+
 def test_a_hook_may_use_the_file(mf: MemoryFile) -> None:
     kept = []
     mf.save_hook("h", save=lambda: bytes(kept.append(mf.allocate(PAGE)) or 1))  # type: ignore[func-returns-value]
