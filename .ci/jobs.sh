@@ -22,12 +22,12 @@ need_build_tools() {
   "$python" -m pip install -q cmake ninja 'pybind11>=3' 'scikit-build-core>=1.0'
 }
 
-# drivers NAME SANITIZERS BUILD_TYPE: the native drivers, into $work/NAME.
+# drivers NAME SANITIZERS BUILD_TYPE [TARGET]: the native drivers, into $work/NAME.
 drivers() {
   need_build_tools
   cmake -S . -B "$work/$1" -G Ninja -DPGALLOC_PYTHON=OFF -DPGALLOC_DRIVERS=ON \
     -DPGALLOC_SANITIZE="$2" -DCMAKE_BUILD_TYPE="$3" >"$work/cmake.log"
-  cmake --build "$work/$1" >"$work/build.log" || { tail -40 "$work/build.log"; return 1; }
+  cmake --build "$work/$1" --target "${4:-all}" >"$work/build.log" || { tail -40 "$work/build.log"; return 1; }
 }
 
 # sanitized NAME SANITIZERS BUILD_TYPE: the package alone, into $work/NAME.
@@ -52,7 +52,7 @@ own_reports() {
 native_tests() {
   local room
   for room in construction placement allocation references reclaim eviction usage faults \
-    hostile_input; do
+    hostile_input save restore restore_background hostile_images; do
     echo "$root/tests/unit/test_$room.py"
   done
 }
@@ -109,12 +109,15 @@ job_asan() {
   must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
     "$python" .ci/planted/overflow.py
 
+  drivers asan-drivers address,undefined Release image_driver
+  UBSAN_OPTIONS=halt_on_error=1 "$work/asan-drivers/image_driver" --edits 30000 --every-bit
+
   # CPython and numpy leave memory behind at exit: leaks count where pgalloc is in the stack. Full
   # stacks need the slow unwinder, and Python objects mallocs of their own.
   export PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0
   options=$options:detect_leaks=1:fast_unwind_on_malloc=0
   ASAN_OPTIONS=$options LD_PRELOAD=$preload pytest_elsewhere "$python" \
-    "$root"/tests/unit/test_{references,reclaim,eviction}.py
+    "$root"/tests/unit/test_{references,reclaim,eviction,restore}.py
   [ -z "$(own_reports "$work/asan.log")" ] || { cat "$work"/asan.log.*; return 1; }
   ASAN_OPTIONS=$options LD_PRELOAD=$preload "$python" .ci/planted/leak.py
   own_reports "$work/asan.log" | grep range_type.cc >/dev/null
@@ -133,7 +136,7 @@ job_tsan() {
   "$work/tsan-drivers/torture" --seconds 120 --operations 10000 --bytes-max 67108864
   # Not: terabytes of address space, which ThreadSanitizer has no room for.
   LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' \
-    "$root"/tests/unit/test_{allocation,references,reclaim,eviction,usage}.py
+    "$root"/tests/unit/test_{allocation,references,reclaim,eviction,usage,restore_background}.py
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
   if compgen -G "$work/tsan.log*" >/dev/null; then
     cat "$work"/tsan.log*
@@ -148,6 +151,7 @@ job_valgrind() {
   local check=(valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full
     --errors-for-leak-kinds=definite)
   "${check[@]}" "$work/debug/segment_set_driver" --operations 5000
+  "${check[@]}" "$work/debug/image_driver" --edits 1000
   "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 --bytes-max 16777216
   must_fail "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 \
     --bytes-max 16777216 --plant dirty
@@ -157,9 +161,13 @@ job_stress() {
   drivers release "" Release
   "$work/release/segment_set_driver" --operations 2000000
   must_fail "$work/release/segment_set_driver" --operations 2000000 --plant
+  "$work/release/image_driver" --edits 200000 --every-bit
   "$work/release/torture" --seconds 60
   "$python" stress/torture.py --seconds 30 --fork
   local bug
+  for bug in data usage index; do
+    must_fail "$work/release/image_driver" --plant $bug
+  done
   for bug in shared dirty lost epoch; do
     must_fail "$work/release/torture" --seconds 60 --plant $bug
   done

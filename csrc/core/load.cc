@@ -134,7 +134,7 @@ void MemoryFile::ArrivingExtent::fail(Status status) {
 }
 
 MemoryFile::ArrivingExtent::~ArrivingExtent() {
-  if (settled_) return;
+  if (settled_ || file_.forked()) return;
   MutexLock lock(file_.mu_);
   for (const FileRange& part : parts_) file_.pages_.pending().put_back(part);
   file_.pending_changed();

@@ -64,7 +64,10 @@ Result<std::unique_ptr<NewFile>> NewFile::create(const std::string& path) {
 }
 
 NewFile::~NewFile() {
-  if (!temporary_.empty()) sys().unlink(temporary_.c_str());
+  // Not in a forked child: the name is the parent's.
+  if (!temporary_.empty() && generation_ == process_generation()) {
+    sys().unlink(temporary_.c_str());
+  }
   sys().close(fd_);
 }
 

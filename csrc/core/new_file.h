@@ -11,6 +11,7 @@
 #include <string>
 
 #include "base/status.h"
+#include "core/live_files.h"
 
 namespace pgalloc {
 
@@ -34,6 +35,7 @@ class NewFile {
   Status name_it();
 
   const std::string path_;
+  const uint32_t generation_ = process_generation();
   const int fd_;
   std::string temporary_;  // empty while the file has no name
 };

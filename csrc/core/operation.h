@@ -15,6 +15,7 @@ class MemoryFile::Operation {
     ++file_.operations_;
   }
   ~Operation() NO_THREAD_SAFETY_ANALYSIS {
+    if (file_.forked()) return;
     MutexLock lock(file_.mu_);
     if (--file_.operations_ == 0 && file_.closed()) file_.operations_ended_.notify_all();
   }
