@@ -35,7 +35,7 @@ class Writer {
       captured = file->capture(deadline);
       return !captured.ok() || captured->has_value();
     });
-    MemoryFile::Capture capture = *value_or_throw(std::move(captured));
+    const MemoryFile::Capture capture = *value_or_throw(std::move(captured));
 
     std::unique_ptr<ImageSink> sink;
     if (path.is_none()) {
@@ -50,8 +50,7 @@ class Writer {
       }();
       sink = std::make_unique<FileSink>(value_or_throw(std::move(created)));
     }
-    writer_ = std::make_unique<ImageWriter>(file, std::move(capture), std::move(options),
-                                            std::move(sink));
+    writer_ = std::make_unique<ImageWriter>(file, capture, std::move(options), std::move(sink));
   }
   ~Writer() { close(); }
   // Gives up what is not done; nothing is left behind when it returns.

@@ -1,7 +1,10 @@
 #include "core/image_writer.h"
 
+#include <errno.h>
+
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <system_error>
 
 #include "base/crc32c.h"
@@ -19,18 +22,17 @@ static_assert(image::kExtentSpan % kSpan == 0);
 
 }  // namespace
 
-ImageWriter::ImageWriter(std::shared_ptr<MemoryFile> file, MemoryFile::Capture capture,
+ImageWriter::ImageWriter(std::shared_ptr<MemoryFile> file, const MemoryFile::Capture& capture,
                          SaveOptions options, std::unique_ptr<ImageSink> sink)
     : file_(std::move(file)),
-      options_(std::move(options)),
+      keep_zeros_(options.keep_zeros),
       sink_(std::move(sink)),
       file_size_(capture.file_size) {
-  metadata_.restore_id = options_.restore_id;
-  metadata_.hooks = options_.hooks;
+  metadata_.restore_id = std::move(options.restore_id);
+  metadata_.hooks = std::move(options.hooks);
   metadata_.usage.reserve(capture.segments.size());
   for (const auto& [range, use] : capture.segments) {
     metadata_.usage.push_back({range, use.refs, use.memcg_id, use.kind, use.committed});
-    total_bytes_ += range.length();
   }
 }
 
@@ -56,13 +58,15 @@ Status ImageWriter::start(unsigned threads) {
   return {};
 }
 
-void ImageWriter::work() {
+void ImageWriter::work() try {
   Item item;
   while (true) {
     const Result<bool> taken = next(item);
     if (!taken.ok() || !*taken) return;
     if (!finish(item).ok()) return;
   }
+} catch (const std::bad_alloc&) {
+  fail(Status::system_error(ENOMEM, "malloc"));
 }
 
 void ImageWriter::fail(Status status) {
@@ -107,7 +111,7 @@ Result<bool> ImageWriter::next(Item& item) {
     }
   }
   if (item.what != Item::What::kExtent) return true;
-  Status status = file_->build_extent(parts, options_.keep_zeros, item.extent);
+  Status status = file_->build_extent(parts, keep_zeros_, item.extent);
   if (!status.ok()) {
     fail(status.clone());
     return status;
@@ -120,7 +124,7 @@ Result<std::vector<FileRange>> ImageWriter::next_parts() {
   std::vector<FileRange> parts;
   const std::vector<image::Usage>& usage = metadata_.usage;
   skip_to(position_);
-  if (segment_ < usage.size() && !options_.keep_zeros) {
+  if (segment_ < usage.size() && !keep_zeros_) {
     const Result<uint64_t> data = file_->next_data(position_);
     if (!data.ok()) return data.status().clone();
     skip_to(*data);
@@ -130,7 +134,6 @@ Result<std::vector<FileRange>> ImageWriter::next_parts() {
   while (segment_ < usage.size() && position_ < end) {
     const FileRange part{position_, std::min(end, usage[segment_].range.end)};
     parts.push_back(part);
-    planned_bytes_.fetch_add(part.length(), std::memory_order_relaxed);
     skip_to(part.end);
   }
   return parts;

@@ -54,8 +54,8 @@ class ImageWriter {
   };
 
   // `capture`: what MemoryFile::capture() returned.
-  ImageWriter(std::shared_ptr<MemoryFile> file, MemoryFile::Capture capture, SaveOptions options,
-              std::unique_ptr<ImageSink> sink);
+  ImageWriter(std::shared_ptr<MemoryFile> file, const MemoryFile::Capture& capture,
+              SaveOptions options, std::unique_ptr<ImageSink> sink);
   // Gives up what is not done, and waits for the threads.
   ~ImageWriter();
   ImageWriter(const ImageWriter&) = delete;
@@ -72,10 +72,6 @@ class ImageWriter {
   // `encoded`: what stands for the raw pages, one zstd frame; it is used if it is shorter.
   Status finish(Item& item, std::span<const char> encoded = {}) EXCLUDES(order_mu_);
 
-  uint64_t total_bytes() const { return total_bytes_; }  // of the file's used ranges
-  uint64_t done_bytes() const { return planned_bytes_.load(std::memory_order_relaxed); }
-  ImageSink& sink() { return *sink_; }
-
  private:
   void work();
   void fail(Status status) EXCLUDES(order_mu_);
@@ -90,13 +86,11 @@ class ImageWriter {
   void pass_turn() REQUIRES(order_mu_);
 
   const std::shared_ptr<MemoryFile> file_;
-  const SaveOptions options_;
+  const bool keep_zeros_;
   const std::unique_ptr<ImageSink> sink_;
   const uint32_t generation_ = process_generation();
   image::Metadata metadata_;
   const uint64_t file_size_;
-  uint64_t total_bytes_ = 0;
-  std::atomic<uint64_t> planned_bytes_{0};
   std::vector<std::thread> threads_;
 
   Mutex plan_mu_{LockRank::kImagePlan};

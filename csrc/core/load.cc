@@ -4,6 +4,7 @@
 // loader, which takes them in order. The thread reads and checks it without the lock; meanwhile
 // the pages are arriving, and neither the reclaimer nor another thread touches them.
 #include <algorithm>
+#include <new>
 
 #include "core/arriving_extent.h"
 #include "core/memory_file.h"
@@ -30,6 +31,16 @@ bool visit_stored(const image::ExtentHead& head, std::span<const FileRange> part
     stored_before += run.length();
   });
   return go_on;
+}
+
+std::vector<FileRange> stored_ranges(const image::ExtentHead& head,
+                                     std::span<const FileRange> parts) {
+  std::vector<FileRange> ranges;
+  visit_stored(head, parts, [&](FileRange range, uint64_t) {
+    ranges.push_back(range);
+    return true;
+  });
+  return ranges;
 }
 
 }  // namespace
@@ -72,11 +83,9 @@ Status MemoryFile::write_restored(const image::ExtentHead& head, const char* raw
     return status.ok();
   });
   if (!status.ok()) return status;
+  const std::vector<FileRange> stored = stored_ranges(head, whole);
   MutexLock lock(mu_);
-  visit_stored(head, whole, [&](FileRange range, uint64_t) REQUIRES(mu_) {
-    pages_.mark_committed(range, nullptr);
-    return true;
-  });
+  for (const FileRange& range : stored) pages_.mark_committed(range, nullptr);
   return {};
 }
 
@@ -154,11 +163,9 @@ void MemoryFile::deliver(ArrivingExtent& extent, const char* raw) {
     fail_arrival(extent, std::move(status));
     return;
   }
+  const std::vector<FileRange> stored = stored_ranges(extent.head_, extent.parts_);
   MutexLock lock(mu_);
-  visit_stored(extent.head_, extent.parts_, [&](FileRange range, uint64_t) REQUIRES(mu_) {
-    pages_.mark_committed(range, nullptr);
-    return true;
-  });
+  for (const FileRange& range : stored) pages_.mark_committed(range, nullptr);
   for (const FileRange& part : extent.parts_) pages_.pending().arrived(part);
   extent.settled_ = true;
   pending_changed();
@@ -169,19 +176,18 @@ void MemoryFile::fail_arrival(ArrivingExtent& extent, Status status) {
   const auto error = static_cast<uint32_t>(load_errors_.size());
   warn("pages of the image could not be loaded: " + status.describe());
   load_errors_.push_back(std::move(status));
+  std::vector<FileRange> owned;
+  std::vector<FileRange> let_go;  // whoever let go of the pages meanwhile does not care
   for (const FileRange& part : extent.parts_) {
-    disturb(part);
-    ++changes_;
-    pages_.mark_decommitted(part);
-    pages_.usage().visit_range(part, [&](FileRange range, const PageUse& use) REQUIRES(mu_) {
-      // Whoever let go of the pages meanwhile does not care.
-      if (use.refs > 0) {
-        pages_.pending().broke(range, error);
-      } else {
-        pages_.pending().arrived(range);
-      }
+    pages_.usage().visit_range(part, [&](FileRange range, const PageUse& use) {
+      (use.refs > 0 ? owned : let_go).push_back(range);
     });
+    pages_.mark_decommitted(part);
+    disturb(part);
   }
+  ++changes_;
+  for (const FileRange& range : owned) pages_.pending().broke(range, error);
+  for (const FileRange& range : let_go) pages_.pending().arrived(range);
   extent.settled_ = true;
   pending_changed();
 }
@@ -195,22 +201,28 @@ void MemoryFile::pending_changed() {
   if (pages_.waste_bytes() > 0) wake_reclaimer();
 }
 
+// Counts a thread that needs pages; memory may run out under it.
+class MemoryFile::LoadWaiter {
+ public:
+  explicit LoadWaiter(MemoryFile& file) : file_(file) { ++file_.load_waiters_; }
+  ~LoadWaiter() {
+    if (--file_.load_waiters_ == 0) file_.pending_changed_.notify_all();
+  }
+  LoadWaiter(const LoadWaiter&) = delete;
+  LoadWaiter& operator=(const LoadWaiter&) = delete;
+
+ private:
+  MemoryFile& file_;
+};
+
 // --- Who brings them in --------------------------------------------------------------------------
 
 Result<bool> MemoryFile::load(FileRange range, std::chrono::steady_clock::time_point deadline,
                               std::unique_ptr<ArrivingExtent>* encoded, bool ignore_broken) {
   if (!incomplete()) return true;
   PGALLOC_RETURN_IF_ERROR(check_open());
+  const LoadWaiter waiter(*this);
   MutexLock lock(mu_);
-  ++load_waiters_;
-  Result<bool> there = load_range(lock, range, deadline, encoded, ignore_broken);
-  if (--load_waiters_ == 0) pending_changed_.notify_all();
-  return there;
-}
-
-Result<bool> MemoryFile::load_range(MutexLock& lock, FileRange range,
-                                    std::chrono::steady_clock::time_point deadline,
-                                    std::unique_ptr<ArrivingExtent>* encoded, bool ignore_broken) {
   while (true) {
     PGALLOC_RETURN_IF_ERROR(check_open());
     const PendingPages& pending = pages_.pending();
@@ -264,9 +276,12 @@ void MemoryFile::stand_back() {
   }
 }
 
-void MemoryFile::load_loop() {
+void MemoryFile::load_loop() try {
   std::unique_ptr<ArrivingExtent> encoded;
   while (load_next(&encoded)) PGALLOC_CHECK(encoded == nullptr);
+} catch (const std::bad_alloc&) {
+  MutexLock lock(mu_);
+  warn("out of memory: pages of the image are loaded when somebody needs them");
 }
 
 bool MemoryFile::loading() const {

@@ -241,6 +241,7 @@ class MemoryFile {
  private:
   // Marks a call that uses the descriptor without mu_, so that close() waits for it.
   class Operation;
+  class LoadWaiter;
   struct ScanSegment;
 
   MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkMap> chunks,
@@ -269,10 +270,6 @@ class MemoryFile {
 
   // load.cc
   void load_loop() EXCLUDES(mu_);
-  Result<bool> load_range(MutexLock& lock, FileRange range,
-                          std::chrono::steady_clock::time_point deadline,
-                          std::unique_ptr<ArrivingExtent>* encoded, bool ignore_broken)
-      REQUIRES(mu_);
   void stand_back() REQUIRES(mu_);
   std::unique_ptr<ArrivingExtent> take_extent(uint64_t waiting) REQUIRES(mu_);
   // Reads the extent; an unencoded one is brought in at once. What is left needs decoding.
@@ -323,7 +320,7 @@ class MemoryFile {
   std::vector<Status> load_errors_ GUARDED_BY(mu_);
   uint64_t load_cursor_ GUARDED_BY(mu_) = 0;
   CondVar pending_changed_;
-  int load_waiters_ GUARDED_BY(mu_) = 0;  // need pages now: loaders stand back
+  std::atomic<int> load_waiters_{0};  // need pages now: loaders stand back
   unsigned loader_count_ GUARDED_BY(thread_mu_) = 0;
   std::vector<std::thread> loaders_ GUARDED_BY(thread_mu_);
   std::atomic<bool> loaders_stop_{false};

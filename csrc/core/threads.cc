@@ -72,7 +72,7 @@ void MemoryFile::start_loaders() {
   try {
     for (unsigned i = 0; i < loader_count_; ++i) loaders_.emplace_back([this] { load_loop(); });
   } catch (const std::system_error&) {
-    // The ones that run do it all.
+    loader_count_ = static_cast<unsigned>(loaders_.size());  // they do it all
   }
 }
 
