@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import io
 import os
 import tempfile
 import time
@@ -42,6 +43,7 @@ from model import (
     place,
     stretches,
 )
+from snapshots import merged
 
 import pgalloc
 from pgalloc import (
@@ -57,6 +59,7 @@ from pgalloc import (
     OutOfMemoryError,
     RangeError,
     RefCountError,
+    SnapshotError,
     testing,
 )
 from pgalloc.testing import ManualClock, find_available_range
@@ -594,6 +597,40 @@ class MemoryFileMachine(RuleBasedStateMachine):
     @rule(memcg_ids=st.lists(st.sampled_from([*MEMCGS, 99]), max_size=3))
     def update_usage_of(self, memcg_ids: list[int]) -> None:
         assert self.mf.update_usage(memcg_ids) == self.model.update_usage(memcg_ids)
+
+    # --- J: save and restore ---------------------------------------------------------------------
+
+    @rule(mode=st.sampled_from(["eager", "background", "stream"]), zstd=st.booleans())
+    @precondition(lambda self: not self.pauses)
+    def save_and_restore(self, mode: str, zstd: bool) -> None:
+        """The image holds what the model says; that saving changes nothing, the invariants show."""
+        image = io.BytesIO()
+        if any(self.evictables.marked.values()):
+            with pytest.raises(SnapshotError):
+                self.mf.save(image)
+            return
+        self.mf.save(image, compression="zstd" if zstd else None)
+        self.model.reclaim()
+        source: Any = io.BytesIO(image.getvalue())
+        with tempfile.TemporaryFile() as file:
+            if mode != "stream":
+                file.write(image.getvalue())
+                file.seek(0)
+                source = file
+            restored = MemoryFile.restore(source, background=mode == "background")
+        with restored:
+            expected = [s._replace(known_committed=0) for s in self.model.segments()]
+            assert merged(restored.segments()) == merged(expected)
+            assert restored.total_size == self.model.size
+            assert restored.wait_loaded(30)
+            owned = {
+                page for page in self.model.content if (use := self.model.at(page)) and use.refs
+            }
+            assert stored(restored) == len(owned) * PAGE == sum(restored.usage().values())
+            for page in owned:
+                expected_bytes = bytes([self.model.content[page]]) * PAGE
+                assert os.pread(restored.fileno(), PAGE, page * PAGE) == expected_bytes
+            testing.verify(restored)
 
     # --- what always holds -----------------------------------------------------------------------
 
