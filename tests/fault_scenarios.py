@@ -1,0 +1,214 @@
+"""Lives of files for test_faults.py: everything they do may fail, with the errno that is planned.
+
+A Run knows what was made and what went wrong; its attempts let only planned errors pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHUNK, HUGE, PAGE, stored, update_usage
+
+import pgalloc
+import pgalloc.pressure
+from pgalloc import AllocationMode, FileRange, MemoryFile, MemoryKind, testing
+
+COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
+POPULATE = AllocationMode.ALLOCATE_AND_WRITE_POPULATE
+
+
+@dataclass
+class Run:
+    """One run of a scenario: what it made, and what went wrong in it."""
+
+    directory: Path
+    name: str = ""  # the call that fails,
+    planned: int = 0  # its errno,
+    first: int = 1  # and which call of that name is the first to fail
+    files: list[MemoryFile] = field(default_factory=list)
+    witnesses: list[tuple[MemoryFile, FileRange]] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
+    checks: list[Callable[[], None]] = field(default_factory=list)  # for when the fault is over
+
+    def attempt(self, call: Callable[[], Any]) -> Any:
+        """The result, or None after an error of the planned kind."""
+        try:
+            return call()
+        except OSError as error:
+            if error.errno != self.planned:
+                raise AssertionError(f"{error!r} is not errno {self.planned}") from error
+            self.errors.append(error)
+        except pgalloc.Error as error:
+            raise AssertionError(f"{error!r} says nothing of errno {self.planned}") from error
+        finally:
+            for mf in self.files:
+                if not mf.closed:
+                    testing.verify(mf)
+        return None
+
+    def make(self, backing: Any = None, **options: Any) -> MemoryFile | None:
+        options.setdefault("capacity", 4 * CHUNK)
+        made = self.attempt(lambda: MemoryFile(backing, **options))
+        if made is None:
+            return None
+        assert isinstance(made, MemoryFile)
+        self.files.append(made)
+        return made
+
+    def use(self, mf: MemoryFile | None) -> None:
+        """Allocate in all modes, fill, decommit, count, free and reclaim."""
+        if mf is None:
+            return
+        witness = self.attempt(lambda: mf.allocate_range(PAGE, kind=MemoryKind.TMPFS))
+        if witness is not None and self._write(mf, witness, b"w"):
+            self.witnesses.append((mf, witness))
+
+        ranges: list[FileRange | None] = [
+            self.attempt(lambda: mf.allocate_range(64 * PAGE)),
+            self.attempt(lambda: mf.allocate_range(8 * PAGE, mode=COMMIT)),
+            self.attempt(lambda: mf.allocate_range(HUGE + 3 * PAGE, mode=POPULATE)),
+            self.attempt(lambda: mf.allocate_range(4 * PAGE, reader=_give_r)),
+            self.attempt(lambda: mf.allocate_range(HUGE)),
+        ]
+        made = [range_ for range_ in ranges if range_ is not None]
+        if ranges[0] is not None:  # every other page: cheapest to ask for by mincore
+            for page in range(0, 64, 2):
+                first = ranges[0].start + page * PAGE
+                self._write(mf, FileRange(first, first + PAGE), b"s")
+        if ranges[4] is not None:  # one page: cheapest by SEEK_DATA
+            self._write(mf, FileRange(ranges[4].start + PAGE, ranges[4].start + 2 * PAGE), b"s")
+        self.attempt(lambda: mf.update_usage([0]))
+        self.attempt(mf.update_usage)
+        self.attempt(mf.total_usage)
+        handle = self.attempt(lambda: mf.allocate(2 * PAGE))
+        if handle is not None:
+            self.attempt(handle.decommit)
+            self.attempt(handle.release)
+        for range_ in made[:3]:
+            self.attempt(lambda range_=range_: mf.decommit(range_))  # type: ignore[misc]
+        for range_ in made:
+            mf.dec_ref(range_)
+        assert mf.wait_for_reclaim(20)
+        again = self.attempt(lambda: mf.allocate_range(64 * PAGE))
+        if again is not None:
+            assert os.pread(mf.fileno(), again.length, again.start) == bytes(again.length)
+            mf.dec_ref(again)
+
+    def _write(self, mf: MemoryFile, range_: FileRange, byte: bytes) -> bool:
+        view = self.attempt(lambda: mf.map_range(range_))
+        if view is None:
+            return False
+        view[:] = byte * range_.length
+        return True
+
+    def close(self, mf: MemoryFile | None) -> None:
+        if mf is None:
+            return
+        self.attempt(mf.close)
+        assert mf.closed
+
+    def check_usable(self) -> None:
+        """After the fault: everything works again, and nothing that was kept is damaged."""
+        for check in self.checks:
+            check()
+        for mf, witness in self.witnesses:
+            if not mf.closed:
+                assert bytes(mf.map_range(witness)) == b"w" * PAGE
+        for mf in self.files:
+            if mf.closed:
+                continue
+            with mf.allocate(3 * PAGE, mode=COMMIT) as a, a.view() as view:
+                assert bytes(view) == bytes(3 * PAGE)
+                view[:] = b"u" * (3 * PAGE)
+            assert mf.wait_for_reclaim(20)
+            update_usage(mf)
+            testing.verify(mf)
+            stats = mf.stats()
+            assert stats.lost_bytes == 0
+            if stats.punch_failures == 0 and not mf.is_disk_backed and not mf.restore_id:
+                assert sum(mf.usage().values()) == stored(mf)
+
+    def end(self) -> None:
+        for mf in self.files:
+            mf.close()
+
+
+def _give_r(buffer: memoryview) -> int:
+    buffer[:] = b"r" * len(buffer)
+    return len(buffer)
+
+
+Scenario = Callable[[Run], None]
+
+
+def memfd(run: Run) -> None:
+    run.use(run.make())
+    closed_inside = run.make(decommit_on_destroy=True)
+    run.use(closed_inside)
+    run.close(closed_inside)
+
+
+def default_capacity(run: Run) -> None:
+    run.use(run.make(capacity=None))
+
+
+def path(run: Run) -> None:
+    new = run.directory / "new"
+    made = run.make(new, disk_backed=True)
+    if made is None:
+        run.attempt(lambda: new.unlink(missing_ok=True))
+    run.use(made)
+    run.close(made)
+
+
+def descriptor(run: Run) -> None:
+    fd = os.open(run.directory / "adopted", os.O_RDWR | os.O_CREAT)
+    made = run.make(fd, disk_backed=True)
+    if made is None:
+        os.fstat(fd)  # A1: still the caller's
+        os.close(fd)
+    run.use(made)
+
+
+def file_object(run: Run) -> None:
+    with open(run.directory / "object", "w+b") as file:
+        made = run.make(file, disk_backed=True)
+        assert not file.closed
+        run.use(made)
+        run.close(made)
+        assert file.closed == (made is not None)
+
+
+def manual_zeroing(run: Run) -> None:
+    # The label says that freed pages stay stored (see check_usable()).
+    made = run.make(manual_zeroing=True, restore_id="stored")
+    run.use(made)
+    run.use(made)
+
+
+def abandoned(run: Run) -> None:
+    """A construction whose last step fails (rows A1, A4)."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(run.planned, "no memory cgroup")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pgalloc.pressure, "PressureLevelListener", refuse)
+        made = run.make(run.directory / "abandoned", use_host_memcg_pressure=True)
+    assert made is None
+
+
+LIVES: list[Scenario] = [
+    memfd,
+    default_capacity,
+    path,
+    descriptor,
+    file_object,
+    manual_zeroing,
+    abandoned,
+]
