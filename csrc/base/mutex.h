@@ -27,12 +27,12 @@ enum class LockRank : uint8_t {
   kImageOrder,     // the order in which its parts are written
   kImageSink,      // a stream that takes them
   kRegistry,       // the list of live files, and stopping threads around fork
-  kScan,          // one commit scan at a time
-  kThread,        // starting and stopping one background thread
-  kMemoryFile,    // page metadata of one file
-  kEvictables,    // evictable users of one file
-  kChunkMap,      // mapping chunks of one file
-  kLedger,        // one account
+  kScan,           // one commit scan at a time
+  kThread,         // starting and stopping one background thread
+  kMemoryFile,     // page metadata of one file
+  kEvictables,     // evictable users of one file
+  kChunkMap,       // mapping chunks of one file
+  kLedger,         // one account
 };
 
 namespace internal {
