@@ -40,7 +40,6 @@ MORE_ERRNOS = {
         *(errno.EACCES, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EROFS, errno.EDQUOT),
         # How file systems say that they have no unnamed files.
         *(errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT),
-        errno.EEXIST,
     ],
     "duplicate": [errno.EMFILE],
     "unlink": [errno.EACCES, errno.ENOENT, errno.EROFS],
