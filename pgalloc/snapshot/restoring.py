@@ -31,6 +31,8 @@ def restore(
     options: dict[str, Any],
 ) -> File:
     """See MemoryFile.restore()."""
+    if not isinstance(hooks, Mapping):
+        raise TypeError(f"hooks must be a mapping, not {type(hooks).__name__}")
     for name, hook in hooks.items():
         if not callable(hook):
             raise TypeError(f"the hook {name!r} is not callable")

@@ -93,7 +93,11 @@ class Savable(_core.MemoryFile):
         be restored, OutOfMemoryError when it does not fit; nothing is left behind then.
         """
         return restoring.restore(
-            cls, source, checked_flag(background, "background"), hooks or {}, options
+            cls,
+            source,
+            checked_flag(background, "background"),
+            {} if hooks is None else hooks,
+            options,
         )
 
     def save_hook(self, name: str, *, save: SaveHook, restore: RestoreHook | None = None) -> None:

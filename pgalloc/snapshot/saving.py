@@ -49,7 +49,7 @@ def _checked_codec(compression: str | None, level: int | None) -> Codec | None:
         if level is not None:
             raise OptionError("level is for compression")
         return None
-    if compression != "zstd":
+    if not isinstance(compression, str) or compression != "zstd":
         raise OptionError(f"compression must be None or 'zstd', not {compression!r}")
     if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
         raise TypeError(f"level must be an int, not {type(level).__name__}")
