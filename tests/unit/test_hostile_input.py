@@ -150,7 +150,7 @@ def _parameter(case: Case) -> Any:
     return pytest.param(case, id=name, marks=marks)
 
 
-@pytest.mark.parametrize("case", map(_parameter, CASES))
+@pytest.mark.parametrize("case", [_parameter(case) for case in CASES])
 def test_hostile_values(
     hands: list[Hands], case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
