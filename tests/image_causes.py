@@ -33,7 +33,7 @@ def front_causes() -> dict[str, bytes]:
         "file size": forged("header.file_size", 2 * SPAN + 1),
         "restore_id's length": forged("header.restore_id_length", 65_537),
         "hook count": forged("header.hook_count", 65_537),
-        "metadata length": forged("header.metadata_length", 1 << 48),
+        "metadata length": forged("header.metadata_length", (1 << 30) + 1),
         "usage count": forged("header.usage_count", 1 << 60),
         "parts longer than the metadata": forged("header.hook_count", 60_000),
         "metadata's checksum": forged("header.metadata_checksum", 1),

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "base/crc32c.h"
 #include "image/decode.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -54,6 +55,22 @@ Status ImageFile::read_at(uint64_t offset, char* data, size_t size) const {
   return *count == size ? Status() : corrupt("the image became shorter while it was read");
 }
 
+Status ImageFile::read_part(FileRange part, uint32_t crc, const char* wrong, Buffer& buffer) const {
+  constexpr uint64_t kPiece = uint64_t{1} << 20;
+  char* piece = buffer.reserve(std::min(kPiece, part.length()));
+  uint32_t found = 0;
+  for (uint64_t offset = part.start; offset < part.end;) {
+    const size_t size = std::min(kPiece, part.end - offset);
+    PGALLOC_RETURN_IF_ERROR(read_at(offset, piece, size));
+    found = crc32c(piece, size, found);
+    offset += size;
+  }
+  if (found != crc) return corrupt(wrong);
+  return part.length() <= kPiece
+             ? Status()
+             : read_at(part.start, buffer.reserve(part.length()), part.length());
+}
+
 Status ImageFile::read_front() {
   Buffer buffer;
   char* page = buffer.reserve(page_size());
@@ -67,10 +84,10 @@ Status ImageFile::read_front() {
   if (size_ < 3 * page_size() || header_.metadata_bytes() > size_ - 3 * page_size()) {
     return corrupt("the image ends before its metadata does");
   }
-  char* bytes = buffer.reserve(header_.metadata_bytes());
-  PGALLOC_RETURN_IF_ERROR(read_at(page_size(), bytes, header_.metadata_bytes()));
+  PGALLOC_RETURN_IF_ERROR(read_part({page_size(), header_.first_extent()}, header_.metadata_crc,
+                                    "the image's metadata: wrong checksum", buffer));
   Result<image::Metadata> metadata =
-      image::decode_metadata(header_, {bytes, header_.metadata_bytes()});
+      image::decode_metadata(header_, {buffer.data(), header_.metadata_bytes()});
   if (!metadata.ok()) return std::move(metadata).status();
   metadata_ = std::move(*metadata);
   return {};
@@ -87,11 +104,11 @@ Status ImageFile::read_back() {
   if (!trailer.ok()) return std::move(trailer).status();
   trailer_ = *trailer;
 
-  const uint64_t length = size_ - page_size() - trailer_.index_offset;
-  char* bytes = buffer.reserve(length);
-  PGALLOC_RETURN_IF_ERROR(read_at(trailer_.index_offset, bytes, length));
+  const FileRange part{trailer_.index_offset, size_ - page_size()};
+  PGALLOC_RETURN_IF_ERROR(
+      read_part(part, trailer_.index_crc, "the image's index: wrong checksum", buffer));
   Result<std::vector<image::IndexEntry>> index =
-      image::decode_index(header_, trailer_, {bytes, length});
+      image::decode_index(header_, trailer_, {buffer.data(), part.length()});
   if (!index.ok()) return std::move(index).status();
   index_ = std::move(*index);
   encoded_ = std::any_of(index_.begin(), index_.end(), [](const image::IndexEntry& entry) {

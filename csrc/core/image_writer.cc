@@ -176,6 +176,10 @@ void ImageWriter::pass_turn() {
 }
 
 Status ImageWriter::write_front() {
+  if (image::metadata_length(metadata_) > image::kMetadataLengthMax) {
+    return Status::error(ErrorCode::kSnapshot,
+                         "usage set and hooks take more than an image can hold of them");
+  }
   image::Header header;
   const std::string bytes = image::encode_front(file_size_, metadata_, &header);
   PGALLOC_RETURN_IF_ERROR(sink_->write(0, bytes));

@@ -24,7 +24,7 @@ inline constexpr uint64_t kExtentSpan = uint64_t{4} << 20;
 inline constexpr uint32_t kRestoreIdLengthMax = 65536;
 inline constexpr uint32_t kHookCountMax = 65536;
 inline constexpr uint32_t kHookNameLengthMax = 255;
-inline constexpr uint64_t kMetadataLengthMax = (uint64_t{1} << 48) - 1;
+inline constexpr uint64_t kMetadataLengthMax = uint64_t{1} << 30;
 
 enum class Encoding : uint32_t { kRaw = 0, kZstd = 1 };
 

@@ -90,7 +90,7 @@ class Oracle {
     require(hook_count_ <= 65536);
     metadata_crc_ = number(44, 4);
     metadata_length_ = number(48, 8);
-    require(metadata_length_ < Wide{1} << 48);
+    require(metadata_length_ <= Wide{1} << 30);
     at_ = page_;
     require(usage_count_ * 32 <= image_.size());
   }

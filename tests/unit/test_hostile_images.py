@@ -290,7 +290,6 @@ def test_what_is_announced_takes_no_memory(
     assert peak_growth(show_all) < 8 << 20
 
 
-@pytest.mark.xfail(strict=True, reason="metadata is read as a whole before its checksum is known")
 def test_holes_announced_as_metadata_take_no_memory(slot: Slot) -> None:
     """A file of 9 pages and a hole of 256 MiB, or of a TiB."""
     for size in (256 << 20, 1 << 40):
