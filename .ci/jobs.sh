@@ -51,7 +51,7 @@ own_reports() {
 
 native_tests() {
   local room
-  for room in construction placement allocation references reclaim eviction usage faults \
+  for room in construction placement allocation references reclaim eviction usage \
     hostile_input save restore restore_background hostile_images; do
     echo "$root/tests/unit/test_$room.py"
   done
@@ -91,7 +91,7 @@ job_wheels() {
     "$candidate" -VV
     "$candidate" -m venv "$work/venv$found"
     "$work/venv$found/bin/pip" install -q '.[test]'
-    pytest_elsewhere "$work/venv$found/bin/python" -n 2 "$root/tests/unit"
+    pytest_elsewhere "$work/venv$found/bin/python" -n 2 -m 'not slow' "$root/tests/unit"
   done
   echo "other CPythons tested: $found"
 }
@@ -105,7 +105,10 @@ job_asan() {
 
   # shellcheck disable=SC2046
   ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
-    pytest_elsewhere "$python" -k "$not_sanitized" $(native_tests)
+    pytest_elsewhere "$python" -n 2 -k "$not_sanitized" -m 'not slow' $(native_tests)
+  # shellcheck disable=SC2046
+  ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
+    pytest_elsewhere "$python" -n 2 "$root/tests/unit/test_faults.py"
   must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
     "$python" .ci/planted/overflow.py
 
@@ -135,7 +138,7 @@ job_tsan() {
   "$work/tsan-drivers/chunk_map_driver" --rounds 20
   "$work/tsan-drivers/torture" --seconds 120 --operations 10000 --bytes-max 67108864
   # Not: terabytes of address space, which ThreadSanitizer has no room for.
-  LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' \
+  LD_PRELOAD=$preload pytest_elsewhere "$python" -n 2 -k 'not tib and not hundreds' \
     "$root"/tests/unit/test_{allocation,references,reclaim,eviction,usage,restore_background}.py
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
   if compgen -G "$work/tsan.log*" >/dev/null; then
