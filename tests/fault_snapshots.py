@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from conftest import HUGE, PAGE
-from fault_scenarios import COMMIT, Run
+from fault_scenarios import COMMIT, Run, Scenario
 from image_model import Image, Usage, build, extents_of
 from snapshots import contents, files_in, merged
 
 import pgalloc
-from pgalloc import Allocation, FileRange, MemoryFile
+from pgalloc import Allocation, AllocationMode, FileRange, MemoryFile
 
 OLD = b"what was there before"
 SPAN = 4 << 20
@@ -31,6 +31,11 @@ IMAGE = build(
 )
 
 
+def _save(mf: MemoryFile, target: Any, compression: str | None = None) -> bool:
+    mf.save(target, compression=compression)
+    return True
+
+
 def save_to_a_path(run: Run) -> None:
     """Row J8: afterwards there is the old image or the new one, and nothing else."""
     mf = _filled(run)
@@ -40,7 +45,7 @@ def save_to_a_path(run: Run) -> None:
     folder.mkdir()
     target = folder / "image"
     target.write_bytes(OLD)
-    done = run.attempt(lambda: mf.save(target) or True)
+    done = run.attempt(lambda: _save(mf, target))
     if run.name != "unlink":
         assert files_in(folder) == {"image"}
     if target.read_bytes() == OLD:
@@ -57,7 +62,7 @@ def save_where_nothing_is(run: Run) -> None:
         return
     folder = run.directory / "empty"
     folder.mkdir()
-    if run.attempt(lambda: mf.save(folder / "image") or True):
+    if run.attempt(lambda: _save(mf, folder / "image")):
         run.checks.append(lambda: _check_image(folder / "image", mf))
     elif not (run.name == "fsync" and run.first > 1) and run.name != "unlink":
         assert files_in(folder) == set()
@@ -69,7 +74,7 @@ def save_to_a_stream(run: Run) -> None:
         target = io.BytesIO()
         if mf is None:
             return
-        if run.attempt(lambda: mf.save(target, compression=compression) or True):  # noqa: B023
+        if run.attempt(lambda: _save(mf, target, compression)):  # noqa: B023
             pgalloc.verify_image(io.BytesIO(target.getvalue()))
 
 
@@ -78,7 +83,7 @@ def _filled(run: Run) -> MemoryFile | None:
     mf = run.make()
     if mf is None:
         return None
-    for length, mode in ((HUGE, 0), (8 * PAGE, COMMIT)):
+    for length, mode in ((HUGE, AllocationMode.ALLOCATE_ONLY), (8 * PAGE, COMMIT)):
         range_ = run.attempt(lambda: mf.allocate_range(length, mode=mode))  # noqa: B023
         if range_ is None:
             continue
@@ -151,7 +156,7 @@ def _use(run: Run, mf: MemoryFile | None) -> None:
     run.attempt(lambda: mf.save(io.BytesIO()))
 
 
-SNAPSHOTS = [
+SNAPSHOTS: list[Scenario] = [
     save_to_a_path,
     save_where_nothing_is,
     save_to_a_stream,

@@ -93,5 +93,5 @@ def cases_of_snapshots() -> Iterator[Case]:
         yield Case(look.__name__, "source", lambda h, v, f=look: f(v), nothing)
     call = lambda h, v: pgalloc.verify_image(image(), progress=v)
     yield Case("verify_image", "progress", call, either(none, callable))
-    call = lambda h, v: enter(pgalloc.testing.without_loaders(v))
+    call = lambda h, v: enter(pgalloc.testing.without_loaders(*[v]))
     yield Case("testing.without_loaders", "surplus", call, nothing)

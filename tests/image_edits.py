@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from conftest import PAGE
 from image_model import Field, Image, Usage, build, fields, forge, parse, unnamed_bytes
@@ -123,18 +124,23 @@ def _values(rng: random.Random, data: bytes) -> bytes:
     return build(image)
 
 
+def _some_list(rng: random.Random, image: Image) -> list[Any]:
+    lists: list[list[Any]] = [image.extents, image.usage, image.hooks]
+    return rng.choice(lists)
+
+
 def _shuffle(rng: random.Random, image: Image) -> None:
-    rng.shuffle(rng.choice([image.extents, image.usage, image.hooks]))  # type: ignore[arg-type]
+    rng.shuffle(_some_list(rng, image))
 
 
 def _duplicate(rng: random.Random, image: Image) -> None:
-    items = rng.choice([image.extents, image.usage, image.hooks])
+    items = _some_list(rng, image)
     if items:
-        items.insert(rng.randrange(len(items) + 1), rng.choice(items))  # type: ignore[arg-type]
+        items.insert(rng.randrange(len(items) + 1), rng.choice(items))
 
 
 def _remove(rng: random.Random, image: Image) -> None:
-    items = rng.choice([image.extents, image.usage, image.hooks])
+    items = _some_list(rng, image)
     if items:
         del items[rng.randrange(len(items))]
 

@@ -290,7 +290,7 @@ def test_what_is_announced_takes_no_memory(
     assert peak_growth(show_all) < 8 << 20
 
 
-def test_holes_announced_as_metadata_take_no_memory(slot: Slot) -> None:
+def test_a_hole_announced_as_metadata_takes_no_memory(slot: Slot) -> None:
     """A file of 9 pages and a hole of 256 MiB, or of a TiB."""
     for size in (256 << 20, 1 << 40):
         slot.put(forge(build(sample()), {"header.metadata_length": size}))
@@ -299,7 +299,7 @@ def test_holes_announced_as_metadata_take_no_memory(slot: Slot) -> None:
         assert isinstance(refusal(verify, slot), (SnapshotError, OutOfMemoryError))
 
 
-def test_frames_that_decode_to_more_take_no_memory(slot: Slot) -> None:
+def test_a_frame_that_decodes_to_more_takes_no_memory(slot: Slot) -> None:
     """A frame of a few KiB stands for 256 MiB; the extent has four pages."""
     image = sample(ZSTD)
     compressor = zstd().ZstdCompressor()
