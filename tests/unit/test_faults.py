@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from fault_scenarios import LIVES, POPULATE, Run, Scenario, abandoned
 from fault_snapshots import SNAPSHOTS
 
 import pgalloc
-from pgalloc import MemoryFile, testing
+from pgalloc import MemoryFile, _core, testing
 from pgalloc.testing import FaultPlan
 
 ERRNOS = [
@@ -183,6 +184,30 @@ def test_interruptions_are_retried(directory: Path, name: str) -> None:
         run.end()
         shutil.rmtree(directory)
         directory.mkdir()
+
+
+@pytest.mark.xfail(strict=True, reason="SnapshotError: the save was given up")
+def test_a_thread_that_waits_for_a_save_learns_why_it_failed() -> None:
+    """Two threads encode a stream; one of them is the first to tell the user."""
+    errors: list[BaseException] = []
+    with MemoryFile() as mf:
+        mf.map_range(mf.allocate_range(PAGE))[0] = 1
+        writer = _core.ImageWriter(mf, None, "", [], False)
+
+        def take() -> None:
+            try:
+                writer.next_item()
+            except (OSError, pgalloc.Error) as error:
+                errors.append(error)
+
+        first = threading.Thread(target=take)  # it has the front, which nobody takes from it
+        first.start()
+        first.join(0.2)
+        with FaultPlan("pread", errno.EIO), pytest.raises(OSError):
+            writer.next_item()
+        first.join()
+        writer.close()
+    assert [type(error) for error in errors] == [OSError]
 
 
 # --- the real kernel, made to fail from outside --------------------------------------------------
