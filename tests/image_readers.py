@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from conftest import PAGE, stored
 from image_model import RAW, Hook, Image, Usage, VersionError, extents_of, parse
@@ -18,6 +19,7 @@ from snapshots import merged
 import pgalloc
 from pgalloc import (
     FileRange,
+    ImageInfo,
     MemoryFile,
     MemoryKind,
     OutOfMemoryError,
@@ -71,46 +73,65 @@ class Slot:
         os.close(self._fd)
 
 
-def verify(slot: Slot) -> None:
-    pgalloc.verify_image(slot.path)
+class Restored(NamedTuple):
+    file: MemoryFile
+    payloads: list[tuple[str, bytes]]  # what its hooks were given
 
 
-def verify_stream(slot: Slot) -> None:
-    pgalloc.verify_image(io.BytesIO(slot.bytes()))
+class Hooks(dict[str, Callable[[MemoryFile, bytes], None]]):
+    """A hook of every name, which keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.payloads: list[tuple[str, bytes]] = []
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return lambda file, payload: self.payloads.append((name, payload))
 
 
-def eager(slot: Slot) -> MemoryFile:
-    return MemoryFile.restore(slot.path)
+def verify(slot: Slot) -> ImageInfo:
+    return pgalloc.verify_image(slot.path)
 
 
-def stream(slot: Slot) -> MemoryFile:
-    return MemoryFile.restore(io.BytesIO(slot.bytes()))
+def verify_stream(slot: Slot) -> ImageInfo:
+    return pgalloc.verify_image(io.BytesIO(slot.bytes()))
 
 
-def background(slot: Slot) -> MemoryFile:
+def eager(slot: Slot) -> Restored:
+    hooks = Hooks()
+    return Restored(MemoryFile.restore(slot.path, hooks=hooks), hooks.payloads)
+
+
+def stream(slot: Slot) -> Restored:
+    hooks = Hooks()
+    return Restored(MemoryFile.restore(io.BytesIO(slot.bytes()), hooks=hooks), hooks.payloads)
+
+
+def background(slot: Slot) -> Restored:
     """As somebody who touches everything in use."""
-    file = MemoryFile.restore(slot.path, background=True)
+    hooks = Hooks()
+    file = MemoryFile.restore(slot.path, background=True, hooks=hooks)
     try:
         for segment in file.segments():
             file.map_range(FileRange(segment.start, segment.end))
     except BaseException:
         file.close()
         raise
-    return file
+    return Restored(file, hooks.payloads)
 
 
-Reader = Callable[[Slot], MemoryFile | None]
+Reader = Callable[[Slot], ImageInfo | Restored]
 READERS: list[Reader] = [verify, verify_stream, eager, stream, background]
 
 
 def refusal(read: Reader, slot: Slot) -> SnapshotError | OutOfMemoryError | None:
     """Why a reader does not take the image in the slot; None if it does."""
     try:
-        file = read(slot)
+        found = read(slot)
     except (SnapshotError, OutOfMemoryError) as error:
         return error
-    if file is not None:
-        file.close()
+    if isinstance(found, Restored):
+        found.file.close()
     return None
 
 
@@ -127,13 +148,16 @@ def judge(slot: Slot, image: bytes, readers: list[Reader] = READERS) -> bool:
         return False
     for read in readers:
         try:
-            file = read(slot)
+            found = read(slot)
         except OutOfMemoryError as error:
             _check_refusal(error, image, False, read.__name__)
             continue
-        if file is not None:
-            with file:
-                compare(file, expected)
+        if isinstance(found, Restored):
+            with found.file:
+                compare(found, expected)
+        else:
+            compare_info(found, expected, image)
+    compare_info(pgalloc.inspect_image(slot.path), expected, image)
     return True
 
 
@@ -148,16 +172,44 @@ def _check_refusal(error: Exception | None, image: bytes, is_version: bool, what
             assert isinstance(error, SnapshotCorruptError), what
 
 
-def compare(file: MemoryFile, expected: Image) -> None:
-    """Whether a file is what an image says: no page more, no page less."""
-    usage = [
+def _segments(expected: Image) -> list[Segment]:
+    return [
         Segment(u.start, u.end, MemoryKind(u.kind), 0, u.references, u.memcg_id)
         for u in expected.usage
     ]
-    assert merged(file.segments()) == merged(usage)
+
+
+def compare(restored: Restored, expected: Image) -> None:
+    """Whether a file is what an image says: no page more, no page less."""
+    file = restored.file
+    assert restored.payloads == [(hook.name, hook.payload) for hook in expected.hooks]
+    assert merged(file.segments()) == merged(_segments(expected))
     assert (file.total_size, file.restore_id) == (expected.file_size, expected.restore_id)
     pages = expected.pages()
     for offset, page in pages.items():
         assert os.pread(file.fileno(), PAGE, offset) == page
     assert stored(file) == len(pages) * PAGE == sum(file.usage().values())
     testing.verify(file)
+
+
+def compare_info(info: ImageInfo, expected: Image, image: bytes) -> None:
+    """Whether an image is described as the model reads it."""
+    assert (info.version, info.page_size, info.image_bytes) == (1, PAGE, len(image))
+    assert (info.file_size, info.restore_id) == (expected.file_size, expected.restore_id)
+    assert [s._replace(known_committed=0) for s in info.segments] == _segments(expected)
+    assert [s.known_committed > 0 for s in info.segments] == [
+        bool(u.committed) for u in expected.usage
+    ]
+    assert [
+        (e.start, e.end, e.offset, e.stored_pages, e.stored_bytes, e.encoding) for e in info.extents
+    ] == [
+        (
+            *(e.start, e.start + e.page_count * PAGE, entry.offset),
+            *(e.stored_pages, len(e.stored), ["raw", "zstd"][e.encoding]),
+        )
+        for e, entry in zip(expected.extents, expected.index, strict=True)
+    ]
+    assert info.stored_pages == sum(e.stored_pages for e in expected.extents)
+    assert info.zero_pages_skipped == expected.zero_pages_skipped
+    if not any("\0" in hook.name for hook in expected.hooks):  # see test_names_with_nul_bytes
+        assert info.hooks == {hook.name: len(hook.payload) for hook in expected.hooks}
