@@ -55,19 +55,24 @@ class Slot:
     def __init__(self) -> None:
         self._fd = os.memfd_create("slot")
         self.path = Path(f"/proc/self/fd/{self._fd}")
+        self._bytes = bytearray()
 
     def put(self, image: bytes) -> None:
         os.ftruncate(self._fd, 0)
+        self._bytes = bytearray()
         self.patch(0, image)
 
     def patch(self, offset: int, data: bytes) -> None:
         assert os.pwrite(self._fd, data, offset) == len(data)
+        self._bytes[offset : offset + len(data)] = data
 
     def cut(self, size: int) -> None:
+        """Shorter, or longer by a hole, which readers of streams do not see."""
         os.ftruncate(self._fd, size)
+        del self._bytes[size:]
 
-    def bytes(self) -> bytes:
-        return self.path.read_bytes()
+    def image(self) -> bytes:
+        return bytes(self._bytes)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -94,7 +99,7 @@ def verify(slot: Slot) -> ImageInfo:
 
 
 def verify_stream(slot: Slot) -> ImageInfo:
-    return pgalloc.verify_image(io.BytesIO(slot.bytes()))
+    return pgalloc.verify_image(io.BytesIO(slot.image()))
 
 
 def eager(slot: Slot) -> Restored:
@@ -104,7 +109,7 @@ def eager(slot: Slot) -> Restored:
 
 def stream(slot: Slot) -> Restored:
     hooks = Hooks()
-    return Restored(MemoryFile.restore(io.BytesIO(slot.bytes()), hooks=hooks), hooks.payloads)
+    return Restored(MemoryFile.restore(io.BytesIO(slot.image()), hooks=hooks), hooks.payloads)
 
 
 def background(slot: Slot) -> Restored:

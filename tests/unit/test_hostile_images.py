@@ -86,7 +86,7 @@ def refuse_flips(slot: Slot, data: bytes, bits: list[int]) -> None:
             error = refusal(read, slot)
             assert isinstance(error, SnapshotError), f"{read.__name__}, bit {bit}: {error!r}"
         slot.patch(at, data[at : at + 1])
-    assert slot.bytes() == data
+    assert slot.image() == data
     assert refusal(verify, slot) is None
 
 
