@@ -166,7 +166,7 @@ def _change_extent(rng: random.Random, image: Image) -> None:
     if not image.extents:
         return
     extent = rng.choice(image.extents)
-    change = rng.randrange(5)
+    change = rng.randrange(6)
     if change == 0:
         extent.start = max(0, extent.start + rng.choice([PAGE, -PAGE, SPAN, -SPAN, 1]))
     elif change == 1:
@@ -175,6 +175,8 @@ def _change_extent(rng: random.Random, image: Image) -> None:
         extent.page_map ^= 1 << rng.randrange(rng.choice([4, 1024]))
     elif change == 3:
         extent.encoding = rng.choice([0, 1, 2])
+    elif change == 4:
+        extent.stored += rng.choice([b"\0", extent.stored, rng.randbytes(9)])
     else:
         extent.stored = extent.stored[: rng.randrange(len(extent.stored) + 1)]
 
