@@ -50,26 +50,30 @@ class Writer {
       }();
       sink = std::make_unique<FileSink>(value_or_throw(std::move(created)));
     }
-    writer_ = std::make_unique<ImageWriter>(file, capture, std::move(options), std::move(sink));
+    writer_ = std::make_shared<ImageWriter>(file, capture, std::move(options), std::move(sink));
   }
   ~Writer() { close(); }
-  // Gives up what is not done; nothing is left behind when it returns.
+  // Gives up what is not done; nothing is left behind when it returns, unless another thread is in a
+  // call: then, when that ends.
   void close() {
     py::gil_scoped_release release;
+    if (writer_ != nullptr) writer_->give_up();
     writer_.reset();
   }
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
 
-  ImageWriter& core() {
+  // Whoever calls it keeps it alive for as long.
+  std::shared_ptr<ImageWriter> core() const {
     if (writer_ == nullptr) throw py::value_error("the writer is closed");
-    return *writer_;
+    return writer_;
   }
 
   void wait() {
+    const std::shared_ptr<ImageWriter> writer = core();
     std::optional<Status> ended;
     wait_interruptibly(py::none(), [&](SteadyTime deadline) {
-      ended = core().wait(deadline);
+      ended = writer->wait(deadline);
       return ended.has_value();
     });
     throw_if_error(*ended);
@@ -78,7 +82,7 @@ class Writer {
   // The next bytes of a stream, in order; None at the end.
   py::object next_block() {
     std::span<const char> bytes;
-    core();  // unless it is closed
+    const std::shared_ptr<ImageWriter> writer = core();  // and with it, stream_
     auto state = StreamSink::State::kNothingYet;
     wait_interruptibly(py::none(), [&](SteadyTime deadline) {
       state = stream_->wait(deadline, &bytes);
@@ -88,24 +92,27 @@ class Writer {
       wait();
       return py::none();
     }
+    struct Taken {
+      StreamSink& stream;
+      ~Taken() { stream.take_done(); }
+    } const taken{*stream_};
     // A copy: whoever gets it may keep it, and the writer goes on.
-    py::bytes block = as_bytes(bytes);
-    stream_->take_done();
-    return block;
+    return as_bytes(bytes);
   }
 
  private:
   StreamSink* stream_ = nullptr;  // owned by writer_
-  std::unique_ptr<ImageWriter> writer_;
+  std::shared_ptr<ImageWriter> writer_;
 };
 
 py::object next_item(Self<Writer> writer) {
+  const std::shared_ptr<ImageWriter> core = writer->core();
   auto item = std::make_unique<Item>();
   while (true) {
     Status status;
     const bool more = [&] {
       py::gil_scoped_release release;
-      Result<bool> taken = writer->core().next(item->item);
+      Result<bool> taken = core->next(item->item);
       if (!taken.ok()) {
         status = std::move(taken).status();
         return false;
@@ -114,7 +121,7 @@ py::object next_item(Self<Writer> writer) {
       const bool for_encoder = item->item.what == ImageWriter::Item::What::kExtent &&
                                item->item.extent.head.map.count() > 0;
       if (for_encoder) return true;
-      status = writer->core().finish(item->item);
+      status = core->finish(item->item);
       item->item.what = ImageWriter::Item::What::kFront;
       return status.ok();
     }();
@@ -125,10 +132,11 @@ py::object next_item(Self<Writer> writer) {
 }
 
 void finish_item(Self<Writer> writer, Self<Item> item, const py::bytes& encoded) {
+  const std::shared_ptr<ImageWriter> core = writer->core();
   const std::span<const char> bytes = as_span(encoded);
   Status status = [&] {
     py::gil_scoped_release release;
-    return writer->core().finish(item->item, bytes);
+    return core->finish(item->item, bytes);
   }();
   throw_if_error(status);
 }
@@ -147,14 +155,14 @@ void bind_image_writer(py::module_& module) {
       .def(
           "start",
           [](Self<Writer> writer, unsigned threads) {
-            throw_if_error(writer->core().start(threads));
+            throw_if_error(writer->core()->start(threads));
           },
           py::arg("threads"))
       .def("wait", [](Self<Writer> writer) { writer->wait(); })
       .def("next_block", [](Self<Writer> writer) { return writer->next_block(); })
       .def("next_item", &next_item)
       .def("finish_item", &finish_item, py::arg("item"), py::arg("encoded"))
-      .def("give_up", [](Self<Writer> writer) { writer->core().give_up(); })
+      .def("give_up", [](Self<Writer> writer) { writer->core()->give_up(); })
       .def("close", [](Self<Writer> writer) { writer->close(); });
 }
 

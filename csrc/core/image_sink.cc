@@ -18,7 +18,7 @@ Status StreamSink::write(uint64_t, std::span<const char> bytes) {
     bytes = bytes.subspan(block.size());
     offered_ = block;
     changed_.notify_all();
-    while (offered_ && !ended_) changed_.wait(mu_);
+    while (taking_ || (offered_ && !ended_)) changed_.wait(mu_);
     offered_.reset();
     if (ended_) return Status::error(ErrorCode::kSnapshot, "the save was given up");
   }
@@ -42,12 +42,14 @@ StreamSink::State StreamSink::wait(Deadline deadline, std::span<const char>* byt
   if (ended_) return State::kEnd;
   if (!offered_) return State::kNothingYet;
   *bytes = *offered_;
+  taking_ = true;
   return State::kBytes;
 }
 
 void StreamSink::take_done() {
   MutexLock lock(mu_);
   offered_.reset();
+  taking_ = false;
   changed_.notify_all();
 }
 

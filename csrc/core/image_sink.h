@@ -53,7 +53,7 @@ class StreamSink : public ImageSink {
   void cancel() override EXCLUDES(mu_);
 
   enum class State { kBytes, kNothingYet, kEnd };
-  // kBytes: *bytes stays as it is until take_done().
+  // kBytes: *bytes stays as it is until take_done(), whatever happens to the save meanwhile.
   State wait(Deadline deadline, std::span<const char>* bytes) EXCLUDES(mu_);
   void take_done() EXCLUDES(mu_);
 
@@ -61,6 +61,7 @@ class StreamSink : public ImageSink {
   Mutex mu_{LockRank::kImageSink};
   CondVar changed_;
   std::optional<std::span<const char>> offered_ GUARDED_BY(mu_);
+  bool taking_ GUARDED_BY(mu_) = false;  // somebody looks at them
   bool ended_ GUARDED_BY(mu_) = false;
 };
 

@@ -140,17 +140,16 @@ Result<bool> MemoryFile::has_unique_ref(FileRange range) const {
 Status MemoryFile::decommit(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(check_open());
   std::optional<Operation> operation;
+  std::vector<FileRange> taken;
   {
     MutexLock lock(mu_);
-    PGALLOC_RETURN_IF_ERROR(check_open());
-    PGALLOC_RETURN_IF_ERROR(pages_.check_used(range));
-    // Contents that are still in the image need not come any more; those that are arriving must have
-    // arrived before they can be punched.
-    while (pages_.pending().find(range, Arrival::kArriving)) {
-      pending_changed_.wait(mu_);
+    do {
       PGALLOC_RETURN_IF_ERROR(check_open());
       PGALLOC_RETURN_IF_ERROR(pages_.check_used(range));
-    }
+    } while (wait_for_arrival(range));
+    // Contents that are still in the image need not come any more: nobody else may bring them in
+    // from here on, but if the punch fails, they are still wanted.
+    taken = pages_.pending().start(range);
     // Hold the pages: should their last owner let go of them meanwhile, they must not reach a new
     // one before the punch is through.
     PGALLOC_RETURN_IF_ERROR(pages_.inc_ref(range, 0));
@@ -159,11 +158,15 @@ Status MemoryFile::decommit(FileRange range) {
   Status status = options_.manual_zeroing ? file_->write_zeros(range) : file_->punch(range);
   {
     MutexLock lock(mu_);
-    if (status.ok()) {
-      if (incomplete()) {
-        pages_.pending().forget(range);
-        pending_changed();
+    for (const FileRange& part : taken) {
+      if (status.ok()) {
+        pages_.pending().drop(part);
+      } else {
+        pages_.pending().put_back(part);
       }
+    }
+    if (status.ok()) {
+      pages_.pending().forget(range);  // what could not be loaded
       pages_.mark_decommitted(range);
       disturb(range);
       ++changes_;
@@ -175,8 +178,16 @@ Status MemoryFile::decommit(FileRange range) {
       stats_.freed_bytes += *wasted;
       wake_reclaimer();
     }
+    if (incomplete()) pending_changed();
   }
   return status;
+}
+
+// Waits for a change if pages of `range` are arriving. False if none are.
+bool MemoryFile::wait_for_arrival(FileRange range) {
+  if (!pages_.pending().find(range, Arrival::kArriving)) return false;
+  pending_changed_.wait(mu_);
+  return true;
 }
 
 Result<char*> MemoryFile::map_slow(FileRange range) {

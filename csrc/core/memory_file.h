@@ -277,6 +277,7 @@ class MemoryFile {
   void deliver(ArrivingExtent& extent, const char* raw) EXCLUDES(mu_);
   void fail_arrival(ArrivingExtent& extent, Status status) EXCLUDES(mu_);
   void pending_changed() REQUIRES(mu_);
+  bool wait_for_arrival(FileRange range) REQUIRES(mu_);
 
   // reclaim.cc
   void reclaim_loop() EXCLUDES(mu_);

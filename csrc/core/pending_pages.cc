@@ -61,6 +61,11 @@ void PendingPages::arrived(FileRange range) {
   set_.remove_range(range);
 }
 
+void PendingPages::drop(FileRange range) {
+  forgotten_bytes_ += range.length();
+  arrived(range);
+}
+
 void PendingPages::put_back(FileRange range) { set_state(range, {Arrival::kWaiting, 0}); }
 
 void PendingPages::broke(FileRange range, uint32_t error) {

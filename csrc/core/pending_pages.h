@@ -1,14 +1,14 @@
 // Purpose: the pages of a restored file whose contents are still in the image.
 //
-//            start              arrived
+//            start           arrived, drop
 //   waiting -------> arriving -----------> (not pending any more)
 //      ^                | |
 //      +----------------+ +--> broken      the image could not be read, or was damaged
 //          put_back         broke
 //
-// Who moves a page along each arrow: a thread that loads the page's extent. Dropping the last
-// reference and decommitting a page forget it if it waits or is broken; while it is arriving,
-// somebody writes to it, and the reclaimer must let it be.
+// Who moves a page along each arrow: a thread that loads the page's extent, or one that decommits
+// it. Dropping the last reference forgets it if it waits or is broken; while it is arriving, somebody
+// is at work on it, and the reclaimer must let it be.
 //
 // Thread safety: externally synchronised (MemoryFile::mu_).
 //
@@ -63,8 +63,9 @@ class PendingPages {
   void expect(FileRange range);
   // waiting -> arriving, within `range`: what changed.
   std::vector<FileRange> start(FileRange range);
-  // REQUIRES (all three): every page of `range` is arriving.
+  // REQUIRES (all four): every page of `range` is arriving.
   void arrived(FileRange range);
+  void drop(FileRange range);  // it will not come: nobody wants it any more
   void put_back(FileRange range);
   void broke(FileRange range, uint32_t error);
   // Waiting and broken pages of `range` are pending no more.

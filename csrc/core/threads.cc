@@ -66,9 +66,9 @@ void MemoryFile::use_loaders(unsigned count) {
 
 // Pages also arrive without loaders, when somebody needs them: no thread to be had is no failure.
 void MemoryFile::start_loaders() {
-  if (loader_count_ == 0 || !loaders_.empty() || closed() || !loading()) return;
+  if (!loaders_.empty() || closed() || !loading()) return;
+  loaders_stop_ = false;  // for threads from outside, too
   if (!testing::loaders_allowed) return;
-  loaders_stop_ = false;
   try {
     for (unsigned i = 0; i < loader_count_; ++i) loaders_.emplace_back([this] { load_loop(); });
   } catch (const std::system_error&) {

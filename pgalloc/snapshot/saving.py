@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -93,17 +94,17 @@ def _write_all(target: Any, block: bytes) -> None:
 def _workers(writer: _core.ImageWriter, codec: Codec | None) -> Iterator[list[BaseException]]:
     """Threads that read, check and encode while the block runs; what went wrong in them."""
     failures: list[BaseException] = []
-    threads: list[threading.Thread] = []
+    threads = [
+        threading.Thread(
+            target=_encode, args=(writer, codec, failures), name="pgalloc-save", daemon=True
+        )
+        for _ in range(thread_count() if codec is not None else 0)
+    ]
     try:
         if codec is None:
             writer.start(thread_count())
-        else:
-            for _ in range(thread_count()):
-                thread = threading.Thread(
-                    target=_encode, args=(writer, codec, failures), name="pgalloc-save", daemon=True
-                )
-                thread.start()
-                threads.append(thread)
+        for thread in threads:
+            thread.start()
         yield failures
     except BaseException:
         writer.give_up()
@@ -112,15 +113,19 @@ def _workers(writer: _core.ImageWriter, codec: Codec | None) -> Iterator[list[Ba
             raise failures[0] from None
         raise
     finally:
+        # An interrupt may come between a thread's start and our knowing of it; it ends by itself.
         for thread in threads:
-            thread.join()
+            if thread.is_alive():
+                thread.join()
         writer.close()
 
 
-def _encode(writer: _core.ImageWriter, codec: Codec, failures: list[BaseException]) -> None:
+def _encode(writer: _core.ImageWriter, codec: Codec | None, failures: list[BaseException]) -> None:
+    assert codec is not None
     try:
         while (item := writer.next_item()) is not None:
             writer.finish_item(item, codec.encode(item.raw()))
     except BaseException as error:
         failures.append(error)
-        writer.give_up()
+        with contextlib.suppress(ValueError):  # closed already
+            writer.give_up()

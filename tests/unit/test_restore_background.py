@@ -158,6 +158,36 @@ def test_decommitted_pages_are_not_loaded(saved: Saved) -> None:
         testing.verify(mf)
 
 
+def test_decommitting_while_loading(saved: Saved) -> None:
+    """What is decommitted does not come back, and the account knows it."""
+    for _ in range(30):
+        with saved.restore() as mf:
+            gone = [saved.page(extent, page) for page in (0, 7) for extent in range(EXTENTS)]
+            threads = [
+                threading.Thread(target=lambda part: [mf.decommit(p) for p in part], args=(part,))
+                for part in (gone[::2], gone[1::2])
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert mf.wait_loaded(20)
+            assert not np.frombuffer(mf.map_range(saved.range), dtype=np.uint64).any()
+            update_usage(mf)
+            assert sum(mf.usage().values()) == stored(mf)
+            testing.verify(mf)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_decommit_that_fails_loses_nothing(saved: Saved) -> None:
+    with saved.restore() as mf:
+        with FaultPlan("fallocate", errno.EIO), pytest.raises(OSError):
+            mf.decommit(saved.range)
+        assert mf.map_range(saved.page(3))[0] == 4
+        assert mf.load_progress().dropped_bytes == 0
+        testing.verify(mf)
+
+
 def test_freeing_while_loading(saved: Saved) -> None:
     """Pages that are let go of at the moment they arrive reach nobody else."""
     for _ in range(30):
@@ -401,6 +431,19 @@ def test_random_files(tmp_path: Path, compression: str | None) -> None:
 
 
 # --- fork ----------------------------------------------------------------------------------------
+
+
+def test_loading_goes_on_after_a_fork(saved: Saved) -> None:
+    for _ in range(3):
+        with saved.restore() as mf:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            deadline = time.monotonic() + 20
+            while mf.loading and time.monotonic() < deadline:  # without asking for any page
+                time.sleep(0.01)
+            assert not mf.loading
 
 
 def test_forking_while_loading(saved: Saved) -> None:

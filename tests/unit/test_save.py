@@ -352,6 +352,22 @@ def test_streams(compression: str | None) -> None:
         assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_closing_while_saving_to_a_stream(compression: str | None) -> None:
+    for delay_s in (0.0, 0.002, 0.005, 0.01, 0.02):
+        mf = MemoryFile()
+        view = mf.map_range(mf.allocate_range(16 << 20))
+        view[:] = b"\x5a" * len(view)
+        timer = threading.Timer(delay_s, mf.close)
+        timer.start()
+        try:
+            mf.save(Target(most=100_000), compression=compression)
+        except ClosedError:
+            pass
+        finally:
+            timer.join()
+
+
 @pytest.mark.parametrize("count", [0, None, -1, 2**40])
 def test_targets_that_lie(count: int | None) -> None:
     class Liar:
