@@ -1,0 +1,1 @@
+"""The parts of ``snapshots.py``: the torture of saving and restoring."""
