@@ -7,6 +7,7 @@ native ones too. So all threads of pgalloc end before a fork and start again in 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
@@ -28,6 +29,7 @@ class Parkable(Protocol):
         """Let go of everything in a forked child: the threads are the parent's."""
 
 
+_log = logging.getLogger("pgalloc")
 _parkables: weakref.WeakSet[Parkable] = weakref.WeakSet()
 _lock = threading.Lock()
 _parked = 0
@@ -60,7 +62,10 @@ def _after_in_parent() -> None:
         _parked -= 1
         if _parked == 0:
             for parkable in list(_parkables):
-                parkable.resume()
+                try:
+                    parkable.resume()
+                except RuntimeError:  # no thread to be had for this one
+                    _log.exception("%r has no threads after a fork", parkable)
 
 
 def _after_in_child() -> None:

@@ -56,6 +56,11 @@ class Writer {
   // Gives up what is not done; nothing is left behind when it returns, unless another thread is in a
   // call: then, when that ends.
   void close() {
+    if (generation_ != process_generation()) {
+      // A forked child: threads that are gone may hold the locks. Leave it all as it is.
+      new std::shared_ptr<ImageWriter>(std::move(writer_));
+      return;
+    }
     py::gil_scoped_release release;
     if (writer_ != nullptr) writer_->give_up();
     writer_.reset();
@@ -65,6 +70,9 @@ class Writer {
 
   // Whoever calls it keeps it alive for as long.
   std::shared_ptr<ImageWriter> core() const {
+    if (generation_ != process_generation()) {
+      throw_if_error(Status::error(ErrorCode::kForked, "the parent process saves, not this one"));
+    }
     if (writer_ == nullptr) throw py::value_error("the writer is closed");
     return writer_;
   }
@@ -101,6 +109,7 @@ class Writer {
   }
 
  private:
+  const uint32_t generation_ = process_generation();
   StreamSink* stream_ = nullptr;  // owned by writer_
   std::shared_ptr<ImageWriter> writer_;
 };

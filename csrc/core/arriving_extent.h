@@ -1,7 +1,7 @@
 // Purpose: MemoryFile::ArrivingExtent, an extent of an image that one thread is bringing into a
 // file. For load.cc, and for the binding, which decodes encoded ones.
 //
-// Thread safety: an object is for one thread. It must not outlive the file.
+// Thread safety: an object is for one thread. It must not outlive the file, but may its closing.
 //
 // Invariants
 //   1. While it exists, `parts` are arriving: nobody else loads, punches or reuses them.
@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "core/memory_file.h"
-#include "core/operation.h"
 
 namespace pgalloc {
 
@@ -34,14 +33,9 @@ class MemoryFile::ArrivingExtent {
   friend class MemoryFile;
   ArrivingExtent(MemoryFile& file, std::shared_ptr<const ImageFile> image, size_t index,
                  std::vector<FileRange> parts) REQUIRES(file.mu_)
-      : file_(file),
-        operation_(file),
-        image_(std::move(image)),
-        index_(index),
-        parts_(std::move(parts)) {}
+      : file_(file), image_(std::move(image)), index_(index), parts_(std::move(parts)) {}
 
   MemoryFile& file_;
-  const Operation operation_;
   const std::shared_ptr<const ImageFile> image_;
   const size_t index_;
   const std::vector<FileRange> parts_;

@@ -21,11 +21,13 @@ namespace {
 
 Status corrupt(const char* message) { return Status::error(ErrorCode::kSnapshotCorrupt, message); }
 
+// Opening a pipe must not wait for somebody to write; regular files are not affected.
+constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
+
 }  // namespace
 
 Result<std::shared_ptr<const ImageFile>> ImageFile::open_path(const std::string& path) {
-  const int fd =
-      retry_interrupted([&] { return sys().open(path.c_str(), O_RDONLY | O_CLOEXEC, 0); });
+  const int fd = retry_interrupted([&] { return sys().open(path.c_str(), kOpenFlags, 0); });
   if (fd < 0) return Status::system_error(errno, "open");
   return checked(fd);
 }

@@ -145,11 +145,15 @@ void MemoryFile::ArrivingExtent::fail(Status status) {
 MemoryFile::ArrivingExtent::~ArrivingExtent() {
   if (settled_ || file_.forked()) return;
   MutexLock lock(file_.mu_);
+  if (file_.closed()) return;
   for (const FileRange& part : parts_) file_.pages_.pending().put_back(part);
   file_.pending_changed();
 }
 
 void MemoryFile::deliver(ArrivingExtent& extent, const char* raw) {
+  extent.settled_ = true;
+  std::optional<Operation> operation;
+  if (!begin_operation(operation).ok()) return;  // closed: nobody waits any more
   Status status;
   visit_stored(extent.head_, extent.parts_, [&](FileRange range, uint64_t at) {
     status = file_->write(range, raw + at);
@@ -167,12 +171,15 @@ void MemoryFile::deliver(ArrivingExtent& extent, const char* raw) {
   MutexLock lock(mu_);
   for (const FileRange& range : stored) pages_.mark_committed(range, nullptr);
   for (const FileRange& part : extent.parts_) pages_.pending().arrived(part);
-  extent.settled_ = true;
   pending_changed();
 }
 
 void MemoryFile::fail_arrival(ArrivingExtent& extent, Status status) {
+  extent.settled_ = true;
+  if (forked()) return;
   MutexLock lock(mu_);
+  // close() waits for a deliver() that fails; whoever fails to decode finds all forgotten.
+  if (closed() && pages_.pending().empty()) return;
   const auto error = static_cast<uint32_t>(load_errors_.size());
   warn("pages of the image could not be loaded: " + status.describe());
   load_errors_.push_back(std::move(status));
@@ -188,14 +195,13 @@ void MemoryFile::fail_arrival(ArrivingExtent& extent, Status status) {
   ++changes_;
   for (const FileRange& range : owned) pages_.pending().broke(range, error);
   for (const FileRange& range : let_go) pages_.pending().arrived(range);
-  extent.settled_ = true;
   pending_changed();
 }
 
 // Somebody may be waiting for these pages, or for all of them, or for waste that was arriving.
 void MemoryFile::pending_changed() {
   PendingPages& pending = pages_.pending();
-  if (pending.bytes(Arrival::kWaiting) + pending.bytes(Arrival::kArriving) == 0) image_.reset();
+  if (pending.outstanding_bytes() == 0) image_.reset();
   if (pending.empty()) gate_.fetch_and(static_cast<uint8_t>(~kIncomplete));
   pending_changed_.notify_all();
   if (pages_.waste_bytes() > 0) wake_reclaimer();
@@ -242,7 +248,8 @@ Result<bool> MemoryFile::load(FileRange range, std::chrono::steady_clock::time_p
       *encoded = std::move(extent);
       return false;
     }
-    if (!pending.find(range, Arrival::kWaiting) && !pending.find(range, Arrival::kArriving)) {
+    if (!pending.find(range, Arrival::kWaiting) && !pending.find(range, Arrival::kArriving) &&
+        !pending.find(range, Arrival::kLeaving)) {
       return true;
     }
     if (!pending_changed_.wait_until(mu_, deadline)) return false;
@@ -295,7 +302,7 @@ MemoryFile::LoadProgress MemoryFile::load_progress() const {
   MutexLock lock(mu_);
   const PendingPages& pending = pages_.pending();
   return {.total_bytes = pending.expected_bytes(),
-          .pending_bytes = pending.bytes(Arrival::kWaiting) + pending.bytes(Arrival::kArriving),
+          .pending_bytes = pending.outstanding_bytes(),
           .dropped_bytes = pending.forgotten_bytes(),
           .failed_bytes = pending.bytes(Arrival::kBroken)};
 }

@@ -143,13 +143,17 @@ Status MemoryFile::decommit(FileRange range) {
   std::vector<FileRange> taken;
   {
     MutexLock lock(mu_);
-    do {
-      PGALLOC_RETURN_IF_ERROR(check_open());
-      PGALLOC_RETURN_IF_ERROR(pages_.check_used(range));
-    } while (wait_for_arrival(range));
-    // Contents that are still in the image need not come any more: nobody else may bring them in
-    // from here on, but if the punch fails, they are still wanted.
-    taken = pages_.pending().start(range);
+    PGALLOC_RETURN_IF_ERROR(check_open());
+    PGALLOC_RETURN_IF_ERROR(pages_.check_used(range));
+    // Contents that are still in the image need not come any more: nobody brings them in from here
+    // on, but if the punch fails, they are still wanted. Those that are arriving have to arrive.
+    taken = pages_.pending().start(range, Arrival::kLeaving);
+    while (pages_.pending().find(range, Arrival::kArriving)) pending_changed_.wait(mu_);
+    const Status still = closed() ? check_open() : pages_.check_used(range);
+    if (!still.ok()) {
+      settle_leaving(taken, /*gone=*/false);
+      return still.clone();
+    }
     // Hold the pages: should their last owner let go of them meanwhile, they must not reach a new
     // one before the punch is through.
     PGALLOC_RETURN_IF_ERROR(pages_.inc_ref(range, 0));
@@ -158,13 +162,7 @@ Status MemoryFile::decommit(FileRange range) {
   Status status = options_.manual_zeroing ? file_->write_zeros(range) : file_->punch(range);
   {
     MutexLock lock(mu_);
-    for (const FileRange& part : taken) {
-      if (status.ok()) {
-        pages_.pending().drop(part);
-      } else {
-        pages_.pending().put_back(part);
-      }
-    }
+    settle_leaving(taken, status.ok());
     if (status.ok()) {
       pages_.pending().forget(range);  // what could not be loaded
       pages_.mark_decommitted(range);
@@ -183,11 +181,16 @@ Status MemoryFile::decommit(FileRange range) {
   return status;
 }
 
-// Waits for a change if pages of `range` are arriving. False if none are.
-bool MemoryFile::wait_for_arrival(FileRange range) {
-  if (!pages_.pending().find(range, Arrival::kArriving)) return false;
-  pending_changed_.wait(mu_);
-  return true;
+void MemoryFile::settle_leaving(const std::vector<FileRange>& taken, bool gone) {
+  if (closed()) return;  // all is forgotten
+  for (const FileRange& part : taken) {
+    if (gone) {
+      pages_.pending().drop(part);
+    } else {
+      pages_.pending().put_back(part);
+    }
+  }
+  if (incomplete()) pending_changed();
 }
 
 Result<char*> MemoryFile::map_slow(FileRange range) {
@@ -281,8 +284,12 @@ Status MemoryFile::close() {
     image_.reset();
     waste_shrank_.notify_all();
   }
-  if (options_.decommit_on_destroy && file_->size() > 0) status = file_->punch({0, file_->size()});
+  // What a failed restore has brought goes, too. Not by truncation: a hook may have made views.
+  if ((options_.decommit_on_destroy || abandoned_) && file_->size() > 0) {
+    status = file_->punch({0, file_->size()});
+  }
   chunks_->seal();
+  if (abandoned_) file_->disown();
   file_->close();
   MutexLock lock(mu_);
   close_finished_ = true;
@@ -291,14 +298,8 @@ Status MemoryFile::close() {
 }
 
 void MemoryFile::abandon() {
-  {
-    MutexLock thread_lock(thread_mu_);
-    loader_count_ = 0;
-    stop_loaders();
-  }
-  // What a failed restore has brought. Not by truncation: a hook may have made views.
-  if (file_->size() > 0) (void)file_->punch({0, file_->size()});
-  file_->disown();
+  if (forked()) return;
+  abandoned_ = true;
   (void)close();
 }
 

@@ -277,7 +277,7 @@ class MemoryFile {
   void deliver(ArrivingExtent& extent, const char* raw) EXCLUDES(mu_);
   void fail_arrival(ArrivingExtent& extent, Status status) EXCLUDES(mu_);
   void pending_changed() REQUIRES(mu_);
-  bool wait_for_arrival(FileRange range) REQUIRES(mu_);
+  void settle_leaving(const std::vector<FileRange>& taken, bool gone) REQUIRES(mu_);
 
   // reclaim.cc
   void reclaim_loop() EXCLUDES(mu_);
@@ -307,6 +307,7 @@ class MemoryFile {
   static constexpr uint8_t kClosed = 1;
   static constexpr uint8_t kIncomplete = 2;  // pages are pending
   std::atomic<uint8_t> gate_{0};
+  std::atomic<bool> abandoned_{false};
 
   mutable Mutex mu_{LockRank::kMemoryFile};
   PageStates pages_ GUARDED_BY(mu_){ledger_};

@@ -38,12 +38,12 @@ void PendingPages::expect(FileRange range) {
   expected_bytes_ += range.length();
 }
 
-std::vector<FileRange> PendingPages::start(FileRange range) {
+std::vector<FileRange> PendingPages::start(FileRange range, Arrival to) {
   std::vector<FileRange> started;
   set_.visit_range(range, [&](FileRange part, const PendingTraits::Value& value) {
     if (value.arrival == Arrival::kWaiting) started.push_back(part);
   });
-  for (const FileRange& part : started) set_state(part, {Arrival::kArriving, 0});
+  for (const FileRange& part : started) set_state(part, {to, 0});
   return started;
 }
 
@@ -55,15 +55,17 @@ void PendingPages::set_state(FileRange range, PendingTraits::Value value) {
   });
 }
 
-void PendingPages::arrived(FileRange range) {
-  PGALLOC_CHECK_OP(bytes(Arrival::kArriving), >=, range.length());
-  bytes_in(Arrival::kArriving) -= range.length();
+void PendingPages::arrived(FileRange range) { remove(range, Arrival::kArriving); }
+
+void PendingPages::remove(FileRange range, Arrival from) {
+  PGALLOC_CHECK_OP(bytes(from), >=, range.length());
+  bytes_in(from) -= range.length();
   set_.remove_range(range);
 }
 
 void PendingPages::drop(FileRange range) {
   forgotten_bytes_ += range.length();
-  arrived(range);
+  remove(range, Arrival::kLeaving);
 }
 
 void PendingPages::put_back(FileRange range) { set_state(range, {Arrival::kWaiting, 0}); }
@@ -75,7 +77,7 @@ void PendingPages::broke(FileRange range, uint32_t error) {
 void PendingPages::forget(FileRange range) {
   std::vector<FileRange> forgotten;
   set_.visit_range(range, [&](FileRange part, const PendingTraits::Value& value) {
-    if (value.arrival == Arrival::kArriving) return;
+    if (value.arrival == Arrival::kArriving || value.arrival == Arrival::kLeaving) return;
     bytes_in(value.arrival) -= part.length();
     if (value.arrival == Arrival::kWaiting) forgotten_bytes_ += part.length();
     forgotten.push_back(part);
@@ -91,7 +93,7 @@ void PendingPages::clear() {
 
 std::optional<std::string> PendingPages::verify() const {
   if (auto broken = set_.verify()) return "pending pages: " + *broken;
-  std::array<uint64_t, 3> bytes{};
+  std::array<uint64_t, 4> bytes{};
   for (auto segment = set_.first(); segment.ok(); segment = segment.next()) {
     bytes[static_cast<size_t>(segment.value().arrival)] += segment.end() - segment.start();
   }

@@ -1,14 +1,18 @@
 // Purpose: the pages of a restored file whose contents are still in the image.
 //
-//            start           arrived, drop
+//            start             arrived
 //   waiting -------> arriving -----------> (not pending any more)
-//      ^                | |
-//      +----------------+ +--> broken      the image could not be read, or was damaged
-//          put_back         broke
+//     ^ |  put_back     |                            ^
+//     | |<--------------+--> broken                  |
+//     | |                broke: could not be loaded  |
+//     | +----------> leaving ------------------------+
+//     +---------------+   drop: it was decommitted
+//          put_back
 //
 // Who moves a page along each arrow: a thread that loads the page's extent, or one that decommits
-// it. Dropping the last reference forgets it if it waits or is broken; while it is arriving, somebody
-// is at work on it, and the reclaimer must let it be.
+// it. Dropping the last reference forgets it if it waits or is broken. While it is arriving or
+// leaving, somebody is at work on it: a page that arrives is kept from the reclaimer, and who makes
+// one leave holds a reference.
 //
 // Thread safety: externally synchronised (MemoryFile::mu_).
 //
@@ -28,7 +32,7 @@
 
 namespace pgalloc {
 
-enum class Arrival : uint8_t { kWaiting = 0, kArriving = 1, kBroken = 2 };
+enum class Arrival : uint8_t { kWaiting = 0, kArriving = 1, kBroken = 2, kLeaving = 3 };
 
 struct PendingTraits {
   struct Value {
@@ -61,13 +65,19 @@ class PendingPages {
 
   // REQUIRES: nothing in `range` is pending.
   void expect(FileRange range);
-  // waiting -> arriving, within `range`: what changed.
-  std::vector<FileRange> start(FileRange range);
-  // REQUIRES (all four): every page of `range` is arriving.
+  // waiting -> arriving or leaving, within `range`: what changed.
+  std::vector<FileRange> start(FileRange range, Arrival to = Arrival::kArriving);
+  // REQUIRES: every page of `range` is arriving.
   void arrived(FileRange range);
-  void drop(FileRange range);  // it will not come: nobody wants it any more
-  void put_back(FileRange range);
   void broke(FileRange range, uint32_t error);
+  // REQUIRES: every page of `range` is leaving.
+  void drop(FileRange range);
+  // REQUIRES: every page of `range` is arriving, or every one is leaving.
+  void put_back(FileRange range);
+  // Bytes that may still come.
+  uint64_t outstanding_bytes() const {
+    return bytes(Arrival::kWaiting) + bytes(Arrival::kArriving) + bytes(Arrival::kLeaving);
+  }
   // Waiting and broken pages of `range` are pending no more.
   void forget(FileRange range);
   void clear();
@@ -76,10 +86,11 @@ class PendingPages {
 
  private:
   uint64_t& bytes_in(Arrival arrival) { return bytes_[static_cast<size_t>(arrival)]; }
+  void remove(FileRange range, Arrival from);
   void set_state(FileRange range, PendingTraits::Value value);
 
   Set set_;
-  std::array<uint64_t, 3> bytes_{};
+  std::array<uint64_t, 4> bytes_{};
   uint64_t expected_bytes_ = 0;
   uint64_t forgotten_bytes_ = 0;
 };

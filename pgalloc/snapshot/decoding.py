@@ -95,7 +95,10 @@ class Decoders:
         for _ in range(self._count):
             # Daemons: an exiting program does not wait for pages.
             thread = threading.Thread(target=self._work, name="pgalloc-load", daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                return  # no thread to be had: whoever needs pages decodes them
             self._threads.append(thread)
 
     def abandon(self) -> None:

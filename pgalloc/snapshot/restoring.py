@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +37,7 @@ def restore(
     for name, hook in hooks.items():
         if not callable(hook):
             raise TypeError(f"the hook {name!r} is not callable")
+    _check_not_itself(source, options.get("backing"))
     image = images.opened(source)
     if image is not None:
         memory_file = _new_file(cls, image, options)
@@ -45,6 +47,23 @@ def restore(
     stream = images.begin(source)
     memory_file = _new_file(cls, stream, options)
     return _filled(memory_file, partial(_read_stream, memory_file, stream, source), stream, hooks)
+
+
+def _check_not_itself(source: Any, backing: Any) -> None:
+    """A new MemoryFile empties its backing: that must not be the image."""
+    if backing is None:
+        return
+    try:
+        same = os.path.samestat(_stat(source), _stat(backing))
+    except (OSError, TypeError, ValueError):
+        return  # for others to complain about
+    if same:
+        raise OptionError("the image cannot be the backing of the file it is restored into")
+
+
+def _stat(file: Any) -> os.stat_result:
+    fileno = getattr(file, "fileno", None)
+    return os.stat(fileno() if callable(fileno) else file)
 
 
 def _new_file(

@@ -267,6 +267,25 @@ def test_a1_an_adopted_descriptor_stays_the_callers(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_an_image_is_not_restored_onto_itself(tmp_path: Path) -> None:
+    with MemoryFile() as mf:
+        mf.save(tmp_path / "image")
+    before = (tmp_path / "image").read_bytes()
+    os.link(tmp_path / "image", tmp_path / "link")
+    for backing in (tmp_path / "image", tmp_path / "link"):
+        with pytest.raises(OptionError, match="cannot be the backing"):
+            MemoryFile.restore(tmp_path / "image", backing=backing)
+    with (tmp_path / "image").open("r+b") as file, pytest.raises(OptionError):
+        MemoryFile.restore(tmp_path / "link", backing=file)
+    assert (tmp_path / "image").read_bytes() == before
+
+
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OptionError):
+        MemoryFile.restore(tmp_path / "pipe")
+
+
 def test_options(tmp_path: Path) -> None:
     with MemoryFile() as mf:
         image = image_of(mf)

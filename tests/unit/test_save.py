@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import random
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pgalloc import (
     DelayedEviction,
     EvictableRange,
     FileRange,
+    ForkedError,
     MemoryFile,
     MemoryKind,
     OptionError,
@@ -366,6 +368,35 @@ def test_closing_while_saving_to_a_stream(compression: str | None) -> None:
             pass
         finally:
             timer.join()
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_forking_in_the_middle_of_a_save(compression: str | None) -> None:
+    """The child cannot go on with it, and says so; the parent's image is sound."""
+    children: list[int] = []
+
+    class Forker(Target):
+        def write(self, data: memoryview) -> int:
+            if len(self.data) > 5 * PAGE and not children:
+                children.append(os.fork())
+                if children[0] == 0:
+                    signal.alarm(20)
+            return super().write(data)
+
+    parent = os.getpid()
+    mf, _ = random_file(12)
+    with mf:
+        target = Forker()
+        try:
+            mf.save(target, compression=compression)
+        except ForkedError:
+            os._exit(0 if os.getpid() != parent else 1)
+        except BaseException:
+            os._exit(2)
+        if os.getpid() != parent:
+            os._exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 0
+        pgalloc.verify_image(io.BytesIO(target.data))
 
 
 @pytest.mark.parametrize("count", [0, None, -1, 2**40])
