@@ -141,6 +141,7 @@ job_tsan() {
   LD_PRELOAD=$preload pytest_elsewhere "$python" -n 2 -k 'not tib and not hundreds' \
     "$root"/tests/unit/test_{allocation,references,reclaim,eviction,usage,restore_background}.py
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
+  LD_PRELOAD=$preload "$python" stress/snapshots.py --seconds 20 --without fork
   if compgen -G "$work/tsan.log*" >/dev/null; then
     cat "$work"/tsan.log*
     return 1
@@ -167,6 +168,7 @@ job_stress() {
   "$work/release/image_driver" --edits 200000 --every-bit
   "$work/release/torture" --seconds 60
   "$python" stress/torture.py --seconds 30 --fork
+  "$python" stress/snapshots.py --seconds 30
   local bug
   for bug in data usage index; do
     must_fail "$work/release/image_driver" --plant $bug
@@ -176,6 +178,9 @@ job_stress() {
   done
   for bug in dirty view; do
     must_fail "$python" stress/torture.py --seconds 60 --plant $bug
+  done
+  for bug in page decommit; do
+    must_fail "$python" stress/snapshots.py --seconds 60 --plant $bug
   done
 }
 
