@@ -52,7 +52,7 @@ class Round:
 
     def run(self) -> None:
         """Everything once."""
-        original = Original(self.random, self.options.threads)
+        original = Original(self.random, self.options.threads, self.options.pages_max)
         with original.file:
             self._save(original)
             for _ in range(_RESTORES):
@@ -187,6 +187,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=4)
+    parser.add_argument("--pages-max", type=int, default=20000, help="that a file is made of")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--patience", type=float, default=180, help="a round that takes longer hangs"

@@ -157,6 +157,8 @@ void bind_restore(py::module_& module) {
           "Take over one reference on each page of `range` that the image recorded; balance it\n"
           "with dec_ref(). Raises RangeError unless the whole range is allocated, RefCountError\n"
           "if a page has no such reference left.")
+      .def_property_readonly("_unadopted_bytes",
+                             [](Self<FileHandle> handle) { return core(handle).unadopted_bytes(); })
       .def("_unadopted",
            [](Self<FileHandle> handle) {
              py::list result;

@@ -322,6 +322,12 @@ std::vector<std::pair<FileRange, uint32_t>> MemoryFile::unadopted() const {
   return pages_.unadopted().set().export_segments();
 }
 
+uint64_t MemoryFile::unadopted_bytes() const {
+  if (forked()) return 0;
+  MutexLock lock(mu_);
+  return pages_.unadopted().set().span();
+}
+
 Result<uint64_t> MemoryFile::drop_unadopted() {
   if (forked()) return check_open();
   MutexLock lock(mu_);

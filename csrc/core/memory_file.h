@@ -205,6 +205,7 @@ class MemoryFile {
   // Row J7. One reference on each page of `range` that came from the image has found its owner.
   Status adopt(FileRange range) EXCLUDES(mu_);
   std::vector<std::pair<FileRange, uint32_t>> unadopted() const EXCLUDES(mu_);
+  uint64_t unadopted_bytes() const EXCLUDES(mu_);  // of pages with such references
   // Drops the references that nobody adopted. The bytes of the pages that had any.
   Result<uint64_t> drop_unadopted() EXCLUDES(mu_);
 

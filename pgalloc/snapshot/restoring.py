@@ -127,11 +127,11 @@ def _call_hooks(
         hook = hooks.get(name)
         if hook is not None:
             hook(memory_file, payload)
-    left = memory_file.unadopted()
+    left = memory_file._unadopted_bytes
     if hooks and left:
         missing = [name for name, _ in payloads if name not in hooks]
         _log.warning(
             "%d bytes of the restored file have references that no hook adopted%s",
-            sum(row.end - row.start for row in left),
+            left,
             f"; the image has hooks that nobody took: {', '.join(missing)}" if missing else "",
         )

@@ -33,15 +33,17 @@ class Piece:
 class Original:
     """A file, and what is in it."""
 
-    def __init__(self, rng: random.Random, threads: int) -> None:
+    def __init__(self, rng: random.Random, threads: int, pages_max: int) -> None:
         self.file = MemoryFile(capacity=CAPACITY, restore_id="original")
         self.pieces: list[Piece] = []
-        pages_max = rng.choice([300, 3000, 9000, 20000])
+        pages = rng.choice([pages_max // 60, pages_max // 6, pages_max // 2, pages_max])
         # Large pieces take long to punch and to look at, so that more happens meanwhile.
-        sizes = [1000, 4000] if pages_max == 20000 else [1, 2, 3, 7, 16, 64, 300, 700, 1500]
+        large = pages == pages_max
+        sizes = [pages // 20, pages // 5] if large else [1, 2, 3, 7, 16, 64, 300, 700, 1500]
+        share = pages // threads
         crew = Crew()
         for owner in range(threads):
-            job = partial(self._fill, owner, rng.getrandbits(64), pages_max // threads, sizes)
+            job = partial(self._fill, owner, rng.getrandbits(64), share, sizes)
             crew.start(job, "filler")
         crew.finish()
         self.file.save_hook(HOOK, save=self._index)
