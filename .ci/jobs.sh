@@ -52,7 +52,8 @@ own_reports() {
 native_tests() {
   local room
   for room in construction placement allocation references reclaim eviction usage \
-    hostile_input save restore restore_background hostile_images; do
+    hostile_input hostile_callbacks hostile_hooks save restore restore_background \
+    hostile_images golden_images; do
     echo "$root/tests/unit/test_$room.py"
   done
 }

@@ -39,6 +39,8 @@ class Allocation(_core.Allocation):
         Raises RangeError unless the whole range is allocated, RefCountError if a page has no such
         reference left.
         """
+        if not isinstance(memory_file, _core.MemoryFile):
+            raise TypeError(f"expected a MemoryFile, not {type(memory_file).__name__}")
         memory_file.adopt_range(range)
         try:
             return cls(memory_file, range)

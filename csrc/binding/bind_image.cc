@@ -32,7 +32,7 @@ py::dict describe(uint64_t image_bytes, const image::Header& header,
                                   name_of(entry.encoding)));
   }
   py::dict hooks;
-  for (const image::Hook& hook : metadata.hooks) hooks[hook.name.c_str()] = hook.payload.size();
+  for (const image::Hook& hook : metadata.hooks) hooks[py::str(hook.name)] = hook.payload.size();
   py::dict result;
   result["version"] = image::kVersion;
   result["page_size"] = page_size();

@@ -161,8 +161,11 @@ Status ImageWriter::finish(Item& item, std::span<const char> encoded) {
       status = write_back(item.number);
       break;
   }
-  if (!status.ok()) fail(status.clone());
-  return status;
+  if (status.ok()) return status;
+  fail(status.clone());
+  // What failed first is what everybody is told; a thread may only have noticed the end of it.
+  MutexLock lock(order_mu_);
+  return failure_ ? failure_->clone() : std::move(status);
 }
 
 bool ImageWriter::wait_for_turn(uint64_t number) {

@@ -186,7 +186,6 @@ def test_interruptions_are_retried(directory: Path, name: str) -> None:
         directory.mkdir()
 
 
-@pytest.mark.xfail(strict=True, reason="SnapshotError: the save was given up")
 def test_a_thread_that_waits_for_a_save_learns_why_it_failed() -> None:
     """Two threads encode a stream; one of them is the first to tell the user."""
     errors: list[BaseException] = []

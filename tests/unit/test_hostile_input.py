@@ -141,16 +141,7 @@ def hands() -> Iterator[list[Hands]]:
     held.pop().close()
 
 
-KNOWN = {"Allocation.adopt(memory_file)": "AttributeError instead of TypeError"}
-
-
-def _parameter(case: Case) -> Any:
-    name = f"{case.name}({case.parameter})"
-    marks = [pytest.mark.xfail(strict=True, reason=KNOWN[name])] if name in KNOWN else []
-    return pytest.param(case, id=name, marks=marks)
-
-
-@pytest.mark.parametrize("case", [_parameter(case) for case in CASES])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}({case.parameter})")
 def test_hostile_values(
     hands: list[Hands], case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
