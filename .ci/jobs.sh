@@ -113,7 +113,7 @@ job_asan() {
   must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
     "$python" .ci/planted/overflow.py
 
-  drivers asan-drivers address,undefined Release image_driver
+  drivers asan-drivers address,undefined Debug image_driver
   UBSAN_OPTIONS=halt_on_error=1 "$work/asan-drivers/image_driver" --edits 30000 --every-bit
 
   # CPython and numpy leave memory behind at exit: leaks count where pgalloc is in the stack. Full
