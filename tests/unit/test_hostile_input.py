@@ -169,7 +169,10 @@ def test_hostile_values(
         if case.parameter == "reader" and callable(value):
             hands[0].mf.wait_for_reclaim()  # it was tried, and failed
             before = hands[0].state()
-        assert hands[0].state() == before, f"{name} was refused and left a change"
+        after = hands[0].state()
+        # The last is the number of threads: those of a file that was closed may only now be gone.
+        assert after[:-1] == before[:-1], f"{name} was refused and left a change"
+        assert after[-1] <= before[-1], f"{name} was refused and left a thread"
 
 
 @pytest.mark.parametrize("name", sorted(NO_ARGUMENTS))
