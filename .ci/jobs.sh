@@ -140,9 +140,8 @@ job_tsan() {
   "$work/tsan-drivers/torture" --seconds 120 --operations 10000 --bytes-max 67108864
   # Not: terabytes of address space, which ThreadSanitizer has no room for.
   LD_PRELOAD=$preload pytest_elsewhere "$python" -n 2 -k 'not tib and not hundreds' \
-    "$root"/tests/unit/test_{allocation,references,reclaim,eviction,usage,restore_background}.py
+    "$root"/tests/unit/test_{allocation,references,reclaim,eviction,usage}.py
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
-  LD_PRELOAD=$preload "$python" stress/snapshots.py --seconds 20 --without fork
   if compgen -G "$work/tsan.log*" >/dev/null; then
     cat "$work"/tsan.log*
     return 1
