@@ -152,7 +152,7 @@ class Round:
         if self._may("fork", 0.5):
             job = partial(meddlers.keep_forking, estate.crew, file, pieces[0], self.counts)
             estate.crew.start(job, "fork")
-        if self._may("close", 0.2):
+        if self._may("close", 0.3):
             self._close_early(estate)
             return
         estate.crew.stop.wait(self.random.random() * 0.2)

@@ -225,6 +225,8 @@ Status ImageWriter::write_extent(Item& item, std::span<const char> encoded) {
   if (sink_->random_access()) pass_turn();
   lock.unlock();
   Status status = sink_->write(head.offset, {buffer.data(), head.end() - head.offset});
+  // Before the count falls: whoever waits for it must not finish an image that lacks this extent.
+  if (!status.ok()) fail(status.clone());
   lock.lock();
   if (!sink_->random_access()) pass_turn();
   --writing_;

@@ -149,14 +149,13 @@ Status MemoryFile::decommit(FileRange range) {
     // on, but if the punch fails, they are still wanted. Those that are arriving have to arrive.
     taken = pages_.pending().start(range, Arrival::kLeaving);
     while (pages_.pending().find(range, Arrival::kArriving)) pending_changed_.wait(mu_);
-    const Status still = closed() ? check_open() : pages_.check_used(range);
-    if (!still.ok()) {
-      settle_leaving(taken, /*gone=*/false);
-      return still.clone();
-    }
     // Hold the pages: should their last owner let go of them meanwhile, they must not reach a new
     // one before the punch is through.
-    PGALLOC_RETURN_IF_ERROR(pages_.inc_ref(range, 0));
+    Status held = closed() ? check_open() : pages_.inc_ref(range, 0);
+    if (!held.ok()) {
+      settle_leaving(taken, /*gone=*/false);
+      return held;
+    }
     operation.emplace(*this);
   }
   Status status = options_.manual_zeroing ? file_->write_zeros(range) : file_->punch(range);

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgalloc import _core
-from pgalloc.errors import OptionError, OutOfMemoryError, SnapshotError
+from pgalloc.errors import ClosedError, OptionError, OutOfMemoryError, SnapshotError
 from pgalloc.snapshot import decoding, images
 from pgalloc.snapshot.codec import zstd
 from pgalloc.snapshot.hooks import RestoreHook
@@ -93,6 +93,8 @@ def _filled(
     try:
         fill()
         _call_hooks(memory_file, image.hooks(), hooks)
+        if memory_file.closed:
+            raise ClosedError("a restore hook closed the file")
     except BaseException:
         memory_file._abandon()
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pgalloc
@@ -74,6 +75,10 @@ class Owner:
         self._to_adopt = share
         self._counts = counts
         self.holdings: list[Holding] = []
+        # Each likes something best: who does everything alike does nothing often at a rare moment.
+        self._favourite = self._random.choice(
+            [self._check, self._decommit, self._free, self._allocate, self._rewrite]
+        )
 
     def run(self) -> None:
         """Act at random until told to stop, or until the file is closed."""
@@ -119,16 +124,19 @@ class Owner:
         self._estate.count_adoption()
 
     def _step(self) -> None:
-        actions = [self._allocate, self._ask, self._save]
-        weights = [6, 3, 0.1]
+        weights: dict[Callable[[], None], float] = {
+            self._allocate: 6,
+            self._ask: 3,
+            self._save: 0.1,
+        }
         if self._to_adopt:
-            actions.append(self.adopt)
-            weights.append(20)
+            weights[self.adopt] = 20
         if self.holdings:
-            actions += [self._check, self._rewrite, self._decommit, self._split, self._clone]
-            actions.append(self._free)
-            weights += [20, 8, 6, 6, 6, 6]
-        self._random.choices(actions, weights)[0]()
+            weights |= dict.fromkeys([self._split, self._clone, self._free, self._decommit], 6)
+            weights |= {self._check: 20, self._rewrite: 8}
+        if self._favourite in weights:
+            weights[self._favourite] *= 10
+        self._random.choices(list(weights), list(weights.values()))[0]()
         self._counts.add("actions of owners")
 
     def _picked(self) -> Holding:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import PAGE, stored, update_usage
-from image_model import fields
+from image_model import Image, Usage, build, extents_of, fields
 from snapshots import contents, image_of, merged, random_file
 
 import pgalloc
@@ -186,6 +186,19 @@ def test_a_decommit_that_fails_loses_nothing(saved: Saved) -> None:
         assert mf.map_range(saved.page(3))[0] == 4
         assert mf.load_progress().dropped_bytes == 0
         testing.verify(mf)
+
+
+@pytest.mark.usefixtures("alone")
+def test_decommitting_what_has_all_references_there_can_be(tmp_path: Path) -> None:
+    """It cannot be held while it is punched: an error, after which its contents still come."""
+    data = {0: b"\x07" * PAGE}
+    usage = [Usage(0, PAGE, references=2**32 - 1)]
+    image = build(Image(PAGE, 1 << 30, usage, extents=extents_of(data, PAGE)))
+    (tmp_path / "image").write_bytes(image)
+    with MemoryFile.restore(tmp_path / "image", background=True) as mf:
+        with pytest.raises(pgalloc.RefCountError):
+            mf.decommit(FileRange(0, PAGE))
+        assert bytes(mf.map_range(FileRange(0, PAGE))) == data[0]
 
 
 def test_freeing_while_loading(saved: Saved) -> None:

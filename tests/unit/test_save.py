@@ -496,3 +496,21 @@ def test_kinds_are_what_they_were() -> None:
         with MemoryFile.restore(io.BytesIO(image_of(mf))) as restored:
             assert restored.usage() == mf.usage()
             assert restored.usage(memcg_id=3) == mf.usage(memcg_id=3)
+
+
+def test_what_cannot_be_written_is_never_missing_from_an_image(tmp_path: Path) -> None:
+    """Whoever finishes the image learns of the failure before the last writer is done."""
+    target = tmp_path / "image"
+    with MemoryFile() as mf:
+        for letter in b"ab":
+            range_ = mf.allocate_range(2 * PAGE)
+            mf.map_range(range_)[:] = bytes([letter]) * 2 * PAGE
+            mf.allocate_range(4 << 20)
+        for attempt in range(2000):
+            target.write_bytes(b"old")
+            with (
+                FaultPlan("pwrite", errno.ENOSPC, first=2 + attempt % 2, times=1),
+                pytest.raises(OSError),
+            ):
+                mf.save(target)
+            assert target.read_bytes() == b"old"
