@@ -1,0 +1,95 @@
+"""Goes for the memory limit, again and again, and counts who was killed. See README.md.
+
+    python stress/limits.py write_through --runs 50
+    python stress/limits.py touch
+    python stress/vm_v2.py --memory-max none -- python stress/limits.py touch
+
+Each run is a fresh process in a fresh group with a limit, made under whatever memory controller is
+here, v1 or v2. Exit status 0 only if no run was killed, none failed, and none stayed near the limit
+for longer than a moment. With ``--plant`` something that protects is switched off, and the status
+is 0 only if the kernel killed every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from limit import write_through
+from limit.trial import Outcome, run
+
+from pgalloc.cli.memory_group import NoPlaceError, Place, open_place
+
+_MIB = 1 << 20
+# How many times the limit a program goes through.
+_TIMES = {"write_through": 16, "touch": 8}
+_PLANTS = {"write_through": write_through.PLANTS, "touch": ("guard",)}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("program", choices=_TIMES)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--limit-mib", type=int, default=256)
+    parser.add_argument("--times", type=int, help="go through so many times the limit")
+    parser.add_argument("--margin-mib", type=int, default=8, help="so close to the limit is near")
+    parser.add_argument("--moment", type=float, default=0.1, help="seconds that near may last")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--plant", help="dict (write_through) or guard (both)")
+    parser.add_argument("--json", type=Path, help="write all outcomes here")
+    parser.add_argument("options", nargs="*", help="after --: for the program itself")
+    options = parser.parse_args()
+    if options.plant and options.plant not in _PLANTS[options.program]:
+        parser.error(f"{options.program} has these plants: {', '.join(_PLANTS[options.program])}")
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    try:
+        with open_place() as place:
+            outcomes = [_one(place, options, number) for number in range(options.runs)]
+    except NoPlaceError as error:
+        print(f"limits: cannot make a memory cgroup: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        options.json.write_text(json.dumps([outcome.as_dict() for outcome in outcomes]))
+    return _judge(options, outcomes)
+
+
+def _one(place: Place, options: argparse.Namespace, number: int) -> Outcome:
+    limit = options.limit_mib * _MIB
+    nbytes = limit * (options.times or _TIMES[options.program])
+    command = ["--nbytes", str(nbytes), "--seed", str(options.seed + number)]
+    if options.plant:
+        command += ["--plant"] if options.program == "touch" else ["--plant", options.plant]
+    outcome = run(
+        place, options.program, [*command, *options.options], limit, options.margin_mib * _MIB
+    )
+    print(f"{options.program} {place.version} run {number + 1}: {outcome.summary()}", flush=True)
+    if options.runs == 1 and outcome.said:
+        print(json.dumps(outcome.said, indent=1))
+    if outcome.status and not outcome.killed:
+        print(outcome.errors, file=sys.stderr, flush=True)
+    return outcome
+
+
+def _judge(options: argparse.Namespace, outcomes: list[Outcome]) -> int:
+    killed = sum(outcome.killed for outcome in outcomes)
+    failed = sum(outcome.status != 0 and not outcome.killed for outcome in outcomes)
+    stretch = max(outcome.closeness.near_longest_s for outcome in outcomes)
+    print(
+        f"limits: {options.program}: {len(outcomes)} runs, {killed} killed, {failed} failed, "
+        f"longest stretch near the limit {stretch * 1e3:.0f} ms"
+    )
+    if options.plant:
+        found = killed == len(outcomes)
+        print(f"planted {options.plant}: {'killed, as it must be' if found else 'NOT found'}")
+        return 0 if found else 1
+    return 0 if not killed and not failed and stretch <= options.moment else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
