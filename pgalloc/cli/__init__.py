@@ -1,4 +1,4 @@
-"""The command line: ``pgalloc demo``, ``doctor``, ``inspect``, ``verify``; from the extra ``cli``.
+"""The command line, from the extra ``cli``: ``pgalloc demo``, ``top``, ``doctor``, and more.
 
 ``main`` is the entry point. It imports nothing but the standard library itself, so that without
 click and rich it can say what to install. The commands are listed in ``app``; each has a file

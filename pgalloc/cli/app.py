@@ -7,6 +7,7 @@ import click
 from pgalloc.cli.demo_command import demo
 from pgalloc.cli.doctor_command import doctor
 from pgalloc.cli.inspect_command import inspect
+from pgalloc.cli.top_command import top
 from pgalloc.cli.verify_command import verify
 
 
@@ -16,5 +17,5 @@ def cli() -> None:
     """Off-heap page memory: counted, mapped, given back, accounted for."""
 
 
-for command in (demo, doctor, inspect, verify):
+for command in (demo, doctor, inspect, top, verify):
     cli.add_command(command)
