@@ -1,10 +1,11 @@
-"""``pgalloc demo [PATH]``: the main job on real input."""
+"""``pgalloc demo [PATH]``: the main job on real input. ``demo oom`` is in ``oom_command``."""
 
 from __future__ import annotations
 
 import os
 import sysconfig
 import time
+from typing import Any
 
 import click
 from rich.console import Console
@@ -17,6 +18,7 @@ from pgalloc.cli.demo_model import Demo
 from pgalloc.cli.demo_progress import BarProgress
 from pgalloc.cli.demo_report import Report, Step
 from pgalloc.cli.demo_terminal import render_report, render_verdict
+from pgalloc.cli.oom_command import oom
 from pgalloc.cli.params import size
 from pgalloc.cli.units import format_bytes, format_count, format_path
 from pgalloc.pressure import info
@@ -25,7 +27,22 @@ from pgalloc.pressure import info
 _NOT_STANDARD = ("site-packages", "dist-packages")
 
 
-@click.command()
+class _Demo(click.Command):
+    """Besides the demo itself there is ``demo oom``; a folder of that name is ``./oom``."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if args[:1] == ["oom"]:
+            return oom.make_context(f"{info_name} oom", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Demo, epilog="See also: pgalloc demo oom --help")
 @click.argument("path", required=False, type=click.Path(), metavar="[PATH]")
 @click.option(
     "--threads",

@@ -69,6 +69,10 @@ class MemoryGroup:
     @property
     def oom_kills(self) -> int:
         """How many processes of the group the out-of-memory killer has killed."""
+        return self.count_oom_kills()
+
+    def count_oom_kills(self) -> int:
+        """The kernel's counter, as it is."""
         file = "memory.oom_control" if self.version == "v1" else "memory.events"
         lines = (self.directory / file).read_text().splitlines()
         return int(dict(line.split() for line in lines)["oom_kill"])
