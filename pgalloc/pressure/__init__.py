@@ -1,29 +1,54 @@
 """Where the memory limit and the signals of memory pressure come from.
 
+For users: :class:`Monitor` (events for Python, headroom for the guard), :func:`info` (the limits),
+:class:`ManualSource` (pressure by hand, for tests), :func:`configure`. docs/pressure.md tells more.
+
 * ``mountinfo``: the formats of two files of procfs.
 * ``cgroup``: which memory cgroup this process is charged to (v1, v2, hybrid, containers).
 * ``limits``: limit, usage and headroom, all ancestors included: :func:`info`.
-* ``signals``: single sources of signals: v1 pressure levels, v2 event counters, PSI triggers.
-* ``memcg_sources``: which of them to watch for a level of pressure (row N1).
-* ``memcg_events``: :class:`PressureLevelListener`, a thread that waits and calls back (row N2).
+* ``signals``, ``psi``, ``systemd``, ``manual``, ``guard``: single sources of signals.
+* ``memcg_sources``: which of a cgroup's to watch for a level of pressure (row N1).
+* ``discovery``: which sources there are here, and what came of trying them.
+* ``watcher``: the thread that waits for all of them (row N2).
+* ``memcg_events``: :class:`PressureLevelListener`, for one level of one cgroup.
+* ``events``, ``monitor``: :class:`Monitor` and what it tells.
+* ``default_guard``: tells the native guard where the limits are.
 
-Besides ``sharing`` this is the only Python room that calls the kernel. It needs no native code.
+Besides ``sharing`` this is the only Python room that calls the kernel. Of native code only the
+guard is used, by ``guard`` alone.
 """
 
 from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
+from pgalloc.pressure.default_guard import configure
+from pgalloc.pressure.events import EventStream, PressureEvent
+from pgalloc.pressure.guard import GuardedLimit, GuardStatus
 from pgalloc.pressure.limits import LimitLevel, PressureInfo, Source, info
+from pgalloc.pressure.manual import ManualSource
 from pgalloc.pressure.memcg_events import PressureLevelListener
-from pgalloc.pressure.memcg_sources import NoMemoryCgroupError
-from pgalloc.pressure.signals import Level
+from pgalloc.pressure.memcg_sources import NoMemoryCgroupError, NoPressureSourceError
+from pgalloc.pressure.monitor import Monitor, MonitorInfo, MonitorStats, default_monitor
+from pgalloc.pressure.signals import Level, PressureSource
 
 __all__ = [
+    "EventStream",
+    "GuardStatus",
+    "GuardedLimit",
     "Level",
     "LimitLevel",
+    "ManualSource",
     "MemoryCgroup",
+    "Monitor",
+    "MonitorInfo",
+    "MonitorStats",
     "NoMemoryCgroupError",
+    "NoPressureSourceError",
+    "PressureEvent",
     "PressureInfo",
     "PressureLevelListener",
+    "PressureSource",
     "Source",
+    "configure",
+    "default_monitor",
     "find_memory_cgroup",
     "info",
 ]

@@ -127,37 +127,41 @@ def _sources(
     return tuple(found)
 
 
+def charged_directories(group: MemoryCgroup) -> list[Path]:
+    """The directories whose usage counts what this process commits, the group's own first."""
+    usage = "memory.usage_in_bytes" if group.version == "v1" else "memory.current"
+    charged: list[Path] = []
+    for directory in group.levels():
+        if charged and _number(directory / "memory.use_hierarchy") == 0:
+            break  # v1 kernels before 5.11: such a parent is not charged for its children
+        # The root group of v2, and levels without the controller, have no such file.
+        if _number(directory / usage) is not None:
+            charged.append(directory)
+    return charged
+
+
 def _levels(group: MemoryCgroup) -> tuple[LimitLevel, ...]:
-    return _levels_v1(group) if group.version == "v1" else _levels_v2(group)
-
-
-def _levels_v2(group: MemoryCgroup) -> tuple[LimitLevel, ...]:
-    levels = []
-    for directory in group.levels():
-        usage = _number(directory / "memory.current")
-        if usage is None:
-            continue  # the root group and levels without the controller have no such file
-        limits = [_number(directory / name) for name in ("memory.max", "memory.high")]
-        limit = min((value for value in limits if value is not None), default=None)
-        reclaimable = _stat(directory).get("inactive_file", 0)
-        levels.append(LimitLevel(str(directory), limit, usage, reclaimable))
-    return tuple(levels)
-
-
-def _levels_v1(group: MemoryCgroup) -> tuple[LimitLevel, ...]:
-    levels: list[LimitLevel] = []
-    for directory in group.levels():
-        if levels and _number(directory / "memory.use_hierarchy") == 0:
-            break  # kernels before 5.11: such a parent is not charged for its children
-        usage = _number(directory / "memory.usage_in_bytes")
-        if usage is None:
-            continue
-        limit = _v1_limit(_number(directory / "memory.limit_in_bytes"))
-        reclaimable = _stat(directory).get("total_inactive_file", 0)
-        levels.append(LimitLevel(str(directory), limit, usage, reclaimable))
-    if levels:
+    is_v1 = group.version == "v1"
+    look = _look_at_v1 if is_v1 else _look_at_v2
+    levels = [look(directory) for directory in charged_directories(group)]
+    if is_v1 and levels:
         levels.extend(_hidden_level_v1(group, levels))
     return tuple(levels)
+
+
+def _look_at_v2(directory: Path) -> LimitLevel:
+    usage = _number(directory / "memory.current") or 0
+    limits = [_number(directory / name) for name in ("memory.max", "memory.high")]
+    limit = min((value for value in limits if value is not None), default=None)
+    reclaimable = _stat(directory).get("inactive_file", 0)
+    return LimitLevel(str(directory), limit, usage, reclaimable)
+
+
+def _look_at_v1(directory: Path) -> LimitLevel:
+    usage = _number(directory / "memory.usage_in_bytes") or 0
+    limit = _v1_limit(_number(directory / "memory.limit_in_bytes"))
+    reclaimable = _stat(directory).get("total_inactive_file", 0)
+    return LimitLevel(str(directory), limit, usage, reclaimable)
 
 
 def _hidden_level_v1(group: MemoryCgroup, seen: list[LimitLevel]) -> list[LimitLevel]:

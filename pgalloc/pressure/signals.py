@@ -1,11 +1,12 @@
 """Single sources of pressure signals: a descriptor to poll, and what a wake-up of it means.
 
 A source opens its files in ``__init__`` and closes all of them if that fails, so a half-built one
-cannot exist. It has no thread; :mod:`pgalloc.pressure.memcg_events` waits on many at once. To add
-a source, derive from :class:`PressureSource`.
+cannot exist. It has no thread; a :class:`pgalloc.pressure.watcher.Watcher` waits on many at once.
+To add a source, derive from :class:`PressureSource`; to have it opened by default, list it in
+:mod:`pgalloc.pressure.discovery`.
 
 Facts from: Documentation/admin-guide/cgroup-v1/memory.rst section 11 "Memory Pressure",
-cgroup-v2.rst "memory.events", accounting/psi.rst "Monitoring for pressure thresholds".
+cgroup-v2.rst "memory.events".
 """
 
 from __future__ import annotations
@@ -13,25 +14,50 @@ from __future__ import annotations
 import abc
 import os
 import select
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
 Level = Literal["low", "medium", "critical"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+"""In ascending order of severity."""
+
+# v2 counts occurrences where v1 judges severity; these are the nearest equivalents. "high" and
+# "max" are reclaim at memory.high and memory.max; "oom" is an allocation about to fail.
+V2_LEVELS: dict[str, Level] = {
+    "high": "low",
+    "max": "medium",
+    "oom": "critical",
+    "oom_kill": "critical",
+    "oom_group_kill": "critical",
+}
+
+
+def checked_level(level: object) -> Level:
+    """The level, if it is one; else ValueError."""
+    for known in LEVELS:
+        if isinstance(level, str) and level == known:
+            return known
+    text = repr(level[:40]) if isinstance(level, str) else type(level).__name__
+    raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {text}")
 
 
 class PressureSource(abc.ABC):
     """One descriptor. Not thread-safe: ``take`` and ``close`` are for one thread at a time.
 
     Attributes:
+        kind: what sort of source this is, in one word: "v1", "v2", "psi", "systemd" ...
         name: what is watched, in words.
         fd: the descriptor to poll; -1 once closed.
         poll_mask: the poll(2) events to wait for.
+        level: how severe its signals are; where they differ, the last one that ``take`` saw.
     """
 
+    kind: str = "other"
     name: str
     fd: int
-    poll_mask: int
+    poll_mask: int = select.POLLIN
+    level: Level = "low"
 
     @abc.abstractmethod
     def take(self, revents: int) -> bool:
@@ -43,8 +69,12 @@ class PressureSource(abc.ABC):
     def close(self) -> None:
         """Closes the descriptor, which also ends the registration; harmless when repeated."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", -1) >= 0:
+            self.close()
 
 
 class V1PressureLevel(PressureSource):
@@ -54,11 +84,12 @@ class V1PressureLevel(PressureSource):
     finds little, critical is the edge of an out-of-memory kill.
     """
 
-    poll_mask = select.POLLIN
+    kind = "v1"
 
     def __init__(self, directory: Path, level: Level) -> None:
         """Raises OSError: no such files, no permission."""
         self.name = f"v1 {directory}/memory.pressure_level {level}"
+        self.level = level
         self._file = directory / "memory.pressure_level"
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
@@ -85,15 +116,16 @@ class V2Events(PressureSource):
     """cgroup v2: a flat-keyed counter file, such as ``memory.events``, that can be polled.
 
     The file wakes its readers after any change, so the counters of interest are compared with
-    their last values: a wake-up counts if one of them rose.
+    their last values: a wake-up counts if one of them rose. Its level is that of the most severe.
     """
 
+    kind = "v2"
     poll_mask = select.POLLPRI
 
-    def __init__(self, file: Path, counters: frozenset[str]) -> None:
+    def __init__(self, file: Path, counters: Iterable[str]) -> None:
         """Raises OSError: no such file (the root group has none), no permission."""
-        self.name = f"v2 {file} {' '.join(sorted(counters))}"
-        self._counters = counters
+        self._counters = frozenset(counters)
+        self.name = f"v2 {file} {' '.join(sorted(self._counters))}"
         self.fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._last = self._read()
@@ -104,43 +136,17 @@ class V2Events(PressureSource):
     def take(self, revents: int) -> bool:
         """Compares the counters with those of the last call."""
         before, self._last = self._last, self._read()
-        return any(value > before.get(name, 0) for name, value in self._last.items())
+        risen = [name for name, value in self._last.items() if value > before.get(name, 0)]
+        if risen:
+            levels = (V2_LEVELS.get(name, "low") for name in risen)
+            self.level = max(levels, key=LEVELS.index)
+        return bool(risen)
 
     def _read(self) -> dict[str, int]:
         """Reading from offset 0 is also what arms the poll again."""
         words = os.pread(self.fd, 4096, 0).decode().split()
         pairs = zip(words[0::2], words[1::2], strict=False)
         return {name: int(value) for name, value in pairs if name in self._counters}
-
-
-class PsiTrigger(PressureSource):
-    """A stall threshold on a ``memory.pressure`` file or on /proc/pressure/memory.
-
-    Tasks of the group (or of the machine) lost ``stall_us`` of ``window_us`` microseconds to
-    waiting for memory: ``some`` of them, or all at once (``full``). Without CAP_SYS_RESOURCE the
-    kernel takes only windows that are multiples of 2 s.
-    """
-
-    poll_mask = select.POLLPRI
-
-    def __init__(
-        self, file: Path, kind: Literal["some", "full"], *, stall_us: int, window_us: int
-    ) -> None:
-        """Raises OSError: no PSI (CONFIG_PSI, psi=0), no permission, refused figures."""
-        self.name = f"psi {file} {kind} {stall_us}/{window_us} us"
-        self.fd = os.open(file, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            # The kernel puts a NUL over the last byte written, which so must not be a digit.
-            os.write(self.fd, f"{kind} {stall_us} {window_us}\0".encode())
-        except BaseException:
-            self.close()
-            raise
-
-    def take(self, revents: int) -> bool:
-        """The poll itself has consumed the event: at most one per window."""
-        if revents & select.POLLERR:
-            raise OSError(f"{self.name}: the trigger is gone")
-        return bool(revents & select.POLLPRI)
 
 
 def _write(file: Path, request: bytes) -> None:

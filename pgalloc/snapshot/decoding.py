@@ -6,7 +6,6 @@ them. Encoded extents it hands out here: to a thread that waits for one, or to t
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 import weakref
@@ -54,6 +53,8 @@ def decode(extent: _core.ArrivingExtent, codec: Codec | None = None) -> None:
 
 async def loaded(memory_file: Savable) -> None:
     """Return when nothing is on its way any more."""
+    import asyncio  # whoever awaits this has it already; pgalloc itself does not need it
+
     while not await asyncio.to_thread(memory_file.wait_loaded, _ASYNC_SLICE_S):
         pass
 

@@ -15,7 +15,8 @@ import pytest
 
 from pgalloc.pressure import MemoryCgroup, NoMemoryCgroupError, PressureLevelListener
 from pgalloc.pressure.memcg_sources import open_sources
-from pgalloc.pressure.signals import Level, PsiTrigger, V1PressureLevel, V2Events
+from pgalloc.pressure.psi import PsiTrigger
+from pgalloc.pressure.signals import Level, V1PressureLevel, V2Events
 
 WAIT_S = 10.0
 

@@ -15,7 +15,8 @@ import pytest
 
 from pgalloc.pressure import MemoryCgroup, PressureLevelListener, find_memory_cgroup
 from pgalloc.pressure.mountinfo import parse_mountinfo
-from pgalloc.pressure.signals import PsiTrigger, V2Events
+from pgalloc.pressure.psi import PsiTrigger
+from pgalloc.pressure.signals import V2Events
 
 MIB = 1 << 20
 LIMIT_BYTES = 32 * MIB

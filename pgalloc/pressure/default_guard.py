@@ -1,0 +1,117 @@
+"""Tells the native guard where the limits of this process are, once in each process.
+
+Thread safety: all functions may be called from any thread.
+
+Invariants:
+  1. :func:`ensure` never raises, and costs one look at a flag once the guard is configured.
+  2. A forked child configures anew: it may be moved to another cgroup, and it has a guard of its
+     own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from typing import SupportsIndex
+
+from pgalloc import fork
+from pgalloc.pressure import guard
+from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
+from pgalloc.pressure.limits import charged_directories
+from pgalloc.sizes import parse_headroom
+
+DEFAULT_HEADROOM = "10%"
+
+_log = logging.getLogger("pgalloc.pressure")
+
+
+class _Configuration:
+    """What the guard of this process was told. One instance, for :mod:`pgalloc.fork`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.done = False
+        self.watches = False
+        self.token: int | None = None
+
+    def park(self) -> None:
+        """There is no Python thread here."""
+
+    def resume(self) -> None:
+        """As park()."""
+
+    def abandon(self) -> None:
+        """In a forked child: nothing was told to its guard."""
+        self.__init__()  # type: ignore[misc]
+
+
+_configuration = _Configuration()
+
+
+def ensure() -> None:
+    """Configures the guard unless that was done. Never raises."""
+    if _configuration.done:
+        return
+    try:
+        with _configuration.lock:
+            if not _configuration.done:
+                _configure(DEFAULT_HEADROOM, "/proc", "/")
+    except Exception:  # whoever wants memory must get it, guarded or not
+        _configuration.done = True
+        _log.warning("the memory guard could not be configured", exc_info=True)
+
+
+def configure(
+    headroom: str | SupportsIndex = DEFAULT_HEADROOM,
+    *,
+    proc: str | os.PathLike[str] = "/proc",
+    root: str | os.PathLike[str] = "/",
+) -> None:
+    """Finds the memory cgroup of this process again, and sets how much the guard keeps free.
+
+    Done by itself, with the default, when the first MemoryFile is made; call it after the process
+    was moved to another cgroup, or for another headroom. Open Monitors may ask for more headroom;
+    the largest wish counts.
+
+    Args:
+        headroom: "10%" of every limit, or bytes, as an int or as "32M".
+        proc: where procfs lies, for tests.
+        root: put before every mount point, for tests.
+
+    Raises TypeError, OptionError or RangeError for a bad headroom.
+    """
+    parse_headroom(headroom)
+    with _configuration.lock:
+        _configure(headroom, proc, root)
+
+
+def has_something_to_watch() -> bool:
+    """Whether the guard has a limit or MemAvailable to go by."""
+    ensure()
+    return _configuration.watches
+
+
+def _configure(
+    headroom: str | SupportsIndex, proc: str | os.PathLike[str], root: str | os.PathLike[str]
+) -> None:
+    fraction, nbytes = parse_headroom(headroom)
+    group = find_memory_cgroup(proc=proc, root=root)
+    levels = _levels(group) if group is not None else []
+    meminfo = os.path.join(proc, "meminfo")
+    readable = os.access(meminfo, os.R_OK)
+    guard.calls.guard_configure(levels, meminfo if readable else None)
+    before, _configuration.token = (
+        _configuration.token,
+        guard.calls.guard_add_headroom(fraction, nbytes),
+    )
+    if before is not None:
+        guard.calls.guard_remove_headroom(before)
+    _configuration.watches = bool(levels) or readable
+    _configuration.done = True
+    fork.register(_configuration)
+
+
+def _levels(group: MemoryCgroup) -> list[tuple[str, bool]]:
+    is_v1 = group.version == "v1"
+    return [(str(directory), is_v1) for directory in charged_directories(group)]

@@ -1,0 +1,141 @@
+"""The native guard as Python sees it: what it knows, and its crossings as a source of signals.
+
+The guard is a thread of the core. It discards unpinned memory before a limit is reached, without
+the GIL. Python only tells it where the limits are and how much to keep free, and hears of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+from pgalloc import _core
+from pgalloc.pressure.signals import PressureSource
+
+GuardLevel = Literal["none", "low", "medium", "critical"]
+
+
+class GuardCalls(Protocol):
+    """The calls of the core that are about the guard; tests put another object in their place."""
+
+    def guard_configure(self, levels: list[tuple[str, bool]], meminfo: str | None) -> None:
+        """Watch these directories (and whether each is v1), and MemAvailable in ``meminfo``."""
+
+    def guard_add_headroom(self, fraction: float, nbytes: int) -> int:
+        """Keep that much free below every limit; the largest wish counts. Returns a token."""
+
+    def guard_remove_headroom(self, token: int) -> None:
+        """Take a wish back."""
+
+    def guard_watch(self, fd: int) -> None:
+        """Write 1 to this eventfd at each crossing."""
+
+    def guard_unwatch(self, fd: int) -> None:
+        """Stop that; to be called before the eventfd is closed."""
+
+    def guard_status(self) -> dict[str, Any]:
+        """What it knows and did: the fields of GuardStatus."""
+
+
+calls: GuardCalls = cast(GuardCalls, _core)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardedLimit:
+    """One limit that the guard watches, in bytes.
+
+    Attributes:
+        directory: the cgroup's, or the machine's meminfo.
+        limit: None if there is none at the moment.
+        usage: what is charged there.
+        reclaimable: page cache of files that the kernel can drop.
+        headroom: what the guard keeps free below the limit.
+    """
+
+    directory: str
+    limit: int | None
+    usage: int
+    reclaimable: int
+    headroom: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuardStatus:
+    """The guard at one moment.
+
+    Attributes:
+        running: whether its thread runs, which it does when there is something to watch for.
+        level: "none"; "low": below the headroom, and discarding; "medium": could not restore the
+            headroom; "critical": less than a quarter of it is left.
+        available: bytes that can still be committed at the tightest limit; None if unknown.
+        headroom: bytes it keeps free there.
+        crossings: how often ``available`` fell below ``headroom``.
+        shortfalls: how often there was not enough to discard.
+        discards: how often it discarded.
+        discarded_bytes: how much that gave back.
+        levels: every limit it watches.
+    """
+
+    running: bool
+    level: GuardLevel
+    available: int | None
+    headroom: int
+    crossings: int
+    shortfalls: int
+    discards: int
+    discarded_bytes: int
+    levels: tuple[GuardedLimit, ...]
+
+
+def status() -> GuardStatus:
+    """Asks the guard. Cheap: it reads no file for this."""
+    return _status_of(calls.guard_status())
+
+
+def _status_of(found: Mapping[str, Any]) -> GuardStatus:
+    levels = tuple(
+        GuardedLimit(**{name: level[name] for name in GuardedLimit.__slots__})
+        for level in found["levels"]
+    )
+    rest = {name: found[name] for name in GuardStatus.__slots__ if name != "levels"}
+    return GuardStatus(**rest, levels=levels)
+
+
+class GuardSource(PressureSource):
+    """Signals whenever the guard sees less than the headroom left, or cannot restore it.
+
+    Invariant: the guard never has a descriptor that is closed. In a forked child the guard has
+    none of its parent's.
+    """
+
+    kind = "guard"
+    name = "the native guard"
+
+    def __init__(self) -> None:
+        """Raises OSError when there are no descriptors to be had."""
+        self._calls, self._pid = calls, os.getpid()
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._calls.guard_watch(self.fd)
+        except BaseException:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+            raise
+
+    def take(self, revents: int) -> bool:
+        """The level is the guard's of this moment; what is restored already was low."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return False
+        level: GuardLevel = self._calls.guard_status()["level"]
+        self.level = "low" if level == "none" else level
+        return True
+
+    def close(self) -> None:
+        """Tells the guard first; harmless when repeated."""
+        if self.fd >= 0 and os.getpid() == self._pid:
+            self._calls.guard_unwatch(self.fd)
+        super().close()

@@ -1,0 +1,71 @@
+"""A native guard that does what a test tells it, in the place of the real one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from pgalloc.pressure import default_guard, guard
+
+
+class FakeGuard:
+    """Keeps what it was told; ``cross`` does what a crossing does."""
+
+    def __init__(self) -> None:
+        self.configured: list[tuple[list[tuple[str, bool]], str | None]] = []
+        self.headrooms: dict[int, tuple[float, int]] = {}
+        self.watched: list[int] = []
+        self.level = "none"
+        self.available: int | None = 123
+        self.tokens = 0
+
+    def guard_configure(self, levels: list[tuple[str, bool]], meminfo: str | None) -> None:
+        self.configured.append((levels, meminfo))
+
+    def guard_add_headroom(self, fraction: float, nbytes: int) -> int:
+        self.tokens += 1
+        self.headrooms[self.tokens] = (fraction, nbytes)
+        return self.tokens
+
+    def guard_remove_headroom(self, token: int) -> None:
+        del self.headrooms[token]
+
+    def guard_watch(self, fd: int) -> None:
+        self.watched.append(fd)
+
+    def guard_unwatch(self, fd: int) -> None:
+        os.fstat(fd)  # not closed yet
+        self.watched.remove(fd)
+
+    def guard_status(self) -> dict[str, Any]:
+        level = {"directory": "/cg", "limit": 100, "usage": 1, "reclaimable": 0, "headroom": 10}
+        return {
+            "running": True,
+            "level": self.level,
+            "available": self.available,
+            "headroom": 10,
+            "crossings": 0,
+            "shortfalls": 0,
+            "discards": 0,
+            "discarded_bytes": 0,
+            "levels": [level],
+        }
+
+    def cross(self, level: str = "low") -> None:
+        self.level = level
+        for fd in self.watched:
+            os.eventfd_write(fd, 1)
+
+
+@contextmanager
+def fake_guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGuard]:
+    """The fake in place, and nothing configured; afterwards nothing may be left in it."""
+    fake = FakeGuard()
+    monkeypatch.setattr(guard, "calls", fake)
+    monkeypatch.setattr(default_guard, "_configuration", default_guard._Configuration())
+    yield fake
+    assert fake.watched == []
