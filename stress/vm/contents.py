@@ -60,6 +60,8 @@ def package_files(name: str) -> Iterator[tuple[str, Path]]:
 
 def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """A folder under its own name below ``HOME``."""
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder")
     yield from _below(folder, f"{HOME}/{folder.resolve().name}", whole=True)
 
 
