@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from io import FileIO
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,17 @@ from pgalloc.snapshot.savable import Savable
 if TYPE_CHECKING:
     from typing import Self
 
+    from pgalloc.pressure import Monitor
+
 _log = logging.getLogger("pgalloc")
 
 
 def _checked_size(value: int | None, name: str) -> int | None:
     return None if value is None else checked_int(value, name, low=1, high=2**63 - 1)
+
+
+def _stop_listening(monitor: Monitor, unsubscribe: Callable[[], None]) -> None:
+    unsubscribe()
 
 
 class MemoryFile(Savable):
@@ -43,8 +49,9 @@ class MemoryFile(Savable):
       Default: four times the machine's memory, rounded up to a power of two, less if the kernel
       refuses that.
     * ``delayed_eviction``: when evictable users are asked to let go.
-    * ``use_host_memcg_pressure``: evict when the memory cgroup of this process reports pressure
-      (only with delayed eviction ENABLED).
+    * ``use_host_memcg_pressure``: evict when memory is short: at every event of
+      ``pgalloc.pressure.default_monitor()``, the memory cgroup of this process and the guard of its
+      limits among its sources (only with delayed eviction ENABLED).
     * ``decommit_on_destroy``: give the pages back at close() even if others have the file open.
     * ``manual_zeroing``: zero pages when handing them out, and decommit by zeroing: for files whose
       file system cannot punch holes.
@@ -112,12 +119,14 @@ class MemoryFile(Savable):
         self._log_warnings()
 
     def _listen(self) -> None:
-        from pgalloc.pressure import PressureLevelListener
+        from pgalloc.pressure import default_monitor
 
+        monitor = default_monitor()
         # Bound to the core's evictables: a method of this object would keep it alive for ever.
-        listener = PressureLevelListener(self._evictables.start_all, level="low")
-        fork.register(listener)
-        self._stop_listening = weakref.finalize(self, listener.stop)
+        evictables = self._evictables
+        unsubscribe = monitor.subscribe(lambda event: evictables.start_all(), level="low")
+        # The finalizer keeps the monitor, which all files share, for as long as this file listens.
+        self._stop_listening = weakref.finalize(self, _stop_listening, monitor, unsubscribe)
 
     # --- the safe layer --------------------------------------------------------------------------
 

@@ -14,6 +14,12 @@ import pytest
 
 import pgalloc
 from pgalloc import FileRange, MemoryFile, testing
+from pgalloc.pressure import default_guard
+from pgalloc.pressure.guard import GuardSource
+
+# The guard of the memory limits is there once for all files, and stays: it starts now.
+default_guard.ensure()
+GuardSource().close()
 
 PAGE = pgalloc.PAGE_SIZE
 HUGE = pgalloc.HUGE_PAGE_SIZE

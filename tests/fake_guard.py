@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,8 +23,8 @@ class FakeGuard:
         self.available: int | None = 123
         self.tokens = 0
 
-    def guard_configure(self, levels: list[tuple[str, bool]], meminfo: str | None) -> None:
-        self.configured.append((levels, meminfo))
+    def guard_configure(self, levels: Sequence[tuple[str, bool]], meminfo: str | None) -> None:
+        self.configured.append((list(levels), meminfo))
 
     def guard_add_headroom(self, fraction: float, nbytes: int) -> int:
         self.tokens += 1
@@ -42,16 +42,24 @@ class FakeGuard:
         self.watched.remove(fd)
 
     def guard_status(self) -> dict[str, Any]:
-        level = {"directory": "/cg", "limit": 100, "usage": 1, "reclaimable": 0, "headroom": 10}
+        level = {
+            "directory": "/cg",
+            "limit": 100,
+            "usage": 1,
+            "reclaimable": 0,
+            "available": 99,
+            "headroom": 10,
+        }
         return {
             "running": True,
             "level": self.level,
             "available": self.available,
-            "headroom": 10,
+            "looks": 0,
             "crossings": 0,
             "shortfalls": 0,
             "discards": 0,
             "discarded_bytes": 0,
+            "refusals": 0,
             "levels": [level],
         }
 

@@ -22,6 +22,7 @@ from pgalloc.pressure.limits import charged_directories
 from pgalloc.sizes import parse_headroom
 
 DEFAULT_HEADROOM = "10%"
+"""What a Monitor asks for, and what the guard keeps by itself when nobody asks."""
 
 _log = logging.getLogger("pgalloc.pressure")
 
@@ -56,32 +57,34 @@ def ensure() -> None:
     try:
         with _configuration.lock:
             if not _configuration.done:
-                _configure(DEFAULT_HEADROOM, "/proc", "/")
+                _configure(None, "/proc", "/")
     except Exception:  # whoever wants memory must get it, guarded or not
         _configuration.done = True
         _log.warning("the memory guard could not be configured", exc_info=True)
 
 
 def configure(
-    headroom: str | SupportsIndex = DEFAULT_HEADROOM,
+    headroom: str | SupportsIndex | None = None,
     *,
     proc: str | os.PathLike[str] = "/proc",
     root: str | os.PathLike[str] = "/",
 ) -> None:
-    """Finds the memory cgroup of this process again, and sets how much the guard keeps free.
+    """Finds the memory cgroup of this process again, and says how much the guard is to keep free.
 
-    Done by itself, with the default, when the first MemoryFile is made; call it after the process
-    was moved to another cgroup, or for another headroom. Open Monitors may ask for more headroom;
-    the largest wish counts.
+    The first MemoryFile does this by itself. Call it after the process was moved to another cgroup
+    or got another mount of it, or to ask for headroom for as long as the process lives.
 
     Args:
-        headroom: "10%" of every limit, or bytes, as an int or as "32M".
+        headroom: "10%" of every limit, or bytes, as an int or as "32M"; None takes back what an
+            earlier call asked for. The largest wish counts, those of open Monitors included; if
+            there is none the guard keeps a tenth.
         proc: where procfs lies, for tests.
         root: put before every mount point, for tests.
 
     Raises TypeError, OptionError or RangeError for a bad headroom.
     """
-    parse_headroom(headroom)
+    if headroom is not None:
+        parse_headroom(headroom)
     with _configuration.lock:
         _configure(headroom, proc, root)
 
@@ -93,17 +96,16 @@ def has_something_to_watch() -> bool:
 
 
 def _configure(
-    headroom: str | SupportsIndex, proc: str | os.PathLike[str], root: str | os.PathLike[str]
+    headroom: str | SupportsIndex | None, proc: str | os.PathLike[str], root: str | os.PathLike[str]
 ) -> None:
-    fraction, nbytes = parse_headroom(headroom)
     group = find_memory_cgroup(proc=proc, root=root)
     levels = _levels(group) if group is not None else []
     meminfo = os.path.join(proc, "meminfo")
     readable = os.access(meminfo, os.R_OK)
     guard.calls.guard_configure(levels, meminfo if readable else None)
-    before, _configuration.token = (
-        _configuration.token,
-        guard.calls.guard_add_headroom(fraction, nbytes),
+    before = _configuration.token
+    _configuration.token = (
+        None if headroom is None else guard.calls.guard_add_headroom(*parse_headroom(headroom))
     )
     if before is not None:
         guard.calls.guard_remove_headroom(before)
@@ -114,4 +116,12 @@ def _configure(
 
 def _levels(group: MemoryCgroup) -> list[tuple[str, bool]]:
     is_v1 = group.version == "v1"
-    return [(str(directory), is_v1) for directory in charged_directories(group)]
+    levels = []
+    for directory in charged_directories(group):
+        try:
+            str(directory).encode()
+        except UnicodeEncodeError:
+            _log.warning("the guard does not watch %r: its name is not UTF-8", str(directory))
+        else:
+            levels.append((str(directory), is_v1))
+    return levels

@@ -7,50 +7,55 @@ the GIL. Python only tells it where the limits are and how much to keep free, an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 from pgalloc import _core
 from pgalloc.pressure.signals import PressureSource
 
 GuardLevel = Literal["none", "low", "medium", "critical"]
+_Record = TypeVar("_Record", "GuardedLimit", "GuardStatus")
 
 
 class GuardCalls(Protocol):
     """The calls of the core that are about the guard; tests put another object in their place."""
 
-    def guard_configure(self, levels: list[tuple[str, bool]], meminfo: str | None) -> None:
+    def guard_configure(self, levels: Sequence[tuple[str, bool]], meminfo: str | None) -> None:
         """Watch these directories (and whether each is v1), and MemAvailable in ``meminfo``."""
 
     def guard_add_headroom(self, fraction: float, nbytes: int) -> int:
-        """Keep that much free below every limit; the largest wish counts. Returns a token."""
+        """Keep that much free below every limit. Returns a token.
 
-    def guard_remove_headroom(self, token: int) -> None:
+        The largest wish counts; without any, the guard keeps a tenth.
+        """
+
+    def guard_remove_headroom(self, token: int, /) -> None:
         """Take a wish back."""
 
-    def guard_watch(self, fd: int) -> None:
+    def guard_watch(self, fd: int, /) -> None:
         """Write 1 to this eventfd at each crossing."""
 
-    def guard_unwatch(self, fd: int) -> None:
+    def guard_unwatch(self, fd: int, /) -> None:
         """Stop that; to be called before the eventfd is closed."""
 
     def guard_status(self) -> dict[str, Any]:
         """What it knows and did: the fields of GuardStatus."""
 
 
-calls: GuardCalls = cast(GuardCalls, _core)
+calls: GuardCalls = _core
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedLimit:
-    """One limit that the guard watches, in bytes.
+    """One limit that the guard watches, in bytes, as it was when the guard last looked.
 
     Attributes:
         directory: the cgroup's, or the machine's meminfo.
         limit: None if there is none at the moment.
         usage: what is charged there.
         reclaimable: page cache of files that the kernel can drop.
+        available: what can still be committed; None without a limit.
         headroom: what the guard keeps free below the limit.
     """
 
@@ -58,6 +63,7 @@ class GuardedLimit:
     limit: int | None
     usage: int
     reclaimable: int
+    available: int | None
     headroom: int
 
 
@@ -66,15 +72,17 @@ class GuardStatus:
     """The guard at one moment.
 
     Attributes:
-        running: whether its thread runs, which it does when there is something to watch for.
-        level: "none"; "low": below the headroom, and discarding; "medium": could not restore the
-            headroom; "critical": less than a quarter of it is left.
+        running: whether its thread runs, which it does when there is something to do for it.
+        level: "none"; "low": less than the headroom is left, and it discards; "medium": there is
+            nothing more to discard; "critical": and less than a quarter of the headroom is left.
         available: bytes that can still be committed at the tightest limit; None if unknown.
-        headroom: bytes it keeps free there.
-        crossings: how often ``available`` fell below ``headroom``.
-        shortfalls: how often there was not enough to discard.
-        discards: how often it discarded.
+        headroom: bytes it keeps free there; 0 if there is no limit.
+        looks: how often it looked at the limits.
+        crossings: how often less than the headroom was left.
+        shortfalls: how often there was nothing more to discard then.
+        discards: batches of allocations that it discarded.
         discarded_bytes: how much that gave back.
+        refusals: allocations that would have exceeded a limit, and failed cleanly instead.
         levels: every limit it watches.
     """
 
@@ -82,11 +90,19 @@ class GuardStatus:
     level: GuardLevel
     available: int | None
     headroom: int
+    looks: int
     crossings: int
     shortfalls: int
     discards: int
     discarded_bytes: int
+    refusals: int
     levels: tuple[GuardedLimit, ...]
+
+    @property
+    def tightest(self) -> GuardedLimit | None:
+        """The limit that will be reached first; None if there is none."""
+        limited = [level for level in self.levels if level.available is not None]
+        return min(limited, key=lambda level: level.available or 0, default=None)
 
 
 def status() -> GuardStatus:
@@ -95,12 +111,15 @@ def status() -> GuardStatus:
 
 
 def _status_of(found: Mapping[str, Any]) -> GuardStatus:
-    levels = tuple(
-        GuardedLimit(**{name: level[name] for name in GuardedLimit.__slots__})
-        for level in found["levels"]
-    )
-    rest = {name: found[name] for name in GuardStatus.__slots__ if name != "levels"}
-    return GuardStatus(**rest, levels=levels)
+    levels = tuple(_pick(GuardedLimit, level) for level in found["levels"])
+    whole = _pick(GuardStatus, {**found, "levels": levels, "headroom": 0})
+    tightest = whole.tightest
+    return whole if tightest is None else replace(whole, headroom=tightest.headroom)
+
+
+def _pick(record: type[_Record], found: Mapping[str, Any]) -> _Record:
+    """A record of what it has fields for: the core may say more."""
+    return record(**{field.name: found[field.name] for field in fields(record)})
 
 
 class GuardSource(PressureSource):

@@ -66,16 +66,14 @@ def test_a1_file_object_stays_open_on_failure(tmp_path: Path) -> None:
 def test_a1_a4_failing_pressure_leaves_nothing_and_the_descriptor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import pgalloc.pressure
+    from pgalloc.pressure import NoPressureSourceError, discovery
 
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise OSError(errno.ENOENT, "no memory cgroup")
-
-    monkeypatch.setattr(pgalloc.pressure, "PressureLevelListener", refuse)
+    monkeypatch.setattr(discovery, "candidates", lambda **kwargs: iter(()))
     fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
     try:
-        with pytest.raises(OSError, match="no memory cgroup"):
+        with pytest.raises(NoPressureSourceError, match="nothing here can signal") as caught:
             MemoryFile(fd, use_host_memcg_pressure=True)
+        assert caught.value.errno == errno.ENOENT
         assert _is_open(fd)
     finally:
         os.close(fd)
