@@ -39,11 +39,18 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plant", help="dict (write_through) or guard (both)")
     parser.add_argument("--json", type=Path, help="write all outcomes here")
-    parser.add_argument("options", nargs="*", help="after --: for the program itself")
-    options = parser.parse_args()
+    parser.epilog = "What follows -- is for the program itself."
+    own, theirs = _split(sys.argv[1:])
+    options = parser.parse_args(own, argparse.Namespace(options=theirs))
     if options.plant and options.plant not in _PLANTS[options.program]:
         parser.error(f"{options.program} has these plants: {', '.join(_PLANTS[options.program])}")
     return options
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """What is before and what is behind the first "--"."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
 
 
 def main() -> int:

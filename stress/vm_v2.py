@@ -28,7 +28,6 @@ def default_cache() -> Path:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("command", nargs="+", help="what to run; put -- before it")
     parser.add_argument("--memory-max", default="256M", help="the group's limit; none: no group")
     parser.add_argument("--oom", action="store_true", help="succeed if it is OOM-killed, only then")
     parser.add_argument("--package", action="append", default=[], help="one more Python package")
@@ -37,7 +36,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where the kernel is")
     parser.add_argument("--memory-mib", type=int, default=2048, help="of the whole machine")
     parser.add_argument("--cpus", type=int, default=2)
-    return parser.parse_args()
+    parser.epilog = "What follows -- is the command."
+    at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options = parser.parse_args(sys.argv[1:at], argparse.Namespace(command=sys.argv[at + 1 :]))
+    if not options.command:
+        parser.error("no command: put it behind --")
+    return options
 
 
 def main() -> int:
