@@ -1,0 +1,274 @@
+"""What the native guard is told of this process's limits, and what it tells Python."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_guard import FakeGuard, fake_guard
+
+from pgalloc import OptionError, RangeError
+from pgalloc.pressure import configure, default_guard, find_memory_cgroup, guard
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGuard]:
+    with fake_guard(monkeypatch) as fake:
+        yield fake
+
+
+class FakeHost:
+    """procfs and cgroup mounts below ``top``."""
+
+    def __init__(self, top: Path) -> None:
+        self.proc, self.root = top / "proc", top / "root"
+        (self.proc / "self").mkdir(parents=True)
+        self.mount = self.root / "cg"
+        self.mount.mkdir(parents=True)
+
+    def describe(self, mount: str, membership: str) -> None:
+        (self.proc / "self/mountinfo").write_text(mount + "\n")
+        (self.proc / "self/cgroup").write_text(membership + "\n")
+
+    def level(self, path: str, **files: str) -> str:
+        directory = self.mount / path
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (directory / name.replace("__", ".")).write_text(content + "\n")
+        return str(directory)
+
+    def configure(self, native: FakeGuard) -> tuple[list[tuple[str, bool]], str | None]:
+        configure(proc=self.proc, root=self.root)
+        return native.configured[-1]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> FakeHost:
+    return FakeHost(tmp_path)
+
+
+# --- which levels --------------------------------------------------------------------------------
+
+
+def test_v1_every_level_that_is_charged_own_first(host: FakeHost, native: FakeGuard) -> None:
+    host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "4:memory:/pod/app:1")
+    own = host.level("pod/app:1", memory__usage_in_bytes="1")
+    pod = host.level("pod", memory__usage_in_bytes="1")
+    top = host.level("", memory__usage_in_bytes="1")
+    assert host.configure(native) == ([(own, True), (pod, True), (top, True)], None)
+
+
+def test_v1_not_above_a_parent_without_hierarchy(host: FakeHost, native: FakeGuard) -> None:
+    host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "4:memory:/pod/app")
+    own = host.level("pod/app", memory__usage_in_bytes="1")
+    host.level("pod", memory__usage_in_bytes="1", memory__use_hierarchy="0")
+    host.level("", memory__usage_in_bytes="1")
+    assert host.configure(native)[0] == [(own, True)]
+
+
+def test_v2_levels_without_limits_now_may_get_some_later(host: FakeHost, native: FakeGuard) -> None:
+    host.describe("1 2 0:1 / /cg rw - cgroup2 cgroup2 rw", "0::/slice/app")
+    own = host.level("slice/app", memory__max="max", memory__current="1")
+    slice_ = host.level("slice", memory__max="9", memory__current="1")
+    host.level("", cgroup__controllers="memory")  # the root has no memory.current
+    assert host.configure(native)[0] == [(own, False), (slice_, False)]
+
+
+def test_v2_bind_mount_with_octal_escapes(host: FakeHost, native: FakeGuard) -> None:
+    host.describe(r"1 2 0:1 /box /cg/my\040box rw - cgroup2 cgroup2 rw", "0::/box/app")
+    own = host.level("my box/app", memory__max="max", memory__current="1")
+    assert host.configure(native)[0] == [(own, False)]
+
+
+def test_hybrid_watches_the_hierarchy_that_has_the_controller(
+    host: FakeHost, native: FakeGuard
+) -> None:
+    host.describe(
+        "1 2 0:1 / /cg/unified rw - cgroup2 cgroup2 rw\n"
+        "1 2 0:2 / /cg/memory rw - cgroup cgroup rw,memory",
+        "4:memory:/app\n0::/app",
+    )
+    host.level("unified/app", cgroup__procs="1")
+    own = host.level("memory/app", memory__usage_in_bytes="1")
+    assert host.configure(native)[0] == [(own, True)]
+
+
+def test_a_mount_of_a_foreign_namespace_counts_as_far_as_it_shows(
+    host: FakeHost, native: FakeGuard
+) -> None:
+    host.describe("1 2 0:1 /other /cg rw - cgroup cgroup rw,memory", "4:memory:/docker/mine")
+    top = host.level("", memory__usage_in_bytes="1")
+    assert host.configure(native)[0] == [(top, True)]
+
+
+def test_names_that_the_guard_cannot_take_are_left_out(
+    host: FakeHost, native: FakeGuard, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "")
+    (host.proc / "self/cgroup").write_bytes(b"4:memory:/caf\xe9\n")
+    host.level(os.fsdecode(b"caf\xe9"), memory__usage_in_bytes="1")
+    top = host.level("", memory__usage_in_bytes="1")
+    assert host.configure(native)[0] == [(top, True)]
+    assert "not UTF-8" in caplog.text
+
+
+def test_no_cgroup_leaves_the_machine(host: FakeHost, native: FakeGuard) -> None:
+    (host.proc / "meminfo").write_text("MemAvailable: 1 kB\n")
+    assert host.configure(native) == ([], str(host.proc / "meminfo"))
+    assert default_guard.has_something_to_watch()
+
+
+def test_no_procfs_leaves_nothing(tmp_path: Path, native: FakeGuard) -> None:
+    configure(proc=tmp_path / "none", root=tmp_path)
+    assert native.configured == [([], None)]
+    assert not default_guard.has_something_to_watch()
+
+
+# --- once in each process ------------------------------------------------------------------------
+
+
+def test_ensure_configures_once(native: FakeGuard) -> None:
+    workers = [threading.Thread(target=default_guard.ensure) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    default_guard.ensure()
+    assert len(native.configured) == 1
+    assert native.headrooms == {}  # the guard has a default of its own
+
+
+def test_ensure_never_raises(
+    native: FakeGuard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+
+    def refuse(levels: Any, meminfo: Any) -> None:
+        calls.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr(native, "guard_configure", refuse)
+    default_guard.ensure()
+    default_guard.ensure()
+    assert calls == [1]
+    assert "could not be configured" in caplog.text
+    caplog.clear()
+
+
+def test_a_child_configures_anew(native: FakeGuard) -> None:
+    default_guard.ensure()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            default_guard.ensure()
+            default_guard.ensure()
+            status = 0 if len(native.configured) == 2 else 2
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(native.configured) == 1
+
+
+def test_configure_replaces_what_it_asked_for(native: FakeGuard) -> None:
+    configure("20%")
+    configure("32M")
+    assert list(native.headrooms.values()) == [(0.0, 32 * MIB)]
+    for bad, error in (("ten", OptionError), ("100%", RangeError), (1.5, TypeError)):
+        with pytest.raises(error):
+            configure(bad)  # type: ignore[arg-type]
+    assert list(native.headrooms.values()) == [(0.0, 32 * MIB)]
+    configure()
+    assert native.headrooms == {}
+    assert len(native.configured) == 3
+
+
+# --- the real one --------------------------------------------------------------------------------
+
+
+def test_the_native_guard_knows_this_machine() -> None:
+    default_guard.ensure()
+    found = guard.status()
+    assert found.level in ("none", "low", "medium", "critical")
+    assert found.levels
+    tightest = found.tightest
+    if tightest is not None:
+        assert (tightest.available, tightest.headroom) == (found.available, found.headroom)
+
+
+# Runs in a group with a limit: touches pages until the guard has said so to a Monitor and to a
+# MemoryFile's evictable user, which then stops and lets go. No GIL is needed for the discarding,
+# but nothing here is discardable: this is about hearing of it in time.
+CROSSING = """
+import os, sys, threading, time
+from pathlib import Path
+Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+import pgalloc
+from pgalloc.pressure import Monitor
+events, evicted = [], []
+class User:
+    def evict(self, range):
+        evicted.append(range)
+user = User()
+monitor = Monitor("25%")
+monitor.subscribe(events.append)
+mf = pgalloc.MemoryFile(use_host_memcg_pressure=True)
+mf.mark_evictable(user, pgalloc.EvictableRange(0, 1))
+found = monitor.info()
+held = []
+deadline = time.monotonic() + 30
+while not (events and evicted) and time.monotonic() < deadline:
+    if len(held) < int(sys.argv[2]):
+        pages = mf.allocate(1 << 20)
+        pages.view()[:] = b"x" * (1 << 20)
+        held.append(pages)
+    time.sleep(0.005)
+print(found.pressure.limit, found.guard.headroom, bool(evicted), events[0].source,
+      events[0].headroom is not None, monitor.stats().by_source.get("guard", 0) > 0)
+"""
+
+
+def test_a_real_crossing_reaches_monitors_and_evictable_users() -> None:
+    group = find_memory_cgroup()
+    if group is None or group.version != "v1" or not group.exact:
+        pytest.skip("needs a visible v1 memory group")
+    directory = group.directory / f"pgalloc-crossing-{os.getpid()}"
+    try:
+        directory.mkdir()
+    except OSError as error:
+        pytest.skip(f"cannot make a cgroup: {error}")
+    try:
+        (directory / "memory.limit_in_bytes").write_text(str(128 * MIB))
+        run = subprocess.run(
+            [sys.executable, "-c", CROSSING, str(directory), "118"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=50,
+        )
+    finally:
+        deadline = time.monotonic() + 10
+        while directory.exists() and time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+            time.sleep(0.01)
+    expected = [str(128 * MIB), str(32 * MIB), "True", "guard", "True", "True"]
+    assert run.stdout.split() == expected, run.stderr
+
+
+def test_the_log_of_a_configuration_says_nothing(
+    native: FakeGuard, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "pgalloc"):
+        default_guard.ensure()
+    assert caplog.records == []
