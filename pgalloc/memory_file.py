@@ -94,7 +94,9 @@ class MemoryFile(Savable):
         self._hooks = Hooks()
         self._decoders = None
         self._file_object: Any = backing if duplicate else None
-        self._stop_listening: weakref.finalize[[], MemoryFile] | None = None
+        self._stop_listening: weakref.finalize[[Monitor, Callable[[], None]], MemoryFile] | None = (
+            None
+        )
         super().__init__(
             backing=core_backing,
             duplicate=duplicate,

@@ -10,11 +10,13 @@ import platform
 import click
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 import pgalloc
-from pgalloc.cli.doctor_model import Diagnosis, Finding, examine
+from pgalloc.cli.doctor_model import Diagnosis, examine
+from pgalloc.cli.doctor_pressure import Finding
 
 
 @click.command()
@@ -37,7 +39,12 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 def _print(console: Console, diagnosis: Diagnosis) -> None:
     console.print(f"pgalloc {pgalloc.__version__} doctor", markup=False, highlight=False)
     console.print(_table("This machine", diagnosis.machine))
-    console.print(_table("Memory limit and pressure", diagnosis.limits))
+    limits = diagnosis.limits
+    console.print(_table("Memory limit and pressure", [*limits.limits, *limits.sources]))
+    console.print(Text("At the limit", style="bold"))
+    for sentences in limits.at_the_limit:
+        console.print(Padding(Text(sentences), (0, 0, 0, 2)))
+    console.print()
     console.print(_table("Kernel", diagnosis.kernel))
     console.print(Text("Tried just now", style="bold"))
     for step in diagnosis.trial:
@@ -80,11 +87,19 @@ def _as_json(diagnosis: Diagnosis) -> dict[str, object]:
         "kernel": os.uname().release,
         "machine": os.uname().machine,
         "page_size": pgalloc.PAGE_SIZE,
-        "pressure": dataclasses.asdict(diagnosis.pressure),
+        "pressure": dataclasses.asdict(diagnosis.limits.pressure),
+        "guard": dataclasses.asdict(diagnosis.limits.guard),
+        "sources": [dataclasses.asdict(attempt) for attempt in diagnosis.limits.attempts],
+        "at_the_limit": " ".join(diagnosis.limits.at_the_limit),
         "features": {feature.name: dataclasses.asdict(feature) for feature in diagnosis.features},
         "findings": [
             dataclasses.asdict(finding)
-            for finding in (*diagnosis.machine, *diagnosis.limits, *diagnosis.kernel)
+            for finding in (
+                *diagnosis.machine,
+                *diagnosis.limits.limits,
+                *diagnosis.limits.sources,
+                *diagnosis.kernel,
+            )
         ],
         "trial": [dataclasses.asdict(step) for step in diagnosis.trial],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pgalloc.cli.units import parse_bytes
+from pgalloc.sizes import parse_size
 
 
 def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -12,7 +12,7 @@ def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int |
     if value is None:
         return None
     try:
-        nbytes = parse_bytes(value)
+        nbytes = parse_size(value, "the size")
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
     if nbytes <= 0:

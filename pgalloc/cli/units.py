@@ -1,13 +1,10 @@
-"""Amounts as people read and write them: bytes, seconds, counts, and names of files."""
+"""Amounts as people read them: bytes, seconds, counts, and names of files."""
 
 from __future__ import annotations
 
 import os
-import re
-from fractions import Fraction
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTPE]?)(?:i?B)?", re.IGNORECASE)
 
 
 def format_bytes(count: int) -> str:
@@ -27,15 +24,6 @@ def format_offset(offset: int) -> str:
         offset //= 1024
         unit += 1
     return f"{offset} {_UNITS[unit]}"
-
-
-def parse_bytes(text: str) -> int:
-    """The bytes of "4096", "512M", "1.5 GiB" (all binary). Raises ValueError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is not a size such as 4096, 512M or 1.5GiB")
-    exponent = "BKMGTPE".index(match[2].upper() or "B")
-    return int(Fraction(match[1]) * 1024**exponent)
 
 
 def format_seconds(seconds: float) -> str:

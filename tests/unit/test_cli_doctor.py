@@ -6,16 +6,28 @@ import ctypes
 import json
 import mmap
 import os
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner, Result
 
 import pgalloc
-from pgalloc.cli import doctor_model
+from pgalloc.cli import doctor_pressure
 from pgalloc.cli.app import cli
 from pgalloc.cli.doctor_trial import run_trial
-from pgalloc.pressure import NoMemoryCgroupError, kernel_features
+from pgalloc.pressure import (
+    GuardedLimit,
+    GuardStatus,
+    LimitLevel,
+    PressureInfo,
+    PressureSource,
+    discovery,
+    kernel_features,
+)
+from pgalloc.pressure.discovery import Attempt, Candidate
 from pgalloc.pressure.kernel_features import probe_kernel_features
+
+MIB, GIB = 1 << 20, 1 << 30
 
 FEATURES = {
     "memfd",
@@ -78,15 +90,82 @@ def test_a_trial_that_fails_is_exit_status_1_and_no_traceback(
     assert json.loads(run_doctor("--json").output)["ok"] is False
 
 
-def test_no_notification_is_said_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(callback: object) -> None:
-        raise NoMemoryCgroupError(2, "no memory cgroup controller found")
+def findings_of(result: Result) -> dict[str, dict[str, object]]:
+    return {finding["name"]: finding for finding in json.loads(result.output)["findings"]}
 
-    monkeypatch.setattr(doctor_model, "PressureLevelListener", refuse)
-    assert run_doctor().exit_code == 0
-    findings = {f["name"]: f for f in json.loads(run_doctor("--json").output)["findings"]}
-    assert findings["notification"]["found"] == "no memory cgroup controller found"
-    assert findings["notification"]["good"] is False
+
+def test_no_source_is_said_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> PressureSource:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(
+        discovery, "candidates", lambda **_: iter([Candidate("psi", "a file", refuse)])
+    )
+    result = run_doctor()
+    assert result.exit_code == 0
+    assert "MemoryFile(use_host_memcg_pressure=True)" in result.output
+    findings = findings_of(run_doctor("--json"))
+    assert (findings["pressure sources"]["found"], findings["pressure sources"]["good"]) == (
+        "none",
+        False,
+    )
+    assert findings["source psi"]["found"] == "no: Permission denied"
+
+
+def test_sources_are_tried_and_closed_again() -> None:
+    fds = set(os.listdir("/proc/self/fd"))
+    found = json.loads(run_doctor("--json").output)
+    assert {"kind": "guard", "name": "the native guard", "error": ""} in found["sources"]
+    assert found["guard"]["headroom"] >= 0
+    assert found["at_the_limit"]
+    assert set(os.listdir("/proc/self/fd")) == fds
+
+
+def level(directory: str, limit: int | None, usage: int) -> LimitLevel:
+    return LimitLevel(directory, limit, usage, 0)
+
+
+def guarded(directory: str, limit: int | None, usage: int) -> GuardedLimit:
+    available = None if limit is None else limit - usage
+    return GuardedLimit(directory, limit, usage, 0, available, (limit or 0) // 10)
+
+
+def status(*levels: GuardedLimit) -> GuardStatus:
+    bare = GuardStatus(True, "none", None, 0, 0, 0, 0, 0, 0, 0, levels)
+    tightest = bare.tightest
+    return replace(bare, headroom=tightest.headroom) if tightest else bare
+
+
+def test_every_level_with_a_limit_and_which_is_the_tightest() -> None:
+    levels = (level("/cg/pod/app", 4 * GIB, GIB), level("/cg/pod", 2 * GIB, GIB + 900 * MIB))
+    top = level("/cg", None, 5 * GIB)
+    pressure = PressureInfo(
+        2 * GIB, 0, 0, "v1", "/pod/app", (*levels, top), ("v1",), 16 * GIB, 8 * GIB
+    )
+    guard = status(*(guarded(one.directory, one.limit, one.usage) for one in (*levels, top)))
+    found = doctor_pressure._limits(pressure, guard)
+    assert [(f.name, f.found, f.meaning) for f in found[4:]] == [
+        ("level", "3 GiB of 4 GiB left", "/cg/pod/app"),
+        ("level", "124 MiB of 2 GiB left", "/cg/pod (the tightest)"),
+    ]
+    assert doctor_pressure._guard(guard).found == "keeps 204.8 MiB free"
+    words = doctor_pressure._at_the_limit(guard, [Attempt("guard", "the native guard", "")])
+    assert words[0].startswith("When less than 204.8 MiB is left below the 2 GiB of /cg/pod, ")
+
+
+def test_a_level_that_the_guard_cannot_see_is_said() -> None:
+    hidden = level("above /cg", 256 * MIB, MIB)
+    pressure = PressureInfo(
+        256 * MIB, 0, 0, "v1", "/", (level("/cg", None, MIB), hidden), ("v1",), GIB, GIB
+    )
+    found = doctor_pressure._limits(pressure, status(guarded("/cg", None, MIB)))
+    assert "not guarded" in found[-1].meaning
+    assert not found[-1].good
+
+
+def test_no_limit_at_all_is_said() -> None:
+    assert not doctor_pressure._guard(status()).good
+    assert "No limit can be seen" in doctor_pressure._at_the_limit(status(), [])[0]
 
 
 def test_probes_agree_with_what_can_be_checked_otherwise() -> None:

@@ -12,7 +12,6 @@ from pgalloc.cli.units import (
     format_offset,
     format_path,
     format_seconds,
-    parse_bytes,
 )
 
 
@@ -39,28 +38,6 @@ def test_format_bytes(count: int, text: str) -> None:
 )
 def test_format_offset(offset: int, text: str) -> None:
     assert format_offset(offset) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("4096", 4096),
-        ("1k", 1024),
-        ("512M", 512 << 20),
-        ("1.5 GiB", 3 << 29),
-        (" 8g ", 8 << 30),
-        ("2TB", 2 << 40),
-        ("9007199254740993", 9007199254740993),
-    ],
-)
-def test_parse_bytes(text: str, count: int) -> None:
-    assert parse_bytes(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "M", "-1", "1e3", "12 parsecs", "0x10", "nan", "\u0661"])
-def test_parse_bytes_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_bytes(text)
 
 
 @pytest.mark.parametrize(
