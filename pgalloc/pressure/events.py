@@ -127,6 +127,8 @@ class EventStream:
     """
 
     def __init__(self, mailbox: Mailbox, monitor: object) -> None:
+        if not isinstance(mailbox, Mailbox):
+            raise TypeError("an EventStream comes from Monitor.events()")
         self._mailbox = mailbox
         self._monitor = monitor  # which is in use as long as somebody reads this
         self._finalizer = weakref.finalize(self, mailbox.end)

@@ -87,7 +87,11 @@ def info(
 
     Args: ``proc`` and ``root`` as in :func:`pgalloc.pressure.cgroup.find_memory_cgroup`;
     ``environ`` instead of :data:`os.environ`, for systemd's variable.
+
+    Never raises for what it finds, only TypeError for bad arguments.
     """
+    if environ is not None and not isinstance(environ, Mapping):
+        raise TypeError(f"environ must be a mapping, not {type(environ).__name__}")
     group = find_memory_cgroup(proc=proc, root=root)
     levels = _levels(group) if group is not None else ()
     machine_total, machine_available = _machine(Path(proc))

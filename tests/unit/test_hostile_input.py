@@ -21,13 +21,19 @@ from typing import Any
 import pytest
 from conftest import PAGE
 from hostile_cases import Case, cases_of_testing, cases_of_the_package
+from hostile_pressure import cases_of_pressure
 from hostile_snapshots import cases_of_snapshots
 from hostile_zoo import Hands, UserError, zoo
 
 import pgalloc
-from pgalloc import MemoryFile, testing
+from pgalloc import MemoryFile, pressure, testing
 
-CASES = [*cases_of_the_package(), *cases_of_testing(), *cases_of_snapshots()]
+CASES = [
+    *cases_of_the_package(),
+    *cases_of_testing(),
+    *cases_of_snapshots(),
+    *cases_of_pressure(),
+]
 
 REFUSALS = (TypeError, ValueError, MemoryError, OSError, BufferError, pgalloc.Error, UserError)
 # Typed as they are in Python, these say that nobody thought of the value.
@@ -64,6 +70,20 @@ NO_ARGUMENTS = {
     "testing.SegmentSet.span",
     "testing.SegmentSet.verify",
     "Ledger",
+    "pressure.EventStream.aclose",
+    "pressure.EventStream.close",
+    "pressure.ManualSource.close",
+    "pressure.Monitor.abandon",
+    "pressure.Monitor.close",
+    "pressure.Monitor.info",
+    "pressure.Monitor.park",
+    "pressure.Monitor.resume",
+    "pressure.Monitor.stats",
+    "pressure.PressureLevelListener.abandon",
+    "pressure.PressureLevelListener.park",
+    "pressure.PressureLevelListener.resume",
+    "pressure.PressureLevelListener.stop",
+    "pressure.default_monitor",
 }
 PLAIN_DATA = {
     "ImageExtent",
@@ -72,20 +92,32 @@ PLAIN_DATA = {
     "MemoryFileStats",
     "Segment",
     "UnadoptedRange",
+    "pressure.GuardStatus",
+    "pressure.GuardedLimit",
+    "pressure.LimitLevel",
+    "pressure.MemoryCgroup",
+    "pressure.MonitorInfo",
+    "pressure.MonitorStats",
+    "pressure.PressureEvent",
+    "pressure.PressureInfo",
 }
 
 
 def _public_callables() -> set[str]:
     found = set()
-    for prefix, module in (("", pgalloc), ("testing.", testing)):
+    for prefix, module in (("", pgalloc), ("testing.", testing), ("pressure.", pressure)):
         for name in module.__all__:
             value = getattr(module, name)
-            if not callable(value):
+            if not callable(value) or type(value).__module__ == "typing":
                 continue
             if isinstance(value, type) and issubclass(value, BaseException):
                 continue
             found.add(prefix + name)
-            if isinstance(value, type) and name not in PLAIN_DATA and value.__module__ != "enum":
+            if (
+                isinstance(value, type)
+                and prefix + name not in PLAIN_DATA
+                and value.__module__ != "enum"
+            ):
                 found |= {
                     f"{prefix}{name}.{method}"
                     for method in dir(value)
@@ -108,7 +140,7 @@ def test_every_public_callable_has_a_case() -> None:
     assert {case.name for case in CASES} | NO_ARGUMENTS <= _public_callables()
 
 
-@pytest.mark.parametrize("module", [pgalloc, testing], ids=["pgalloc", "testing"])
+@pytest.mark.parametrize("module", [pgalloc, testing, pressure], ids=lambda m: m.__name__)
 def test_every_public_name_is_exported_once_and_documented(module: ModuleType) -> None:
     names = module.__all__
     assert len(names) == len(set(names))
@@ -117,6 +149,8 @@ def test_every_public_name_is_exported_once_and_documented(module: ModuleType) -
         value = getattr(module, name)
         if isinstance(value, int) and not isinstance(value, type):
             continue  # constants
+        if type(value).__module__ == "typing":
+            continue  # names of types
         assert inspect.getdoc(value), f"{name} has no docstring"
         if not isinstance(value, type):
             continue
@@ -185,6 +219,12 @@ def test_surplus_arguments_are_refused(hands: list[Hands], name: str) -> None:
         "MemoryFile": hands[0].mf,
         "Ledger": hands[0].ledger,
         "testing.SegmentSet": hands[0].set,
+        "pressure": pressure,
+        # Their methods as functions: one argument too many all the same.
+        "pressure.EventStream": pressure.EventStream,
+        "pressure.ManualSource": pressure.ManualSource,
+        "pressure.Monitor": pressure.Monitor,
+        "pressure.PressureLevelListener": pressure.PressureLevelListener,
     }
     before = hands[0].state()
     with pytest.raises(TypeError):
