@@ -1,29 +1,29 @@
-"""The Monitor: callbacks and streams, on sources that are signalled by hand and a fake guard."""
+"""The Monitor: callbacks, on sources that are signalled by hand and a fake guard."""
+
+# ruff: noqa: F811
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
+import io
 import logging
 import os
 import random
-import select
-import subprocess
-import sys
+import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_guard import FakeGuard, fake_guard
+from fake_guard import FakeGuard
+from pressure_by_hand import WAIT_S, monitor, native, source, threads, wait_for  # noqa: F401
 
-import pgalloc
-from pgalloc import ClosedError, ForkedError, OptionError, RangeError, fork
+from pgalloc import ClosedError, OptionError, RangeError
 from pgalloc.pressure import (
-    EventStream,
     Level,
     ManualSource,
     Monitor,
@@ -31,40 +31,7 @@ from pgalloc.pressure import (
     PressureEvent,
     PressureSource,
     default_monitor,
-    discovery,
 )
-
-WAIT_S = 10.0
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.001)
-
-
-def threads() -> int:
-    return sum(thread.name == "pgalloc-pressure" for thread in threading.enumerate())
-
-
-@pytest.fixture(autouse=True)
-def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGuard]:
-    with fake_guard(monkeypatch) as fake:
-        yield fake
-
-
-@pytest.fixture
-def source() -> ManualSource:
-    return ManualSource()
-
-
-@pytest.fixture
-def monitor(source: ManualSource) -> Iterator[Monitor]:
-    with Monitor(sources=[source]) as monitor:
-        yield monitor
-    assert monitor.closed
-
 
 # --- what it asks the guard for ------------------------------------------------------------------
 
@@ -175,8 +142,8 @@ def test_signals_before_the_first_subscription_wait_for_it(
 def test_several_sources_of_one_moment_are_one_event() -> None:
     sources = [ManualSource(name) for name in ("a", "b", "c")]
     seen: list[PressureEvent] = []
-    for source, level in zip(sources, ("low", "critical", "medium"), strict=True):
-        source.signal(level)
+    for one, level in zip(sources, ("low", "critical", "medium"), strict=True):
+        one.signal(level)
     with Monitor(sources=sources) as monitor:
         monitor.subscribe(seen.append)
         wait_for(lambda: sum(event.signals for event in seen) == 3)
@@ -534,289 +501,21 @@ def test_info_has_limits_and_guard(monitor: Monitor) -> None:
     assert monitor.info().sources == ("manual",)
 
 
-# --- async ---------------------------------------------------------------------------------------
+# --- what is written about it --------------------------------------------------------------------
 
 
-def test_async_for(source: ManualSource, monitor: Monitor) -> None:
-    async def main() -> list[str]:
-        levels: list[str] = []
-        stream = monitor.events("medium")
-        for level in ("low", "medium", "critical"):
-            source.signal(level)
-            async with asyncio.timeout(WAIT_S):
-                if level != "low":
-                    levels.append((await anext(stream)).level)
-        return levels
-
-    assert asyncio.run(main()) == ["medium", "critical"]
-
-
-def test_async_slow_consumers_get_one_event_for_many(
-    source: ManualSource, monitor: Monitor
-) -> None:
-    async def main() -> PressureEvent:
-        stream = monitor.events()
-        for level in ("low", "critical", "medium"):
-            source.signal(level)
-        wait_for(lambda: monitor.stats().events == 3)
-        async with asyncio.timeout(WAIT_S):
-            event = await anext(stream)
-            waiter = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
-            await asyncio.sleep(0.02)
-            assert not waiter.done()
-            waiter.cancel()
-        return event
-
-    event = asyncio.run(main())
-    assert (event.level, event.signals) == ("critical", 3)
-
-
-def test_async_several_streams_and_two_loops(source: ManualSource, monitor: Monitor) -> None:
-    counts: list[int] = []
-
-    async def read(stream: EventStream) -> int:
-        count = 0
-        async with asyncio.timeout(WAIT_S):
-            async for event in stream:
-                count += event.signals
-                if count == 50:
-                    return count
-        return count
-
-    async def main() -> None:
-        counts.extend(await asyncio.gather(*[read(monitor.events()) for _ in range(3)]))
-
-    loops = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(2)]
-    for loop in loops:
-        loop.start()
-    wait_for(lambda: monitor.stats().subscribers == 6)
-    for _ in range(50):
-        source.signal()
-    for loop in loops:
-        loop.join(WAIT_S)
-    assert counts == [50] * 6
-    gc.collect()
-    assert monitor.stats().subscribers == 0
-
-
-@pytest.mark.parametrize("ending", ["monitor", "stream"])
-def test_async_the_loop_ends_with_its_monitor_or_its_stream(
-    source: ManualSource, ending: str
-) -> None:
-    monitor = Monitor(sources=[source])
-
-    async def main() -> None:
-        stream = monitor.events()
-        end = monitor.close if ending == "monitor" else stream.close
-        asyncio.get_running_loop().run_in_executor(None, lambda: (time.sleep(0.05), end()))
-        async with asyncio.timeout(WAIT_S):
-            async for _ in stream:
-                pytest.fail("there was no pressure")
-        with pytest.raises(StopAsyncIteration):
-            await anext(stream)
-        await stream.aclose()
-
-    asyncio.run(main())
-    monitor.close()
-
-
-def test_async_breaking_out_leaves_nothing(source: ManualSource, monitor: Monitor) -> None:
-    async def main() -> None:
-        for _ in range(100):
-            source.signal()
-            async with asyncio.timeout(WAIT_S):
-                async for _ in monitor.events():
-                    break
-            assert monitor.stats().subscribers == 0
-
-    asyncio.run(main())
-    source.signal()
-    wait_for(lambda: monitor.stats().events == 101)
-    assert len(monitor._subscriptions) == 0
-
-
-def test_async_a_cancelled_wait_loses_no_event(source: ManualSource, monitor: Monitor) -> None:
-    async def main() -> str:
-        stream = monitor.events()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(anext(stream), 0.01)  # type: ignore[arg-type]
-        source.signal("critical")
-        async with asyncio.timeout(WAIT_S):
-            return (await anext(stream)).level
-
-    assert asyncio.run(main()) == "critical"
-
-
-def test_async_two_tasks_on_one_stream_is_an_error(monitor: Monitor) -> None:
-    async def main() -> None:
-        stream = monitor.events()
-        first = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-        with pytest.raises(RuntimeError, match="another task"):
-            await anext(stream)
-        first.cancel()
-
-    asyncio.run(main())
-
-
-def test_async_a_loop_that_was_closed_hurts_nobody(source: ManualSource, monitor: Monitor) -> None:
-    loop = asyncio.new_event_loop()
-    stream = monitor.events()
-    step = stream.__anext__()
-    with contextlib.closing(loop):
-        asyncio.set_event_loop(loop)
-        task = loop.create_task(step)  # type: ignore[arg-type]
-        loop.run_until_complete(asyncio.sleep(0))
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
-    asyncio.set_event_loop(None)
-    source.signal()
-    wait_for(lambda: monitor.stats().events == 1)
-    del task, step
-    gc.collect()
-    assert asyncio.run(asyncio.wait_for(anext(stream), WAIT_S)).signals == 1  # type: ignore[arg-type]
-
-
-def test_import_needs_no_asyncio() -> None:
-    look = (
-        "import sys, pgalloc, pgalloc.pressure; "
-        "assert 'asyncio' not in sys.modules; "
-        "third = {'numpy', 'click', 'rich'} & set(sys.modules); assert not third, third"
-    )
-    subprocess.run([sys.executable, "-c", look], check=True, timeout=60)
-
-
-# --- forks ---------------------------------------------------------------------------------------
-
-
-def in_child(action: Callable[[], bool]) -> int:
-    """The exit status of a forked child that does this: 0 if it is true."""
-    pid = os.fork()
-    if pid == 0:
-        status = 99
-        try:
-            status = 0 if action() else 1
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def test_forks_with_a_running_monitor(source: ManualSource, monitor: Monitor) -> None:
-    seen: list[int] = []
-    unsubscribe = monitor.subscribe(lambda event: seen.append(1))
-    stream = monitor.events()
-    fd = source.fd
-
-    def child() -> bool:
-        refused = 0
-        for call in (lambda: monitor.subscribe(print), monitor.events, monitor.info):
-            try:
-                call()  # type: ignore[operator]
-            except ForkedError:
-                refused += 1
-        unsubscribe()
-        monitor.close()
-        stream.close()
-        alone = threading.active_count() == 1
-        return refused == 3 and alone and not os.path.exists(f"/proc/self/fd/{fd}")
-
-    for round_number in range(1, 21):
-        assert in_child(child) == 0
-        source.signal()
-        wait_for(lambda: len(seen) == round_number)  # noqa: B023
-
-
-def test_a_child_can_have_monitors_of_its_own(source: ManualSource, monitor: Monitor) -> None:
-    monitor.subscribe(print)
-
-    def child() -> bool:
-        mine = ManualSource()
-        seen: list[int] = []
-        with Monitor(sources=[mine]) as own:
-            own.subscribe(lambda event: seen.append(1))
-            mine.signal()
-            wait_for(lambda: seen == [1])
-        return default_monitor() is not monitor
-
-    assert in_child(child) == 0
-
-
-def test_a_callback_may_fork(source: ManualSource, monitor: Monitor) -> None:
-    statuses: list[int] = []
-    monitor.subscribe(lambda event: statuses.append(in_child(lambda: monitor.close() is None)))
-    for count in (1, 2):
-        source.signal()
-        wait_for(lambda: len(statuses) == count)  # noqa: B023
-    assert statuses == [0, 0]
-
-
-def test_a_child_that_returns_from_the_callback_ends(
-    source: ManualSource, monitor: Monitor
-) -> None:
-    """It has the thread's stack, and nothing else to go on with."""
-    pids: list[int] = []
-    monitor.subscribe(lambda event: pids.append(os.fork()))
-    source.signal()
-    wait_for(lambda: len(pids) == 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
-    source.signal()
-    wait_for(lambda: len(pids) == 2)
-    assert os.waitstatus_to_exitcode(os.waitpid(pids[1], 0)[1]) == 0
-
-
-def test_a_fork_does_not_wait_for_ever_for_a_callback(
-    source: ManualSource, monitor: Monitor
-) -> None:
-    """A callback that needs what the forking thread holds: it goes on beside the fork."""
-    held, entered = threading.Lock(), threading.Event()
-    seen: list[int] = []
-
-    def callback(event: PressureEvent) -> None:
-        entered.set()
-        with held:
-            seen.append(1)
-
-    monitor.subscribe(callback)
-    with held:
-        source.signal()
-        assert entered.wait(WAIT_S)
-        assert in_child(lambda: monitor.stats().subscribers == 0) == 0
-        assert threads() == 1
-    wait_for(lambda: seen == [1])
-    source.signal()
-    wait_for(lambda: seen == [1, 1])
-    assert threads() == 1
-
-
-def test_pressure_during_a_fork_is_told_after_it(source: ManualSource, monitor: Monitor) -> None:
-    seen: list[str] = []
-    monitor.subscribe(lambda event: seen.append(event.level))
-    monitor.park()
-    assert threads() == 0
-    source.signal("critical")
-    unsubscribe = monitor.subscribe(lambda event: None)  # starts no thread now
-    unsubscribe()
-    assert (threads(), seen) == (0, [])
-    monitor.resume()
-    wait_for(lambda: seen == ["critical"])
-
-
-def test_a_monitor_made_between_the_halves_of_a_fork(source: ManualSource) -> None:
-    with Monitor(sources=[source]) as monitor:
-        seen: list[int] = []
-        monitor.subscribe(lambda event: seen.append(1))
-        monitor.resume()  # it was never parked
-        monitor.park()
-        assert threads() == 0
-        monitor.resume()
-        source.signal()
-        wait_for(lambda: seen == [1])
-
-
-def test_monitors_are_parked_around_forks(monitor: Monitor) -> None:
-    assert monitor in fork._parkables
-
-
-def test_the_module_of_all_this_is_public() -> None:
-    assert pgalloc.pressure.Monitor is Monitor
-    assert ManualSource.poll_mask == select.POLLIN
-    assert discovery.Candidate.__doc__
+def test_the_examples_of_the_manual_run(native: FakeGuard) -> None:
+    manual = Path(__file__).parents[2] / "docs/pressure.md"
+    tour, testing = re.findall(r"```python\n(.*?)```", manual.read_text(), re.DOTALL)
+    printed = io.StringIO()
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(printed):
+        exec(compile(tour, str(manual), "exec"), names)
+        native.cross("critical")
+        wait_for(lambda: "critical guard" in printed.getvalue())
+        names["monitor"].close()
+    heard: list[PressureEvent] = []
+    names = {"cache": SimpleNamespace(shrink=heard.append)}
+    exec(compile(testing, str(manual), "exec"), names)
+    names["test_shrinks"]()
+    assert len(heard) <= 1  # it closes at once

@@ -1,0 +1,147 @@
+"""Monitors across os.fork(), from other threads and from their own callbacks."""
+
+# ruff: noqa: F811
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from pressure_by_hand import WAIT_S, monitor, native, source, threads, wait_for  # noqa: F401
+
+from pgalloc import ForkedError, fork
+from pgalloc.pressure import (
+    ManualSource,
+    Monitor,
+    PressureEvent,
+    default_monitor,
+)
+
+
+def in_child(action: Callable[[], bool]) -> int:
+    """The exit status of a forked child that does this: 0 if it is true."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            status = 0 if action() else 1
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_forks_with_a_running_monitor(source: ManualSource, monitor: Monitor) -> None:
+    seen: list[int] = []
+    unsubscribe = monitor.subscribe(lambda event: seen.append(1))
+    stream = monitor.events()
+    fd = source.fd
+
+    def child() -> bool:
+        refused = 0
+        for call in (lambda: monitor.subscribe(print), monitor.events, monitor.info):
+            try:
+                call()  # type: ignore[operator]
+            except ForkedError:
+                refused += 1
+        unsubscribe()
+        monitor.close()
+        stream.close()
+        alone = threading.active_count() == 1
+        return refused == 3 and alone and not os.path.exists(f"/proc/self/fd/{fd}")
+
+    for round_number in range(1, 21):
+        assert in_child(child) == 0
+        source.signal()
+        wait_for(lambda: len(seen) == round_number)  # noqa: B023
+
+
+def test_a_child_can_have_monitors_of_its_own(source: ManualSource, monitor: Monitor) -> None:
+    monitor.subscribe(print)
+
+    def child() -> bool:
+        mine = ManualSource()
+        seen: list[int] = []
+        with Monitor(sources=[mine]) as own:
+            own.subscribe(lambda event: seen.append(1))
+            mine.signal()
+            wait_for(lambda: seen == [1])
+        return default_monitor() is not monitor
+
+    assert in_child(child) == 0
+
+
+def test_a_callback_may_fork(source: ManualSource, monitor: Monitor) -> None:
+    statuses: list[int] = []
+    monitor.subscribe(lambda event: statuses.append(in_child(lambda: monitor.close() is None)))
+    for count in (1, 2):
+        source.signal()
+        wait_for(lambda: len(statuses) == count)  # noqa: B023
+    assert statuses == [0, 0]
+
+
+def test_a_child_that_returns_from_the_callback_ends(
+    source: ManualSource, monitor: Monitor
+) -> None:
+    """It has the thread's stack, and nothing else to go on with."""
+    pids: list[int] = []
+    monitor.subscribe(lambda event: pids.append(os.fork()))
+    source.signal()
+    wait_for(lambda: len(pids) == 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
+    source.signal()
+    wait_for(lambda: len(pids) == 2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[1], 0)[1]) == 0
+
+
+def test_a_fork_does_not_wait_for_ever_for_a_callback(
+    source: ManualSource, monitor: Monitor
+) -> None:
+    """A callback that needs what the forking thread holds: it goes on beside the fork."""
+    held, entered = threading.Lock(), threading.Event()
+    seen: list[int] = []
+
+    def callback(event: PressureEvent) -> None:
+        entered.set()
+        with held:
+            seen.append(1)
+
+    monitor.subscribe(callback)
+    with held:
+        source.signal()
+        assert entered.wait(WAIT_S)
+        assert in_child(lambda: monitor.stats().subscribers == 0) == 0
+        assert threads() == 1
+    wait_for(lambda: seen == [1])
+    source.signal()
+    wait_for(lambda: seen == [1, 1])
+    assert threads() == 1
+
+
+def test_pressure_during_a_fork_is_told_after_it(source: ManualSource, monitor: Monitor) -> None:
+    seen: list[str] = []
+    monitor.subscribe(lambda event: seen.append(event.level))
+    monitor.park()
+    assert threads() == 0
+    source.signal("critical")
+    unsubscribe = monitor.subscribe(lambda event: None)  # starts no thread now
+    unsubscribe()
+    assert (threads(), seen) == (0, [])
+    monitor.resume()
+    wait_for(lambda: seen == ["critical"])
+
+
+def test_a_monitor_made_between_the_halves_of_a_fork(source: ManualSource) -> None:
+    with Monitor(sources=[source]) as monitor:
+        seen: list[int] = []
+        monitor.subscribe(lambda event: seen.append(1))
+        monitor.resume()  # it was never parked
+        monitor.park()
+        assert threads() == 0
+        monitor.resume()
+        source.signal()
+        wait_for(lambda: seen == [1])
+
+
+def test_monitors_are_parked_around_forks(monitor: Monitor) -> None:
+    assert monitor in fork._parkables
