@@ -29,8 +29,9 @@ _VALUES_IN_LIMIT_MIN = 8
 _NOT_STANDARD = ("site-packages", "dist-packages")
 
 _HOW = """\
-A group with a limit cannot be made here ({made}), and this process's own
-cannot be used ({borrowed}). Run it where one of these is different:
+A memory cgroup cannot be made here: {made}.
+This process's own cannot be used: {borrowed}.
+Run it where either is different:
 
   docker run --rm -m 256m IMAGE pgalloc demo oom      (an image that has pgalloc)
   systemd-run --user --scope -p Delegate=yes -p MemoryMax=256M pgalloc demo oom

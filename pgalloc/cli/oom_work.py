@@ -61,8 +61,8 @@ class Work:
     @classmethod
     def load(cls, file: Path) -> Self:
         """What was saved."""
-        rounds, *files = json.loads(file.read_text())
-        return cls(tuple(KnownFile(*entry) for entry in files), rounds)
+        saved = json.loads(file.read_text())
+        return cls(tuple(KnownFile(*entry) for entry in saved[1:]), saved[0])
 
 
 def find_work(path: str, *, nbytes: int, size_max: int, without: Collection[str] = ()) -> Work:

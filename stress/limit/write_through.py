@@ -22,7 +22,7 @@ from limit.without import stop_guard
 PLANTS = ("dict", "guard")
 
 
-class PlainDict(dict[int, bytes]):
+class PlainDict(dict[int, Any]):
     """The cache that everybody begins with."""
 
     def __setitem__(self, key: int, value: memoryview) -> None:

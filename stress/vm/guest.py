@@ -13,6 +13,8 @@ import termios
 import time
 import traceback
 import tty
+from collections.abc import Callable
+from typing import Any
 
 CGROUPS = "/sys/fs/cgroup"
 GROUP = f"{CGROUPS}/job"
@@ -30,7 +32,7 @@ RB_AUTOBOOT = 0x01234567
 ENTER = "import os, sys; open(sys.argv[1], 'w').write('0'); os.execvp(sys.argv[2], sys.argv[2:])"
 
 
-def mount_all(libc):
+def mount_all(libc: ctypes.CDLL) -> None:
     for kind, where in MOUNTS:
         os.makedirs(where, exist_ok=True)
         failed = libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None)
@@ -39,30 +41,30 @@ def mount_all(libc):
             raise OSError(ctypes.get_errno(), f"mount {kind}")
 
 
-def put(file, text):
+def put(file: str, text: str) -> None:
     with open(file, "w") as out:
         out.write(text)
 
 
-def make_group(limits):
+def make_group(limits: dict[str, str]) -> None:
     put(f"{CGROUPS}/cgroup.subtree_control", "+memory")
     os.mkdir(GROUP)
     for name, value in limits.items():
         put(f"{GROUP}/{name}", value)
 
 
-def events():
+def events() -> dict[str, int]:
     """The kernel's counters of the group: "oom", "oom_kill" and others."""
     with open(f"{GROUP}/memory.events") as file:
-        return {name: int(count) for name, count in map(str.split, file)}
+        return {name: int(count) for name, count in (line.split() for line in file)}
 
 
-def number(name):
+def number(name: str) -> int:
     with open(f"{GROUP}/{name}") as file:
         return int(file.read())
 
 
-def run(job, say):
+def run(job: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> int:
     """Runs the command; returns its exit status as subprocess counts: -9 after a SIGKILL."""
     prefix = [job["python"], "-c", ENTER, f"{GROUP}/cgroup.procs"] if job["limits"] else []
     process = subprocess.Popen(
@@ -73,18 +75,19 @@ def run(job, say):
         cwd=job["directory"],
         env=job["environment"],
     )
+    assert process.stdout is not None
     for line in process.stdout:
         say({"output": line.decode("utf-8", "backslashreplace")})
     return process.wait()
 
 
-def main():
+def main() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     mount_all(libc)
     report = os.open("/dev/ttyS1", os.O_WRONLY | os.O_NOCTTY)
     tty.setraw(report)
 
-    def say(what):
+    def say(what: dict[str, Any]) -> None:
         data = json.dumps(what).encode() + b"\n"
         while data:
             data = data[os.write(report, data) :]
