@@ -335,6 +335,15 @@ def test_a_place_is_refused_with_the_reason(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cgroup.subtree_control"]
 
 
+def test_a_controller_that_was_enabled_is_disabled_again(tmp_path: Path) -> None:
+    control = tmp_path / "cgroup.subtree_control"
+    control.write_text("")
+    group = MemoryCgroup("v2", "/", tmp_path, tmp_path, True)
+    with pytest.raises(NoPlaceError), open_place(group):
+        pass
+    assert control.read_text() == "-memory"
+
+
 def test_there_may_be_no_controller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgalloc.cli.memory_group.find_memory_cgroup", lambda: None)
     with pytest.raises(NoPlaceError, match="no memory controller"), open_place():
