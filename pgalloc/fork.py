@@ -31,18 +31,28 @@ class Parkable(Protocol):
 
 _log = logging.getLogger("pgalloc")
 _parkables: weakref.WeakSet[Parkable] = weakref.WeakSet()
+# Of its own: a callback that is waited for in park() may make something that has threads.
+_registry_lock = threading.Lock()
 _lock = threading.Lock()
 _parked = 0
 
 
 def register(parkable: Parkable) -> None:
-    """Park this around forks and at the end of the program; it is not kept alive."""
-    with _lock:
+    """Park this around forks and at the end of the program; it is not kept alive.
+
+    Made between the halves of a fork it is not parked, but resumed all the same.
+    """
+    with _registry_lock:
         _parkables.add(parkable)
 
 
+def _all() -> list[Parkable]:
+    with _registry_lock:
+        return list(_parkables)
+
+
 def _park_all() -> None:
-    for parkable in list(_parkables):
+    for parkable in _all():
         parkable.park()
 
 
@@ -61,7 +71,7 @@ def _after_in_parent() -> None:
     with _lock:
         _parked -= 1
         if _parked == 0:
-            for parkable in list(_parkables):
+            for parkable in _all():
                 try:
                     parkable.resume()
                 except RuntimeError:  # no thread to be had for this one
@@ -69,8 +79,9 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    global _lock, _parked
-    _lock = threading.Lock()  # another thread of the parent may hold the old one
+    global _lock, _parked, _registry_lock
+    _lock = threading.Lock()  # another thread of the parent may hold the old ones
+    _registry_lock = threading.Lock()
     _parked = 0
     for parkable in list(_parkables):
         parkable.abandon()

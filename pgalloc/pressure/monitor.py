@@ -136,6 +136,7 @@ class Monitor:
         # A dict for its order, changed by single steps only: a finalizer may come between.
         self._subscriptions: dict[_Subscription, None] = {}
         self._running: _Subscription | None = None
+        self._closed = False
         self._events = self._signals = self._callbacks = self._failures = 0
         self._by_level: dict[Level, int] = dict.fromkeys(LEVELS, 0)
         self._by_source: dict[str, int] = {}
@@ -231,7 +232,7 @@ class Monitor:
     @property
     def closed(self) -> bool:
         """Whether close() was called, or this is a forked child."""
-        return self._watcher.stopped
+        return self._closed or self._watcher.stopped
 
     # --- the end ---------------------------------------------------------------------------------
 
@@ -242,6 +243,7 @@ class Monitor:
         that the callback takes. Harmless when repeated, and in a forked child.
         """
         with self._condition:
+            self._closed = True
             subscriptions, self._subscriptions = self._subscriptions, {}
             for subscription in subscriptions:
                 subscription.removed = True

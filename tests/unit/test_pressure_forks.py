@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from pressure_by_hand import WAIT_S, monitor, native, source, threads, wait_for  # noqa: F401
@@ -145,3 +146,38 @@ def test_a_monitor_made_between_the_halves_of_a_fork(source: ManualSource) -> No
 
 def test_monitors_are_parked_around_forks(monitor: Monitor) -> None:
     assert monitor in fork._parkables
+
+
+def test_forks_of_the_callback_and_of_another_thread_at_once(
+    source: ManualSource, monitor: Monitor
+) -> None:
+    """Each waits for the other, but neither for ever."""
+    statuses: list[int] = []
+    monitor.subscribe(lambda event: statuses.append(in_child(lambda: True)))
+    others: list[int] = []
+    for _ in range(4):
+        source.signal()
+        others.append(in_child(lambda: True))
+    wait_for(lambda: len(statuses) == 4)
+    assert statuses + others == [0] * 8
+
+
+def test_a_callback_may_make_things_with_threads_during_a_fork(
+    source: ManualSource, monitor: Monitor
+) -> None:
+    entered, made = threading.Event(), threading.Event()
+
+    def callback(event: PressureEvent) -> None:
+        entered.set()
+        time.sleep(0.05)
+        with Monitor(sources=[ManualSource()]) as other:
+            other.subscribe(print)
+            made.set()
+
+    monitor.subscribe(callback)
+    source.signal()
+    assert entered.wait(WAIT_S)
+    begin = time.monotonic()
+    assert in_child(lambda: True) == 0
+    assert made.is_set()  # it was waited for, and not in vain
+    assert time.monotonic() - begin < WAIT_S

@@ -13,10 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from pgalloc.pressure import MemoryCgroup, PressureLevelListener, find_memory_cgroup
+from pgalloc.pressure import (
+    ManualSource,
+    MemoryCgroup,
+    Monitor,
+    PressureEvent,
+    PressureLevelListener,
+    PressureSource,
+    find_memory_cgroup,
+)
+from pgalloc.pressure.memcg_sources import open_level
 from pgalloc.pressure.mountinfo import parse_mountinfo
-from pgalloc.pressure.psi import PsiTrigger
-from pgalloc.pressure.signals import V2Events
+from pgalloc.pressure.psi import PsiTrigger, open_psi
+from pgalloc.pressure.signals import LEVELS, V1PressureLevel, V2Events
 
 MIB = 1 << 20
 LIMIT_BYTES = 32 * MIB
@@ -258,3 +267,62 @@ def test_n1_psi_refuses_figures_that_make_no_sense() -> None:
     with pytest.raises(OSError, match="Invalid argument"):
         PsiTrigger(file, "some", stall_us=3_000_000, window_us=2_000_000)
     assert set(os.listdir("/proc/self/fd")) == fds
+
+
+def test_a_v1_group_that_is_removed_is_dropped(
+    v1_memory: MemoryCgroup, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel signals a last time when it removes the group: that is no pressure."""
+    other = ManualSource()
+    with new_group(v1_memory.directory, "removed") as directory:
+        monitor = Monitor(sources=[V1PressureLevel(directory, "low"), other])
+        seen: list[PressureEvent] = []
+        monitor.subscribe(seen.append)
+        assert len(monitor.info().sources) == 2
+    with monitor:
+        wait_until(lambda: [(1, 1)] * monitor.stats().dropped_sources, timeout_s=10)
+        assert "no more pressure signals from v1" in caplog.text
+        assert seen == []
+        other.signal()
+        wait_until(lambda: [(1, 1)] * len(seen), timeout_s=10)
+
+
+def test_a_v2_group_that_is_removed_is_dropped(
+    unified: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = ManualSource()
+    with new_group(unified, "removed") as directory:
+        sources: list[PressureSource] = [V2Events(directory / "cgroup.events", ["populated"])]
+        if (directory / "memory.pressure").exists():
+            sources.append(open_psi(directory / "memory.pressure", "low"))
+        monitor = Monitor(sources=[*sources, other])
+        seen: list[PressureEvent] = []
+        monitor.subscribe(seen.append)
+    with monitor:
+        wait_until(
+            lambda: [(1, 1)] * (monitor.stats().dropped_sources == len(sources)), timeout_s=10
+        )
+        assert "no more pressure signals from v2" in caplog.text
+        assert seen == []
+        other.signal()
+        wait_until(lambda: [(1, 1)] * len(seen), timeout_s=10)
+
+
+def test_real_stalls_reach_a_monitor(limited_group: Path, big_file: Path) -> None:
+    """All the sources of this machine, while a child presses against its own limit."""
+    group = MemoryCgroup("v1", "/", limited_group, limited_group, True)
+    seen: list[PressureEvent] = []
+    load = (
+        "import os, sys; open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
+        "file = open(sys.argv[2], 'rb', buffering=0)\nwhile file.read(1 << 20): pass"
+    )
+    levels = [open_level(group, limited_group, level) for level in LEVELS]
+    with Monitor(sources=levels) as monitor:
+        monitor.subscribe(seen.append)
+        for _ in range(20):
+            subprocess.run(
+                [sys.executable, "-c", load, str(limited_group), str(big_file)], check=True
+            )
+            if seen:
+                break
+    assert {event.source for event in seen} == {"v1"}

@@ -11,6 +11,8 @@ import logging
 import os
 import random
 import re
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -499,6 +501,37 @@ def test_info_has_limits_and_guard(monitor: Monitor) -> None:
     assert found.sources == ()
     monitor.subscribe(print)
     assert monitor.info().sources == ("manual",)
+
+
+END_OF_A_PROGRAM = """
+import logging, os, sys, threading, time
+import pgalloc
+from pgalloc.pressure import ManualSource, Monitor, default_monitor
+logging.basicConfig(level=logging.WARNING)
+source = ManualSource()
+monitors = [Monitor(sources=[source]), Monitor(), default_monitor()]
+heard = threading.Event()
+for monitor in monitors:
+    monitor.subscribe(lambda event: heard.set())
+stream = monitors[0].events()
+source.signal()
+assert heard.wait(10)
+mf = pgalloc.MemoryFile(use_host_memcg_pressure=True)
+source.signal()
+print("end")
+"""
+
+
+def test_a_program_ends_without_closing_anything() -> None:
+    for _ in range(3):
+        run = subprocess.run(
+            [sys.executable, "-X", "dev", "-c", END_OF_A_PROGRAM],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=50,
+        )
+        assert (run.returncode, run.stdout, run.stderr) == (0, "end\n", "")
 
 
 # --- what is written about it --------------------------------------------------------------------
