@@ -12,9 +12,11 @@ if _sys.platform != "linux":
         f"pgalloc needs Linux (memfd, fallocate, cachestat); this is {_sys.platform!r}"
     )
 
+from pgalloc import pressure
 from pgalloc._core import CHUNK_SIZE, HUGE_PAGE_SIZE, PAGE_SIZE, EvictableRange, FileRange
 from pgalloc.accounting import Ledger, memory_accounting, total_memory
 from pgalloc.allocation import Allocation
+from pgalloc.cache import Cache, CacheStats, Policy, cached
 from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
 from pgalloc.errors import (
     AccountError,
@@ -46,6 +48,8 @@ __all__ = [
     "AccountError",
     "Allocation",
     "AllocationMode",
+    "Cache",
+    "CacheStats",
     "ClosedError",
     "DelayedEviction",
     "Direction",
@@ -64,6 +68,7 @@ __all__ = [
     "MemoryKind",
     "OptionError",
     "OutOfMemoryError",
+    "Policy",
     "RangeError",
     "RefCountError",
     "Segment",
@@ -71,8 +76,10 @@ __all__ = [
     "SnapshotError",
     "SnapshotVersionError",
     "UnadoptedRange",
+    "cached",
     "inspect_image",
     "memory_accounting",
+    "pressure",
     "total_memory",
     "verify_image",
 ]

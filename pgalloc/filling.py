@@ -43,7 +43,12 @@ def fill(allocation: Allocation, reader: Reader) -> Allocation:
     pages, is its ``allocation``, and the rest is released.
     """
     filled = 0
-    view = allocation.view()
+    try:
+        _core.make_room(allocation.nbytes)
+        view = allocation.view()
+    except BaseException:
+        allocation.release()
+        raise
     try:
         while filled < allocation.nbytes:
             rest = view[filled:]

@@ -18,6 +18,7 @@ from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
 from pgalloc.errors import ClosedError, ForkedError, OptionError
 from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
+from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import MemoryFileStats, Segment
 from pgalloc.snapshot.hooks import Hooks
 from pgalloc.snapshot.savable import Savable
@@ -112,6 +113,7 @@ class MemoryFile(Savable):
         )
         self._evictor = Evictor(self._evictables)
         fork.register(self._evictor)
+        default_guard.ensure()
         if self._uses_memcg_pressure:
             try:
                 self._listen()
@@ -121,8 +123,6 @@ class MemoryFile(Savable):
         self._log_warnings()
 
     def _listen(self) -> None:
-        from pgalloc.pressure import default_monitor
-
         monitor = default_monitor()
         # Bound to the core's evictables: a method of this object would keep it alive for ever.
         evictables = self._evictables

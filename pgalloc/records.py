@@ -37,6 +37,11 @@ class MemoryFileStats:
     punch_failures: int
     lost_bytes: int
     """Bytes that could be neither given back nor zeroed, and are never used again."""
+    discards: int
+    """How often an unpinned allocation was discarded."""
+    discarded_bytes: int
+    unpinned_bytes: int
+    """Not since the file was made, but now: pages that may be discarded, or have been."""
     scans: int
     """Commit scans, full or filtered."""
     voided_results: int

@@ -26,6 +26,7 @@ enum class LockRank : uint8_t {
   kImagePlan = 1,  // what one save does next
   kImageOrder,     // the order in which its parts are written
   kImageSink,      // a stream that takes them
+  kGuard,          // what the guard knows of the limits, and who listens to it
   kRegistry,       // the list of live files, and stopping threads around fork
   kScan,           // one commit scan at a time
   kThread,         // starting and stopping one background thread

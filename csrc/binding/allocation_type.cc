@@ -5,10 +5,13 @@
 // Invariants
 //   1. owned is true from construction until the reference was given back (or given away).
 //   2. While exports > 0 the reference is kept, whatever release() said: a live view holds its
-//   pages.
+//      pages.
+//   3. The core counts the handle as unpinned iff unpin() was called last, not pin(), and exports
+//      is 0: a live view pins. (But not in a forked child, and not once the file is closed.)
 #include <pybind11/pybind11.h>
 #include <structmember.h>
 
+#include <cstring>
 #include <new>
 
 #include "binding/arguments.h"
@@ -28,8 +31,11 @@ struct AllocationObject {
   FileRange range;
   Py_ssize_t exports;
   std::shared_ptr<ChunkMap> mapping;  // while exports > 0
+  Discardable entry;
+  std::shared_ptr<DiscardQueue> queue;  // that the entry waits in, if not the file's own
   bool owned;
   bool released;
+  bool unpinned;  // as far as its user is concerned
   PyObject* weak_references;
 };
 
@@ -40,6 +46,7 @@ AllocationObject* self_of(PyObject* self) { return reinterpret_cast<AllocationOb
 void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
+  self->core->forget(self->entry);
   const Status status = self->core->dec_ref(self->range);
   // A closed file has let go of everything; a forked child never owned it.
   if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked) {
@@ -76,8 +83,10 @@ PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   if (self == nullptr) return nullptr;
   new (&self->core) std::shared_ptr<MemoryFile>(handle->file());
   new (&self->mapping) std::shared_ptr<ChunkMap>;
+  new (&self->entry) Discardable;
+  new (&self->queue) std::shared_ptr<DiscardQueue>;
   self->memory_file = Py_NewRef(file);
-  self->range = range;
+  self->range = self->entry.range = range;
   self->owned = true;
   return reinterpret_cast<PyObject*>(self);
 }
@@ -102,40 +111,199 @@ void tp_dealloc(PyObject* object) {
     // This may be the file's last owner, and closing waits for the reclaimer.
     py::gil_scoped_release release;
     self->mapping.~shared_ptr();
+    self->queue.~shared_ptr();
     self->core.~shared_ptr();
   }
   Py_TYPE(object)->tp_free(object);
 }
 
+// --- Buffers, which pin --------------------------------------------------------------------------
+
+// Waits for a discard under way, without the GIL where that may take time.
+void pin_in_core(AllocationObject* self, bool in_place) {
+  if (!self->core->discarding()) {
+    self->core->pin(self->entry, in_place);
+    return;
+  }
+  py::gil_scoped_release release;
+  self->core->pin(self->entry, in_place);
+}
+
+void drop_export(AllocationObject* self) {
+  if (--self->exports > 0) return;
+  self->mapping.reset();
+  if (self->released) {
+    give_back(self);
+  } else if (self->unpinned) {
+    (void)self->core->unpin(self->entry);  // fails where it does not matter: closed, or forked
+  }
+}
+
+// One more export: the address of the contents, which are pinned from here to drop_export().
+char* add_export(AllocationObject* self) {
+  if (!await_pages(self->memory_file, *self->core, self->range) || !check_owned(self)) {
+    return nullptr;
+  }
+  ++self->exports;
+  if (self->entry.unpinned) pin_in_core(self, /*in_place=*/true);
+  if (check_owned(self)) {
+    const Result<char*> address = self->core->map(self->range);
+    if (address.ok()) {
+      if (self->mapping == nullptr) self->mapping = self->core->chunks();
+      return *address;
+    }
+    set_error(address.status());
+  }
+  const py::error_scope keep_error;
+  drop_export(self);
+  return nullptr;
+}
+
 int get_buffer(PyObject* object, Py_buffer* buffer, int flags) {
   AllocationObject* self = self_of(object);
   buffer->obj = nullptr;
-  if (!await_pages(self->memory_file, *self->core, self->range) || !check_owned(self)) return -1;
-  const Result<char*> address = self->core->map(self->range);
-  if (!address.ok()) {
-    set_error(address.status());
-    return -1;
+  char* const address = add_export(self);
+  if (address == nullptr) return -1;
+  if (PyBuffer_FillInfo(buffer, object, address, static_cast<Py_ssize_t>(self->range.length()), 0,
+                        flags) == 0) {
+    return 0;
   }
-  if (PyBuffer_FillInfo(buffer, object, *address, static_cast<Py_ssize_t>(self->range.length()), 0,
-                        flags) < 0) {
-    return -1;
-  }
-  if (self->exports++ == 0) self->mapping = self->core->chunks();
-  return 0;
+  drop_export(self);
+  return -1;
 }
 
-void release_buffer(PyObject* object, Py_buffer*) {
-  AllocationObject* self = self_of(object);
-  if (--self->exports > 0) return;
-  self->mapping.reset();
-  if (self->released) give_back(self);
-}
+void release_buffer(PyObject* object, Py_buffer*) { drop_export(self_of(object)); }
 
 PyObject* release(PyObject* object, PyObject*) {
   AllocationObject* self = self_of(object);
   self->released = true;
   if (self->exports == 0) give_back(self);
   Py_RETURN_NONE;
+}
+
+// --- Pinning -------------------------------------------------------------------------------------
+
+bool check_usable(AllocationObject* self) {
+  if (!check_owned(self)) return false;
+  if (!self->core->closed() && !self->core->forked()) return true;
+  set_error(self->core->unpin(self->entry));  // says which
+  return false;
+}
+
+bool unpin_in(AllocationObject* self, std::shared_ptr<DiscardQueue> queue, uint64_t id,
+              uint64_t hash) {
+  if (!check_usable(self)) return false;
+  if (self->unpinned) return true;
+  self->queue = std::move(queue);
+  self->entry.queue = self->queue.get();
+  self->entry.id = id;
+  self->entry.hash = hash;
+  self->entry.lost = false;
+  if (self->exports == 0) {
+    const Status status = self->core->unpin(self->entry);
+    if (!status.ok()) {
+      set_error(status);
+      return false;
+    }
+  }
+  self->unpinned = true;
+  return true;
+}
+
+PyObject* unpin(PyObject* object, PyObject*) {
+  if (!unpin_in(self_of(object), nullptr, 0, 0)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+// For caches, whose queues know what they hold by a number.
+PyObject* let_go(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  if (count != 3) {
+    PyErr_SetString(PyExc_TypeError, "_let_go() takes a queue, an id and a hash");
+    return nullptr;
+  }
+  auto queue = queue_of(args[0]);
+  const uint64_t id = queue == nullptr ? 0 : PyLong_AsUnsignedLongLongMask(args[1]);
+  const uint64_t hash = queue == nullptr ? 0 : PyLong_AsUnsignedLongLongMask(args[2]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (!unpin_in(self_of(object), std::move(queue), id, hash)) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* pin(PyObject* object, PyObject*) {
+  AllocationObject* self = self_of(object);
+  if (!check_usable(self)) return nullptr;
+  if (!self->unpinned) Py_RETURN_TRUE;
+  self->unpinned = false;
+  pin_in_core(self, /*in_place=*/false);
+  return PyBool_FromLong(!self->entry.lost);
+}
+
+// A read-only view of [start, stop) that pins, or None if the contents were discarded.
+PyObject* peek(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  AllocationObject* self = self_of(object);
+  uint64_t start = 0;
+  uint64_t stop = 0;
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "_peek() takes start and stop");
+    return nullptr;
+  }
+  if (!as_u64(args[0], "start", &start) || !as_u64(args[1], "stop", &stop)) return nullptr;
+  if (start > stop || stop > self->range.length()) {
+    PyErr_SetString(error_type(ErrorCode::kRange), "not a part of the Allocation");
+    return nullptr;
+  }
+  if (self->core->forked()) return check_usable(self), nullptr;  // nobody here knows what is lost
+  char* const address = add_export(self);
+  if (address == nullptr) return nullptr;
+  if (self->entry.lost) {
+    drop_export(self);
+    Py_RETURN_NONE;
+  }
+  if (self->queue != nullptr) self->queue->count_hit();
+  return part_view(object, address + start, stop - start,
+                   [](PyObject* allocation) { drop_export(self_of(allocation)); });
+}
+
+PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  // From here on the kernel copies, without the GIL and without page faults.
+  constexpr Py_ssize_t kByKernel = 16384;
+  AllocationObject* self = self_of(object);
+  uint64_t offset = 0;
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "_write() takes an offset and a buffer");
+    return nullptr;
+  }
+  Py_buffer data;
+  if (!as_u64(args[0], "offset", &offset) ||
+      PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) != 0) {
+    return nullptr;
+  }
+  Status status;
+  const auto size = static_cast<uint64_t>(data.len);
+  if (offset > self->range.length() || size > self->range.length() - offset) {
+    status = Status::error(ErrorCode::kRange, "more than the Allocation holds");
+  } else if (char* const address = add_export(self); address != nullptr) {
+    if (data.len < kByKernel) {
+      std::memcpy(address + offset, data.buf, size);
+    } else {
+      py::gil_scoped_release release;
+      status =
+          self->core->write(self->range.start + offset, static_cast<const char*>(data.buf), size);
+    }
+    drop_export(self);
+  }
+  PyBuffer_Release(&data);
+  if (!status.ok()) set_error(status);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyObject* get_pinned(PyObject* object, void*) {
+  const AllocationObject* self = self_of(object);
+  return PyBool_FromLong(!self->unpinned || self->exports > 0);
+}
+PyObject* get_in_use(PyObject* object, void*) {
+  return PyBool_FromLong(self_of(object)->exports > 0);
 }
 
 PyObject* disown(PyObject* object, PyObject*) {
@@ -145,6 +313,7 @@ PyObject* disown(PyObject* object, PyObject*) {
     PyErr_SetString(PyExc_BufferError, "a view of the Allocation is alive");
     return nullptr;
   }
+  self->core->forget(self->entry);
   self->released = true;
   self->owned = false;
   return new_file_range(self->range);
@@ -193,6 +362,10 @@ PyGetSetDef properties[] = {
     {"address", get_address, nullptr,
      "Where the pages are in this process's memory; it does not change while the file is open.",
      nullptr},
+    {"pinned", get_pinned, nullptr,
+     "False while the contents may be discarded: after unpin(), as long as no view is alive.",
+     nullptr},
+    {"_in_use", get_in_use, nullptr, "Whether a view is alive.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyMethodDef methods[] = {
@@ -204,6 +377,25 @@ PyMethodDef methods[] = {
      "release($self, /)\n--\n\n"
      "Give the reference back, or, while views are alive, as soon as the last one is gone.\n"
      "Calling it again does nothing."},
+    {"unpin", unpin, METH_NOARGS,
+     "unpin($self, /)\n--\n\n"
+     "Allow the contents to be discarded when memory runs short, the one unpinned longest ago\n"
+     "first. The range and the reference stay; discarded pages read as zero. While a view is "
+     "alive\n"
+     "the contents stay, and pages go only if no other handle has them pinned.\n\n"
+     "Raises ClosedError after release(), ForkedError in a forked child."},
+    {"pin", pin, METH_NOARGS,
+     "pin($self, /)\n--\n\n"
+     "Keep the contents from here on. False if they were discarded since unpin(), in part at\n"
+     "least; True if they are what they were.\n\n"
+     "Raises ClosedError after release(), ForkedError in a forked child."},
+    {"_let_go", erased(let_go), METH_FASTCALL,
+     "_let_go($self, queue, id, hash, /)\n--\n\nunpin(), into a cache's own queue."},
+    {"_peek", erased(peek), METH_FASTCALL,
+     "_peek($self, start, stop, /)\n--\n\n"
+     "A read-only view of a part, or None if the contents were discarded."},
+    {"_write", erased(write), METH_FASTCALL,
+     "_write($self, offset, data, /)\n--\n\nCopy a buffer into the pages."},
     {"_disown", disown, METH_NOARGS,
      "_disown($self, /)\n--\n\nHand the reference to the caller and return the range."},
     {nullptr, nullptr, 0, nullptr}};

@@ -96,6 +96,9 @@ py::dict stats(Self<FileHandle> handle) {
   PGALLOC_STAT(decommitted_bytes);
   PGALLOC_STAT(punch_failures);
   PGALLOC_STAT(lost_bytes);
+  PGALLOC_STAT(discards);
+  PGALLOC_STAT(discarded_bytes);
+  PGALLOC_STAT(unpinned_bytes);
   PGALLOC_STAT(scans);
   PGALLOC_STAT(voided_results);
 #undef PGALLOC_STAT

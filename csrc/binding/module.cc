@@ -10,7 +10,7 @@ using namespace pgalloc::binding;  // NOLINT(google-build-using-namespace)
 PYBIND11_MODULE(_core, module) {
   module.doc() = "The native core of pgalloc. Use the names that pgalloc itself exports.";
   if (!load_error_types() || !add_range_types(module.ptr()) || !add_mapping_type(module.ptr()) ||
-      !add_allocation_type(module.ptr())) {
+      !add_part_type(module.ptr()) || !add_allocation_type(module.ptr())) {
     throw py::error_already_set();
   }
   module.attr("PAGE_SIZE") = pgalloc::page_size();
@@ -22,5 +22,6 @@ PYBIND11_MODULE(_core, module) {
   bind_restore(module);
   bind_ledger(module);
   bind_fork(module);
+  bind_guard(module);
   bind_testing(module);
 }

@@ -1,6 +1,7 @@
 // Section B: finding, marking and preparing pages.
 #include <string>
 
+#include "core/guard.h"
 #include "core/memory_file.h"
 #include "core/operation.h"
 #include "core/prefault.h"
@@ -102,6 +103,9 @@ Status MemoryFile::prepare(const AllocateRequest& request, FileRange range, bool
   // Nobody else knows the range yet, so doing this after marking it is the same as before (B18).
   if (options_.manual_zeroing && !recycled) PGALLOC_RETURN_IF_ERROR(file_->write_zeros(range));
 
+  if (request.mode != AllocationMode::kAllocateOnly && !recycled) {
+    PGALLOC_RETURN_IF_ERROR(Guard::instance().make_room(range.length()));
+  }
   if (request.mode == AllocationMode::kAllocateAndCommit) return file_->commit(range);
   if (request.mode == AllocationMode::kAllocateAndWritePopulate) {
     Result<char*> address = map(range);

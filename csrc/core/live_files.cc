@@ -2,9 +2,13 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <new>
+#include <optional>
 #include <unordered_set>
+#include <vector>
 
+#include "core/guard.h"
 #include "core/memory_file.h"
 
 namespace pgalloc {
@@ -36,8 +40,14 @@ Registry& registry() {
 }
 
 // The child gets a registry that no vanished thread holds, because this thread holds it now.
-void before_fork() NO_THREAD_SAFETY_ANALYSIS { registry().mu.lock(); }
-void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS { registry().mu.unlock(); }
+void before_fork() NO_THREAD_SAFETY_ANALYSIS {
+  Guard::before_fork();
+  registry().mu.lock();
+}
+void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS {
+  registry().mu.unlock();
+  Guard::after_fork_in_parent();
+}
 void after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
   Registry& registry = pgalloc::registry();
   registry.files.clear();  // they are the parent's
@@ -46,6 +56,7 @@ void after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
   new (&registry.booked_by_hand) Ledger;
   internal::process_generation.fetch_add(1);
   registry.mu.unlock();
+  Guard::after_fork_in_child();
 }
 
 }  // namespace
@@ -70,16 +81,111 @@ Status LiveFiles::start_loaders(MemoryFile* file, unsigned count) {
 }
 
 void LiveFiles::park_threads() {
+  Guard::instance().park();  // it may be about to ask for the registry
   MutexLock lock(registry().mu);
   if (++registry().parked > 1) return;
   for (MemoryFile* file : registry().files) file->stop_threads();
 }
 
 void LiveFiles::resume_threads() {
+  {
+    MutexLock lock(registry().mu);
+    if (registry().parked == 0) return;
+    if (--registry().parked == 0) {
+      for (MemoryFile* file : registry().files) file->restart_threads();
+    }
+  }
+  Guard::instance().resume();
+}
+
+// --- All files together --------------------------------------------------------------------------
+
+namespace {
+
+// A file that cannot be closed meanwhile.
+class FileInUse {
+ public:
+  explicit FileInUse(MemoryFile* file) : file_(file) {}
+  FileInUse(FileInUse&& other) noexcept : file_(std::exchange(other.file_, nullptr)) {}
+  FileInUse& operator=(FileInUse&&) = delete;
+  ~FileInUse() {
+    if (file_ != nullptr) file_->end_use();
+  }
+  MemoryFile* operator->() const { return file_; }
+
+ private:
+  MemoryFile* file_;
+};
+
+std::vector<FileInUse> files_in_use() {
+  std::vector<FileInUse> files;
   MutexLock lock(registry().mu);
-  if (registry().parked == 0) return;
-  if (--registry().parked > 0) return;
-  for (MemoryFile* file : registry().files) file->restart_threads();
+  files.reserve(registry().files.size());
+  for (MemoryFile* file : registry().files) {
+    if (file->begin_use()) files.emplace_back(file);
+  }
+  return files;
+}
+
+std::optional<FileInUse> file_to_discard_from() {
+  MutexLock lock(registry().mu);
+  MemoryFile* oldest = nullptr;
+  uint64_t oldest_order = 0;
+  for (MemoryFile* file : registry().files) {
+    const auto order = file->next_discard_order();
+    if (!order || (oldest != nullptr && *order >= oldest_order)) continue;
+    oldest = file;
+    oldest_order = *order;
+  }
+  if (oldest == nullptr || !oldest->begin_use()) return std::nullopt;
+  return FileInUse(oldest);
+}
+
+}  // namespace
+
+LiveFiles::Discarded LiveFiles::discard(uint64_t bytes_max,
+                                        std::chrono::steady_clock::time_point deadline) {
+  constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
+  Discarded result;
+  while (result.given_back < bytes_max && std::chrono::steady_clock::now() < deadline) {
+    const uint64_t wanted = std::min(bytes_max - result.given_back, kBatchBytes);
+    MemoryFile::Discarded batch;
+    if (const auto file = file_to_discard_from()) batch = (*file)->discard(wanted);
+    if (batch.bytes == 0) {
+      // What is oldest cannot go, and was put off: somebody else's may.
+      for (const FileInUse& file : files_in_use()) {
+        if (batch.bytes == 0) batch = file->discard(wanted);
+      }
+    }
+    result.given_back += batch.given_back;
+    result.exhausted = batch.bytes == 0;
+    if (result.exhausted) break;
+  }
+  return result;
+}
+
+uint64_t LiveFiles::discard_spent() {
+  uint64_t bytes = 0;
+  for (const FileInUse& file : files_in_use()) bytes += file->discard_spent();
+  return bytes;
+}
+
+bool LiveFiles::any_unpinned() {
+  MutexLock lock(registry().mu);
+  for (const MemoryFile* file : registry().files) {
+    if (file->stats().unpinned_bytes > 0) return true;
+  }
+  return false;
+}
+
+void LiveFiles::start_evictions() {
+  for (const FileInUse& file : files_in_use()) {
+    if (file->options().use_host_memcg_pressure) file->evictables()->start_all();
+  }
+}
+
+void LiveFiles::wait_for_reclaim(std::chrono::steady_clock::time_point deadline) {
+  for (const FileInUse& file : files_in_use()) (void)file->wait_for_reclaim(deadline);
 }
 
 LedgerSnapshot LiveFiles::account() {

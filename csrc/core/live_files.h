@@ -10,6 +10,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 
 #include "core/ledger.h"
@@ -39,6 +40,22 @@ class LiveFiles {
   // may be forking. Between the two, new files get no thread.
   static void park_threads();
   static void resume_threads();
+
+  // Discards unpinned allocations of all files, those first that were unpinned first, until
+  // `bytes_max` are back with the kernel, or nothing is left that can go, or the deadline has passed.
+  struct Discarded {
+    uint64_t given_back = 0;
+    bool exhausted = false;
+  };
+  static Discarded discard(uint64_t bytes_max, std::chrono::steady_clock::time_point deadline);
+  // As MemoryFile::discard_spent(), in all files.
+  static uint64_t discard_spent();
+  // Whether any page of any file is unpinned.
+  static bool any_unpinned();
+  // Begins the evictions of every file whose users are to be asked under pressure (row A4).
+  static void start_evictions();
+  // Gives freed pages the time to get back to the kernel.
+  static void wait_for_reclaim(std::chrono::steady_clock::time_point deadline);
 
   // The account of this process: its files, and what was booked by hand.
   static LedgerSnapshot account();

@@ -6,6 +6,7 @@
 
 #include "core/operation.h"
 #include "os/syscalls.h"
+#include "os/transfer.h"
 
 namespace pgalloc {
 
@@ -112,6 +113,7 @@ Status MemoryFile::check_open() const {
 Status MemoryFile::inc_ref(FileRange range, uint32_t memcg_id) {
   if (forked()) return check_open();
   MutexLock lock(mu_);
+  wait_for_discards(range);
   if (closed()) return check_open();
   return pages_.inc_ref(range, memcg_id);
 }
@@ -180,6 +182,12 @@ Status MemoryFile::decommit(FileRange range) {
   return status;
 }
 
+Status MemoryFile::write(uint64_t offset, const char* data, uint64_t size) {
+  std::optional<Operation> operation;
+  PGALLOC_RETURN_IF_ERROR(begin_operation(operation));
+  return os::write_at(file_->fd(), offset, data, size);
+}
+
 void MemoryFile::settle_leaving(const std::vector<FileRange>& taken, bool gone) {
   if (closed()) return;  // all is forgotten
   for (const FileRange& part : taken) {
@@ -211,6 +219,18 @@ Result<char*> MemoryFile::map_slow(FileRange range) {
     }
   }
   return chunks_->address(range.start);
+}
+
+bool MemoryFile::begin_use() {
+  MutexLock lock(mu_);
+  if (closed()) return false;
+  ++operations_;
+  return true;
+}
+
+void MemoryFile::end_use() {
+  MutexLock lock(mu_);
+  if (--operations_ == 0 && closed()) operations_ended_.notify_all();
 }
 
 Status MemoryFile::mark_evictable(Evictables::UserId user, FileRange range) {
@@ -248,7 +268,9 @@ std::vector<PageSegment> MemoryFile::segments() const {
 MemoryFileStats MemoryFile::stats() const {
   if (forked()) return {};
   MutexLock lock(mu_);
-  return stats_;
+  MemoryFileStats stats = stats_;
+  stats.unpinned_bytes = pages_.unpinned().set().span();
+  return stats;
 }
 
 void MemoryFile::warn(std::string message) {
@@ -280,6 +302,7 @@ Status MemoryFile::close() {
     MutexLock lock(mu_);
     while (operations_ > 0) operations_ended_.wait(mu_);
     pages_.clear();
+    for (const auto& queue : queues_) queue->clear();
     image_.reset();
     waste_shrank_.notify_all();
   }

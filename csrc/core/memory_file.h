@@ -15,9 +15,11 @@
 //      or owner changed while the scan looked (row H3).
 //   4. In a forked child no lock of this object is ever taken.
 //   5. gate_ is 0 only while the file is open and no page is pending: then map() needs no lock.
+//   6. Pages in discarding_ are being punched because nobody has them pinned. Nobody pins them or
+//      takes a reference on them before the punch is through.
 //
 // Where to find what: memory_file.cc construction, close, small calls; allocate.cc section B;
-// reclaim.cc section F; update_usage.cc section H; save.cc and load.cc section J; threads.cc the
+// reclaim.cc section F; update_usage.cc section H; discard.cc unpinned memory; save.cc and load.cc section J; threads.cc the
 // background threads.
 #pragma once
 
@@ -38,6 +40,7 @@
 #include "core/backing_file.h"
 #include "core/chunk_map.h"
 #include "core/clock.h"
+#include "core/discard_queue.h"
 #include "core/evictables.h"
 #include "core/extent_builder.h"
 #include "core/image_file.h"
@@ -94,6 +97,9 @@ struct MemoryFileStats {
   uint64_t decommitted_bytes = 0;
   uint64_t punch_failures = 0;
   uint64_t lost_bytes = 0;  // could be neither punched nor zeroed: never used again
+  uint64_t discards = 0;    // of unpinned allocations
+  uint64_t discarded_bytes = 0;
+  uint64_t unpinned_bytes = 0;  // of pages that may be discarded, or are: now
   uint64_t scans = 0;
   uint64_t voided_results = 0;  // scan results dropped because their pages changed meanwhile
 };
@@ -124,6 +130,9 @@ class MemoryFile {
 
   // Section D.
   Status decommit(FileRange range) EXCLUDES(mu_);
+
+  // Writes into used pages, a part of one too, without touching them: cheaper than page faults.
+  Status write(uint64_t offset, const char* data, uint64_t size) EXCLUDES(mu_);
 
   // Section E: the address of any non-empty range inside the file. If the range is pending, this
   // loads it or waits for it; whoever must not block calls load() before.
@@ -158,6 +167,36 @@ class MemoryFile {
   MemoryFileStats stats() const EXCLUDES(mu_);
   // What went wrong where nobody could be told: oldest first, and forgotten once taken.
   std::vector<std::string> take_warnings() EXCLUDES(mu_);
+
+  // Discardable memory. An entry belongs to a handle that owns a reference on each page of its
+  // range, and lives until forget(). kRefCount if no handle had one of its pages pinned.
+  Status unpin(Discardable& entry) EXCLUDES(mu_);
+  // Waits for a discard of these pages that is under way; afterwards entry.lost says if there was
+  // one. With `in_place` the entry keeps its place in a queue whose policy knows visits.
+  void pin(Discardable& entry, bool in_place = false) EXCLUDES(mu_);
+  // The handle ends, or gives its reference back.
+  void forget(Discardable& entry) EXCLUDES(mu_);
+  // Discards unpinned allocations as their queues say, `bytes_max` or a little more, in one batch.
+  struct Discarded {
+    uint64_t looked_at = 0;  // allocations; 0 when none is left. Those that cannot go are put off
+    uint64_t bytes = 0;      // of those that were discarded
+    uint64_t given_back =
+        0;  // of pages that went back to the kernel: some may never have been used
+  };
+  Discarded discard(uint64_t bytes_max) EXCLUDES(mu_);
+  // Looks through those that were discarded and are still unpinned: some have been written to since.
+  // The bytes that went back to the kernel.
+  uint64_t discard_spent() EXCLUDES(mu_);
+  // How long ago the next to go was unpinned, compared with other files; nothing if nobody waits.
+  std::optional<uint64_t> next_discard_order() const EXCLUDES(mu_);
+  // Between the two nothing is discarded. Calls nest.
+  void hold_discards() EXCLUDES(mu_);
+  void resume_discards() EXCLUDES(mu_);
+  bool discarding() const { return discards_under_way_.load(std::memory_order_acquire) > 0; }
+  // A queue beside the file's own; it lasts as long as somebody else holds it, or entries are in it.
+  std::shared_ptr<DiscardQueue> add_queue(DiscardPolicy policy) EXCLUDES(mu_);
+  std::vector<uint64_t> take_discarded_ids(DiscardQueue& queue) EXCLUDES(mu_);
+  std::vector<uint64_t> take_victims(DiscardQueue& queue, uint64_t bytes) EXCLUDES(mu_);
 
   // Section J, saving. What an image says about the pages; nothing if not all freed pages were back
   // with the kernel by the deadline.
@@ -223,6 +262,8 @@ class MemoryFile {
   DelayedEviction delayed_eviction() const { return options_.delayed_eviction; }
 
   // For LiveFiles only.
+  bool begin_use() EXCLUDES(mu_);  // false if closed; until end_use(), close() waits
+  void end_use() EXCLUDES(mu_);
   Status start_threads() EXCLUDES(thread_mu_, mu_);
   void stop_threads() EXCLUDES(thread_mu_, mu_);
   void restart_threads() EXCLUDES(thread_mu_, mu_);  // a failure becomes a warning
@@ -288,6 +329,19 @@ class MemoryFile {
   void wake_reclaimer() REQUIRES(mu_);
   void warn(std::string message) REQUIRES(mu_);
 
+  // discard.cc
+  struct DiscardBatch;
+  bool take_run(FileRange range, DiscardBatch& batch) REQUIRES(mu_);
+  void take_discards(DiscardBatch& batch, bool spend) REQUIRES(mu_);
+  uint64_t punch_discards(DiscardBatch& batch) EXCLUDES(mu_);
+  void settle_discards(const DiscardBatch& batch, bool mark) REQUIRES(mu_);
+  DiscardQueue& queue_of(const Discardable& entry) {
+    return entry.queue == nullptr ? *queues_.front() : *entry.queue;
+  }
+  DiscardQueue* oldest_queue() const REQUIRES(mu_);
+  bool may_discard() const REQUIRES(mu_);
+  void wait_for_discards(FileRange range) REQUIRES(mu_);
+
   // update_usage.cc
   void disturb(FileRange range) REQUIRES(mu_);
   bool nothing_to_count(uint64_t stored_bytes) const REQUIRES(mu_);
@@ -317,6 +371,14 @@ class MemoryFile {
   mutable uint64_t operations_ GUARDED_BY(mu_) = 0;
   mutable CondVar operations_ended_;
   bool close_finished_ GUARDED_BY(mu_) = false;
+
+  // Discarding.
+  std::vector<std::shared_ptr<DiscardQueue>> queues_ GUARDED_BY(mu_){
+      std::make_shared<DiscardQueue>(DiscardPolicy::kOldest)};  // the first is the file's own
+  RangeSet discarding_ GUARDED_BY(mu_);
+  std::atomic<int> discards_under_way_{0};
+  int discards_held_ GUARDED_BY(mu_) = 0;
+  CondVar discard_ended_;
 
   // Loading an image. While pages wait or arrive, image_ is there.
   std::shared_ptr<const ImageFile> image_ GUARDED_BY(mu_);

@@ -148,6 +148,7 @@ uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32
     if (!unadopted_.empty()) unadopted_.limit(part, use.refs);
     if (use.refs > 0) return;
     if (!pending_.empty()) pending_.forget(part);
+    if (!unpinned_.empty()) unpinned_.forget(part);
     if (use.committed) {
       PGALLOC_CHECK(ledger_.move(part.length(), MemoryKind::kSystem, use.kind, use.memcg_id).ok());
     } else {
@@ -251,12 +252,45 @@ uint64_t PageStates::drop_unadopted() {
   return wasted;
 }
 
+Status PageStates::unpin(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  if (!find_used(usage_, range, kAny).ok()) return unused_error(range);
+  if (!unpinned_.empty() && !has_pinned(range)) {
+    return Status::error(ErrorCode::kRefCount, text(range) + " has pages that nobody has pinned");
+  }
+  unpinned_.add(range);
+  return {};
+}
+
+// Whether each page has more references than unpinned handles.
+bool PageStates::has_pinned(FileRange range) const {
+  bool pinned = true;
+  unpinned_.set().visit_range(range, [&](FileRange part, const UnpinnedTraits::Value& value) {
+    usage_.visit_range(
+        part, [&](FileRange, const PageUse& use) { pinned = pinned && use.refs > value.handles; });
+    return pinned;
+  });
+  return pinned;
+}
+
+bool PageStates::is_discardable(FileRange range) const {
+  if (!pending_.empty() && !pending_.set().is_empty_range(range)) return false;
+  uint64_t bytes = 0;
+  usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
+    if (use.refs == 0 || !unpinned_.has(part, use.refs)) return false;
+    bytes += part.length();
+    return true;
+  });
+  return bytes == range.length();
+}
+
 void PageStates::clear() {
   ledger_.clear();
   usage_.clear();
   waste_.clear();
   pending_.clear();
   unadopted_.clear();
+  unpinned_.clear();
   used_bytes_ = releasing_bytes_ = lost_bytes_ = known_committed_bytes_ = 0;
 }
 
@@ -290,6 +324,22 @@ std::optional<std::string> PageStates::verify_restored() const {
     if (left.value() == 0 || covered != left.range().length()) {
       return "unadopted references " + text(left.range()) + " exceed the references";
     }
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> PageStates::verify_unpinned() const {
+  if (auto broken = unpinned_.set().verify()) return "unpinned pages: " + *broken;
+  for (auto part = unpinned_.set().first(); part.ok(); part = part.next()) {
+    const auto& value = part.value();
+    uint64_t covered = 0;
+    usage_.visit_range(part.range(), [&](FileRange used, const PageUse& use) {
+      if (use.refs >= value.handles) covered += used.length();
+    });
+    if (value.handles == 0 || covered != part.range().length()) {
+      return "unpinned handles of " + text(part.range()) + " exceed the references";
+    }
+    if (value.discarded_at > unpinned_.now()) return "a discard has not happened yet";
   }
   return std::nullopt;
 }
@@ -333,6 +383,7 @@ std::optional<std::string> PageStates::verify(uint64_t file_size) const {
     if (dead != waste.range().length()) return "waste range " + text(waste.range()) + " is in use";
   }
   if (auto broken = verify_restored()) return broken;
+  if (auto broken = verify_unpinned()) return broken;
   if (booked.sum() != known_committed_bytes_) {
     return "known_committed_bytes differs from the committed segments";
   }

@@ -14,7 +14,7 @@
 //      kind by kind and memory cgroup by memory cgroup.
 //   6. Pages that wait for their contents, or whose contents are broken, are used; pages whose
 //      contents are arriving are used or waste, and stay out of take_waste() and recycle().
-//   7. No page has more unadopted references than references.
+//   7. No page has more unadopted references than references, or more unpinned handles.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,7 @@
 #include "core/pending_pages.h"
 #include "core/placement.h"
 #include "core/unadopted.h"
+#include "core/unpinned_pages.h"
 
 namespace pgalloc {
 
@@ -97,6 +98,13 @@ class PageStates {
   // For whoever loads the contents of an image.
   PendingPages& pending() { return pending_; }
 
+  // Discardable memory. One more handle of each page is unpinned; kRefCount if all are already.
+  Status unpin(FileRange range);
+  // Whether nobody needs the contents: all references are unpinned, and nothing is on its way.
+  bool is_discardable(FileRange range) const;
+  const UnpinnedPages& unpinned() const { return unpinned_; }
+  UnpinnedPages& unpinned() { return unpinned_; }
+
   // Row I: forgets everything; the ledger returns to zero.
   void clear();
 
@@ -112,6 +120,8 @@ class PageStates {
   template <class Change>
   void change_used(UsageSet::Iterator first, FileRange range, Change change);
   std::optional<std::string> verify_restored() const;
+  std::optional<std::string> verify_unpinned() const;
+  bool has_pinned(FileRange range) const;
   // Why `range` is not used throughout.
   Status unused_error(FileRange range) const;
   void book(uint64_t bytes, const PageUse& use);
@@ -122,6 +132,7 @@ class PageStates {
   RangeSet waste_;
   PendingPages pending_;
   Unadopted unadopted_;
+  UnpinnedPages unpinned_;
   uint64_t used_bytes_ = 0;
   uint64_t releasing_bytes_ = 0;
   uint64_t lost_bytes_ = 0;

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -71,6 +72,10 @@ constexpr Syscalls kKernel = {
     .mincore = ::mincore,
     .mlock = mlock_call,
     .munlock = munlock_call,
+    .read = ::read,
+    .write = ::write,
+    .eventfd = ::eventfd,
+    .poll = ::poll,
 };
 
 }  // namespace

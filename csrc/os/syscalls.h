@@ -9,6 +9,7 @@
 // that tests iterate over all follow from it.
 #pragma once
 
+#include <poll.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/types.h>
@@ -77,7 +78,11 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, madvise, (void* address, size_t length, int advice), (address, length, advice))          \
   X(int, mincore, (void* address, size_t length, unsigned char* out), (address, length, out))     \
   X(int, mlock, (const void* address, size_t length), (address, length))                          \
-  X(int, munlock, (const void* address, size_t length), (address, length))
+  X(int, munlock, (const void* address, size_t length), (address, length))                        \
+  X(ssize_t, read, (int fd, void* data, size_t size), (fd, data, size))                           \
+  X(ssize_t, write, (int fd, const void* data, size_t size), (fd, data, size))                    \
+  X(int, eventfd, (unsigned value, int flags), (value, flags))                                    \
+  X(int, poll, (struct pollfd * files, nfds_t count, int timeout_ms), (files, count, timeout_ms))
 
 struct Syscalls {
 #define PGALLOC_MEMBER(result, name, parameters, arguments) result(*name) parameters;

@@ -1,4 +1,5 @@
-// Purpose: knowing when a thread that was joined is really gone.
+// Purpose: what the core asks of the kernel about its threads: to know when one that was joined is
+// really gone, and to run one promptly.
 //
 // pthread_join() returns when the thread has let go of its memory, a moment before the kernel takes
 // it off the list of threads. CPython counts that list after fork() and warns when it finds more
@@ -12,5 +13,9 @@ namespace pgalloc::os {
 pid_t thread_id();
 // Returns when no thread of this process has the id any more, or after a second.
 void wait_until_gone(pid_t thread_id);
+
+// Asks the kernel to run this thread soon after it wakes up, for little work at a time. As far as it
+// lets us: a negative nice value needs CAP_SYS_NICE, a short time slice Linux 6.12.
+void run_promptly();
 
 }  // namespace pgalloc::os

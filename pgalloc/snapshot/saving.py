@@ -32,17 +32,22 @@ def save(
     codec = _checked_codec(compression, level)
     path = _checked_target(target)
     _check_restore_id(memory_file.restore_id)
-    payloads = hooks.collect()
-    decoding.load(memory_file, None, None, ignore_broken=False)
-    writer = _core.ImageWriter(memory_file, path, memory_file.restore_id, payloads, keep_zeros)
-    with _workers(writer, codec) as failures:
-        if path is None:
-            while (block := writer.next_block()) is not None:
-                _write_all(target, block)
-        else:
-            writer.wait()
-    if failures:
-        raise failures[0]
+    # What the hooks say of unpinned memory must be true of the image, too.
+    held = _core.HeldDiscards(memory_file)
+    try:
+        payloads = hooks.collect()
+        decoding.load(memory_file, None, None, ignore_broken=False)
+        writer = _core.ImageWriter(memory_file, path, memory_file.restore_id, payloads, keep_zeros)
+        with _workers(writer, codec) as failures:
+            if path is None:
+                while (block := writer.next_block()) is not None:
+                    _write_all(target, block)
+            else:
+                writer.wait()
+        if failures:
+            raise failures[0]
+    finally:
+        held.release()
 
 
 def _checked_codec(compression: str | None, level: int | None) -> Codec | None:

@@ -204,6 +204,7 @@ PYTHON_ORDER = [
     ("accounting", "allocation", "eviction", "backing", "records"),
     ("filling", "snapshot"),
     ("memory_file",),
+    ("cache",),
     ("testing",),
     ("",),  # pgalloc/__init__.py
     ("cli", "__main__"),

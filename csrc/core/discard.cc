@@ -1,0 +1,295 @@
+// Discardable memory: pinning and unpinning, and giving back what nobody has pinned.
+#include <algorithm>
+#include <array>
+#include <new>
+
+#include "core/commit_probe.h"
+#include "core/guard.h"
+#include "core/memory_file.h"
+#include "core/operation.h"
+
+namespace pgalloc {
+
+Status MemoryFile::unpin(Discardable& entry) {
+  if (forked()) return check_open();
+  {
+    MutexLock lock(mu_);
+    if (closed()) return check_open();
+    if (entry.unpinned) return {};
+    PGALLOC_RETURN_IF_ERROR(pages_.unpin(entry.range));
+    entry.since = pages_.unpinned().now();
+    entry.unpinned = true;
+    queue_of(entry).unpinned(entry);
+  }
+  Guard::instance().something_unpinned();
+  return {};
+}
+
+void MemoryFile::pin(Discardable& entry, bool in_place) {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  wait_for_discards(entry.range);
+  if (closed()) return;
+  DiscardQueue& queue = queue_of(entry);
+  if (!in_place) {
+    queue.remove(entry);
+  } else if (entry.unpinned) {
+    queue.pinned(entry);
+  }
+  if (!entry.unpinned) return;
+  entry.unpinned = false;
+  if (!pages_.unpinned().remove(entry.range, entry.since)) entry.lost = true;
+}
+
+void MemoryFile::forget(Discardable& entry) {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  if (entry.list != nullptr) queue_of(entry).remove(entry);
+  if (!entry.unpinned || closed()) return;
+  entry.unpinned = false;
+  (void)pages_.unpinned().remove(entry.range, entry.since);
+}
+
+void MemoryFile::wait_for_discards(FileRange range) {
+  while (!discarding_.empty() && !range.empty() && !discarding_.is_empty_range(range)) {
+    discard_ended_.wait(mu_);
+  }
+}
+
+// --- Discarding ----------------------------------------------------------------------------------
+
+// What is being discarded at the same time: neighbours go in one punch.
+struct MemoryFile::DiscardBatch {
+  struct Item {
+    FileRange range;
+    Discardable* entry = nullptr;
+    DiscardQueue* queue = nullptr;
+  };
+  std::array<Item, 512> items;  // as they were chosen, then by address
+  size_t count = 0;
+  uint64_t bytes = 0;
+  std::array<FileRange, 512> runs;  // what is taken of them
+  std::array<bool, 512> punched{};
+  size_t run_count = 0;
+
+  bool full() const { return count == items.size(); }
+  void add(Discardable& entry, DiscardQueue& queue) {
+    items[count++] = {entry.range, &entry, &queue};
+    bytes += entry.range.length();
+  }
+  // Calls use(first, count, run) for each run of neighbours.
+  template <class Use>
+  void for_each_run(Use use) {
+    std::sort(items.begin(), items.begin() + count,
+              [](const Item& a, const Item& b) { return a.range.start < b.range.start; });
+    for (size_t i = 0; i < count;) {
+      size_t end = i + 1;
+      while (end < count && items[end].range.start == items[end - 1].range.end) ++end;
+      use(i, end - i, FileRange{items[i].range.start, items[end - 1].range.end});
+      i = end;
+    }
+  }
+};
+
+// Nothing happens to the pages of `range` from here to settle_discards(), but what this batch does.
+// False if somebody needs them.
+bool MemoryFile::take_run(FileRange range, DiscardBatch& batch) try {
+  if (!pages_.is_discardable(range)) return false;
+  discarding_.insert(range, {});
+  // Should their owner let go of them meanwhile, they must not reach a new one.
+  if (!pages_.inc_ref(range, 0).ok()) {
+    discarding_.remove_range(range);
+    return false;
+  }
+  batch.runs[batch.run_count++] = range;
+  return true;
+} catch (const std::bad_alloc&) {
+  discarding_.remove_range(range);
+  return false;
+}
+
+// Takes what can go of the batch's items; with `spend`, tells their queues.
+void MemoryFile::take_discards(DiscardBatch& batch, bool spend) {
+  const auto tell = [&](DiscardBatch::Item& item, bool goes) {
+    if (!spend) return;
+    if (goes) {
+      item.queue->spend(*item.entry);
+    } else {
+      item.queue->refuse(*item.entry);
+    }
+  };
+  std::array<size_t, 512> firsts;  // what is told comes after what is taken: see the lambda's lock
+  std::array<size_t, 512> counts;
+  std::array<FileRange, 512> found;
+  size_t runs = 0;
+  batch.for_each_run([&](size_t first, size_t count, FileRange run) {
+    firsts[runs] = first;
+    counts[runs] = count;
+    found[runs++] = run;
+  });
+  for (size_t r = 0; r < runs; ++r) {
+    const bool all = take_run(found[r], batch);
+    for (size_t i = firsts[r]; i < firsts[r] + counts[r]; ++i) {
+      tell(batch.items[i], all || (counts[r] > 1 && take_run(batch.items[i].range, batch)));
+    }
+  }
+  if (batch.run_count > 0) ++discards_under_way_;
+}
+
+// Gives back what is committed of the pages. The bytes of that.
+uint64_t MemoryFile::punch_discards(DiscardBatch& batch) {
+  const CommitProbe probe(*file_, *chunks_);
+  uint64_t given_back = 0;
+  for (size_t i = 0; i < batch.run_count; ++i) {
+    const FileRange run = batch.runs[i];
+    const uint64_t bytes = probe.count(run).value_or(run.length());
+    batch.punched[i] = bytes > 0;
+    given_back += bytes;
+    // Whether they could be emptied or not: nobody may rely on them any more.
+    if (bytes > 0) (void)release_pages(run);
+  }
+  return given_back;
+}
+
+// With `mark`, pages that were empty count as discarded, too: they are not looked at again soon.
+void MemoryFile::settle_discards(const DiscardBatch& batch, bool mark) {
+  pages_.unpinned().tick();
+  for (size_t i = 0; i < batch.run_count; ++i) {
+    const FileRange run = batch.runs[i];
+    discarding_.remove_range(run);
+    if (mark || batch.punched[i]) pages_.unpinned().mark_discarded(run);
+    if (batch.punched[i]) {
+      pages_.mark_decommitted(run);
+      disturb(run);
+    }
+    const Result<uint64_t> wasted = pages_.dec_ref(run);
+    PGALLOC_CHECK(wasted.ok());
+    if (*wasted > 0) {
+      stats_.freed_bytes += *wasted;
+      wake_reclaimer();
+    }
+  }
+  ++changes_;
+  if (batch.run_count > 0) --discards_under_way_;
+  discard_ended_.notify_all();
+}
+
+bool MemoryFile::may_discard() const {
+  return !closed() && discards_held_ == 0 && !options_.manual_zeroing;
+}
+
+// The queue whose next victim was unpinned before those of the others.
+DiscardQueue* MemoryFile::oldest_queue() const {
+  DiscardQueue* oldest = nullptr;
+  for (const auto& queue : queues_) {
+    const auto order = queue->front_order();
+    if (order && (oldest == nullptr || *order < *oldest->front_order())) oldest = queue.get();
+  }
+  return oldest;
+}
+
+std::optional<uint64_t> MemoryFile::next_discard_order() const {
+  if (forked()) return std::nullopt;
+  MutexLock lock(mu_);
+  if (!may_discard()) return std::nullopt;
+  const DiscardQueue* queue = oldest_queue();
+  return queue == nullptr ? std::nullopt : queue->front_order();
+}
+
+MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max) {
+  if (forked()) return {};
+  DiscardBatch batch;
+  std::optional<Operation> operation;
+  MutexLock lock(mu_);
+  if (!may_discard()) return {};
+  while (!batch.full() && batch.bytes < bytes_max) {
+    DiscardQueue* const queue = oldest_queue();
+    if (queue == nullptr) break;
+    if (Discardable* const victim = queue->take_victim()) batch.add(*victim, *queue);
+  }
+  take_discards(batch, /*spend=*/true);
+  Discarded result{.looked_at = batch.count};
+  if (batch.run_count == 0) return result;
+  for (size_t i = 0; i < batch.run_count; ++i) result.bytes += batch.runs[i].length();
+  operation.emplace(*this);
+  lock.unlock();
+  result.given_back = punch_discards(batch);
+  lock.lock();
+  settle_discards(batch, /*mark=*/true);
+  stats_.discards += batch.count;
+  stats_.discarded_bytes += result.bytes;
+  lock.unlock();
+  return result;
+}
+
+uint64_t MemoryFile::discard_spent() {
+  if (forked()) return 0;
+  std::optional<Operation> operation;
+  MutexLock lock(mu_);
+  if (!may_discard()) return 0;
+  operation.emplace(*this);
+  uint64_t given_back = 0;
+  // A copy: queues come and go while the lock is not held.
+  for (const auto& queue : std::vector(queues_)) {
+    for (size_t left = queue->spent_count(); left > 0 && may_discard();) {
+      DiscardBatch batch;
+      for (; left > 0 && !batch.full(); --left) {
+        Discardable* const entry = queue->next_spent();
+        if (entry == nullptr) {
+          left = 0;
+          break;
+        }
+        batch.add(*entry, *queue);
+      }
+      take_discards(batch, /*spend=*/false);
+      if (batch.run_count == 0) continue;
+      lock.unlock();
+      given_back += punch_discards(batch);
+      lock.lock();
+      settle_discards(batch, /*mark=*/false);
+    }
+  }
+  lock.unlock();
+  return given_back;
+}
+
+void MemoryFile::hold_discards() {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  ++discards_held_;
+  while (!discarding_.empty()) discard_ended_.wait(mu_);
+}
+
+void MemoryFile::resume_discards() {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  --discards_held_;
+}
+
+// --- Queues --------------------------------------------------------------------------------------
+
+std::shared_ptr<DiscardQueue> MemoryFile::add_queue(DiscardPolicy policy) {
+  auto queue = std::make_shared<DiscardQueue>(policy, /*tells_ids=*/true);
+  if (forked()) return queue;
+  MutexLock lock(mu_);
+  // Of the others, those stay that somebody holds.
+  queues_.erase(std::remove_if(queues_.begin() + 1, queues_.end(),
+                               [](const auto& old) { return old.use_count() == 1; }),
+                queues_.end());
+  queues_.push_back(queue);
+  return queue;
+}
+
+std::vector<uint64_t> MemoryFile::take_discarded_ids(DiscardQueue& queue) {
+  if (forked()) return {};
+  MutexLock lock(mu_);
+  return queue.take_discarded_ids();
+}
+
+std::vector<uint64_t> MemoryFile::take_victims(DiscardQueue& queue, uint64_t bytes) {
+  if (forked()) return {};
+  MutexLock lock(mu_);
+  return queue.take_victims(bytes);
+}
+
+}  // namespace pgalloc

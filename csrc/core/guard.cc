@@ -1,0 +1,358 @@
+#include "core/guard.h"
+
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "core/live_files.h"
+#include "os/retry.h"
+#include "os/syscalls.h"
+#include "os/thread.h"
+
+namespace pgalloc {
+
+using os::sys;
+
+namespace {
+
+// So much is given back before the next look, or what there is to find in so much time.
+constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
+constexpr std::chrono::milliseconds kTurn{4};
+constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
+
+std::chrono::steady_clock::time_point next_turn() {
+  return std::chrono::steady_clock::now() + kTurn;
+}
+
+void signal_event(int event_fd) {
+  const uint64_t one = 1;
+  (void)os::retry_interrupted([&] { return sys().write(event_fd, &one, sizeof one); });
+}
+
+void clear_event(int event_fd) {
+  uint64_t count = 0;
+  (void)os::retry_interrupted([&] { return sys().read(event_fd, &count, sizeof count); });
+}
+
+}  // namespace
+
+std::atomic<Guard*> Guard::instance_{new Guard};
+
+Guard::Guard() : plan_(fill_rate_per_s(std::thread::hardware_concurrency())) {}
+
+// --- What it knows -------------------------------------------------------------------------------
+
+void Guard::configure(const std::vector<LevelFiles>& levels) {
+  std::vector<Watched> opened;
+  for (const LevelFiles& files : levels) {
+    if (auto level = MemoryLevel::open(files)) opened.push_back({std::move(*level), {}, {}, 0});
+  }
+  MutexLock lock(mu_);
+  levels_ = std::move(opened);
+  configured_.store(!levels_.empty(), std::memory_order_release);
+  credit_ = 0;
+  start_if_wanted();
+  wake();
+}
+
+uint64_t Guard::add_headroom(Headroom headroom) {
+  MutexLock lock(mu_);
+  wishes_.emplace(++last_token_, headroom);
+  credit_ = 0;
+  wake();
+  return last_token_;
+}
+
+void Guard::remove_headroom(uint64_t token) {
+  MutexLock lock(mu_);
+  wishes_.erase(token);
+}
+
+void Guard::watch(int event_fd) {
+  MutexLock lock(mu_);
+  watchers_.push_back(event_fd);
+  wanted_ = true;
+  start_if_wanted();
+}
+
+void Guard::unwatch(int event_fd) {
+  MutexLock lock(mu_);
+  std::erase(watchers_, event_fd);
+}
+
+uint64_t Guard::headroom_of(const Watched& watched) const {
+  uint64_t bytes = wishes_.empty() ? kDefaultHeadroom.of(watched.reading.limit) : 0;
+  for (const auto& [token, wish] : wishes_) bytes = std::max(bytes, wish.of(watched.reading.limit));
+  return bytes;
+}
+
+// The machine's own memory counts where no cgroup is tighter.
+bool Guard::counts(const Watched& watched) const {
+  if (!watched.reading.limited()) return false;
+  if (watched.level.files().kind != LevelFiles::Kind::kMachine) return true;
+  return std::none_of(levels_.begin(), levels_.end(), [&](const Watched& other) {
+    return other.level.files().kind != LevelFiles::Kind::kMachine &&
+           other.reading.limit <= watched.reading.limit;
+  });
+}
+
+void Guard::look(GuardPlan& plan) {
+  for (Watched& watched : levels_) {
+    // A level that cannot be read any more is as good as gone.
+    watched.reading = watched.level.read(/*all=*/false).value_or(MemoryLevel::Reading{});
+    if (!watched.reading.limited()) continue;
+    if (watched.reading.available() < 2 * headroom_of(watched)) {
+      watched.reading = watched.level.read(/*all=*/true).value_or(watched.reading);
+    }
+  }
+  plan.begin();
+  for (const Watched& watched : levels_) {
+    if (counts(watched)) plan.see(watched.reading.available(), headroom_of(watched));
+  }
+  plan.end();
+  ++status_.looks;
+}
+
+Guard::GuardStatus Guard::status() {
+  MutexLock lock(mu_);
+  GuardPlan plan(1);
+  look(plan);
+  GuardStatus status = status_;
+  status.running = thread_.joinable();
+  status.alarm = alarm_;
+  if (plan.available() != UINT64_MAX) status.available = plan.available();
+  for (const Watched& watched : levels_) {
+    const auto reading = watched.level.read(/*all=*/true).value_or(watched.reading);
+    status.levels.push_back(
+        {watched.level.files(), reading, reading.limited() ? headroom_of(watched) : 0});
+  }
+  return status;
+}
+
+// --- Room for what is about to be committed ------------------------------------------------------
+
+void Guard::set_credit(uint64_t slack) {
+  // Half: others use memory, too.
+  credit_.store(static_cast<int64_t>(std::min<uint64_t>(slack / 2, INT64_MAX)),
+                std::memory_order_relaxed);
+}
+
+void Guard::count_discard(uint64_t bytes) {
+  if (bytes > 0) ++status_.discards;
+  status_.discarded_bytes += bytes;
+}
+
+Status Guard::make_room(uint64_t bytes) {
+  if (!configured_.load(std::memory_order_acquire)) return {};
+  const auto wanted = static_cast<int64_t>(std::min<uint64_t>(bytes, INT64_MAX / 2));
+  if (credit_.load(std::memory_order_relaxed) >= wanted &&
+      credit_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) {
+    return {};
+  }
+  bool waited = false;
+  MutexLock lock(mu_);
+  while (true) {
+    GuardPlan plan(1);
+    look(plan);
+    if (plan.slack() >= bytes) {
+      set_credit(plan.slack() - bytes);
+      return {};
+    }
+    credit_ = 0;
+    const uint64_t missing = std::max(bytes - plan.slack(), kBatchBytes / 8);
+    lock.unlock();
+    const auto [given_back, exhausted] = LiveFiles::discard(missing, next_turn());
+    const uint64_t found_again = exhausted ? LiveFiles::discard_spent() : 0;
+    lock.lock();
+    count_discard(given_back + found_again);
+    if (!exhausted || given_back + found_again > 0) continue;
+    if (!exceeds_a_limit(bytes)) return {};
+    if (waited) break;
+    // Freed pages may still be on their way to the kernel.
+    lock.unlock();
+    LiveFiles::wait_for_reclaim(std::chrono::steady_clock::now() + std::chrono::seconds(1));
+    lock.lock();
+    waited = true;
+  }
+  ++status_.refusals;
+  return Status::error(
+      ErrorCode::kOutOfMemory,
+      "committing " + std::to_string(bytes) +
+          " bytes would exceed the memory limit, and nothing more can be discarded");
+}
+
+// Whatever the kernel drops by itself. Swap would be a way out.
+bool Guard::exceeds_a_limit(uint64_t bytes) {
+  bool exceeds = false;
+  for (Watched& watched : levels_) {
+    const auto reading = watched.level.read(/*all=*/true);
+    if (!reading) continue;
+    if (reading->swap_free > 0) return false;
+    // What the machine has left is an estimate: no reason to refuse anything.
+    if (watched.level.files().kind == LevelFiles::Kind::kMachine || !reading->limited()) continue;
+    const uint64_t cache = std::min(reading->file_cache, reading->usage);
+    const uint64_t needed = reading->usage - cache;
+    if (needed > reading->limit || bytes > reading->limit - needed) exceeds = true;
+  }
+  return exceeds;
+}
+
+// --- The thread ----------------------------------------------------------------------------------
+
+void Guard::call_attention() {
+  MutexLock lock(mu_);
+  wanted_ = true;
+  start_if_wanted();
+  if (starving_) {
+    starving_ = false;
+    wake();
+  }
+  attention_.store(!thread_.joinable(), std::memory_order_relaxed);
+}
+
+void Guard::start_if_wanted() {
+  if (!wanted_ || levels_.empty() || parks_ > 0 || thread_.joinable()) return;
+  if (!wake_) wake_ = os::Descriptor(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_) return;  // the next one to unpin tries again
+  stops_ = false;
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (const std::system_error&) {
+    // Nor a thread. Whoever commits memory still makes room for it.
+  }
+}
+
+void Guard::wake() {
+  if (wake_) signal_event(wake_.get());
+}
+
+void Guard::park() {
+  std::thread thread;
+  {
+    MutexLock lock(mu_);
+    ++parks_;
+    stops_ = true;
+    wake();
+    thread = std::move(thread_);
+  }
+  if (!thread.joinable()) return;
+  thread.join();
+  os::wait_until_gone(thread_id_);
+}
+
+void Guard::resume() {
+  MutexLock lock(mu_);
+  if (parks_ > 0) --parks_;
+  start_if_wanted();
+}
+
+void Guard::run() {
+  thread_id_ = os::thread_id();
+  os::run_promptly();
+  MutexLock lock(mu_);
+  while (!stops_) {
+    const GuardPlan::Duration delay = look_and_react(lock);
+    if (!stops_) sleep(lock, delay);
+  }
+}
+
+GuardPlan::Duration Guard::step() {
+  MutexLock lock(mu_);
+  return look_and_react(lock);
+}
+
+GuardPlan::Duration Guard::look_and_react(MutexLock& lock) {
+  look(plan_);
+  arm_thresholds();
+  set_credit(plan_.slack());
+  if (!plan_.crowded()) {
+    alarm_ = Alarm::kNone;
+    starving_ = false;
+    return plan_.delay();
+  }
+  raise(Alarm::kLow);
+  const auto begin = std::chrono::steady_clock::now();
+  while (plan_.crowded() && !stops_) {
+    const uint64_t shortfall = plan_.shortfall();
+    lock.unlock();
+    const auto [given_back, exhausted] =
+        LiveFiles::discard(std::min(shortfall, kBatchBytes), next_turn());
+    const uint64_t found_again = exhausted ? LiveFiles::discard_spent() : 0;
+    const bool nothing_unpinned = exhausted && !LiveFiles::any_unpinned();
+    lock.lock();
+    count_discard(given_back + found_again);
+    look(plan_);
+    // A page here and there is written to again: that is no reason to go round and round.
+    if (exhausted && plan_.crowded() && given_back + found_again < shortfall / 64 + 1) {
+      const auto took = std::chrono::steady_clock::now() - begin;
+      plan_.found_nothing(std::chrono::duration_cast<GuardPlan::Duration>(took), nothing_unpinned);
+      ++status_.shortfalls;
+      starving_ = true;
+      attention_.store(true, std::memory_order_relaxed);
+      raise(plan_.critical() ? Alarm::kCritical : Alarm::kMedium);
+      break;
+    }
+  }
+  set_credit(plan_.slack());
+  return plan_.delay();
+}
+
+// Tells everybody who listens, each time it gets worse.
+void Guard::raise(Alarm alarm) {
+  if (alarm <= alarm_) return;
+  if (alarm_ == Alarm::kNone) ++status_.crossings;
+  alarm_ = alarm;
+  for (const int event_fd : watchers_) signal_event(event_fd);
+  LiveFiles::start_evictions();
+}
+
+// v1: the kernel says when usage gets near, between two looks.
+void Guard::arm_thresholds() {
+  for (Watched& watched : levels_) {
+    if (!watched.level.has_usage_threshold() || !watched.reading.limited()) continue;
+    const uint64_t bytes = watched.reading.limit - headroom_of(watched);
+    if (bytes == watched.threshold_bytes) continue;
+    os::Descriptor event(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    watched.threshold_bytes = bytes;  // refused once is refused
+    if (event && watched.level.set_usage_threshold(event.get(), bytes)) {
+      watched.threshold = std::move(event);
+    }
+  }
+}
+
+void Guard::sleep(MutexLock& lock, GuardPlan::Duration delay) {
+  std::vector<pollfd> files{{wake_.get(), POLLIN, 0}};
+  for (const Watched& watched : levels_) {
+    if (!watched.reading.limited()) continue;  // or gone, and then its events never end
+    if (watched.threshold) files.push_back({watched.threshold.get(), POLLIN, 0});
+    if (watched.level.events_fd() >= 0) files.push_back({watched.level.events_fd(), POLLPRI, 0});
+  }
+  const auto timeout_ms = static_cast<int>((delay.count() + 999) / 1000);
+  lock.unlock();
+  const int ready = sys().poll(files.data(), files.size(), timeout_ms);
+  if (ready < 0) std::this_thread::sleep_for(GuardPlan::kDelayMin);
+  lock.lock();
+  if (ready <= 0) return;
+  clear_event(wake_.get());
+  for (const Watched& watched : levels_) {
+    if (watched.threshold) clear_event(watched.threshold.get());
+    if (watched.level.events_fd() >= 0) watched.level.read_events();
+  }
+}
+
+// --- fork ----------------------------------------------------------------------------------------
+
+void Guard::before_fork() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.lock(); }
+void Guard::after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.unlock(); }
+void Guard::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
+  Guard& parents = instance();
+  // Only the descriptors can be given back: the thread object stands for a thread that is not here.
+  parents.levels_.clear();
+  parents.wake_ = {};
+  instance_.store(new Guard, std::memory_order_release);
+}
+
+}  // namespace pgalloc

@@ -1,0 +1,137 @@
+// Purpose: keeps this process away from its memory limits: a native thread that watches every level
+// that has one, and discards unpinned memory before a limit is reached. It needs no GIL, and no
+// signal from the kernel; those that come only make it look sooner.
+//
+// Thread safety: every method may be called from any thread. mu_ guards all that is known of the
+// limits; it is not held while memory is given back.
+//
+// Lock order: mu_ before all other locks of the core.
+//
+// Invariants
+//   1. The thread runs from the moment there is something to do for it (something was unpinned, or
+//      somebody listens) and limits are known; never between park() and resume().
+//   2. credit_ is never more than what may be committed before the headroom of any level is touched,
+//      as it was at the last look.
+//   3. A forked child has a guard of its own that knows no limits yet.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/status.h"
+#include "core/guard_plan.h"
+#include "core/memory_level.h"
+
+namespace pgalloc {
+
+class Guard {
+ public:
+  enum class Alarm : uint8_t {
+    kNone,
+    kLow,       // less than the headroom is left: memory is being given back
+    kMedium,    // and nothing more could be
+    kCritical,  // and less than a quarter of the headroom is left
+  };
+
+  struct LevelStatus {
+    LevelFiles files;
+    MemoryLevel::Reading reading;
+    uint64_t headroom = 0;
+  };
+  struct GuardStatus {
+    bool running = false;
+    Alarm alarm = Alarm::kNone;
+    std::optional<uint64_t> available;  // until the first limit; nothing without a limit
+    uint64_t looks = 0;
+    uint64_t crossings = 0;   // how often less than the headroom was left
+    uint64_t shortfalls = 0;  // how often nothing more could be given back then
+    uint64_t discards = 0;    // batches of unpinned allocations
+    uint64_t discarded_bytes = 0;
+    uint64_t refusals = 0;  // of commits that would have exceeded a limit
+    std::vector<LevelStatus> levels;
+  };
+
+  static Guard& instance() { return *instance_.load(std::memory_order_acquire); }
+
+  // The levels to watch; those that cannot be read are left out.
+  void configure(const std::vector<LevelFiles>& levels) EXCLUDES(mu_);
+  // The largest of all wishes counts; without any, a tenth of each limit.
+  uint64_t add_headroom(Headroom headroom) EXCLUDES(mu_);
+  void remove_headroom(uint64_t token) EXCLUDES(mu_);
+  // An eventfd of the caller's that is written to whenever the alarm rises, until unwatch().
+  void watch(int event_fd) EXCLUDES(mu_);
+  void unwatch(int event_fd) EXCLUDES(mu_);
+  GuardStatus status() EXCLUDES(mu_);
+
+  // To be called before `bytes` are committed, without any lock: gives back what it takes to keep
+  // the headroom. kOutOfMemory if a limit would be exceeded whatever is given back.
+  Status make_room(uint64_t bytes) EXCLUDES(mu_);
+  // There may be something to discard now.
+  void something_unpinned() {
+    if (attention_.load(std::memory_order_relaxed)) call_attention();
+  }
+
+  // What the thread does between two sleeps, for tests. How long it would sleep.
+  GuardPlan::Duration step() EXCLUDES(mu_);
+
+  // No thread between the two. Calls nest.
+  void park() EXCLUDES(mu_);
+  void resume() EXCLUDES(mu_);
+  static void before_fork();
+  static void after_fork_in_parent();
+  static void after_fork_in_child();
+
+ private:
+  struct Watched {
+    MemoryLevel level;
+    MemoryLevel::Reading reading;
+    os::Descriptor threshold;  // v1
+    uint64_t threshold_bytes = 0;
+  };
+
+  Guard();
+
+  void call_attention() EXCLUDES(mu_);
+  void start_if_wanted() REQUIRES(mu_);
+  void wake() REQUIRES(mu_);
+  void run() EXCLUDES(mu_);
+  GuardPlan::Duration look_and_react(MutexLock& lock) REQUIRES(mu_);
+  void sleep(MutexLock& lock, GuardPlan::Duration delay) REQUIRES(mu_);
+
+  uint64_t headroom_of(const Watched& watched) const REQUIRES(mu_);
+  bool counts(const Watched& watched) const REQUIRES(mu_);
+  void look(GuardPlan& plan) REQUIRES(mu_);
+  void arm_thresholds() REQUIRES(mu_);
+  void raise(Alarm alarm) REQUIRES(mu_);
+  bool exceeds_a_limit(uint64_t bytes) REQUIRES(mu_);
+  void set_credit(uint64_t slack);
+  void count_discard(uint64_t bytes) REQUIRES(mu_);
+
+  static std::atomic<Guard*> instance_;
+
+  Mutex mu_{LockRank::kGuard};
+  std::vector<Watched> levels_ GUARDED_BY(mu_);
+  std::map<uint64_t, Headroom> wishes_ GUARDED_BY(mu_);
+  uint64_t last_token_ GUARDED_BY(mu_) = 0;
+  std::vector<int> watchers_ GUARDED_BY(mu_);
+  GuardPlan plan_ GUARDED_BY(mu_);
+  GuardStatus status_ GUARDED_BY(mu_);  // the counts; the rest is put together when asked for
+  Alarm alarm_ GUARDED_BY(mu_) = Alarm::kNone;
+  bool wanted_ GUARDED_BY(mu_) = false;
+  bool starving_ GUARDED_BY(mu_) = false;  // would discard if it could
+  int parks_ GUARDED_BY(mu_) = 0;
+  bool stops_ GUARDED_BY(mu_) = false;
+  std::thread thread_ GUARDED_BY(mu_);
+  std::atomic<pid_t> thread_id_{0};
+  os::Descriptor wake_;
+  std::atomic<bool> attention_{true};  // whether an unpin should be told
+  std::atomic<bool> configured_{false};
+  std::atomic<int64_t> credit_{0};
+};
+
+}  // namespace pgalloc

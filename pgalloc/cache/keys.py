@@ -1,0 +1,96 @@
+"""Keys: str, bytes, int, and tuples of these; and how they are written down in a snapshot.
+
+Exactly these types, not their subclasses: hashing and comparing them runs no code of anybody's, so
+it may be done under a lock, and what is restored equals what was saved. Pure functions.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from pgalloc.errors import SnapshotCorruptError
+
+Key: TypeAlias = str | bytes | int | tuple["Key", ...]
+
+_DEPTH_MAX = 32
+
+
+def check_key(key: object) -> None:
+    """Raises TypeError unless ``key`` can be one."""
+    kind = type(key)
+    if kind is str or kind is int or kind is bytes:
+        return
+    _check_tuple(key, _DEPTH_MAX)
+
+
+def _check_tuple(key: object, depth: int) -> None:
+    if type(key) is not tuple:
+        raise TypeError(f"a key is a str, bytes, int or a tuple of these, not {type(key).__name__}")
+    if depth == 0:
+        raise TypeError("the tuples of a key are nested too deeply")
+    for part in key:
+        if type(part) not in (str, bytes, int):
+            _check_tuple(part, depth - 1)
+
+
+def encode_key(key: Key) -> bytes:
+    """A letter for the type, the length, the contents; for tuples the number of parts."""
+    if isinstance(key, tuple):
+        return b"t" + encode_length(len(key)) + b"".join(encode_key(part) for part in key)
+    if isinstance(key, int):
+        content = key.to_bytes(key.bit_length() // 8 + 1, "little", signed=True)
+        return b"i" + encode_length(len(content)) + content
+    if isinstance(key, str):
+        content = key.encode("utf-8", "surrogatepass")
+        return b"s" + encode_length(len(content)) + content
+    return b"b" + encode_length(len(key)) + key
+
+
+def encode_length(length: int) -> bytes:
+    """Four bytes."""
+    return length.to_bytes(4, "little")
+
+
+class Decoder:
+    """Reads what was encoded, and trusts none of it: SnapshotCorruptError."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything was read."""
+        return self._at == len(self._data)
+
+    def take(self, count: int) -> bytes:
+        """The next ``count`` bytes."""
+        if count > len(self._data) - self._at:
+            raise SnapshotCorruptError("a cache in the image ends early")
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def number(self, size: int) -> int:
+        """An unsigned number of ``size`` bytes."""
+        return int.from_bytes(self.take(size), "little")
+
+    def key(self, depth: int = _DEPTH_MAX) -> Key:
+        """The next key."""
+        kind = self.take(1)
+        length = self.number(4)
+        if kind == b"t":
+            if depth == 0:
+                raise SnapshotCorruptError("the tuples of a cache's key are nested too deeply")
+            # Each part takes bytes: a length that promises too much ends with take().
+            return tuple(self.key(depth - 1) for _ in range(length))
+        content = self.take(length)
+        if kind == b"i":
+            return int.from_bytes(content, "little", signed=True)
+        if kind == b"b":
+            return content
+        if kind == b"s":
+            try:
+                return content.decode("utf-8", "surrogatepass")
+            except UnicodeDecodeError as error:
+                raise SnapshotCorruptError("a cache's key is not UTF-8") from error
+        raise SnapshotCorruptError(f"unknown kind of key in a cache: {kind!r}")
