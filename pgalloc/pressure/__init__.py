@@ -11,7 +11,7 @@ For users: :class:`Monitor` (events for Python, headroom for the guard), :func:`
 * ``discovery``: which sources there are here, and what came of trying them.
 * ``watcher``: the thread that waits for all of them (row N2).
 * ``memcg_events``: :class:`PressureLevelListener`, for one level of one cgroup.
-* ``events``, ``monitor``: :class:`Monitor` and what it tells.
+* ``events``, ``subscribers``, ``monitor``: :class:`Monitor`, what it tells and whom.
 * ``default_guard``: tells the native guard where the limits are.
 
 Besides ``sharing`` this is the only Python room that calls the kernel. Of native code only the
@@ -26,8 +26,9 @@ from pgalloc.pressure.limits import LimitLevel, PressureInfo, Source, info
 from pgalloc.pressure.manual import ManualSource
 from pgalloc.pressure.memcg_events import PressureLevelListener
 from pgalloc.pressure.memcg_sources import NoMemoryCgroupError, NoPressureSourceError
-from pgalloc.pressure.monitor import Monitor, MonitorInfo, MonitorStats, default_monitor
+from pgalloc.pressure.monitor import Monitor, MonitorInfo, default_monitor
 from pgalloc.pressure.signals import Level, PressureSource
+from pgalloc.pressure.subscribers import MonitorStats
 
 __all__ = [
     "EventStream",

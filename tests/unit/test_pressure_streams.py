@@ -118,7 +118,7 @@ def test_async_breaking_out_leaves_nothing(source: ManualSource, monitor: Monito
     asyncio.run(main())
     source.signal()
     wait_for(lambda: monitor.stats().events == 101)
-    assert len(monitor._subscriptions) == 0
+    assert len(monitor._subscribers._all) == 0
 
 
 def test_async_a_cancelled_wait_loses_no_event(source: ManualSource, monitor: Monitor) -> None:
