@@ -15,7 +15,6 @@ import binascii
 import errno
 import os
 import select
-import socket
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,6 +82,8 @@ class SystemdPressure(PressureSource):
 def _open(path: str, writes: bool) -> int:
     mode = os.stat(path).st_mode
     if stat.S_ISSOCK(mode):
+        import socket  # hardly ever needed, and slow to import
+
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(1.0)  # a full backlog must not hold up the program
             connection.connect(path)
