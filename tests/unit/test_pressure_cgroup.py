@@ -178,6 +178,58 @@ def test_n1_of_several_mounts_the_one_that_shows_the_group_wins(host: FakeHost) 
     assert host.found().directory == directory
 
 
+def test_n1_v2_in_a_namespace_of_its_own_sees_its_group_as_the_root(host: FakeHost) -> None:
+    host.describe([v2()], ["0::/"])
+    top = host.group("/sys/fs/cgroup", memory__max="268435456\n", memory__current="1\n")
+    group = host.found()
+    assert (group.directory, list(group.levels()), group.exact) == (top, [top], True)
+
+
+def test_n1_v2_bind_mount_of_the_own_group_without_a_namespace(host: FakeHost) -> None:
+    host.describe([v2(root="/docker/abc")], ["0::/docker/abc"])
+    top = host.group("/sys/fs/cgroup", memory__max="max\n")
+    assert (host.found().directory, host.found().exact) == (top, True)
+
+
+def test_n1_v2_outside_its_namespace_root(host: FakeHost) -> None:
+    host.describe([v2()], ["0::/../sibling:1"])
+    top = host.group("/sys/fs/cgroup", memory__max="max\n")
+    assert (host.found().directory, host.found().exact) == (top, False)
+
+
+def test_n1_v2_mount_from_outside_the_namespace_is_searched(host: FakeHost) -> None:
+    host.describe([v2(root="/..")], ["0::/mine"])
+    host.group("/sys/fs/cgroup/a/mine", cgroup__procs="1\n", memory__max="max\n")
+    mine = host.group(
+        "/sys/fs/cgroup/b/mine", cgroup__procs=f"{os.getpid()}\n", memory__max="max\n"
+    )
+    assert (host.found().directory, host.found().exact) == (mine, True)
+
+
+def test_n1_v2_colons_and_octal_escapes(host: FakeHost) -> None:
+    host.describe([v2(point=r"/cg\0402")], ["0::/app::x y"])
+    directory = host.group("/cg 2/app::x y", memory__max="max\n")
+    assert host.found().directory == directory
+
+
+def test_n1_hybrid_with_memory_in_v2_counts_as_v2(host: FakeHost) -> None:
+    pids = "35 31 0:32 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids"
+    host.describe([pids, v2(point="/sys/fs/cgroup/unified")], ["8:pids:/app", "0::/app.service"])
+    host.group("/sys/fs/cgroup/pids/app")
+    directory = host.group("/sys/fs/cgroup/unified/app.service", memory__max="max\n")
+    assert (host.found().version, host.found().directory) == ("v2", directory)
+
+
+@pytest.mark.parametrize(("mount", "line"), [(v1(), "4:memory:"), (v2(), "0::")])
+def test_n1_a_group_that_was_removed_leaves_its_parent(
+    host: FakeHost, mount: str, line: str
+) -> None:
+    host.describe([mount], [f"{line}/pod/app (deleted)"])
+    point = "/sys/fs/cgroup/memory" if "memory" in line else "/sys/fs/cgroup"
+    pod = host.group(f"{point}/pod", memory__max="max\n")
+    assert (host.found().directory, host.found().exact) == (pod, False)
+
+
 @pytest.mark.parametrize(
     ("mountinfo", "cgroup"),
     [
