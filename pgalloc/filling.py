@@ -44,7 +44,7 @@ def fill(allocation: Allocation, reader: Reader) -> Allocation:
     """
     filled = 0
     try:
-        _core.make_room(allocation.nbytes)
+        room = _core.Room(allocation.nbytes)
         view = allocation.view()
     except BaseException:
         allocation.release()
@@ -68,6 +68,7 @@ def fill(allocation: Allocation, reader: Reader) -> Allocation:
     else:
         return allocation
     finally:
+        room.done()
         _release_if_unused(view)
         if filled < allocation.nbytes:
             allocation.release()

@@ -124,14 +124,19 @@ void bind_guard(py::module_& module) {
       "guard_park", [] { Guard::instance().park(); }, py::call_guard<py::gil_scoped_release>());
   module.def(
       "guard_resume", [] { Guard::instance().resume(); }, py::call_guard<py::gil_scoped_release>());
-  module.def("make_room", [](uint64_t nbytes) {
-    Status status;
-    {
-      py::gil_scoped_release release;
-      status = Guard::instance().make_room(nbytes);
-    }
-    throw_if_error(status);
-  });
+  py::class_<Guard::Room>(module, "Room")
+      .def(py::init([](uint64_t nbytes) {
+             auto room = std::make_unique<Guard::Room>();
+             Status status;
+             {
+               py::gil_scoped_release release;
+               status = Guard::instance().make_room(nbytes, *room);
+             }
+             throw_if_error(status);
+             return room;
+           }),
+           py::arg("nbytes"))
+      .def("done", [](Self<Guard::Room> self) { self->done(); });
 
   py::class_<HeldDiscards>(module, "HeldDiscards")
       .def(py::init([](const py::object& memory_file) {

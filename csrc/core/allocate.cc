@@ -103,8 +103,9 @@ Status MemoryFile::prepare(const AllocateRequest& request, FileRange range, bool
   // Nobody else knows the range yet, so doing this after marking it is the same as before (B18).
   if (options_.manual_zeroing && !recycled) PGALLOC_RETURN_IF_ERROR(file_->write_zeros(range));
 
+  Guard::Room room;
   if (request.mode != AllocationMode::kAllocateOnly && !recycled) {
-    PGALLOC_RETURN_IF_ERROR(Guard::instance().make_room(range.length()));
+    PGALLOC_RETURN_IF_ERROR(Guard::instance().make_room(range.length(), room));
   }
   if (request.mode == AllocationMode::kAllocateAndCommit) return file_->commit(range);
   if (request.mode == AllocationMode::kAllocateAndWritePopulate) {

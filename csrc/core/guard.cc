@@ -18,6 +18,8 @@ using os::sys;
 
 namespace {
 
+// So much may be committed without a look, as long as there is credit.
+constexpr uint64_t kSmall = uint64_t{256} << 10;
 // So much is given back before the next look, or what there is to find in so much time.
 constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
 constexpr std::chrono::milliseconds kTurn{4};
@@ -109,8 +111,11 @@ void Guard::look(GuardPlan& plan) {
     }
   }
   plan.begin();
+  const uint64_t promised = promised_.load();
   for (const Watched& watched : levels_) {
-    if (counts(watched)) plan.see(watched.reading.available(), headroom_of(watched));
+    if (!counts(watched)) continue;
+    const uint64_t available = watched.reading.available();
+    plan.see(available - std::min(available, promised), headroom_of(watched));
   }
   plan.end();
   ++status_.looks;
@@ -140,15 +145,22 @@ void Guard::set_credit(uint64_t slack) {
                 std::memory_order_relaxed);
 }
 
+void Guard::promise(uint64_t bytes, Room& room) {
+  if (bytes <= kSmall) return;  // what credit is for
+  room.guard_ = this;
+  room.bytes_ = bytes;
+  promised_.fetch_add(bytes);
+}
+
 void Guard::count_discard(uint64_t bytes) {
   if (bytes > 0) ++status_.discards;
   status_.discarded_bytes += bytes;
 }
 
-Status Guard::make_room(uint64_t bytes) {
+Status Guard::make_room(uint64_t bytes, Room& room) {
   if (!configured_.load(std::memory_order_acquire)) return {};
   const auto wanted = static_cast<int64_t>(std::min<uint64_t>(bytes, INT64_MAX / 2));
-  if (credit_.load(std::memory_order_relaxed) >= wanted &&
+  if (bytes <= kSmall && credit_.load(std::memory_order_relaxed) >= wanted &&
       credit_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) {
     return {};
   }
@@ -159,6 +171,7 @@ Status Guard::make_room(uint64_t bytes) {
     look(plan);
     if (plan.slack() >= bytes) {
       set_credit(plan.slack() - bytes);
+      promise(bytes, room);
       return {};
     }
     credit_ = 0;
@@ -169,7 +182,10 @@ Status Guard::make_room(uint64_t bytes) {
     lock.lock();
     count_discard(given_back + found_again);
     if (!exhausted || given_back + found_again > 0) continue;
-    if (!exceeds_a_limit(bytes)) return {};
+    if (!exceeds_a_limit(bytes)) {
+      promise(bytes, room);
+      return {};
+    }
     if (waited) break;
     // Freed pages may still be on their way to the kernel.
     lock.unlock();

@@ -12,7 +12,8 @@
 //      somebody listens) and limits are known; never between park() and resume().
 //   2. credit_ is never more than what may be committed before the headroom of any level is touched,
 //      as it was at the last look.
-//   3. A forked child has a guard of its own that knows no limits yet.
+//   3. promised_ is the sum of all Rooms: what is about to be committed counts as used already.
+//   4. A forked child has a guard of its own that knows no limits yet.
 #pragma once
 
 #include <atomic>
@@ -20,6 +21,7 @@
 #include <map>
 #include <optional>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
@@ -68,9 +70,26 @@ class Guard {
   void unwatch(int event_fd) EXCLUDES(mu_);
   GuardStatus status() EXCLUDES(mu_);
 
+  // Memory that is about to be committed, from make_room() until it is, or is not going to be.
+  class Room {
+   public:
+    Room() = default;
+    ~Room() { done(); }
+    Room(const Room&) = delete;
+    Room& operator=(const Room&) = delete;
+    void done() {
+      if (bytes_ > 0) guard_->promised_.fetch_sub(std::exchange(bytes_, 0));
+    }
+
+   private:
+    friend class Guard;
+    Guard* guard_ = nullptr;
+    uint64_t bytes_ = 0;
+  };
   // To be called before `bytes` are committed, without any lock: gives back what it takes to keep
   // the headroom. kOutOfMemory if a limit would be exceeded whatever is given back.
-  Status make_room(uint64_t bytes) EXCLUDES(mu_);
+  // REQUIRES: `room` holds nothing.
+  Status make_room(uint64_t bytes, Room& room) EXCLUDES(mu_);
   // There may be something to discard now.
   void something_unpinned() {
     if (attention_.load(std::memory_order_relaxed)) call_attention();
@@ -109,6 +128,7 @@ class Guard {
   void arm_thresholds() REQUIRES(mu_);
   void raise(Alarm alarm) REQUIRES(mu_);
   bool exceeds_a_limit(uint64_t bytes) REQUIRES(mu_);
+  void promise(uint64_t bytes, Room& room);
   void set_credit(uint64_t slack);
   void count_discard(uint64_t bytes) REQUIRES(mu_);
 
@@ -132,6 +152,7 @@ class Guard {
   std::atomic<bool> attention_{true};  // whether an unpin should be told
   std::atomic<bool> configured_{false};
   std::atomic<int64_t> credit_{0};
+  std::atomic<uint64_t> promised_{0};
 };
 
 }  // namespace pgalloc

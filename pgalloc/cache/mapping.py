@@ -246,9 +246,11 @@ class Cache(MutableMapping[Key, memoryview]):
             pages = max(-(-length // _core.PAGE_SIZE), 1) * _core.PAGE_SIZE
             if self._maxsize is not None and pages > self._maxsize:
                 raise ValueError("value too large")
-            allocation = self._allocate(pages)
+            room = _core.Room(pages)
+            allocation = self._file.allocate(pages)
             try:
                 allocation._write(0, data)  # without the lock: the others go on
+                room.done()
                 entry = Entry(key, allocation, 0, length, number=number, expires=expires, tag=tag)
                 with self._lock:
                     self._check_usable()
@@ -287,16 +289,14 @@ class Cache(MutableMapping[Key, memoryview]):
         size = slab_size(length)
         self._make_way(size)
         number = next(self._numbers)
-        slab = self._slabs.add(self._allocate(size), length, number)
+        room = _core.Room(size)
+        slab = self._slabs.add(self._file.allocate(size), length, number)
+        room.done()
         self._held_bytes += size
         self._holders[number] = slab
         offset = slab.take_slot()
         assert offset is not None
         return slab, offset
-
-    def _allocate(self, size: int) -> Any:
-        _core.make_room(size)
-        return self._file.allocate(size)
 
     def _enter(self, entry: Entry) -> None:
         before = self._entries.get(entry.key)
