@@ -1,8 +1,9 @@
 """Which signals of a memory cgroup to watch for a level of pressure. Row N1.
 
 The process's own group and every ancestor that lets us: reclaim at an ancestor's limit takes our
-memory too, but is reported to that ancestor and above, never below. An error at the own group is
-the caller's; an ancestor that refuses is only left out.
+memory too, but is reported to that ancestor and above, never below. Of an ancestor only its own
+limit counts: what its other children do at theirs takes nothing from us. An error at the own group
+is the caller's; an ancestor that refuses is only left out.
 """
 
 from __future__ import annotations
@@ -64,9 +65,12 @@ def open_sources(group: MemoryCgroup, level: Level) -> list[PressureSource]:
 
 def open_level(group: MemoryCgroup, directory: Path, level: Level) -> PressureSource:
     """Opens the signals of one directory of the path, at that level and above. Raises OSError."""
+    is_ancestor = directory != group.directory
     if group.version == "v1":
-        return V1PressureLevel(directory, level)
-    return V2Events(directory / "memory.events", _counters(level))
+        return V1PressureLevel(directory, level, local=is_ancestor)
+    local = directory / "memory.events.local"  # Linux 5.2
+    file = local if is_ancestor and local.exists() else directory / "memory.events"
+    return V2Events(file, _counters(level))
 
 
 def close_all(sources: Iterable[PressureSource]) -> None:

@@ -81,12 +81,13 @@ class V1PressureLevel(PressureSource):
     """cgroup v1: an eventfd registered for one level of ``memory.pressure_level``.
 
     The kernel signals at the asked level and above: low is any reclaim, medium is reclaim that
-    finds little, critical is the edge of an out-of-memory kill.
+    finds little, critical is the edge of an out-of-memory kill. ``local``: only reclaim at this
+    group's own limit counts, and not that of groups below (Linux 4.13).
     """
 
     kind = "v1"
 
-    def __init__(self, directory: Path, level: Level) -> None:
+    def __init__(self, directory: Path, level: Level, *, local: bool = False) -> None:
         """Raises OSError: no such files, no permission."""
         self.name = f"v1 {directory}/memory.pressure_level {level}"
         self.level = level
@@ -94,8 +95,9 @@ class V1PressureLevel(PressureSource):
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             file_fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+            asked = f"{level},local" if local else level
             try:
-                _write(directory / "cgroup.event_control", f"{self.fd} {file_fd} {level}".encode())
+                _write(directory / "cgroup.event_control", f"{self.fd} {file_fd} {asked}".encode())
             finally:
                 os.close(file_fd)  # the registration keeps what it needs
         except BaseException:

@@ -118,6 +118,7 @@ def test_n1_ancestors_are_watched_where_they_allow_it(tmp_path: Path) -> None:
     calls: list[int] = []
     with PressureLevelListener(lambda: calls.append(1), cgroup=group) as listener:
         assert len(listener.sources) == 2
+        assert (own.registration[2], top.registration[2]) == ("low", "low,local")
         top.signal()
         wait_for(lambda: bool(calls))
     (top.directory / "memory.pressure_level").unlink()
@@ -405,6 +406,15 @@ def test_n1_v2_opens_counters_of_each_level(tmp_path: Path) -> None:
     group = MemoryCgroup("v2", "/slice/app", tmp_path / "slice/app", tmp_path, True)
     sources = open_sources(group, "low")
     assert [type(source) for source in sources] == [V2Events, V2Events]
+    for source in sources:
+        source.close()
+    (tmp_path / "slice/memory.events.local").write_text("max 0\n")
+    (tmp_path / "slice/app/memory.events.local").write_text("max 0\n")
+    sources = open_sources(group, "low")
+    assert [source.name.split()[1] for source in sources] == [
+        str(tmp_path / "slice/app/memory.events"),
+        str(tmp_path / "slice/memory.events.local"),
+    ]
     for source in sources:
         source.close()
 

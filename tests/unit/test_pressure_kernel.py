@@ -326,3 +326,33 @@ def test_real_stalls_reach_a_monitor(limited_group: Path, big_file: Path) -> Non
             if seen:
                 break
     assert {event.source for event in seen} == {"v1"}
+
+
+def test_n1_v1_an_ancestors_limit_is_told_and_a_siblings_is_not(
+    limited_group: Path, big_file: Path
+) -> None:
+    """Reclaim at the parent's limit concerns us; reclaim at the limit of another child does not."""
+    load = (
+        "import os, sys; open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"
+        "file = open(sys.argv[2], 'rb', buffering=0)\nwhile file.read(1 << 20): pass"
+    )
+
+    def press(directory: Path) -> None:
+        arguments = [str(directory), str(big_file)]
+        subprocess.run([sys.executable, "-c", load, *arguments], check=True)
+
+    with new_group(limited_group, "own") as own, new_group(limited_group, "sibling") as sibling:
+        (sibling / "memory.limit_in_bytes").write_text(str(LIMIT_BYTES // 2))
+        calls: list[int] = []
+        group = MemoryCgroup("v1", "/", own, limited_group, True)
+        with PressureLevelListener(lambda: calls.append(1), cgroup=group) as listener:
+            assert len(listener.sources) == 2
+            for _ in range(5):
+                press(sibling)
+            time.sleep(0.05)
+            assert calls == []
+            for _ in range(20):
+                press(own)
+                if calls:
+                    break
+            assert calls
