@@ -31,8 +31,9 @@ class Parkable(Protocol):
 
 _log = logging.getLogger("pgalloc")
 _parkables: weakref.WeakSet[Parkable] = weakref.WeakSet()
-# Of its own: a callback that is waited for in park() may make something that has threads.
-_registry_lock = threading.Lock()
+# Of its own: a callback that is waited for in park() may make something that has threads. And a
+# finalizer may, whatever its thread is doing here.
+_registry_lock = threading.RLock()
 _lock = threading.Lock()
 _parked = 0
 
@@ -81,7 +82,7 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     global _lock, _parked, _registry_lock
     _lock = threading.Lock()  # another thread of the parent may hold the old ones
-    _registry_lock = threading.Lock()
+    _registry_lock = threading.RLock()
     _parked = 0
     for parkable in list(_parkables):
         parkable.abandon()
