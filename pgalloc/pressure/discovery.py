@@ -1,8 +1,10 @@
 """All the sources of pressure signals that this process can have.
 
 In this order: the native guard, the memory cgroup and its ancestors (v1 levels or v2 counters),
-then what says that tasks stall: what systemd wants to be watched, or else the pressure files of
-the cgroup and of the machine. To add a source to what every Monitor watches, add it here.
+then what says that tasks stall, of which the nearest is enough: what systemd wants to be watched,
+or else the pressure file of the cgroup, or else that of the machine, where tasks of others count
+that may only have reached limits of their own. To add a source to what every Monitor watches, add
+it here.
 
 Opening is the only way to know whether a source may be used, so nothing is promised before.
 """
@@ -28,11 +30,16 @@ _log = logging.getLogger("pgalloc.pressure")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A source that may exist: its kind, what it is in words, and how to open it."""
+    """A source that may exist: its kind, what it is in words, and how to open it.
+
+    ``distance``: 0 if it is always of use; else it is opened only if none of those with a smaller
+    distance could be.
+    """
 
     kind: str
     name: str
     open: Callable[[], PressureSource]
+    distance: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +81,13 @@ def open_candidate(candidate: Candidate) -> PressureSource | None:
 
 def open_everything(environ: Mapping[str, str] | None = None) -> Iterator[PressureSource]:
     """Opens what can be opened here, one after another. The caller owns what it got."""
-    stalls_of_systemd = False
+    nearest = 0
     for candidate in candidates(environ=environ):
-        if candidate.kind == "psi" and stalls_of_systemd:
+        if nearest and candidate.distance > nearest:
             continue
         source = open_candidate(candidate)
         if source is not None:
-            stalls_of_systemd |= candidate.kind == "systemd"
+            nearest = candidate.distance or nearest
             yield source
 
 
@@ -114,10 +121,11 @@ def _of_stalls(
         return
     if systemd.is_set(environ):
         opens = functools.partial(systemd.SystemdPressure, environ)
-        yield Candidate("systemd", environ[systemd.WATCH], opens)
-    files = [proc / "pressure" / "memory"]
+        yield Candidate("systemd", environ[systemd.WATCH], opens, distance=1)
+    files = [(proc / "pressure" / "memory", 3)]
     if group is not None and group.version == "v2":
-        files.insert(0, group.directory / "memory.pressure")
-    for file in files:
+        files.insert(0, (group.directory / "memory.pressure", 2))
+    for file, distance in files:
         for level in LEVELS if file.exists() else ():
-            yield Candidate("psi", f"{file} {level}", functools.partial(open_psi, file, level))
+            opens = functools.partial(open_psi, file, level)
+            yield Candidate("psi", f"{file} {level}", opens, distance)

@@ -15,6 +15,7 @@ from pgalloc.pressure.discovery import Candidate
 
 WAIT_S = 10.0
 KINDS = ("guard", "v1", "v2", "systemd", "psi")
+DISTANCES = {"systemd": 1, "psi": 2}
 
 
 class User:
@@ -44,7 +45,10 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ManualSource]
     monkeypatch.setattr(
         discovery,
         "candidates",
-        lambda **_: (Candidate(kind, kind, lambda k=kind: open_by_hand(k)) for kind in KINDS),
+        lambda **_: (
+            Candidate(kind, kind, lambda kind=kind: open_by_hand(kind), DISTANCES.get(kind, 0))
+            for kind in KINDS
+        ),
     )
     yield opened
     wait_for(lambda: all(source.fd == -1 for source in opened.values()))

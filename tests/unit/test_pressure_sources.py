@@ -397,6 +397,49 @@ def test_systemd_wins_over_psi_if_it_can_be_opened(
     assert "not watching" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("refused", "left"),
+    [
+        (set(), ["guard", "systemd"]),
+        ({"systemd"}, ["guard", "psi own low", "psi own medium"]),
+        ({"systemd", "psi own low"}, ["guard", "psi own medium"]),
+        ({"systemd", "psi own low", "psi own medium"}, ["guard", "psi machine"]),
+        ({"systemd", "psi own low", "psi own medium", "psi machine"}, ["guard"]),
+    ],
+)
+def test_of_what_tells_of_stalls_the_nearest_is_enough(
+    monkeypatch: pytest.MonkeyPatch, refused: set[str], left: list[str]
+) -> None:
+    def opens(name: str) -> PressureSource:
+        if name in refused:
+            raise PermissionError(13, "Permission denied")
+        return ManualSource(name)
+
+    distances = {"guard": 0, "systemd": 1, "psi own low": 2, "psi own medium": 2, "psi machine": 3}
+    monkeypatch.setattr(
+        discovery,
+        "candidates",
+        lambda **_: (
+            discovery.Candidate(name.split()[0], name, lambda name=name: opens(name), distance)
+            for name, distance in distances.items()
+        ),
+    )
+    sources = list(discovery.open_everything())
+    for source in sources:
+        source.close()
+    assert [source.name for source in sources] == left
+
+
+def test_stalls_of_the_own_group_are_nearer_than_those_of_the_machine(
+    native: FakeGuard, tmp_path: Path
+) -> None:
+    host = FakeHost(tmp_path, "cgroup2", "rw")
+    (host.group / "memory.max").write_text("max\n")
+    (host.group / "memory.pressure").write_text(psi_text(0, 0))
+    found = discovery.candidates(proc=host.proc, root=host.root, environ=variables(tmp_path))
+    assert [candidate.distance for candidate in found] == [0, 1, 2, 2, 2, 3, 3, 3]
+
+
 def opened(environ: dict[str, str]) -> list[str]:
     sources = list(discovery.open_everything(environ))
     for source in sources:
