@@ -120,8 +120,8 @@ def _of_stalls(
     if systemd.is_off(environ):
         return
     if systemd.is_set(environ):
-        opens = functools.partial(systemd.SystemdPressure, environ)
-        yield Candidate("systemd", environ[systemd.WATCH], opens, distance=1)
+        of_systemd = functools.partial(systemd.SystemdPressure, environ)
+        yield Candidate("systemd", environ[systemd.WATCH], of_systemd, distance=1)
     files = [(proc / "pressure" / "memory", 3)]
     if group is not None and group.version == "v2":
         files.insert(0, (group.directory / "memory.pressure", 2))
