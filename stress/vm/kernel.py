@@ -6,6 +6,7 @@ ports) is built into that kernel: no modules.
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -27,11 +28,24 @@ def find_kernel(cache: Path) -> Path:
 
 def _fetch(cache: Path) -> None:
     architecture = _ARCHITECTURES[platform.machine()]
-    package = _real_package(f"linux-image-cloud-{architecture}")
-    # "apt-get download" writes into the current directory.
-    _run(["apt-get", "download", "-q", package], cache)
+    try:
+        package = _download(f"linux-image-cloud-{architecture}", cache)
+    except OSError:
+        # No lists yet, or what they name has been replaced since.
+        if os.geteuid() != 0:
+            raise
+        _run(["apt-get", "update", "-q"], None)
+        package = _download(f"linux-image-cloud-{architecture}", cache)
     for file in cache.glob(f"{package}_*.deb"):
         _run(["dpkg-deb", "-x", str(file), str(cache / "unpacked")], cache)
+
+
+def _download(meta_package: str, cache: Path) -> str:
+    """Returns the name of the package that was downloaded."""
+    package = _real_package(meta_package)
+    # "apt-get download" writes into the current directory.
+    _run(["apt-get", "download", "-q", package], cache)
+    return package
 
 
 def _real_package(meta_package: str) -> str:
@@ -41,7 +55,7 @@ def _real_package(meta_package: str) -> str:
         relation, _, name = line.strip().partition(": ")
         if relation == "Depends" and name.startswith("linux-image-"):
             return name
-    raise FileNotFoundError(f"apt knows no {meta_package}: needs Debian, and apt-get update")
+    raise FileNotFoundError(f"apt knows no {meta_package}: this needs Debian")
 
 
 def _run(command: list[str], directory: Path | None) -> str:
