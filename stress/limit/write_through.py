@@ -1,7 +1,8 @@
 """A Cache takes many times the limit, value after value, while another thread holds the GIL.
 
-Every value that comes back is checked page by page. Prints one JSON object; exit status 1 and a
-traceback if a value was wrong. With ``--plant`` nothing keeps it below the limit: ``dict`` is a
+Every value that comes back is checked page by page, and what was written a moment ago has to be
+there more often than not. Prints one JSON object; exit status 1 and a traceback if a promise was
+broken. With ``--plant`` nothing keeps it below the limit: ``dict`` is a
 dict of bytes, ``guard`` a Cache whose guard was switched off.
 """
 
@@ -20,6 +21,10 @@ from limit.values import SIZE_MAX, Values
 from limit.without import stop_guard
 
 PLANTS = ("dict", "guard")
+
+
+class ForgetfulError(Exception):
+    """A cache that keeps nothing stays below every limit."""
 
 
 class PlainDict(dict[int, Any]):
@@ -57,6 +62,8 @@ class WriteThrough:
             self._look(self._random.randrange(key + 1))
         for key in range(len(self._sizes)):
             self._look(key)
+        if 2 * self.hits < self.puts:
+            raise ForgetfulError(f"{self.hits} hits after {self.puts} puts")
 
     @property
     def puts(self) -> int:
