@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pgalloc import _core
 from pgalloc._core import _testing
 from pgalloc._core._testing import SegmentSet
-from pgalloc.arguments import checked_seconds
+from pgalloc.arguments import checked_int, checked_seconds
 from pgalloc.enums import Direction
 from pgalloc.errors import RangeError
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FaultPlan",
     "ManualClock",
+    "ManualPressure",
     "SegmentSet",
     "bookkeeping_bytes",
     "find_available_range",
@@ -178,6 +179,30 @@ class FaultPlan:
     def failures(self) -> int:
         """How many of them were made to fail."""
         return _testing.fault_failures()
+
+
+class ManualPressure:
+    """A context manager in which memory runs short when the test says so, and only then.
+
+    >>> with ManualPressure() as pressure:
+    ...     pressure.demand(64 << 20)  # as if 64 MiB of headroom were missing
+
+    The guard of the memory limits does not run inside. Several may be open at once.
+    """
+
+    def __enter__(self) -> Self:
+        _core.guard_park()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _core.guard_resume()
+
+    def demand(self, nbytes: int) -> int:
+        """Discard unpinned memory of all files, as the guard would: the bytes given back.
+
+        More than ``nbytes`` when allocations are larger; less when there was not more.
+        """
+        return _testing.discard(checked_int(nbytes, "nbytes", high=2**63 - 1))
 
 
 def syscall_names() -> list[str]:

@@ -6,6 +6,7 @@ A Run knows what was made and what went wrong; its attempts let only planned err
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,7 @@ import pytest
 from conftest import CHUNK, HUGE, PAGE, stored, update_usage
 
 import pgalloc
-import pgalloc.pressure
-from pgalloc import AllocationMode, FileRange, MemoryFile, MemoryKind, testing
+from pgalloc import AllocationMode, FileRange, MemoryFile, MemoryKind, _core, testing
 
 COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
 POPULATE = AllocationMode.ALLOCATE_AND_WRITE_POPULATE
@@ -198,9 +198,38 @@ def abandoned(run: Run) -> None:
         raise OSError(run.planned, "no memory cgroup")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pgalloc.pressure, "PressureLevelListener", refuse)
+        patch.setattr("pgalloc.memory_file.default_monitor", refuse)
         made = run.make(run.directory / "abandoned", use_host_memcg_pressure=True)
     assert made is None
+
+
+def guarded(run: Run) -> None:
+    """A guard that cannot see or sleep protects less; it harms nobody and ends when it has to."""
+    tree = run.directory / "cgroup"
+    tree.mkdir(exist_ok=True)
+    limit = 64 << 20
+    figures = {"usage_in_bytes": limit - PAGE, "limit_in_bytes": limit, "stat": "total_dirty 0"}
+    for name, figure in figures.items():
+        (tree / f"memory.{name}").write_text(f"{figure}\n")
+    (tree / "cgroup.event_control").touch()
+    mf = run.make()
+    unpinned = None if mf is None else run.attempt(lambda: mf.allocate(4 * PAGE))
+    try:
+        if unpinned is not None:
+            unpinned.view()[:] = b"d" * (4 * PAGE)
+            _core.guard_configure([(str(tree), True)], None)
+            unpinned.unpin()
+            status = _core.guard_status()
+            deadline = time.monotonic() + 0.01
+            while status["shortfalls"] == 0 and time.monotonic() < deadline:
+                status = _core.guard_status()
+    finally:
+        _core.guard_park()
+        _core.guard_configure([], None)
+        _core.guard_resume()
+    if unpinned is not None:
+        expected = b"d" if unpinned.pin() else b"\0"
+        assert bytes(unpinned.view()) == expected * (4 * PAGE)
 
 
 LIVES: list[Scenario] = [
@@ -211,4 +240,5 @@ LIVES: list[Scenario] = [
     file_object,
     manual_zeroing,
     abandoned,
+    guarded,
 ]

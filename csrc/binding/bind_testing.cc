@@ -222,6 +222,12 @@ void bind_file_hooks(py::module_& module) {
     return py::make_tuple(testing::prefault_by_populate(), testing::prefault_by_mlock());
   });
   module.def("reset_prefault", &testing::reset_prefault);
+  module.def("discard", [](uint64_t nbytes) {
+    py::gil_scoped_release release;
+    const auto [given_back, exhausted] =
+        LiveFiles::discard(nbytes, std::chrono::steady_clock::time_point::max());
+    return exhausted ? given_back + LiveFiles::discard_spent() : given_back;
+  });
 }
 
 }  // namespace

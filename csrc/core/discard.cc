@@ -77,17 +77,15 @@ struct MemoryFile::DiscardBatch {
     items[count++] = {entry.range, &entry, &queue};
     bytes += entry.range.length();
   }
-  // Calls use(first, count, run) for each run of neighbours.
-  template <class Use>
-  void for_each_run(Use use) {
+  void sort() {
     std::sort(items.begin(), items.begin() + count,
               [](const Item& a, const Item& b) { return a.range.start < b.range.start; });
-    for (size_t i = 0; i < count;) {
-      size_t end = i + 1;
-      while (end < count && items[end].range.start == items[end - 1].range.end) ++end;
-      use(i, end - i, FileRange{items[i].range.start, items[end - 1].range.end});
-      i = end;
-    }
+  }
+  // Behind the last of the neighbours that follow item `first`. REQUIRES: sorted.
+  size_t run_end(size_t first) const {
+    size_t end = first + 1;
+    while (end < count && items[end].range.start == items[end - 1].range.end) ++end;
+    return end;
   }
 };
 
@@ -110,28 +108,22 @@ bool MemoryFile::take_run(FileRange range, DiscardBatch& batch) try {
 
 // Takes what can go of the batch's items; with `spend`, tells their queues.
 void MemoryFile::take_discards(DiscardBatch& batch, bool spend) {
-  const auto tell = [&](DiscardBatch::Item& item, bool goes) {
-    if (!spend) return;
-    if (goes) {
-      item.queue->spend(*item.entry);
-    } else {
-      item.queue->refuse(*item.entry);
+  batch.sort();
+  for (size_t first = 0; first < batch.count;) {
+    const size_t end = batch.run_end(first);
+    const FileRange run{batch.items[first].range.start, batch.items[end - 1].range.end};
+    const bool all = take_run(run, batch);
+    for (size_t i = first; i < end; ++i) {
+      const DiscardBatch::Item& item = batch.items[i];
+      const bool goes = all || (end - first > 1 && take_run(item.range, batch));
+      if (!spend) continue;
+      if (goes) {
+        item.queue->spend(*item.entry);
+      } else {
+        item.queue->refuse(*item.entry);
+      }
     }
-  };
-  std::array<size_t, 512> firsts;  // what is told comes after what is taken: see the lambda's lock
-  std::array<size_t, 512> counts;
-  std::array<FileRange, 512> found;
-  size_t runs = 0;
-  batch.for_each_run([&](size_t first, size_t count, FileRange run) {
-    firsts[runs] = first;
-    counts[runs] = count;
-    found[runs++] = run;
-  });
-  for (size_t r = 0; r < runs; ++r) {
-    const bool all = take_run(found[r], batch);
-    for (size_t i = firsts[r]; i < firsts[r] + counts[r]; ++i) {
-      tell(batch.items[i], all || (counts[r] > 1 && take_run(batch.items[i].range, batch)));
-    }
+    first = end;
   }
   if (batch.run_count > 0) ++discards_under_way_;
 }
@@ -196,7 +188,7 @@ std::optional<uint64_t> MemoryFile::next_discard_order() const {
   return queue == nullptr ? std::nullopt : queue->front_order();
 }
 
-MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max) {
+MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max) {
   if (forked()) return {};
   DiscardBatch batch;
   std::optional<Operation> operation;
@@ -204,7 +196,7 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max) {
   if (!may_discard()) return {};
   while (!batch.full() && batch.bytes < bytes_max) {
     DiscardQueue* const queue = oldest_queue();
-    if (queue == nullptr) break;
+    if (queue == nullptr || *queue->front_order() > order_max) break;
     if (Discardable* const victim = queue->take_victim()) batch.add(*victim, *queue);
   }
   take_discards(batch, /*spend=*/true);

@@ -127,15 +127,22 @@ std::vector<FileInUse> files_in_use() {
   return files;
 }
 
-std::optional<FileInUse> file_to_discard_from() {
+// The file whose turn it is, and up to which order it is.
+std::optional<FileInUse> file_to_discard_from(uint64_t* order_max) {
   MutexLock lock(registry().mu);
   MemoryFile* oldest = nullptr;
-  uint64_t oldest_order = 0;
+  uint64_t oldest_order = UINT64_MAX;
+  *order_max = UINT64_MAX;
   for (MemoryFile* file : registry().files) {
     const auto order = file->next_discard_order();
-    if (!order || (oldest != nullptr && *order >= oldest_order)) continue;
-    oldest = file;
-    oldest_order = *order;
+    if (!order) continue;
+    if (*order < oldest_order) {
+      *order_max = oldest_order;
+      oldest_order = *order;
+      oldest = file;
+    } else {
+      *order_max = std::min(*order_max, *order);
+    }
   }
   if (oldest == nullptr || !oldest->begin_use()) return std::nullopt;
   return FileInUse(oldest);
@@ -149,12 +156,15 @@ LiveFiles::Discarded LiveFiles::discard(uint64_t bytes_max,
   Discarded result;
   while (result.given_back < bytes_max && std::chrono::steady_clock::now() < deadline) {
     const uint64_t wanted = std::min(bytes_max - result.given_back, kBatchBytes);
+    uint64_t order_max = 0;
     MemoryFile::Discarded batch;
-    if (const auto file = file_to_discard_from()) batch = (*file)->discard(wanted);
+    if (const auto file = file_to_discard_from(&order_max)) {
+      batch = (*file)->discard(wanted, order_max);
+    }
     if (batch.bytes == 0) {
       // What is oldest cannot go, and was put off: somebody else's may.
       for (const FileInUse& file : files_in_use()) {
-        if (batch.bytes == 0) batch = file->discard(wanted);
+        if (batch.bytes == 0) batch = file->discard(wanted, UINT64_MAX);
       }
     }
     result.given_back += batch.given_back;

@@ -176,14 +176,15 @@ class MemoryFile {
   void pin(Discardable& entry, bool in_place = false) EXCLUDES(mu_);
   // The handle ends, or gives its reference back.
   void forget(Discardable& entry) EXCLUDES(mu_);
-  // Discards unpinned allocations as their queues say, `bytes_max` or a little more, in one batch.
+  // Discards unpinned allocations as their queues say, `bytes_max` or a little more, in one batch;
+  // none whose order is beyond `order_max`.
   struct Discarded {
     uint64_t looked_at = 0;  // allocations; 0 when none is left. Those that cannot go are put off
     uint64_t bytes = 0;      // of those that were discarded
     uint64_t given_back =
         0;  // of pages that went back to the kernel: some may never have been used
   };
-  Discarded discard(uint64_t bytes_max) EXCLUDES(mu_);
+  Discarded discard(uint64_t bytes_max, uint64_t order_max) EXCLUDES(mu_);
   // Looks through those that were discarded and are still unpinned: some have been written to since.
   // The bytes that went back to the kernel.
   uint64_t discard_spent() EXCLUDES(mu_);

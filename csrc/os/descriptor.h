@@ -1,4 +1,6 @@
 // Purpose: a file descriptor that closes itself.
+//
+// Thread safety: an object is for one thread at a time.
 #pragma once
 
 #include <utility>

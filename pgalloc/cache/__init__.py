@@ -2,13 +2,15 @@
 
 * ``keys``: what a key may be, and its bytes in a snapshot.
 * ``slabs``: small values that share pages.
-* ``mapping``: :class:`Cache`.
+* ``entry``: a value; ``store``: all of them, and which have to go.
+* ``mapping``: :class:`Cache`; ``policy`` and ``stats``: what it takes and tells.
 * ``snapshot``: a cache in an image and back.
 * ``decorator``: :func:`cached`.
 """
 
 from pgalloc.cache.decorator import cached
-from pgalloc.cache.mapping import Cache, CacheStats
+from pgalloc.cache.mapping import Cache
 from pgalloc.cache.policy import Policy
+from pgalloc.cache.stats import CacheStats
 
 __all__ = ["Cache", "CacheStats", "Policy", "cached"]

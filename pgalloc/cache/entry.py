@@ -22,11 +22,10 @@ class Entry:
         allocation: Allocation,
         start: int,
         length: int,
-        *,
         number: int,
-        slab: Slab | None = None,
-        expires: float | None = None,
-        tag: Key | None = None,
+        slab: Slab | None,
+        expires: float | None,
+        tag: Key | None,
     ) -> None:
         self.key = key
         self.allocation = allocation

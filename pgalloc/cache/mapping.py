@@ -5,32 +5,27 @@ theirs if it is still the key's value once they have pinned it. The lock guards 
 may be taken again by its owner, since a finalizer may use the cache anywhere.
 
 Invariants:
-  1. ``_entries`` has a value for each key; ``_holders`` has what the core discards as one, by id: a
-     value with pages of its own, or a slab of small ones. A slab is there as long as it has
-     values, or is open.
-  2. ``_held_bytes`` is the sum of the holders' pages, at most ``maxsize`` between calls.
-  3. What the core has discarded is a miss for readers at once; it leaves the two tables at the next
-     call that takes the lock, and then ``on_discard`` hears of it.
-  4. A forked child has no use of a cache: it cannot know what the parent's guard discards.
+  1. The pages held are at most ``maxsize`` between calls.
+  2. What the core has discarded is a miss for readers at once; ``len()`` and the like know of it
+     too, and ``on_discard`` hears of it from the next call that takes the lock.
+  3. A forked child has no use of a cache: it cannot know what the parent's guard discards.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from pgalloc import _core, fork
 from pgalloc.cache.entry import Entry
 from pgalloc.cache.keys import Key, check_key
 from pgalloc.cache.policy import CORE_NUMBERS, Policy
-from pgalloc.cache.slabs import SMALL_MAX, Slab, Slabs, slab_size
 from pgalloc.cache.snapshot import decode, encode
+from pgalloc.cache.stats import CacheStats
+from pgalloc.cache.store import Store
 from pgalloc.errors import ClosedError, ForkedError, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
@@ -40,29 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 T = TypeVar("T")
-
-_HASH_MASK = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStats:
-    """Counts since the cache was made, and what it holds now."""
-
-    hits: int
-    misses: int
-    sets: int
-    evictions: int
-    """Values that went because of ``maxsize`` or evict()."""
-    discards: int
-    """Values that went because memory ran short."""
-    expirations: int
-    entries: int
-    value_bytes: int
-    """The lengths of all values."""
-    bytes: int
-    """The pages that hold them: ``currsize``."""
-    headroom: int | None
-    """Bytes that can be committed before the tightest memory limit; None without one."""
+_NO_DEFAULT: Any = object()
 
 
 class Cache(MutableMapping[Key, memoryview]):
@@ -97,8 +70,8 @@ class Cache(MutableMapping[Key, memoryview]):
         on_discard: Callable[[Key], object] | None = None,
         name: str | None = None,
     ) -> None:
-        self._maxsize = None if maxsize is None else parse_size(maxsize, "maxsize")
-        if self._maxsize is not None and self._maxsize < _core.PAGE_SIZE:
+        limit = None if maxsize is None else parse_size(maxsize, "maxsize")
+        if limit is not None and limit < _core.PAGE_SIZE:
             raise OptionError("maxsize must be a page at least")
         try:
             self._policy = Policy(policy)
@@ -113,18 +86,11 @@ class Cache(MutableMapping[Key, memoryview]):
         self._owns_file = file is None
         self._file = MemoryFile() if file is None else file
         self._monitor = Monitor(headroom)
-        self._queue = _core.DiscardQueue(self._file, CORE_NUMBERS[self._policy])
-        self._slabs = Slabs(self._queue, self._lose)
+        self._store = Store(self._file, CORE_NUMBERS[self._policy], limit)
+        self._store.keep_discarded_keys = on_discard is not None
+        self._entries = self._store.entries
         self._lock = threading.RLock()
-        self._entries: dict[Key, Entry] = {}
-        self._holders: dict[int, Entry | Slab] = {}
-        self._tags: dict[Key, dict[Key, Entry]] = {}
-        self._expiries: list[tuple[float, int, Entry]] = []
-        self._numbers = itertools.count(1)
-        self._held_bytes = self._value_bytes = 0
-        self._misses = self._sets = self._evictions = self._discards = self._expirations = 0
-        self._seen_discards = 0
-        self._to_tell: list[Key] = []
+        self._misses = 0
         self._closed = self._abandoned = False
         fork.register(self)
         self._name = name
@@ -183,7 +149,7 @@ class Cache(MutableMapping[Key, memoryview]):
         with self._lock:
             self._check_usable()
             self._misses += 1
-            self._tidy()
+            self._store.tidy()
         self._tell()
         return default
 
@@ -191,7 +157,7 @@ class Cache(MutableMapping[Key, memoryview]):
         """Whether there is a value: not counted, and without weight for the policy."""
         with self._lock:
             self._check_usable()
-            self._tidy()
+            self._store.tidy()
             found = key in self._entries
         self._tell()
         return found
@@ -199,7 +165,7 @@ class Cache(MutableMapping[Key, memoryview]):
     def __len__(self) -> int:
         with self._lock:
             self._check_usable()
-            self._tidy()
+            self._store.tidy()
             count = len(self._entries)
         self._tell()
         return count
@@ -208,7 +174,7 @@ class Cache(MutableMapping[Key, memoryview]):
         """The keys as they are now; changes meanwhile do no harm."""
         with self._lock:
             self._check_usable()
-            self._tidy()
+            self._store.tidy()
             keys = list(self._entries)
         self._tell()
         return iter(keys)
@@ -241,92 +207,56 @@ class Cache(MutableMapping[Key, memoryview]):
     def _put(self, key: Key, view: memoryview, expires: float | None, tag: Key | None) -> None:
         length = view.nbytes
         data: Any = view if view.c_contiguous else view.tobytes()
-        number = next(self._numbers)
-        if not self._shares_pages(length):
-            pages = max(-(-length // _core.PAGE_SIZE), 1) * _core.PAGE_SIZE
-            if self._maxsize is not None and pages > self._maxsize:
-                raise ValueError("value too large")
-            room = _core.Room(pages)
-            allocation = self._file.allocate(pages)
-            try:
-                allocation._write(0, data)  # without the lock: the others go on
-                room.done()
-                entry = Entry(key, allocation, 0, length, number=number, expires=expires, tag=tag)
-                with self._lock:
-                    self._check_usable()
-                    self._make_way(pages)
-                    allocation._let_go(self._queue, number, hash(key) & _HASH_MASK)
-                    self._held_bytes += pages
-                    self._holders[number] = entry
-                    self._enter(entry)
-            except BaseException:
-                if number not in self._holders:
-                    allocation.release()
-                raise
+        if not self._store.shares_pages(length):
+            self._put_alone(key, data, length, expires, tag)
             return
         with self._lock:
             self._check_usable()
-            slab, offset = self._slot(length)
-            slab.allocation._write(offset, data)
-            entry = Entry(
-                key,
-                slab.allocation,
-                offset,
-                length,
-                number=number,
-                slab=slab,
-                expires=expires,
-                tag=tag,
-            )
-            slab.entries[offset] = entry
-            self._enter(entry)
+            slab, offset = self._store.slot(length)
+            try:
+                slab.allocation._write(offset, data)
+            except BaseException:
+                slab.vacant.append(offset)
+                raise
+            entry = Entry(key, slab.allocation, offset, length, self._number(), slab, expires, tag)
+            self._store.add_to_slab(slab, entry)
 
-    def _slot(self, length: int) -> tuple[Slab, int]:
-        self._tidy()
-        found = self._slabs.reusable(length)
-        if found is not None:
-            return found
-        size = slab_size(length)
-        self._make_way(size)
-        number = next(self._numbers)
-        room = _core.Room(size)
-        slab = self._slabs.add(self._file.allocate(size), length, number)
-        room.done()
-        self._held_bytes += size
-        self._holders[number] = slab
-        offset = slab.take_slot()
-        assert offset is not None
-        return slab, offset
+    def _put_alone(
+        self, key: Key, data: Any, length: int, expires: float | None, tag: Key | None
+    ) -> None:
+        pages = max(-(-length // _core.PAGE_SIZE), 1) * _core.PAGE_SIZE
+        if self.maxsize is not None and pages > self.maxsize:
+            raise ValueError("value too large")
+        room = _core.Room(pages)
+        allocation = self._file.allocate(pages)
+        entry = Entry(key, allocation, 0, length, self._number(), None, expires, tag)
+        try:
+            allocation._write(0, data)  # without the lock: the others go on
+            room.done()
+            with self._lock:
+                self._check_usable()
+                self._store.make_way(pages)
+                self._store.add_alone(entry)
+        except BaseException:
+            if entry.id not in self._store.holders:
+                allocation.release()
+            raise
 
-    def _enter(self, entry: Entry) -> None:
-        before = self._entries.get(entry.key)
-        if before is not None:
-            self._remove(before)
-        self._entries[entry.key] = entry
-        self._value_bytes += entry.length
-        self._sets += 1
-        if entry.tag is not None:
-            self._tags.setdefault(entry.tag, {})[entry.key] = entry
-        if entry.expires is not None:
-            heapq.heappush(self._expiries, (entry.expires, entry.id, entry))
-
-    def _shares_pages(self, length: int) -> bool:
-        # A small cache would be all slabs that are being filled.
-        few = self._maxsize is not None and self._maxsize < 64 * slab_size(length)
-        return length <= SMALL_MAX and not few
+    def _number(self) -> int:
+        return next(self._store.numbers)
 
     def __delitem__(self, key: Key) -> None:
         with self._lock:
             self._check_usable()
-            self._tidy()
+            self._store.tidy()
             entry = self._entries.get(key)
             if entry is not None:
-                self._remove(entry)
+                self._store.remove(entry)
         self._tell()
         if entry is None:
             raise KeyError(key)
 
-    def setdefault(self, key: Key, default: Any = b"") -> memoryview:  # type: ignore[override]
+    def setdefault(self, key: Key, default: Any = b"") -> memoryview:
         """The value, after setting it to ``default`` if there is none."""
         view = self.get(key)
         if view is not None:
@@ -340,52 +270,34 @@ class Cache(MutableMapping[Key, memoryview]):
     def pop(self, key: Key) -> memoryview: ...
     @overload
     def pop(self, key: Key, default: T) -> memoryview | T: ...
-    def pop(self, key: Key, *default: Any) -> Any:
+    def pop(self, key: Key, default: Any = _NO_DEFAULT) -> Any:
         """Remove and return the value, or ``default``; KeyError without one."""
-        if len(default) > 1:
-            raise TypeError("pop() takes a key and a default")
         with self._lock:
             view = self.get(key)
             if view is not None:
-                self._remove(self._entries[key])
+                self._store.remove(self._entries[key])
                 return view
-        if default:
-            return default[0]
-        raise KeyError(key)
+        if default is _NO_DEFAULT:
+            raise KeyError(key)
+        return default
 
     def popitem(self) -> tuple[Key, memoryview]:
         """Remove and return the value that would go next. KeyError if there is none."""
         while True:
             with self._lock:
                 self._check_usable()
-                self._tidy()
-                key = self._next_key()
+                self._store.tidy()
+                key = self._store.next_key()
                 view = self.pop(key, None)
             self._tell()
             if view is not None:
                 return key, view
 
-    def _next_key(self) -> Key:
-        for number in self._queue.take_victims(1):
-            holder = self._holders[number]
-            if isinstance(holder, Entry):
-                return holder.key
-            # Its other values wait on, as if it had come last.
-            if not holder.allocation.pin():
-                self._lose(holder)
-                break
-            holder.allocation._let_go(self._queue, holder.id, holder.id)
-            return next(iter(holder.entries.values())).key
-        for key in self._entries:
-            return key
-        raise KeyError("the cache is empty")
-
     def clear(self) -> None:
         """Remove everything."""
         with self._lock:
             self._check_usable()
-            for entry in list(self._entries.values()):
-                self._remove(entry)
+            self._store.remove_all()
 
     # --- what goes -------------------------------------------------------------------------------
 
@@ -394,10 +306,10 @@ class Cache(MutableMapping[Key, memoryview]):
         wanted = parse_size(nbytes, "nbytes")
         with self._lock:
             self._check_usable()
-            self._tidy()
-            before = self._held_bytes
-            self._evict(wanted)
-            given_up = before - self._held_bytes
+            self._store.tidy()
+            before = self._store.held_bytes
+            self._store.evict(wanted)
+            given_up = before - self._store.held_bytes
         self._tell()
         return given_up
 
@@ -406,101 +318,17 @@ class Cache(MutableMapping[Key, memoryview]):
         check_key(tag)
         with self._lock:
             self._check_usable()
-            self._tidy()
-            entries = list(self._tags.get(tag, {}).values())
-            for entry in entries:
-                self._remove(entry)
-            self._evictions += len(entries)
+            self._store.tidy()
+            count = self._store.remove_tagged(tag)
         self._tell()
-        return len(entries)
-
-    def _make_way(self, size: int) -> None:
-        if self._maxsize is not None and self._held_bytes + size > self._maxsize:
-            self._tidy()
-            self._evict(self._held_bytes + size - self._maxsize)
-
-    def _evict(self, nbytes: int) -> None:
-        target = self._held_bytes - nbytes
-        for number in self._queue.take_victims(nbytes) if nbytes > 0 else ():
-            self._drop_holder(self._holders[number])
-        # What is being filled is not in the queue.
-        for slab in self._slabs.open_slabs():
-            if self._held_bytes <= target:
-                break
-            self._drop_holder(slab)
-
-    def _drop_holder(self, holder: Entry | Slab) -> None:
-        entries = [holder] if isinstance(holder, Entry) else list(holder.entries.values())
-        for entry in entries:
-            self._remove(entry)
-            self._evictions += 1
-        if isinstance(holder, Slab) and holder.id in self._holders:
-            self._drop_slab(holder)
-
-    def _remove(self, entry: Entry) -> None:
-        """Take an entry out of all tables, and its memory if it was the last there."""
-        if self._entries.get(entry.key) is entry:
-            del self._entries[entry.key]
-        self._value_bytes -= entry.length
-        if entry.tag is not None:
-            tagged = self._tags[entry.tag]
-            if tagged.get(entry.key) is entry:
-                del tagged[entry.key]
-            if not tagged:
-                del self._tags[entry.tag]
-        slab = entry.slab
-        if slab is None:
-            del self._holders[entry.id]
-            self._held_bytes -= entry.allocation.nbytes
-            entry.allocation.release()
-        elif self._slabs.vacate(slab, entry.start):
-            self._forget_slab(slab)
-
-    def _drop_slab(self, slab: Slab) -> None:
-        self._slabs.drop(slab)
-        self._forget_slab(slab)
-
-    def _forget_slab(self, slab: Slab) -> None:
-        del self._holders[slab.id]
-        self._held_bytes -= slab.allocation.nbytes
-
-    def _lose(self, holder: Entry | Slab) -> None:
-        """The core has discarded this."""
-        entries = [holder] if isinstance(holder, Entry) else list(holder.entries.values())
-        for entry in entries:
-            self._remove(entry)
-            if self._on_discard is not None:
-                self._to_tell.append(entry.key)
-        self._discards += len(entries)
-        if isinstance(holder, Slab) and holder.id in self._holders:
-            self._drop_slab(holder)
-
-    def _tidy(self) -> None:
-        """Catch up with what was discarded, and with what has expired."""
-        discards = self._queue.discards
-        if discards != self._seen_discards:
-            self._seen_discards = discards
-            for number in self._queue.take_discarded():
-                holder = self._holders.get(number)
-                if holder is not None:
-                    self._lose(holder)
-        if not self._expiries:
-            return
-        now = time.monotonic()
-        while self._expiries and self._expiries[0][0] <= now:
-            entry = heapq.heappop(self._expiries)[2]
-            if self._entries.get(entry.key) is entry:
-                self._remove(entry)
-                self._expirations += 1
-        if len(self._expiries) > 2 * len(self._entries) + 64:
-            self._expiries = [e for e in self._expiries if self._entries.get(e[2].key) is e[2]]
-            heapq.heapify(self._expiries)
+        return count
 
     def _tell(self) -> None:
         """Call on_discard, without the lock."""
-        while self._to_tell and self._on_discard is not None:
+        keys = self._store.discarded_keys
+        while keys and self._on_discard is not None:
             try:
-                key = self._to_tell.pop()
+                key = keys.pop()
             except IndexError:  # another thread took it
                 return
             self._on_discard(key)
@@ -510,14 +338,14 @@ class Cache(MutableMapping[Key, memoryview]):
     @property
     def maxsize(self) -> int | None:
         """The most bytes of pages that values may hold; None for no limit of its own."""
-        return self._maxsize
+        return self._store.maxsize
 
     @property
     def currsize(self) -> int:
         """The bytes of pages that values hold."""
         with self._lock:
-            self._tidy()
-            held = self._held_bytes
+            self._store.tidy()
+            held = self._store.held_bytes
         self._tell()
         return held
 
@@ -535,17 +363,18 @@ class Cache(MutableMapping[Key, memoryview]):
         """What happened so far, and what there is now."""
         with self._lock:
             self._check_usable()
-            self._tidy()
+            self._store.tidy()
+            store = self._store
             stats = CacheStats(
-                hits=self._queue.hits,
+                hits=store.queue.hits,
                 misses=self._misses,
-                sets=self._sets,
-                evictions=self._evictions,
-                discards=self._discards,
-                expirations=self._expirations,
-                entries=len(self._entries),
-                value_bytes=self._value_bytes,
-                bytes=self._held_bytes,
+                sets=store.sets,
+                evictions=store.evictions,
+                discards=store.discards,
+                expirations=store.expirations,
+                entries=len(store.entries),
+                value_bytes=store.value_bytes,
+                bytes=store.held_bytes,
                 headroom=_core.guard_status()["available"],
             )
         self._tell()
@@ -605,8 +434,8 @@ class Cache(MutableMapping[Key, memoryview]):
         if self._closed:
             return "<Cache closed>"
         return (
-            f"<Cache of {len(self._entries)} values, {self._held_bytes} bytes, "
-            f"maxsize={self._maxsize}, policy={str(self._policy)!r}>"
+            f"<Cache of {len(self._entries)} values, {self._store.held_bytes} bytes, "
+            f"maxsize={self.maxsize}, policy={str(self._policy)!r}>"
         )
 
 

@@ -35,10 +35,10 @@ def encode(cache: Cache | None) -> bytes:
         return b""
     with cache._lock:
         cache._check_usable()
-        cache._tidy()
+        cache._store.tidy()
         offset = time.time() - time.monotonic()
         parts = [encode_length(_VERSION)]
-        for holder in cache._holders.values():
+        for holder in cache._store.holders.values():
             entries = [holder] if isinstance(holder, Entry) else list(holder.entries.values())
             slot = 0 if isinstance(holder, Entry) else holder.slot
             range_ = holder.allocation.range
@@ -63,8 +63,7 @@ def decode(cache: Cache, payload: bytes) -> None:
     with cache._lock:
         while not decoder.at_end:
             _decode_holder(cache, decoder, offset)
-        if cache.maxsize is not None:
-            cache._make_way(0)
+        cache._store.make_way(0)
 
 
 def _decode_holder(cache: Cache, decoder: Decoder, clock_offset: float) -> None:
@@ -72,7 +71,7 @@ def _decode_holder(cache: Cache, decoder: Decoder, clock_offset: float) -> None:
     if start + length >= 2**63 or (slot == 0 and count != 1) or slot > length:
         raise SnapshotCorruptError("a cache in the image has impossible pages")
     allocation = Allocation.adopt(cache.file, _core.FileRange(start, start + length))
-    number = next(cache._numbers)
+    number = next(cache._store.numbers)
     slab = Slab(allocation, slot, number) if slot else None
     entries = []
     try:
@@ -92,14 +91,11 @@ def _decode_holder(cache: Cache, decoder: Decoder, clock_offset: float) -> None:
         if entries:
             raise SnapshotCorruptError("two values of a cache in the image share a slot")
         return
-    holder = entries[0] if slab is None else slab
-    holder.id = number
-    cache._holders[number] = holder
-    cache._held_bytes += length
+    if slab is None:
+        entries[0].id = number
     for entry in entries:
-        cache._enter(entry)
-    hashed = hash(entries[0].key) if slab is None else number
-    allocation._let_go(cache._queue, number, hashed & (2**64 - 1))
+        cache._store.enter(entry)
+    cache._store.hold(entries[0] if slab is None else slab, entries[0])
 
 
 def _decode_value(
@@ -113,13 +109,6 @@ def _decode_value(
     key = decoder.key()
     if not 0 <= expires < float("inf"):
         raise SnapshotCorruptError("a value of a cache in the image has no time to expire")
-    return Entry(
-        key,
-        allocation,
-        start,
-        length,
-        number=next(cache._numbers),
-        slab=slab,
-        expires=expires - clock_offset if expires else None,
-        tag=tag,
-    )
+    expires_at = expires - clock_offset if expires else None
+    number = next(cache._store.numbers)
+    return Entry(key, allocation, start, length, number, slab, expires_at, tag)

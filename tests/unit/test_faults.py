@@ -57,6 +57,7 @@ MORE_ERRNOS = {
     "fstat": [errno.EOVERFLOW],
     "fstatfs": [errno.EOVERFLOW],
     "pwrite": [errno.ENOSPC, errno.EDQUOT, errno.EFBIG],
+    "eventfd": [errno.EMFILE, errno.ENFILE],
     "mmap": [errno.EACCES, errno.ENODEV, errno.ENFILE],
     "madvise": [errno.EFAULT],
     "mincore": [errno.EFAULT],

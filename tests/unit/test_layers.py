@@ -30,6 +30,7 @@ PARTS = {
     "image/decode_extent.cc": "image/decode.h",
     "image/decode_front.cc": "image/decode.h",
     "core/allocate.cc": "core/memory_file.h",
+    "core/discard.cc": "core/memory_file.h",
     "core/load.cc": "core/memory_file.h",
     "core/reclaim.cc": "core/memory_file.h",
     "core/save.cc": "core/memory_file.h",
@@ -38,6 +39,8 @@ PARTS = {
     "binding/allocation_type.cc": "binding/file_handle.h",
     "binding/hot_calls.cc": "binding/file_handle.h",
     "binding/mapping_type.cc": "binding/file_handle.h",
+    "binding/part_type.cc": "binding/file_handle.h",
+    "binding/bind_guard.cc": "binding/bind.h",
     "binding/bind_fork.cc": "binding/bind.h",
     "binding/bind_image.cc": "binding/bind.h",
     "binding/bind_image_writer.cc": "binding/bind.h",
@@ -129,6 +132,8 @@ def _is_member(code: str, at: int) -> bool:
 
 
 THREADS = {
+    "core/guard.cc",
+    "core/guard.h",
     "core/image_writer.cc",
     "core/image_writer.h",
     "core/memory_file.h",
@@ -139,8 +144,11 @@ CLOCKS = {
     "base/mutex.h",
     "core/clock.h",
     "core/evictables.h",
+    "core/guard.cc",
     "core/image_sink.h",
     "core/image_writer.h",
+    "core/live_files.cc",
+    "core/live_files.h",
     "core/load.cc",
     "core/memory_file.cc",
     "core/memory_file.h",

@@ -1,0 +1,218 @@
+"""What a cache holds: its values, where they are, and which of them have to go.
+
+Thread safety: externally synchronised (the cache's lock), but for ``entries``: readers look things
+up there without the lock, and look again once they have pinned what they found.
+
+Invariants:
+  1. ``entries`` has a value for each key; ``holders`` has what the core discards as one, by id: a
+     value with pages of its own, or a slab of small ones. A slab is there as long as it has
+     values, or is open.
+  2. ``held_bytes`` is the sum of the holders' pages, ``value_bytes`` of the values' lengths.
+  3. What the core has discarded leaves the tables with the next tidy().
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from typing import Any
+
+from pgalloc import _core
+from pgalloc.cache.entry import Entry
+from pgalloc.cache.keys import Key
+from pgalloc.cache.slabs import SMALL_MAX, Slab, Slabs, slab_size
+from pgalloc.memory_file import MemoryFile
+
+_HASH_MASK = 2**64 - 1
+
+
+class Store:
+    """The tables of one cache, in one MemoryFile."""
+
+    def __init__(self, memory_file: MemoryFile, policy: int, maxsize: int | None) -> None:
+        self.file = memory_file
+        self.maxsize = maxsize
+        self.queue = _core.DiscardQueue(memory_file, policy)
+        self.slabs = Slabs(self.queue, self._lose)
+        self.entries: dict[Key, Entry] = {}
+        self.holders: dict[int, Entry | Slab] = {}
+        self.numbers = itertools.count(1)
+        self.held_bytes = self.value_bytes = 0
+        self.sets = self.evictions = self.discards = self.expirations = 0
+        self.discarded_keys: list[Key] = []  # for whoever wants to be told; else not filled
+        self.keep_discarded_keys = False
+        self._seen_discards = 0
+        self._tags: dict[Key, dict[Key, Entry]] = {}
+        self._expiries: list[tuple[float, int, Entry]] = []
+
+    # --- coming ----------------------------------------------------------------------------------
+
+    def shares_pages(self, length: int) -> bool:
+        """Whether a value of this length goes into a slab."""
+        # A small cache would be all slabs that are being filled.
+        few = self.maxsize is not None and self.maxsize < 64 * slab_size(length)
+        return length <= SMALL_MAX and not few
+
+    def slot(self, length: int) -> tuple[Slab, int]:
+        """Room for a small value: a slab, and an offset in it."""
+        self.tidy()
+        found = self.slabs.reusable(length)
+        if found is not None:
+            return found
+        size = slab_size(length)
+        self.make_way(size)
+        number = next(self.numbers)
+        room = _core.Room(size)
+        slab = self.slabs.add(self.file.allocate(size), length, number)
+        room.done()
+        self.held_bytes += size
+        self.holders[number] = slab
+        offset = slab.take_slot()
+        assert offset is not None
+        return slab, offset
+
+    def add_alone(self, entry: Entry) -> None:
+        """A value that has its pages for itself; it may be discarded from here on."""
+        self.hold(entry, entry)
+        self.enter(entry)
+
+    def add_to_slab(self, slab: Slab, entry: Entry) -> None:
+        """A value in a slot of an open slab."""
+        slab.entries[entry.start] = entry
+        self.enter(entry)
+
+    def hold(self, holder: Entry | Slab, first: Entry) -> None:
+        """Pages that the core may discard as one, with ``first`` the first value in them."""
+        known_by = hash(first.key) & _HASH_MASK if isinstance(holder, Entry) else holder.id
+        holder.allocation._let_go(self.queue, holder.id, known_by)
+        self.holders[holder.id] = holder
+        self.held_bytes += holder.allocation.nbytes
+
+    def enter(self, entry: Entry) -> None:
+        """The value of its key from here on."""
+        before = self.entries.get(entry.key)
+        if before is not None:
+            self.remove(before)
+        self.entries[entry.key] = entry
+        self.value_bytes += entry.length
+        self.sets += 1
+        if entry.tag is not None:
+            self._tags.setdefault(entry.tag, {})[entry.key] = entry
+        if entry.expires is not None:
+            heapq.heappush(self._expiries, (entry.expires, entry.id, entry))
+
+    # --- going -----------------------------------------------------------------------------------
+
+    def remove(self, entry: Entry) -> None:
+        """Take a value out of all tables, and its pages if it was the last there."""
+        if self.entries.get(entry.key) is entry:
+            del self.entries[entry.key]
+        self.value_bytes -= entry.length
+        if entry.tag is not None:
+            tagged = self._tags[entry.tag]
+            if tagged.get(entry.key) is entry:
+                del tagged[entry.key]
+            if not tagged:
+                del self._tags[entry.tag]
+        if entry.slab is None:
+            del self.holders[entry.id]
+            self.held_bytes -= entry.allocation.nbytes
+            entry.allocation.release()
+        elif self.slabs.vacate(entry.slab, entry.start):
+            self._forget_slab(entry.slab)
+
+    def remove_all(self) -> None:
+        """Everything."""
+        for entry in list(self.entries.values()):
+            self.remove(entry)
+        for slab in self.slabs.open_slabs():
+            self._remove_holder(slab)
+
+    def remove_tagged(self, tag: Key) -> int:
+        """Every value with this tag. Their number."""
+        entries = list(self._tags.get(tag, {}).values())
+        for entry in entries:
+            self.remove(entry)
+        self.evictions += len(entries)
+        return len(entries)
+
+    def make_way(self, size: int) -> None:
+        """Have ``size`` bytes of pages fit below ``maxsize``."""
+        if self.maxsize is not None and self.held_bytes + size > self.maxsize:
+            self.tidy()
+            self.evict(self.held_bytes + size - self.maxsize)
+
+    def evict(self, nbytes: int) -> None:
+        """Give up pages of ``nbytes`` or a little more, as the policy says."""
+        target = self.held_bytes - nbytes
+        for number in self.queue.take_victims(nbytes) if nbytes > 0 else ():
+            self.evictions += self._remove_holder(self.holders[number])
+        # What is being filled is not in the queue.
+        for slab in self.slabs.open_slabs():
+            if self.held_bytes <= target:
+                break
+            self.evictions += self._remove_holder(slab)
+
+    def next_key(self) -> Key:
+        """The key of a value that would go next. KeyError if there is none."""
+        for number in self.queue.take_victims(1):
+            holder = self.holders[number]
+            if isinstance(holder, Entry):
+                return holder.key
+            # Its other values wait on, as if it had come last.
+            if not holder.allocation.pin():
+                self._lose(holder)
+                break
+            holder.allocation._let_go(self.queue, holder.id, holder.id)
+            return next(iter(holder.entries.values())).key
+        for key in self.entries:
+            return key
+        raise KeyError("the cache is empty")
+
+    def tidy(self) -> None:
+        """Catch up with what was discarded, and with what has expired."""
+        discards = self.queue.discards
+        if discards != self._seen_discards:
+            self._seen_discards = discards
+            for number in self.queue.take_discarded():
+                holder = self.holders.get(number)
+                if holder is not None:
+                    self._lose(holder)
+        if self._expiries:
+            self._expire(time.monotonic())
+
+    def _expire(self, now: float) -> None:
+        while self._expiries and self._expiries[0][0] <= now:
+            entry = heapq.heappop(self._expiries)[2]
+            if self.entries.get(entry.key) is entry:
+                self.remove(entry)
+                self.expirations += 1
+        if len(self._expiries) > 2 * len(self.entries) + 64:
+            kept = [item for item in self._expiries if self.entries.get(item[2].key) is item[2]]
+            heapq.heapify(kept)
+            self._expiries = kept
+
+    def _lose(self, holder: Entry | Slab) -> None:
+        """The core has discarded this."""
+        if self.keep_discarded_keys:
+            self.discarded_keys.extend(entry.key for entry in _values(holder))
+        self.discards += self._remove_holder(holder)
+
+    def _remove_holder(self, holder: Entry | Slab) -> int:
+        """Remove all values of a holder, and it. Their number."""
+        entries = _values(holder)
+        for entry in entries:
+            self.remove(entry)
+        if isinstance(holder, Slab) and holder.id in self.holders:
+            self.slabs.drop(holder)
+            self._forget_slab(holder)
+        return len(entries)
+
+    def _forget_slab(self, slab: Slab) -> None:
+        del self.holders[slab.id]
+        self.held_bytes -= slab.allocation.nbytes
+
+
+def _values(holder: Any) -> list[Entry]:
+    return [holder] if isinstance(holder, Entry) else list(holder.entries.values())
