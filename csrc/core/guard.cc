@@ -257,6 +257,8 @@ void Guard::park() {
   if (!thread.joinable()) return;
   thread.join();
   os::wait_until_gone(thread_id_);
+  MutexLock lock(mu_);
+  if (!thread_.joinable()) wake_ = {};
 }
 
 void Guard::resume() {
