@@ -51,7 +51,7 @@ own_reports() {
 
 native_tests() {
   local room
-  for room in construction placement allocation references reclaim eviction usage \
+  for room in construction placement allocation references reclaim eviction usage discard cache \
     hostile_input hostile_callbacks hostile_hooks save restore restore_background \
     hostile_images golden_images; do
     echo "$root/tests/unit/test_$room.py"
@@ -92,7 +92,9 @@ job_wheels() {
     "$candidate" -VV
     "$candidate" -m venv "$work/venv$found"
     "$work/venv$found/bin/pip" install -q '.[test]'
-    pytest_elsewhere "$work/venv$found/bin/python" -n 2 -m 'not slow' "$root/tests/unit"
+    # shellcheck disable=SC2046
+    pytest_elsewhere "$work/venv$found/bin/python" -n 2 -m 'not slow' $(native_tests) \
+      "$root"/tests/unit/test_{fork,readme,pressure_monitor,pressure_forks}.py
   done
   echo "other CPythons tested: $found"
 }
@@ -107,9 +109,8 @@ job_asan() {
   # shellcheck disable=SC2046
   ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
     pytest_elsewhere "$python" -n 2 -k "$not_sanitized" -m 'not slow' $(native_tests)
-  # shellcheck disable=SC2046
   ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
-    pytest_elsewhere "$python" -n 2 "$root/tests/unit/test_faults.py"
+    pytest_elsewhere "$python" -n 2 "$root/tests/unit/test_faults.py" -k always
   must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
     "$python" .ci/planted/overflow.py
 
@@ -121,7 +122,7 @@ job_asan() {
   export PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0
   options=$options:detect_leaks=1:fast_unwind_on_malloc=0
   ASAN_OPTIONS=$options LD_PRELOAD=$preload pytest_elsewhere "$python" \
-    "$root"/tests/unit/test_{references,reclaim,eviction,restore}.py
+    "$root"/tests/unit/test_{references,discard}.py
   [ -z "$(own_reports "$work/asan.log")" ] || { cat "$work"/asan.log.*; return 1; }
   ASAN_OPTIONS=$options LD_PRELOAD=$preload "$python" .ci/planted/leak.py
   own_reports "$work/asan.log" | grep range_type.cc >/dev/null
@@ -137,10 +138,10 @@ job_tsan() {
   export TSAN_OPTIONS=exitcode=66:log_path=$work/tsan.log
 
   "$work/tsan-drivers/chunk_map_driver" --rounds 20
-  "$work/tsan-drivers/torture" --seconds 120 --operations 10000 --bytes-max 67108864
+  "$work/tsan-drivers/torture" --seconds 120 --operations 6000 --bytes-max 67108864
   # Not: terabytes of address space, which ThreadSanitizer has no room for.
   LD_PRELOAD=$preload pytest_elsewhere "$python" -n 2 -k 'not tib and not hundreds' \
-    "$root"/tests/unit/test_{allocation,references,reclaim,eviction,usage}.py
+    "$root"/tests/unit/test_{references,reclaim,eviction,usage,discard}.py
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
   if compgen -G "$work/tsan.log*" >/dev/null; then
     cat "$work"/tsan.log*
@@ -154,8 +155,8 @@ job_valgrind() {
   drivers debug "" RelWithDebInfo
   local check=(valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full
     --errors-for-leak-kinds=definite)
-  "${check[@]}" "$work/debug/segment_set_driver" --operations 5000
-  "${check[@]}" "$work/debug/image_driver" --edits 1000
+  "${check[@]}" "$work/debug/segment_set_driver" --operations 3000
+  "${check[@]}" "$work/debug/image_driver" --edits 500
   "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 --bytes-max 16777216
   must_fail "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 \
     --bytes-max 16777216 --plant dirty
@@ -166,9 +167,9 @@ job_stress() {
   "$work/release/segment_set_driver" --operations 2000000
   must_fail "$work/release/segment_set_driver" --operations 2000000 --plant
   "$work/release/image_driver" --edits 200000 --every-bit
-  "$work/release/torture" --seconds 60
-  "$python" stress/torture.py --seconds 30 --fork
-  "$python" stress/snapshots.py --seconds 30
+  "$work/release/torture" --seconds 30
+  "$python" stress/torture.py --seconds 20 --fork
+  "$python" stress/snapshots.py --seconds 20
   local bug
   for bug in data usage index; do
     must_fail "$work/release/image_driver" --plant $bug
@@ -182,6 +183,20 @@ job_stress() {
   for bug in page decommit; do
     must_fail "$python" stress/snapshots.py --seconds 60 --plant $bug
   done
+}
+
+# Against the memory limit of this machine's controller. What protects is switched off, in turns.
+job_limits() {
+  "$python" stress/limits.py write_through --runs 3
+  "$python" stress/limits.py touch
+  "$python" stress/limits.py write_through --plant dict
+  "$python" stress/limits.py touch --plant guard
+}
+
+# The same under the other memory controller, in a virtual machine.
+job_vm() {
+  "$python" stress/vm_v2.py --memory-max none -- python stress/limits.py write_through --times 4
+  "$python" stress/vm_v2.py --memory-max none -- python stress/limits.py write_through --plant dict
 }
 
 # In a virtual environment of its own, as a newcomer's.

@@ -74,6 +74,15 @@ def _snapshot(
     )
 
 
+def _caches() -> tuple[Workload, ...]:
+    return tuple(
+        Workload(f"cache_{action}_{size}{suffix}", f"cache: {action} {title}{by}")
+        for size, title in (("1k", "1 KiB"), ("64k", "64 KiB"), ("4m", "4 MiB"))
+        for action in ("get", "put")
+        for suffix, by in (("", ""), ("_4t", ", four threads"))
+    )
+
+
 WORKLOADS = (
     Workload(
         "pair",
@@ -252,6 +261,11 @@ WORKLOADS = (
     ),
     Workload("arrays", "1 MiB: allocate, fill, read, let go"),
     Workload("kv", "store and read back 64 KiB values, per value"),
+    *_caches(),
+    Workload(
+        "guard_idle", "the guard's thread, far from the limit, per second", goals=(_core(MS),)
+    ),
+    Workload("guard_reaction", "out of the headroom again, limit of 256 MiB"),
 )
 
 BY_NAME = {workload.name: workload for workload in WORKLOADS}

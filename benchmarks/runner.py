@@ -8,9 +8,11 @@ from pathlib import Path
 
 from benchmarks import (
     arrays,
+    caches,
     driver,
     eviction,
     give_back,
+    guard,
     kv,
     mapping,
     pairs,
@@ -33,6 +35,8 @@ _FAMILIES = (
     snapshots,
     arrays,
     kv,
+    caches,
+    guard,
 )
 CASES: list[Case] = [case for family in _FAMILIES for case in family.CASES]
 

@@ -51,7 +51,7 @@ Result<FileRange> MemoryFile::reserve(const AllocateRequest& request, bool may_w
   MutexLock lock(mu_);
   while (true) {
     if (closed()) return check_open();
-    if (request.mode == AllocationMode::kAllocateAndWritePopulate) {
+    if (request.mode == AllocationMode::kAllocateAndWritePopulate || request.will_be_overwritten) {
       const auto reused = pages_.recycle(request.length, default_alignment(request.length),
                                          request.direction, request.kind, request.memcg_id);
       if (reused) {

@@ -84,6 +84,8 @@ struct AllocateRequest {
   Direction direction = Direction::kBottomUp;
   AllocationMode mode = AllocationMode::kAllocateOnly;
   uint32_t memcg_id = 0;
+  // The caller writes every byte before anybody reads one: pages may come with what was there.
+  bool will_be_overwritten = false;
 };
 
 // Counts and bytes since construction.
