@@ -13,6 +13,7 @@ from pgalloc import _core
 from pgalloc._core import _testing
 from pgalloc._core._testing import SegmentSet
 from pgalloc.arguments import checked_int, checked_seconds
+from pgalloc.cache import Cache
 from pgalloc.enums import Direction
 from pgalloc.errors import RangeError
 
@@ -34,6 +35,7 @@ __all__ = [
     "reset_prefault",
     "syscall_names",
     "verify",
+    "verify_cache",
     "without_loaders",
 ]
 
@@ -62,6 +64,16 @@ def verify(memory_file: MemoryFile) -> None:
     broken = _testing.verify(memory_file)
     if broken is not None:
         raise AssertionError(broken)
+
+
+def verify_cache(cache: Cache) -> None:
+    """Prove the invariants of a cache and its file. AssertionError with the first broken one."""
+    if not isinstance(cache, Cache):
+        raise TypeError(f"expected a Cache, not {type(cache).__name__}")
+    broken = cache._verify()
+    if broken is not None:
+        raise AssertionError(broken)
+    verify(cache.file)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ struct AllocationObject {
   std::shared_ptr<MemoryFile> core;
   FileRange range;
   Py_ssize_t exports;
+  Py_ssize_t pinning;  // threads that are in core->pin() without the GIL
   std::shared_ptr<ChunkMap> mapping;  // while exports > 0
   Discardable entry;
   std::shared_ptr<DiscardQueue> queue;  // that the entry waits in, if not the file's own
@@ -125,8 +126,12 @@ void pin_in_core(AllocationObject* self, bool in_place) {
     self->core->pin(self->entry, in_place);
     return;
   }
-  py::gil_scoped_release release;
-  self->core->pin(self->entry, in_place);
+  ++self->pinning;
+  {
+    py::gil_scoped_release release;
+    self->core->pin(self->entry, in_place);
+  }
+  --self->pinning;
 }
 
 void drop_export(AllocationObject* self) {
@@ -145,7 +150,8 @@ char* add_export(AllocationObject* self) {
     return nullptr;
   }
   ++self->exports;
-  if (self->entry.unpinned) pin_in_core(self, /*in_place=*/true);
+  // While another thread pins, only the core's lock says what became of the contents.
+  if (self->pinning > 0 || self->entry.unpinned) pin_in_core(self, /*in_place=*/true);
   if (check_owned(self)) {
     const Result<char*> address = self->core->map(self->range);
     if (address.ok()) {
@@ -177,7 +183,11 @@ void release_buffer(PyObject* object, Py_buffer*) { drop_export(self_of(object))
 PyObject* release(PyObject* object, PyObject*) {
   AllocationObject* self = self_of(object);
   self->released = true;
-  if (self->exports == 0) give_back(self);
+  if (self->exports == 0) {
+    give_back(self);
+  } else if (self->owned) {
+    self->core->forget(self->entry);  // the queue's owner has no use of it any more
+  }
   Py_RETURN_NONE;
 }
 

@@ -2,7 +2,8 @@
 
 * ``keys``: what a key may be, and its bytes in a snapshot.
 * ``slabs``: small values that share pages.
-* ``entry``: a value; ``store``: all of them, and which have to go.
+* ``entry``: a value; ``values``: what it may be; ``store``: all of them, and which have to go.
+* ``changes``: one at a time; ``integrity``: what is true before and after each.
 * ``mapping``: :class:`Cache`; ``policy`` and ``stats``: what it takes and tells.
 * ``snapshot``: a cache in an image and back.
 * ``decorator``: :func:`cached`.

@@ -8,6 +8,8 @@ from typing import Any, ParamSpec
 
 from pgalloc.cache.keys import Key
 from pgalloc.cache.mapping import Cache
+from pgalloc.cache.values import TooLargeError
+from pgalloc.errors import OutOfMemoryError
 
 P = ParamSpec("P")
 
@@ -48,8 +50,12 @@ def cached(
             if view is not None:
                 return view
             data = function(*args, **kwargs)
-            cache.put(made, data, expire=expire, tag=tag)
-            view = cache.get(made)
+            try:
+                cache.put(made, data, expire=expire, tag=tag)
+            except (TooLargeError, OutOfMemoryError):
+                view = None
+            else:
+                view = cache._look_again(made)
             return memoryview(bytes(data)) if view is None else view
 
         wrapper.cache = cache  # type: ignore[attr-defined]

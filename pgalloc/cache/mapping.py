@@ -1,8 +1,8 @@
 """Cache: a mapping from keys to bytes on discardable memory.
 
 Thread safety: every method may be called from any thread. Readers take no lock: what they found is
-theirs if it is still the key's value once they have pinned it. The lock guards everything else; it
-may be taken again by its owner, since a finalizer may use the cache anywhere.
+theirs if it is still the key's value once they have pinned it. Everything else is a change, see
+``changes``.
 
 Invariants:
   1. The pages held are at most ``maxsize`` between calls.
@@ -13,20 +13,23 @@ Invariants:
 
 from __future__ import annotations
 
-import threading
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from pgalloc import _core, fork
+from pgalloc.cache.changes import Changes
 from pgalloc.cache.entry import Entry
+from pgalloc.cache.integrity import broken_invariant
 from pgalloc.cache.keys import Key, check_key
 from pgalloc.cache.policy import CORE_NUMBERS, Policy
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
 from pgalloc.cache.store import Store
-from pgalloc.errors import ClosedError, ForkedError, OptionError
+from pgalloc.cache.values import TooLargeError, expiry
+from pgalloc.errors import ClosedError, Error, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
 from pgalloc.sizes import parse_size
@@ -73,6 +76,8 @@ class Cache(MutableMapping[Key, memoryview]):
         limit = None if maxsize is None else parse_size(maxsize, "maxsize")
         if limit is not None and limit < _core.PAGE_SIZE:
             raise OptionError("maxsize must be a page at least")
+        if not isinstance(policy, str):
+            raise TypeError(f"policy must be a Policy or its name, not {type(policy).__name__}")
         try:
             self._policy = Policy(policy)
         except ValueError:
@@ -82,21 +87,27 @@ class Cache(MutableMapping[Key, memoryview]):
             raise TypeError("on_discard must be callable")
         if file is not None and not isinstance(file, MemoryFile):
             raise TypeError(f"file must be a MemoryFile, not {type(file).__name__}")
+        if file is not None:
+            file._check_usable()
         self._on_discard = on_discard
         self._owns_file = file is None
-        self._file = MemoryFile() if file is None else file
+        self._name: str | None = None
+        self._misses = 0
         self._monitor = Monitor(headroom)
+        self._file = MemoryFile() if file is None else file
         self._store = Store(self._file, CORE_NUMBERS[self._policy], limit)
         self._store.keep_discarded_keys = on_discard is not None
         self._entries = self._store.entries
-        self._lock = threading.RLock()
-        self._misses = 0
-        self._closed = self._abandoned = False
+        self._changes = Changes(self._store)
         fork.register(self)
-        self._name = name
         if name is not None:
             this = weakref.ref(self)  # or the file would keep the cache
-            self._file.save_hook(name, save=lambda: encode(this()))
+            try:
+                self._file.save_hook(name, save=lambda: encode(this()))
+            except BaseException:
+                self.close()
+                raise
+            self._name = name
 
     @classmethod
     def from_snapshot(cls, memory_file: MemoryFile, payload: bytes, **options: Any) -> Self:
@@ -109,6 +120,10 @@ class Cache(MutableMapping[Key, memoryview]):
         >>> restore = lambda file, data: caches.append(Cache.from_snapshot(file, data))
         >>> file = MemoryFile.restore(path, hooks={"thumbnails": restore})  # doctest: +SKIP
         """
+        if not isinstance(memory_file, MemoryFile):
+            raise TypeError(f"expected a MemoryFile, not {type(memory_file).__name__}")
+        with memoryview(payload) as view:
+            payload = bytes(view)
         cache = cls(file=memory_file, **options)
         try:
             decode(cache, payload)
@@ -138,46 +153,53 @@ class Cache(MutableMapping[Key, memoryview]):
             try:
                 view = entry.allocation._peek(entry.start, entry.stop)
             except ClosedError:  # released by another thread, or the cache is closed
-                self._check_usable()
+                self._changes.check_usable()
                 continue
             if self._entries.get(key) is not entry:
+                if view is not None:
+                    self._count(hits=-1)
                 continue
             return self._missed(key, default) if view is None else view
 
     def _missed(self, key: Key, default: Any) -> Any:
         check_key(key)
-        with self._lock:
-            self._check_usable()
-            self._misses += 1
-            self._store.tidy()
+        self._count(misses=1)
+        self._changes.catch_up()
         self._tell()
         return default
 
+    def _count(self, *, hits: int = 0, misses: int = 0) -> None:
+        with self._changes.lock:
+            self._store.uncounted_hits -= hits
+            self._misses += misses
+
+    def _look_again(self, key: Key) -> memoryview | None:
+        """get() for one who has counted already."""
+        view = self.get(key)
+        if view is None:
+            self._count(misses=-1)
+        else:
+            self._count(hits=-1)
+        return view
+
     def __contains__(self, key: object) -> bool:
         """Whether there is a value: not counted, and without weight for the policy."""
-        with self._lock:
-            self._check_usable()
-            self._store.tidy()
-            found = key in self._entries
-        self._tell()
-        return found
+        self._catch_up()
+        return key in self._entries
 
     def __len__(self) -> int:
-        with self._lock:
-            self._check_usable()
-            self._store.tidy()
-            count = len(self._entries)
-        self._tell()
-        return count
+        self._catch_up()
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Key]:
         """The keys as they are now; changes meanwhile do no harm."""
-        with self._lock:
-            self._check_usable()
-            self._store.tidy()
-            keys = list(self._entries)
+        self._catch_up()
+        with self._changes.lock:
+            return iter(list(self._entries))
+
+    def _catch_up(self) -> None:
+        self._changes.catch_up()
         self._tell()
-        return iter(keys)
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -199,61 +221,60 @@ class Cache(MutableMapping[Key, memoryview]):
         check_key(key)
         if tag is not None:
             check_key(tag)
-        expires = None if expire is None else time.monotonic() + _checked_expire(expire)
+        expires = expiry(expire)
         with memoryview(data) as view:
             self._put(key, view, expires, tag)
         self._tell()
 
-    def _put(self, key: Key, view: memoryview, expires: float | None, tag: Key | None) -> None:
-        length = view.nbytes
-        data: Any = view if view.c_contiguous else view.tobytes()
-        if not self._store.shares_pages(length):
-            self._put_alone(key, data, length, expires, tag)
-            return
-        with self._lock:
-            self._check_usable()
-            slab, offset = self._store.slot(length)
-            try:
-                slab.allocation._write(offset, data)
-            except BaseException:
-                slab.vacant.append(offset)
-                raise
-            entry = Entry(key, slab.allocation, offset, length, self._number(), slab, expires, tag)
-            self._store.add_to_slab(slab, entry)
-
-    def _put_alone(
-        self, key: Key, data: Any, length: int, expires: float | None, tag: Key | None
+    def _put(
+        self, key: Key, view: memoryview, expires: float | None, tag: Key | None, keep: bool = False
     ) -> None:
+        length = view.nbytes
         pages = max(-(-length // _core.PAGE_SIZE), 1) * _core.PAGE_SIZE
         if self.maxsize is not None and pages > self.maxsize:
-            raise ValueError("value too large")
+            raise TooLargeError("value too large")
+        data: Any = view if view.c_contiguous else view.tobytes()
+        if self._store.shares_pages(length):
+            with self._changes.lock:
+                if not self._changes.under_way:
+                    act = self._put_in_slab
+                    self._changes.make(act, key, data, length, expires, tag, keep, otherwise=None)
+                    return
         room = _core.Room(pages)
         allocation = self._file.allocate(pages)
         entry = Entry(key, allocation, 0, length, self._number(), None, expires, tag)
+        allocation._write(0, data)  # without the lock: the others go on
+        room.done()
+        self._changes.make(self._put_alone, entry, keep, otherwise=None)
+
+    def _put_in_slab(
+        self, key: Key, data: Any, length: int, expires: float | None, tag: Key | None, keep: bool
+    ) -> None:
+        if keep and key in self._entries:
+            return
+        slab, offset = self._store.slot(length)
         try:
-            allocation._write(0, data)  # without the lock: the others go on
-            room.done()
-            with self._lock:
-                self._check_usable()
-                self._store.make_way(pages)
-                self._store.add_alone(entry)
-        except BaseException:
-            if entry.id not in self._store.holders:
-                allocation.release()
+            slab.allocation._write(offset, data)
+        except Error:
+            slab.vacant.append(offset)
             raise
+        entry = Entry(key, slab.allocation, offset, length, self._number(), slab, expires, tag)
+        self._store.add_to_slab(slab, entry)
+
+    def _put_alone(self, entry: Entry, keep: bool) -> None:
+        if keep and entry.key in self._entries:
+            return
+        self._store.make_way(entry.allocation.nbytes)
+        self._store.add_alone(entry)
 
     def _number(self) -> int:
         return next(self._store.numbers)
 
     def __delitem__(self, key: Key) -> None:
-        with self._lock:
-            self._check_usable()
-            self._store.tidy()
-            entry = self._entries.get(key)
-            if entry is not None:
-                self._store.remove(entry)
+        check_key(key)
+        found = self._changes.make(self._store.discard_key, key, otherwise=key in self._entries)
         self._tell()
-        if entry is None:
+        if not found:
             raise KeyError(key)
 
     def setdefault(self, key: Key, default: Any = b"") -> memoryview:
@@ -261,8 +282,10 @@ class Cache(MutableMapping[Key, memoryview]):
         view = self.get(key)
         if view is not None:
             return view
-        self.put(key, default)
-        view = self.get(key)
+        with memoryview(default) as data:
+            self._put(key, data, None, None, keep=True)
+        self._tell()
+        view = self._look_again(key)
         # Gone again already: what was meant to be in the cache.
         return memoryview(bytes(default)) if view is None else view
 
@@ -272,54 +295,40 @@ class Cache(MutableMapping[Key, memoryview]):
     def pop(self, key: Key, default: T) -> memoryview | T: ...
     def pop(self, key: Key, default: Any = _NO_DEFAULT) -> Any:
         """Remove and return the value, or ``default``; KeyError without one."""
-        with self._lock:
-            view = self.get(key)
-            if view is not None:
-                self._store.remove(self._entries[key])
-                return view
-        if default is _NO_DEFAULT:
+        check_key(key)
+        view = self._changes.make(self._store.take, key, otherwise=None)
+        if view is None:
+            self._count(misses=1)
+        self._tell()
+        if view is None and default is _NO_DEFAULT:
             raise KeyError(key)
-        return default
+        return default if view is None else view
 
     def popitem(self) -> tuple[Key, memoryview]:
         """Remove and return the value that would go next. KeyError if there is none."""
-        while True:
-            with self._lock:
-                self._check_usable()
-                self._store.tidy()
-                key = self._store.next_key()
-                view = self.pop(key, None)
-            self._tell()
-            if view is not None:
-                return key, view
+        item = self._changes.make(self._store.take_next, otherwise=None)
+        self._tell()
+        if item is None:
+            raise KeyError("the cache is empty")
+        return item
 
     def clear(self) -> None:
         """Remove everything."""
-        with self._lock:
-            self._check_usable()
-            self._store.remove_all()
+        self._changes.make(self._store.remove_all, otherwise=None)
+        self._tell()
 
     # --- what goes -------------------------------------------------------------------------------
 
     def evict(self, nbytes: str | SupportsIndex) -> int:
         """Give up values of about ``nbytes``, as the policy says. The bytes of pages given up."""
-        wanted = parse_size(nbytes, "nbytes")
-        with self._lock:
-            self._check_usable()
-            self._store.tidy()
-            before = self._store.held_bytes
-            self._store.evict(wanted)
-            given_up = before - self._store.held_bytes
+        given_up = self._changes.make(self._store.evict, parse_size(nbytes, "nbytes"), otherwise=0)
         self._tell()
         return given_up
 
     def evict_tag(self, tag: Key) -> int:
         """Remove all values with this tag. Their number."""
         check_key(tag)
-        with self._lock:
-            self._check_usable()
-            self._store.tidy()
-            count = self._store.remove_tagged(tag)
+        count = self._changes.make(self._store.remove_tagged, tag, otherwise=0)
         self._tell()
         return count
 
@@ -343,11 +352,8 @@ class Cache(MutableMapping[Key, memoryview]):
     @property
     def currsize(self) -> int:
         """The bytes of pages that values hold."""
-        with self._lock:
-            self._store.tidy()
-            held = self._store.held_bytes
-        self._tell()
-        return held
+        self._catch_up()
+        return self._store.held_bytes
 
     @property
     def policy(self) -> Policy:
@@ -361,12 +367,12 @@ class Cache(MutableMapping[Key, memoryview]):
 
     def stats(self) -> CacheStats:
         """What happened so far, and what there is now."""
-        with self._lock:
-            self._check_usable()
-            self._store.tidy()
-            store = self._store
-            stats = CacheStats(
-                hits=store.queue.hits,
+        self._catch_up()
+        store = self._store
+        headroom = _core.guard_status()["available"]
+        with self._changes.lock:
+            return CacheStats(
+                hits=store.queue.hits - store.uncounted_hits,
                 misses=self._misses,
                 sets=store.sets,
                 evictions=store.evictions,
@@ -375,33 +381,37 @@ class Cache(MutableMapping[Key, memoryview]):
                 entries=len(store.entries),
                 value_bytes=store.value_bytes,
                 bytes=store.held_bytes,
-                headroom=_core.guard_status()["available"],
+                headroom=headroom,
             )
-        self._tell()
-        return stats
 
     # --- the end ---------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._closed
+        return self._changes.closed
 
     def close(self) -> None:
         """Release all values, and close the file if it is the cache's own. Views stay valid."""
-        with self._lock:
-            if self._closed:
+        changes = self._changes
+        with changes.lock:
+            if changes.closed:
                 return
-            if not self._abandoned and not self._file.closed:
-                self.clear()
+            if not changes.abandoned and not self._file.closed:
+                changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
                     self._file.remove_save_hook(self._name)
-            self._closed = True
+            changes.closed = True
             self._entries.clear()
-        if not self._abandoned:
+        if not changes.abandoned:
             self._monitor.close()
             if self._owns_file:
                 self._file.close()
+
+    def __del__(self) -> None:
+        # Values in slabs know each other, and would wait for the garbage collector.
+        if "_changes" in self.__dict__ and not sys.is_finalizing():
+            self.close()
 
     def __enter__(self) -> Self:
         return self
@@ -421,27 +431,18 @@ class Cache(MutableMapping[Key, memoryview]):
 
     def abandon(self) -> None:
         """After a fork, in the child."""
-        self._lock = threading.RLock()
-        self._abandoned = True
+        self._changes.abandon()
 
-    def _check_usable(self) -> None:
-        if self._abandoned:
-            raise ForkedError("this Cache belongs to the parent process")
-        if self._closed or self._file.closed:
-            raise ClosedError("the Cache is closed")
+    def _verify(self) -> str | None:
+        """The first invariant that is broken, for pgalloc.testing."""
+        with self._changes.lock:
+            self._changes.catch_up()
+            return broken_invariant(self._store)
 
     def __repr__(self) -> str:
-        if self._closed:
+        if self._changes.closed:
             return "<Cache closed>"
         return (
             f"<Cache of {len(self._entries)} values, {self._store.held_bytes} bytes, "
             f"maxsize={self.maxsize}, policy={str(self._policy)!r}>"
         )
-
-
-def _checked_expire(expire: float) -> float:
-    if isinstance(expire, bool) or not isinstance(expire, (int, float)):
-        raise TypeError(f"expire must be seconds, not {type(expire).__name__}")
-    if not expire > 0:
-        raise OptionError("expire must be more than 0 seconds")
-    return expire

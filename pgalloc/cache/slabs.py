@@ -42,6 +42,11 @@ def slab_size(length: int) -> int:
     return _PAGES[length <= _TINY_MAX] * _core.PAGE_SIZE
 
 
+def is_possible(slot: int, slab: int) -> bool:
+    """Whether slabs of this size may have slots of this size, here or in another version."""
+    return slab <= 64 * _core.PAGE_SIZE and _SLOT_ALIGNMENT <= slot <= slab
+
+
 class Slab:
     """One slab; its values' entries know it as their holder."""
 
@@ -74,10 +79,8 @@ class Slab:
 class Slabs:
     """The slabs of a cache."""
 
-    def __init__(self, queue: _core.DiscardQueue, lost: Callable[[Slab], None]) -> None:
-        """``lost(slab)`` is called for one that turns out to be discarded."""
+    def __init__(self, queue: _core.DiscardQueue) -> None:
         self._queue = queue
-        self._lost = lost
         self._open: dict[int, Slab] = {}  # by slot size
         self._vacant: dict[int, dict[int, Slab]] = {}  # closed ones with vacant slots, by id
 
@@ -85,8 +88,11 @@ class Slabs:
         """Those being filled, which the core must not discard."""
         return list(self._open.values())
 
-    def reusable(self, length: int) -> tuple[Slab, int] | None:
-        """A slot for a value of this length in a slab that exists."""
+    def reusable(self, length: int, lost: Callable[[Slab], None]) -> tuple[Slab, int] | None:
+        """A slot for a value of this length in a slab that exists.
+
+        ``lost(slab)`` is called for one that turns out to be discarded.
+        """
         slot = slot_size(length)
         slab = self._open.get(slot)
         if slab is not None:
@@ -96,9 +102,11 @@ class Slabs:
             self.close(slab)
         for slab in list(itertools.islice(self._vacant.get(slot, {}).values(), 4)):
             if slab.allocation._in_use:
+                # Behind the others: if it is read for long, it must not be in their way.
+                self._vacant[slot][slab.id] = self._vacant[slot].pop(slab.id)
                 continue
             if not slab.allocation.pin():
-                self._lost(slab)
+                lost(slab)
                 continue
             del self._vacant[slot][slab.id]
             slab.is_open = True
@@ -138,6 +146,20 @@ class Slabs:
         if not slab.is_open:
             self._vacant.setdefault(slab.slot, {})[slab.id] = slab
         return False
+
+    def restart(self, slabs: list[Slab]) -> None:
+        """Have exactly these slabs, none of them open, with their entries."""
+        self._open = {}
+        self._vacant = {}
+        for slab in slabs:
+            self.take_over(slab)
+
+    def take_over(self, slab: Slab) -> None:
+        """A slab that is not open, with its entries."""
+        slab.is_open = False
+        slab.vacant = [at for at in range(0, slab.fresh, slab.slot) if at not in slab.entries]
+        if slab.vacant:
+            self._vacant.setdefault(slab.slot, {})[slab.id] = slab
 
     def drop(self, slab: Slab) -> None:
         """The slab is gone, with all that is in it."""

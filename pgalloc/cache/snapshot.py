@@ -15,8 +15,13 @@ from pgalloc import _core
 from pgalloc.allocation import Allocation
 from pgalloc.cache.entry import Entry
 from pgalloc.cache.keys import Decoder, Key, encode_key, encode_length
-from pgalloc.cache.slabs import Slab
-from pgalloc.errors import SnapshotCorruptError, SnapshotVersionError
+from pgalloc.cache.slabs import Slab, is_possible
+from pgalloc.errors import (
+    RangeError,
+    RefCountError,
+    SnapshotCorruptError,
+    SnapshotVersionError,
+)
 
 if TYPE_CHECKING:
     from pgalloc.cache.mapping import Cache
@@ -33,9 +38,8 @@ def encode(cache: Cache | None) -> bytes:
     """
     if cache is None:
         return b""
-    with cache._lock:
-        cache._check_usable()
-        cache._store.tidy()
+    with cache._changes.lock:
+        cache._changes.catch_up()
         offset = time.time() - time.monotonic()
         parts = [encode_length(_VERSION)]
         for holder in cache._store.holders.values():
@@ -59,43 +63,55 @@ def decode(cache: Cache, payload: bytes) -> None:
     decoder = Decoder(payload)
     if decoder.number(4) != _VERSION:
         raise SnapshotVersionError("the image has a cache of a later version")
+    cache._changes.make(_decode_all, cache, decoder, otherwise=None)
+
+
+def _decode_all(cache: Cache, decoder: Decoder) -> None:
     offset = time.time() - time.monotonic()
-    with cache._lock:
-        while not decoder.at_end:
-            _decode_holder(cache, decoder, offset)
-        cache._store.make_way(0)
+    while not decoder.at_end:
+        _decode_holder(cache, decoder, offset)
+    cache._store.make_way(0)
 
 
 def _decode_holder(cache: Cache, decoder: Decoder, clock_offset: float) -> None:
     start, length, slot, count = _HOLDER.unpack(decoder.take(_HOLDER.size))
-    if start + length >= 2**63 or (slot == 0 and count != 1) or slot > length:
+    possible = is_possible(slot, length) if slot else count == 1
+    if start + length >= 2**63 or not possible:
         raise SnapshotCorruptError("a cache in the image has impossible pages")
-    allocation = Allocation.adopt(cache.file, _core.FileRange(start, start + length))
+    try:
+        allocation = Allocation.adopt(cache.file, _core.FileRange(start, start + length))
+    except (RangeError, RefCountError) as error:
+        raise SnapshotCorruptError("a cache in the image has pages that are not its own") from error
     number = next(cache._store.numbers)
     slab = Slab(allocation, slot, number) if slot else None
-    entries = []
     try:
-        for _ in range(count):
-            entry = _decode_value(decoder, allocation, slab, cache, clock_offset)
-            entries.append(entry)
+        entries = [
+            _decode_value(decoder, allocation, slab, cache, clock_offset) for _ in range(count)
+        ]
+        if slab is not None:
+            _fill(slab, entries)
     except BaseException:
         allocation.release()
         raise
-    if slab is not None:
-        slab.is_open = False
-        slab.entries = {entry.start: entry for entry in entries}
-        slab.fresh = length // slot * slot
-        slab.vacant = [at for at in range(0, slab.fresh, slot) if at not in slab.entries]
-    if not entries or (slab is not None and len(slab.entries) != count):
+    if not entries:
         allocation.release()
-        if entries:
-            raise SnapshotCorruptError("two values of a cache in the image share a slot")
         return
     if slab is None:
         entries[0].id = number
+    else:
+        cache._store.slabs.take_over(slab)
+    cache._store.hold(entries[0] if slab is None else slab)
     for entry in entries:
         cache._store.enter(entry)
-    cache._store.hold(entries[0] if slab is None else slab, entries[0])
+
+
+def _fill(slab: Slab, entries: list[Entry]) -> None:
+    slab.fresh = slab.allocation.nbytes // slab.slot * slab.slot
+    slab.entries = {entry.start: entry for entry in entries}
+    if len(slab.entries) != len(entries):
+        raise SnapshotCorruptError("two values of a cache in the image share a slot")
+    if len({entry.key for entry in entries}) != len(entries):
+        raise SnapshotCorruptError("a cache in the image has a key twice")
 
 
 def _decode_value(
@@ -103,7 +119,8 @@ def _decode_value(
 ) -> Entry:
     start, length, expires, tagged = _VALUE.unpack(decoder.take(_VALUE.size))
     room = allocation.nbytes if slab is None else slab.slot
-    if length > room or start + room > allocation.nbytes or (slab and start % slab.slot):
+    misplaced = start % slab.slot if slab else start
+    if length > room or start + room > allocation.nbytes or misplaced:
         raise SnapshotCorruptError("a value of a cache in the image is not where it could be")
     tag: Key | None = decoder.key() if tagged else None
     key = decoder.key()

@@ -34,12 +34,13 @@ class Store:
         self.file = memory_file
         self.maxsize = maxsize
         self.queue = _core.DiscardQueue(memory_file, policy)
-        self.slabs = Slabs(self.queue, self._lose)
+        self.slabs = Slabs(self.queue)
         self.entries: dict[Key, Entry] = {}
         self.holders: dict[int, Entry | Slab] = {}
         self.numbers = itertools.count(1)
         self.held_bytes = self.value_bytes = 0
         self.sets = self.evictions = self.discards = self.expirations = 0
+        self.uncounted_hits = 0  # looks at values that the core took for hits
         self.discarded_keys: list[Key] = []  # for whoever wants to be told; else not filled
         self.keep_discarded_keys = False
         self._seen_discards = 0
@@ -56,8 +57,7 @@ class Store:
 
     def slot(self, length: int) -> tuple[Slab, int]:
         """Room for a small value: a slab, and an offset in it."""
-        self.tidy()
-        found = self.slabs.reusable(length)
+        found = self.slabs.reusable(length, self._lose)
         if found is not None:
             return found
         size = slab_size(length)
@@ -74,7 +74,7 @@ class Store:
 
     def add_alone(self, entry: Entry) -> None:
         """A value that has its pages for itself; it may be discarded from here on."""
-        self.hold(entry, entry)
+        self.hold(entry)
         self.enter(entry)
 
     def add_to_slab(self, slab: Slab, entry: Entry) -> None:
@@ -82,10 +82,9 @@ class Store:
         slab.entries[entry.start] = entry
         self.enter(entry)
 
-    def hold(self, holder: Entry | Slab, first: Entry) -> None:
-        """Pages that the core may discard as one, with ``first`` the first value in them."""
-        known_by = hash(first.key) & _HASH_MASK if isinstance(holder, Entry) else holder.id
-        holder.allocation._let_go(self.queue, holder.id, known_by)
+    def hold(self, holder: Entry | Slab) -> None:
+        """Pages that the core may discard as one."""
+        holder.allocation._let_go(self.queue, holder.id, _known_by(holder))
         self.holders[holder.id] = holder
         self.held_bytes += holder.allocation.nbytes
 
@@ -122,6 +121,14 @@ class Store:
         elif self.slabs.vacate(entry.slab, entry.start):
             self._forget_slab(entry.slab)
 
+    def discard_key(self, key: Key) -> bool:
+        """Remove the value of a key. Whether there was one."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return False
+        self.remove(entry)
+        return True
+
     def remove_all(self) -> None:
         """Everything."""
         for entry in list(self.entries.values()):
@@ -140,35 +147,59 @@ class Store:
     def make_way(self, size: int) -> None:
         """Have ``size`` bytes of pages fit below ``maxsize``."""
         if self.maxsize is not None and self.held_bytes + size > self.maxsize:
-            self.tidy()
             self.evict(self.held_bytes + size - self.maxsize)
 
-    def evict(self, nbytes: int) -> None:
-        """Give up pages of ``nbytes`` or a little more, as the policy says."""
-        target = self.held_bytes - nbytes
+    def evict(self, nbytes: int) -> int:
+        """Give up pages of ``nbytes`` or a little more, as the policy says. The bytes given up."""
+        before = self.held_bytes
+        self._evict_to(before - nbytes, nbytes)
+        return before - self.held_bytes
+
+    def _evict_to(self, target: int, nbytes: int) -> None:
         for number in self.queue.take_victims(nbytes) if nbytes > 0 else ():
             self.evictions += self._remove_holder(self.holders[number])
-        # What is being filled is not in the queue.
-        for slab in self.slabs.open_slabs():
+        if self.held_bytes <= target:
+            return
+        # What is being filled is not in the queue, nor is, with some policies, what is being read.
+        for holder in [*self.slabs.open_slabs(), *self.holders.values()]:
             if self.held_bytes <= target:
                 break
-            self.evictions += self._remove_holder(slab)
+            if holder.id in self.holders:
+                self.evictions += self._remove_holder(holder)
 
-    def next_key(self) -> Key:
-        """The key of a value that would go next. KeyError if there is none."""
+    def take(self, key: Key) -> memoryview | None:
+        """Remove a value and return it; None if there is none, or not any more."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return None
+        view = entry.allocation._peek(entry.start, entry.stop)
+        if view is None:
+            self._lose(entry.slab or entry)
+        else:
+            self.remove(entry)
+        return view
+
+    def take_next(self) -> tuple[Key, memoryview] | None:
+        """Remove the value that would go next, and return it; None if there is none."""
+        while self.entries:
+            key = self._next_key()
+            view = self.take(key)
+            if view is not None:
+                self.uncounted_hits += 1
+                return key, view
+        return None
+
+    def _next_key(self) -> Key:
         for number in self.queue.take_victims(1):
             holder = self.holders[number]
             if isinstance(holder, Entry):
                 return holder.key
             # Its other values wait on, as if it had come last.
-            if not holder.allocation.pin():
-                self._lose(holder)
-                break
+            intact = holder.allocation.pin()
             holder.allocation._let_go(self.queue, holder.id, holder.id)
-            return next(iter(holder.entries.values())).key
-        for key in self.entries:
-            return key
-        raise KeyError("the cache is empty")
+            if intact:
+                return next(iter(holder.entries.values())).key
+        return next(iter(self.entries))
 
     def tidy(self) -> None:
         """Catch up with what was discarded, and with what has expired."""
@@ -193,6 +224,24 @@ class Store:
             heapq.heapify(kept)
             self._expiries = kept
 
+    def restart(self, entries: dict[Key, Entry], holders: dict[int, Entry | Slab]) -> None:
+        """Have exactly these values, each in its holder: whatever the tables say of them."""
+        self.holders = holders
+        self.held_bytes = sum(holder.allocation.nbytes for holder in holders.values())
+        self.value_bytes = sum(entry.length for entry in entries.values())
+        self._tags = {}
+        for key, entry in entries.items():
+            if entry.tag is not None:
+                self._tags.setdefault(entry.tag, {})[key] = entry
+        self._expiries = [(e.expires, e.id, e) for e in entries.values() if e.expires is not None]
+        heapq.heapify(self._expiries)
+        self.slabs.restart([holder for holder in holders.values() if isinstance(holder, Slab)])
+        for holder in list(holders.values()):
+            intact = holder.allocation.pin()
+            holder.allocation._let_go(self.queue, holder.id, _known_by(holder))
+            if not intact:
+                self._lose(holder)
+
     def _lose(self, holder: Entry | Slab) -> None:
         """The core has discarded this."""
         if self.keep_discarded_keys:
@@ -212,6 +261,11 @@ class Store:
     def _forget_slab(self, slab: Slab) -> None:
         del self.holders[slab.id]
         self.held_bytes -= slab.allocation.nbytes
+
+
+def _known_by(holder: Entry | Slab) -> int:
+    """By what the queue knows it when it comes back."""
+    return hash(holder.key) & _HASH_MASK if isinstance(holder, Entry) else holder.id
 
 
 def _values(holder: Any) -> list[Entry]:

@@ -3,7 +3,7 @@
 A case is one parameter of one callable, with a predicate that says which values are fine there. All
 others must be refused with a typed exception. Most of it is about row C1 and the general rule of
 behaviour.md: "Nothing a caller passes can abort the interpreter". The values are in
-tests/hostile_zoo.py, the cases in tests/hostile_cases.py and tests/hostile_snapshots.py.
+tests/hostile_zoo.py, the cases in tests/hostile_cases.py and the others beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import PAGE
+from hostile_cache import cases_of_caches
 from hostile_cases import Case, cases_of_testing, cases_of_the_package
 from hostile_pressure import cases_of_pressure
 from hostile_snapshots import cases_of_snapshots
@@ -33,6 +34,7 @@ CASES = [
     *cases_of_testing(),
     *cases_of_snapshots(),
     *cases_of_pressure(),
+    *cases_of_caches(),
 ]
 
 REFUSALS = (TypeError, ValueError, MemoryError, OSError, BufferError, pgalloc.Error, UserError)
@@ -44,7 +46,19 @@ NO_ARGUMENTS = {
     "memory_accounting",
     "Allocation.clone",
     "Allocation.decommit",
+    "Allocation.pin",
     "Allocation.release",
+    "Allocation.unpin",
+    "Cache.abandon",
+    "Cache.clear",
+    "Cache.close",
+    "Cache.items",
+    "Cache.keys",
+    "Cache.park",
+    "Cache.popitem",
+    "Cache.resume",
+    "Cache.stats",
+    "Cache.values",
     "Ledger.memcg_ids",
     "Ledger.total",
     "MemoryFile.close",
@@ -86,6 +100,7 @@ NO_ARGUMENTS = {
     "pressure.default_monitor",
 }
 PLAIN_DATA = {
+    "CacheStats",
     "ImageExtent",
     "ImageInfo",
     "LoadProgress",
@@ -108,8 +123,10 @@ def _public_callables() -> set[str]:
     for prefix, module in (("", pgalloc), ("testing.", testing), ("pressure.", pressure)):
         for name in module.__all__:
             value = getattr(module, name)
-            if not callable(value) or type(value).__module__ == "typing":
+            if not callable(value):
                 continue
+            if not isinstance(value, type) and type(value).__module__ == "typing":
+                continue  # names of types
             if isinstance(value, type) and issubclass(value, BaseException):
                 continue
             found.add(prefix + name)
@@ -134,7 +151,7 @@ def test_every_public_callable_has_a_case() -> None:
         name
         for name in _public_callables() - covered
         if not name.split(".")[0].startswith(("EvictableUser", "AllocationMode", "Direction"))
-        and not name.startswith(("MemoryKind", "DelayedEviction"))
+        and not name.startswith(("MemoryKind", "DelayedEviction", "Policy"))
     }
     assert not missing, f"add cases for {sorted(missing)}"
     assert {case.name for case in CASES} | NO_ARGUMENTS <= _public_callables()
@@ -216,6 +233,7 @@ def test_surplus_arguments_are_refused(hands: list[Hands], name: str) -> None:
         "": pgalloc,
         "testing": testing,
         "Allocation": hands[0].allocation,
+        "Cache": pgalloc.Cache,
         "MemoryFile": hands[0].mf,
         "Ledger": hands[0].ledger,
         "testing.SegmentSet": hands[0].set,

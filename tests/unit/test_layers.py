@@ -157,6 +157,7 @@ CLOCKS = {
     "binding/bind_image_writer.cc",
     "binding/bind_restore.cc",
     "binding/bind_inl.h",
+    "binding/bind_testing.cc",
     "os/thread.cc",
 }
 
