@@ -71,7 +71,7 @@ def find_work(path: str, *, nbytes: int, size_max: int, without: Collection[str]
     Raises WorkError if there is not enough to make values of, OSError for ``path`` itself.
     """
     found = find_files(path, limit=nbytes, page_size=1, without=without)
-    files = []
+    files: list[KnownFile] = []
     for source in found.files:
         if 0 < source.size <= size_max and len(files) < _FILES_MAX:
             try:
