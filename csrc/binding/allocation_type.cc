@@ -30,7 +30,7 @@ struct AllocationObject {
   std::shared_ptr<MemoryFile> core;
   FileRange range;
   Py_ssize_t exports;
-  Py_ssize_t pinning;  // threads that are in core->pin() without the GIL
+  Py_ssize_t pinning;                 // threads that are in core->pin() without the GIL
   std::shared_ptr<ChunkMap> mapping;  // while exports > 0
   Discardable entry;
   std::shared_ptr<DiscardQueue> queue;  // that the entry waits in, if not the file's own
@@ -239,6 +239,15 @@ PyObject* let_go(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// What is not let go of yet is looked at all the same.
+PyObject* count_hits_in(PyObject* object, PyObject* queue_object) {
+  AllocationObject* self = self_of(object);
+  auto queue = queue_of(queue_object);
+  if (queue == nullptr || !check_usable(self)) return nullptr;
+  if (!self->unpinned && self->entry.list == nullptr) self->queue = std::move(queue);
+  Py_RETURN_NONE;
+}
+
 PyObject* pin(PyObject* object, PyObject*) {
   AllocationObject* self = self_of(object);
   if (!check_usable(self)) return nullptr;
@@ -401,6 +410,8 @@ PyMethodDef methods[] = {
      "Raises ClosedError after release(), ForkedError in a forked child."},
     {"_let_go", erased(let_go), METH_FASTCALL,
      "_let_go($self, queue, id, hash, /)\n--\n\nunpin(), into a cache's own queue."},
+    {"_count_hits_in", count_hits_in, METH_O,
+     "_count_hits_in($self, queue, /)\n--\n\nHave _peek() count for a queue before _let_go()."},
     {"_peek", erased(peek), METH_FASTCALL,
      "_peek($self, start, stop, /)\n--\n\n"
      "A read-only view of a part, or None if the contents were discarded."},

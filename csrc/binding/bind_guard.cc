@@ -18,6 +18,7 @@ namespace {
 void configure(const std::vector<std::pair<std::string, bool>>& directories,
                const std::optional<std::string>& meminfo) {
   std::vector<LevelFiles> levels;
+  levels.reserve(directories.size() + 1);
   for (const auto& [directory, is_v1] : directories) {
     levels.push_back({is_v1 ? LevelFiles::Kind::kV1 : LevelFiles::Kind::kV2, directory});
   }

@@ -25,10 +25,6 @@ constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
 constexpr std::chrono::milliseconds kTurn{4};
 constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
 
-std::chrono::steady_clock::time_point next_turn() {
-  return std::chrono::steady_clock::now() + kTurn;
-}
-
 void signal_event(int event_fd) {
   const uint64_t one = 1;
   (void)os::retry_interrupted([&] { return sys().write(event_fd, &one, sizeof one); });
@@ -152,9 +148,26 @@ void Guard::promise(uint64_t bytes, Room& room) {
   promised_.fetch_add(bytes);
 }
 
-void Guard::count_discard(uint64_t bytes) {
-  if (bytes > 0) ++status_.discards;
-  status_.discarded_bytes += bytes;
+Guard::Turn Guard::discard(uint64_t bytes) try {
+  const auto begin = std::chrono::steady_clock::now();
+  Turn turn;
+  const LiveFiles::Discarded discarded = LiveFiles::discard(bytes, begin + kTurn);
+  turn.given_back = discarded.given_back;
+  turn.exhausted = discarded.exhausted;
+  if (turn.exhausted) {
+    turn.given_back += LiveFiles::discard_spent();
+    turn.nothing_unpinned = !LiveFiles::any_unpinned();
+  }
+  const auto took = std::chrono::steady_clock::now() - begin;
+  turn.took = std::chrono::duration_cast<GuardPlan::Duration>(took);
+  return turn;
+} catch (const std::bad_alloc&) {
+  return {.exhausted = true};
+}
+
+void Guard::count(const Turn& turn) {
+  if (turn.given_back > 0) ++status_.discards;
+  status_.discarded_bytes += turn.given_back;
 }
 
 Status Guard::make_room(uint64_t bytes, Room& room) {
@@ -174,25 +187,29 @@ Status Guard::make_room(uint64_t bytes, Room& room) {
       promise(bytes, room);
       return {};
     }
+    // What no discarding can make room for must cost nobody anything.
+    if (exceeds_a_limit(bytes, /*even_if_empty=*/true)) return refuse(bytes);
     credit_ = 0;
     const uint64_t missing = std::max(bytes - plan.slack(), kBatchBytes / 8);
-    lock.unlock();
-    const auto [given_back, exhausted] = LiveFiles::discard(missing, next_turn());
-    const uint64_t found_again = exhausted ? LiveFiles::discard_spent() : 0;
-    lock.lock();
-    count_discard(given_back + found_again);
-    if (!exhausted || given_back + found_again > 0) continue;
-    if (!exceeds_a_limit(bytes)) {
+    mu_.unlock();
+    const Turn turn = discard(missing);
+    mu_.lock();
+    count(turn);
+    if (!turn.exhausted || turn.given_back > 0) continue;
+    if (!exceeds_a_limit(bytes, /*even_if_empty=*/false)) {
       promise(bytes, room);
       return {};
     }
-    if (waited) break;
+    if (waited) return refuse(bytes);
     // Freed pages may still be on their way to the kernel.
-    lock.unlock();
+    mu_.unlock();
     LiveFiles::wait_for_reclaim(std::chrono::steady_clock::now() + std::chrono::seconds(1));
-    lock.lock();
+    mu_.lock();
     waited = true;
   }
+}
+
+Status Guard::refuse(uint64_t bytes) {
   ++status_.refusals;
   return Status::error(
       ErrorCode::kOutOfMemory,
@@ -201,7 +218,7 @@ Status Guard::make_room(uint64_t bytes, Room& room) {
 }
 
 // Whatever the kernel drops by itself. Swap would be a way out.
-bool Guard::exceeds_a_limit(uint64_t bytes) {
+bool Guard::exceeds_a_limit(uint64_t bytes, bool even_if_empty) {
   bool exceeds = false;
   for (Watched& watched : levels_) {
     const auto reading = watched.level.read(/*all=*/true);
@@ -210,7 +227,7 @@ bool Guard::exceeds_a_limit(uint64_t bytes) {
     // What the machine has left is an estimate: no reason to refuse anything.
     if (watched.level.files().kind == LevelFiles::Kind::kMachine || !reading->limited()) continue;
     const uint64_t cache = std::min(reading->file_cache, reading->usage);
-    const uint64_t needed = reading->usage - cache;
+    const uint64_t needed = even_if_empty ? 0 : reading->usage - cache;
     if (needed > reading->limit || bytes > reading->limit - needed) exceeds = true;
   }
   return exceeds;
@@ -237,7 +254,7 @@ void Guard::start_if_wanted() {
   try {
     thread_ = std::thread([this] { run(); });
   } catch (const std::system_error&) {
-    // Nor a thread. Whoever commits memory still makes room for it.
+    wake_ = {};  // nor a thread; whoever commits memory still makes room for it
   }
 }
 
@@ -272,17 +289,17 @@ void Guard::run() {
   os::run_promptly();
   MutexLock lock(mu_);
   while (!stops_) {
-    const GuardPlan::Duration delay = look_and_react(lock);
-    if (!stops_) sleep(lock, delay);
+    const GuardPlan::Duration delay = look_and_react();
+    if (!stops_) sleep(delay);
   }
 }
 
 GuardPlan::Duration Guard::step() {
   MutexLock lock(mu_);
-  return look_and_react(lock);
+  return look_and_react();
 }
 
-GuardPlan::Duration Guard::look_and_react(MutexLock& lock) {
+GuardPlan::Duration Guard::look_and_react() {
   look(plan_);
   arm_thresholds();
   set_credit(plan_.slack());
@@ -292,21 +309,16 @@ GuardPlan::Duration Guard::look_and_react(MutexLock& lock) {
     return plan_.delay();
   }
   raise(Alarm::kLow);
-  const auto begin = std::chrono::steady_clock::now();
   while (plan_.crowded() && !stops_) {
     const uint64_t shortfall = plan_.shortfall();
-    lock.unlock();
-    const auto [given_back, exhausted] =
-        LiveFiles::discard(std::min(shortfall, kBatchBytes), next_turn());
-    const uint64_t found_again = exhausted ? LiveFiles::discard_spent() : 0;
-    const bool nothing_unpinned = exhausted && !LiveFiles::any_unpinned();
-    lock.lock();
-    count_discard(given_back + found_again);
+    mu_.unlock();
+    const Turn turn = discard(std::min(shortfall, kBatchBytes));
+    mu_.lock();
+    count(turn);
     look(plan_);
     // A page here and there is written to again: that is no reason to go round and round.
-    if (exhausted && plan_.crowded() && given_back + found_again < shortfall / 64 + 1) {
-      const auto took = std::chrono::steady_clock::now() - begin;
-      plan_.found_nothing(std::chrono::duration_cast<GuardPlan::Duration>(took), nothing_unpinned);
+    if (turn.exhausted && plan_.crowded() && turn.given_back < shortfall / 64 + 1) {
+      plan_.found_nothing(turn.took, turn.nothing_unpinned);
       ++status_.shortfalls;
       starving_ = true;
       attention_.store(true, std::memory_order_relaxed);
@@ -341,7 +353,7 @@ void Guard::arm_thresholds() {
   }
 }
 
-void Guard::sleep(MutexLock& lock, GuardPlan::Duration delay) {
+void Guard::sleep(GuardPlan::Duration delay) {
   std::vector<pollfd> files{{wake_.get(), POLLIN, 0}};
   for (const Watched& watched : levels_) {
     if (!watched.reading.limited()) continue;  // or gone, and then its events never end
@@ -349,10 +361,10 @@ void Guard::sleep(MutexLock& lock, GuardPlan::Duration delay) {
     if (watched.level.events_fd() >= 0) files.push_back({watched.level.events_fd(), POLLPRI, 0});
   }
   const auto timeout_ms = static_cast<int>((delay.count() + 999) / 1000);
-  lock.unlock();
+  mu_.unlock();
   const int ready = sys().poll(files.data(), files.size(), timeout_ms);
   if (ready < 0) std::this_thread::sleep_for(GuardPlan::kDelayMin);
-  lock.lock();
+  mu_.lock();
   if (ready <= 0) return;
   clear_event(wake_.get());
   for (const Watched& watched : levels_) {

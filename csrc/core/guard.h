@@ -115,22 +115,32 @@ class Guard {
 
   Guard();
 
+  // What a turn of discarding brought: a batch of what waits, or a round over what is spent.
+  struct Turn {
+    uint64_t given_back = 0;
+    bool exhausted = false;         // nothing waits any more
+    bool nothing_unpinned = false;  // nor could anything be written to while it is spent
+    GuardPlan::Duration took{0};
+  };
+  Turn discard(uint64_t bytes) EXCLUDES(mu_);
+
   void call_attention() EXCLUDES(mu_);
   void start_if_wanted() REQUIRES(mu_);
   void wake() REQUIRES(mu_);
   void run() EXCLUDES(mu_);
-  GuardPlan::Duration look_and_react(MutexLock& lock) REQUIRES(mu_);
-  void sleep(MutexLock& lock, GuardPlan::Duration delay) REQUIRES(mu_);
+  GuardPlan::Duration look_and_react() REQUIRES(mu_);
+  void sleep(GuardPlan::Duration delay) REQUIRES(mu_);
 
   uint64_t headroom_of(const Watched& watched) const REQUIRES(mu_);
   bool counts(const Watched& watched) const REQUIRES(mu_);
   void look(GuardPlan& plan) REQUIRES(mu_);
   void arm_thresholds() REQUIRES(mu_);
   void raise(Alarm alarm) REQUIRES(mu_);
-  bool exceeds_a_limit(uint64_t bytes) REQUIRES(mu_);
+  bool exceeds_a_limit(uint64_t bytes, bool even_if_empty) REQUIRES(mu_);
+  Status refuse(uint64_t bytes) REQUIRES(mu_);
   void promise(uint64_t bytes, Room& room);
   void set_credit(uint64_t slack);
-  void count_discard(uint64_t bytes) REQUIRES(mu_);
+  void count(const Turn& turn) REQUIRES(mu_);
 
   static std::atomic<Guard*> instance_;
 

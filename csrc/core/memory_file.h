@@ -338,7 +338,7 @@ class MemoryFile {
   void take_discards(DiscardBatch& batch, bool spend) REQUIRES(mu_);
   uint64_t punch_discards(DiscardBatch& batch) EXCLUDES(mu_);
   void settle_discards(const DiscardBatch& batch, bool mark) REQUIRES(mu_);
-  DiscardQueue& queue_of(const Discardable& entry) {
+  DiscardQueue& queue_of(const Discardable& entry) REQUIRES(mu_) {
     return entry.queue == nullptr ? *queues_.front() : *entry.queue;
   }
   DiscardQueue* oldest_queue() const REQUIRES(mu_);
