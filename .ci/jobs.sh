@@ -185,18 +185,25 @@ job_stress() {
   done
 }
 
-# Against the memory limit of this machine's controller. What protects is switched off, in turns.
+# Against the memory limit of this machine's controller. With --plant what protects is switched off,
+# and the program succeeds if the kernel killed it.
 job_limits() {
   "$python" stress/limits.py write_through --runs 3
   "$python" stress/limits.py touch
+  "$python" stress/limits.py touch -- --way populate --orders forwards random
   "$python" stress/limits.py write_through --plant dict
   "$python" stress/limits.py touch --plant guard
+  "$root/.venv/bin/pgalloc" demo oom
 }
 
 # The same under the other memory controller, in a virtual machine.
 job_vm() {
-  "$python" stress/vm_v2.py --memory-max none -- python stress/limits.py write_through --times 4
-  "$python" stress/vm_v2.py --memory-max none -- python stress/limits.py write_through --plant dict
+  local vm=("$python" stress/vm_v2.py --cache "$work/vm")
+  local limits=("${vm[@]}" --timeout 240 --memory-max none -- python stress/limits.py)
+  "${vm[@]}" --timeout 60 --oom -- python -c 'x = bytearray(b"x") * 2**30'
+  "${limits[@]}" write_through --times 4 --moment 0.5 -- --copy-mib 16
+  "${limits[@]}" touch --times 4 --moment 0.5 -- --way stride --orders random
+  "${limits[@]}" touch --plant guard -- --way stride --orders forwards
 }
 
 # In a virtual environment of its own, as a newcomer's.

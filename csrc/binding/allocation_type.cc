@@ -110,7 +110,7 @@ void tp_dealloc(PyObject* object) {
   tp_clear(object);
   {
     // This may be the file's last owner, and closing waits for the reclaimer.
-    py::gil_scoped_release release;
+    WithoutGil release;
     self->mapping.~shared_ptr();
     self->queue.~shared_ptr();
     self->core.~shared_ptr();
@@ -128,7 +128,7 @@ void pin_in_core(AllocationObject* self, bool in_place) {
   }
   ++self->pinning;
   {
-    py::gil_scoped_release release;
+    WithoutGil release;
     self->core->pin(self->entry, in_place);
   }
   --self->pinning;
@@ -305,7 +305,7 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
     if (data.len < kByKernel) {
       std::memcpy(address + offset, data.buf, size);
     } else {
-      py::gil_scoped_release release;
+      WithoutGil release;
       status =
           self->core->write(self->range.start + offset, static_cast<const char*>(data.buf), size);
     }

@@ -8,11 +8,11 @@ namespace pgalloc::binding {
 namespace py = pybind11;
 
 void bind_fork(py::module_& module) {
-  module.def("park_threads", &LiveFiles::park_threads, py::call_guard<py::gil_scoped_release>());
+  module.def("park_threads", &LiveFiles::park_threads, py::call_guard<WithoutGil>());
   module.def("resume_threads", &LiveFiles::resume_threads,
-             py::call_guard<py::gil_scoped_release>());
+             py::call_guard<WithoutGil>());
   module.def("wait_until_thread_is_gone", &os::wait_until_gone,
-             py::call_guard<py::gil_scoped_release>());
+             py::call_guard<WithoutGil>());
 }
 
 }  // namespace pgalloc::binding

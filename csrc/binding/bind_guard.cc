@@ -23,14 +23,14 @@ void configure(const std::vector<std::pair<std::string, bool>>& directories,
     levels.push_back({is_v1 ? LevelFiles::Kind::kV1 : LevelFiles::Kind::kV2, directory});
   }
   if (meminfo) levels.push_back({LevelFiles::Kind::kMachine, *meminfo});
-  py::gil_scoped_release release;
+  WithoutGil release;
   Guard::instance().configure(levels);
 }
 
 py::dict status() {
   static constexpr const char* kAlarms[] = {"none", "low", "medium", "critical"};
   const Guard::GuardStatus status = [] {
-    py::gil_scoped_release release;
+    WithoutGil release;
     return Guard::instance().status();
   }();
   py::list levels;
@@ -72,7 +72,7 @@ std::unique_ptr<QueueHandle> make_queue(const py::object& memory_file, int polic
 class HeldDiscards {
  public:
   explicit HeldDiscards(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {
-    py::gil_scoped_release release;
+    WithoutGil release;
     file_->hold_discards();
   }
   ~HeldDiscards() { release(); }
@@ -81,7 +81,7 @@ class HeldDiscards {
 
   void release() {
     if (file_ != nullptr) file_->resume_discards();
-    py::gil_scoped_release release;  // it may be the file's last owner
+    WithoutGil release;  // it may be the file's last owner
     file_.reset();
   }
 
@@ -109,6 +109,7 @@ void bind_guard(py::module_& module) {
   module.def(
       "guard_add_headroom",
       [](double fraction, uint64_t nbytes) {
+        py::gil_scoped_release release;
         return Guard::instance().add_headroom({fraction, nbytes});
       },
       py::arg("fraction"), py::arg("nbytes"));
@@ -118,19 +119,19 @@ void bind_guard(py::module_& module) {
   module.def("guard_unwatch", [](int fd) { Guard::instance().unwatch(fd); });
   module.def("guard_status", &status);
   module.def("guard_step", [] {
-    py::gil_scoped_release release;
+    WithoutGil release;
     return Guard::instance().step().count();
   });
   module.def(
-      "guard_park", [] { Guard::instance().park(); }, py::call_guard<py::gil_scoped_release>());
+      "guard_park", [] { Guard::instance().park(); }, py::call_guard<WithoutGil>());
   module.def(
-      "guard_resume", [] { Guard::instance().resume(); }, py::call_guard<py::gil_scoped_release>());
+      "guard_resume", [] { Guard::instance().resume(); }, py::call_guard<WithoutGil>());
   py::class_<Guard::Room>(module, "Room")
       .def(py::init([](uint64_t nbytes) {
              auto room = std::make_unique<Guard::Room>();
              Status status;
              {
-               py::gil_scoped_release release;
+               WithoutGil release;
                status = Guard::instance().make_room(nbytes, *room);
              }
              throw_if_error(status);

@@ -65,11 +65,11 @@ OpenImage open_image(const py::object& source) {
   auto file = [&] {
     if (py::isinstance<py::bytes>(source)) {
       const auto path = source.cast<std::string>();
-      py::gil_scoped_release release;
+      WithoutGil release;
       return ImageFile::open_path(path);
     }
     const int fd = source.cast<int>();
-    py::gil_scoped_release release;
+    WithoutGil release;
     return ImageFile::open_duplicate(fd);
   }();
   return {value_or_throw(std::move(file))};
@@ -101,7 +101,7 @@ void bind_image_file(py::module_& module) {
             if (i >= file.index().size()) throw py::index_error();
             Buffer buffer;
             auto head = [&] {
-              py::gil_scoped_release release;
+              WithoutGil release;
               return file.read_extent(i, buffer);
             }();
             const image::ExtentHead checked = value_or_throw(std::move(head));
@@ -123,7 +123,7 @@ void bind_image_stream(py::module_& module) {
             const std::span<const char> span = as_span(image->fed);
             if (span.size() != image->stream.wanted()) throw py::value_error("not what was wanted");
             Status status = [&] {
-              py::gil_scoped_release release;
+              WithoutGil release;
               return image->stream.feed(span);
             }();
             throw_if_error(status);

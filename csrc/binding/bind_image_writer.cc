@@ -45,7 +45,7 @@ class Writer {
     } else {
       const auto name = path.cast<std::string>();
       auto created = [&] {
-        py::gil_scoped_release release;
+        WithoutGil release;
         return NewFile::create(name);
       }();
       sink = std::make_unique<FileSink>(value_or_throw(std::move(created)));
@@ -61,7 +61,7 @@ class Writer {
       new std::shared_ptr<ImageWriter>(std::move(writer_));
       return;
     }
-    py::gil_scoped_release release;
+    WithoutGil release;
     if (writer_ != nullptr) writer_->give_up();
     writer_.reset();
   }
@@ -120,7 +120,7 @@ py::object next_item(Self<Writer> writer) {
   while (true) {
     Status status;
     const bool more = [&] {
-      py::gil_scoped_release release;
+      WithoutGil release;
       Result<bool> taken = core->next(item->item);
       if (!taken.ok()) {
         status = std::move(taken).status();
@@ -144,7 +144,7 @@ void finish_item(Self<Writer> writer, Self<Item> item, const py::bytes& encoded)
   const std::shared_ptr<ImageWriter> core = writer->core();
   const std::span<const char> bytes = as_span(encoded);
   Status status = [&] {
-    py::gil_scoped_release release;
+    WithoutGil release;
     return core->finish(item->item, bytes);
   }();
   throw_if_error(status);

@@ -34,7 +34,7 @@ auto wait_interruptibly(const pybind11::object& timeout_s, Wait wait) {
     const bool last = deadline && *deadline <= slice_end;
     if (last) slice_end = *deadline;
     auto result = [&] {
-      pybind11::gil_scoped_release release;
+      WithoutGil release;
       return wait(slice_end);
     }();
     if (result || last) return result;

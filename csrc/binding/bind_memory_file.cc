@@ -47,7 +47,7 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
       .max_allocatable_bytes = max_allocatable_bytes,
   };
   auto file = [&] {
-    py::gil_scoped_release release;
+    WithoutGil release;
     return MemoryFile::create(core_backing, options);
   }();
   return std::make_unique<FileHandle>(value_or_throw(std::move(file)));
@@ -58,7 +58,7 @@ void decommit(Self<FileHandle> handle, const py::object& range_object) {
   if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
   Status status;
   {
-    py::gil_scoped_release release;
+    WithoutGil release;
     status = core(handle).decommit(range);
   }
   throw_if_error(status);
@@ -66,7 +66,7 @@ void decommit(Self<FileHandle> handle, const py::object& range_object) {
 
 bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
   auto current = [&] {
-    py::gil_scoped_release release;
+    WithoutGil release;
     return core(handle).update_usage(memcg_ids ? &*memcg_ids : nullptr);
   }();
   return value_or_throw(std::move(current));
@@ -120,7 +120,7 @@ void bind_evictables(py::module_& module) {
       .def("start_all", [](Self<Evictables> evictables) { evictables->start_all(); })
       .def("wait_for_due_user",
            [](Self<Evictables> evictables) {
-             py::gil_scoped_release release;
+             WithoutGil release;
              return evictables->wait_for_due_user();
            })
       .def("next",
@@ -194,7 +194,7 @@ void bind_memory_file(py::module_& module) {
              request.length = length;
              request.will_be_overwritten = true;
              auto range = [&] {
-               py::gil_scoped_release release;
+               WithoutGil release;
                return core(handle).allocate(request, /*may_wait=*/true);
              }();
              PyObject* object = new_file_range(value_or_throw(std::move(range)));

@@ -64,7 +64,7 @@ py::tuple load_next(Self<FileHandle> handle) {
   const std::shared_ptr<MemoryFile> file = handle->file();
   std::unique_ptr<MemoryFile::ArrivingExtent> encoded;
   const bool any = [&] {
-    py::gil_scoped_release release;
+    WithoutGil release;
     return file->load_next(&encoded);
   }();
   return py::make_tuple(any, arriving_or_none(file, std::move(encoded)));
@@ -80,7 +80,7 @@ void bind_arriving(py::module_& module) {
           [](Self<Arriving> arriving, const py::bytes& raw) {
             const std::span<const char> bytes = as_span(raw);
             if (bytes.size() != arriving->open().raw_length()) throw py::value_error("raw");
-            py::gil_scoped_release release;
+            WithoutGil release;
             arriving->open().deliver(bytes);
           },
           py::arg("raw"))
@@ -120,7 +120,7 @@ void bind_restore(py::module_& module) {
              if (!decoded.is_none()) raw = as_span(py::reinterpret_borrow<py::bytes>(decoded));
              if (raw.size() < head->raw_length()) throw py::value_error("raw");
              Status status = [&] {
-               py::gil_scoped_release release;
+               WithoutGil release;
                return core(handle).write_restored(*head, raw.data());
              }();
              throw_if_error(status);
@@ -128,7 +128,7 @@ void bind_restore(py::module_& module) {
       .def("_start_loading",
            [](Self<FileHandle> handle, Self<OpenImage> image, unsigned threads) {
              Status status = [&] {
-               py::gil_scoped_release release;
+               WithoutGil release;
                return core(handle).start_loading(image->file, threads);
              }();
              throw_if_error(status);

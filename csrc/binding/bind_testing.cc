@@ -194,7 +194,7 @@ void bind_file_hooks(py::module_& module) {
   module.def("verify", [](Self<FileHandle> handle) { return handle->file()->verify(); });
   module.def(
       "pause_reclaimer", [](Self<FileHandle> handle) { handle->file()->pause_reclaimer(); },
-      py::call_guard<py::gil_scoped_release>());
+      py::call_guard<WithoutGil>());
   module.def("resume_reclaimer",
              [](Self<FileHandle> handle) { handle->file()->resume_reclaimer(); });
   module.def("start_reclaim_log",
@@ -223,10 +223,11 @@ void bind_file_hooks(py::module_& module) {
   });
   module.def("reset_prefault", &testing::reset_prefault);
   module.def("discard", [](uint64_t nbytes) {
-    py::gil_scoped_release release;
-    const auto [given_back, exhausted] =
+    WithoutGil release;
+    const auto [given_back, no_use] =
         LiveFiles::discard(nbytes, std::chrono::steady_clock::time_point::max());
-    return exhausted ? given_back + LiveFiles::discard_spent() : given_back;
+    if (!no_use || given_back >= nbytes) return given_back;
+    return given_back + LiveFiles::discard_leftovers(nbytes - given_back);
   });
 }
 

@@ -14,14 +14,14 @@ FileHandle::~FileHandle() {
   Py_XDECREF(writable_);
   Py_XDECREF(readonly_);
   // The last owner closes the file and waits for the reclaimer, which may be in a punch.
-  py::gil_scoped_release release;
+  WithoutGil release;
   file_.reset();
 }
 
 Status FileHandle::close(bool keep_descriptor) {
   Status status;
   {
-    pybind11::gil_scoped_release release;
+    WithoutGil release;
     if (keep_descriptor) {
       file_->abandon();
     } else {

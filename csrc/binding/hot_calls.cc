@@ -78,7 +78,7 @@ Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request) {
     Result<FileRange> range = file.allocate(request, /*may_wait=*/false, &must_wait);
     if (!must_wait) return range;
   }
-  py::gil_scoped_release release;
+  WithoutGil release;
   return file.allocate(request, /*may_wait=*/true);
 }
 

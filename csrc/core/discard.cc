@@ -106,8 +106,8 @@ bool MemoryFile::take_run(FileRange range, DiscardBatch& batch) try {
   return false;
 }
 
-// Takes what can go of the batch's items; with `spend`, tells their queues.
-void MemoryFile::take_discards(DiscardBatch& batch, bool spend) {
+// Takes what can go of the batch's items, and tells their queues.
+void MemoryFile::take_discards(DiscardBatch& batch) {
   batch.sort();
   for (size_t first = 0; first < batch.count;) {
     const size_t end = batch.run_end(first);
@@ -116,16 +116,14 @@ void MemoryFile::take_discards(DiscardBatch& batch, bool spend) {
     for (size_t i = first; i < end; ++i) {
       const DiscardBatch::Item& item = batch.items[i];
       const bool goes = all || (end - first > 1 && take_run(item.range, batch));
-      if (!spend) continue;
       if (goes) {
-        item.queue->spend(*item.entry);
+        item.queue->discarded(*item.entry);
       } else {
         item.queue->refuse(*item.entry);
       }
     }
     first = end;
   }
-  if (batch.run_count > 0) ++discards_under_way_;
 }
 
 // Gives back what is committed of the pages. The bytes of that.
@@ -162,7 +160,7 @@ void MemoryFile::settle_discards(const DiscardBatch& batch, bool mark) {
     }
   }
   ++changes_;
-  if (batch.run_count > 0) --discards_under_way_;
+  --discards_under_way_;
   discard_ended_.notify_all();
 }
 
@@ -199,9 +197,10 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max
     if (queue == nullptr || *queue->front_order() > order_max) break;
     if (Discardable* const victim = queue->take_victim()) batch.add(*victim, *queue);
   }
-  take_discards(batch, /*spend=*/true);
+  take_discards(batch);
   Discarded result{.looked_at = batch.count};
   if (batch.run_count == 0) return result;
+  ++discards_under_way_;
   for (size_t i = 0; i < batch.run_count; ++i) result.bytes += batch.runs[i].length();
   operation.emplace(*this);
   lock.unlock();
@@ -214,32 +213,48 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max
   return result;
 }
 
-uint64_t MemoryFile::discard_spent() {
+// The next unpinned pages from `from` on, in pieces that are punched quickly; moves `from` behind
+// them.
+std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from) const {
+  constexpr size_t kPieces = 64;
+  constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
+  std::vector<FileRange> pieces;
+  for (auto part = pages_.unpinned().set().lower_bound_segment(from); part.ok();
+       part = part.next()) {
+    from = std::max(from, part.start());
+    while (from < part.end()) {
+      if (pieces.size() == kPieces) return pieces;
+      pieces.push_back({from, std::min(part.end(), from + kPieceBytes)});
+      from = pieces.back().end;
+    }
+  }
+  return pieces;
+}
+
+uint64_t MemoryFile::discard_leftovers(uint64_t bytes_max) {
   if (forked()) return 0;
   std::optional<Operation> operation;
   MutexLock lock(mu_);
   if (!may_discard()) return 0;
   operation.emplace(*this);
+  const CommitProbe probe(*file_, *chunks_);
   uint64_t given_back = 0;
-  // A copy: queues come and go while the lock is not held.
-  for (const auto& queue : std::vector(queues_)) {
-    for (size_t left = queue->spent_count(); left > 0 && may_discard();) {
-      DiscardBatch batch;
-      for (; left > 0 && !batch.full(); --left) {
-        Discardable* const entry = queue->next_spent();
-        if (entry == nullptr) {
-          left = 0;
-          break;
-        }
-        batch.add(*entry, *queue);
-      }
-      take_discards(batch, /*spend=*/false);
-      if (batch.run_count == 0) continue;
-      lock.unlock();
-      given_back += punch_discards(batch);
-      lock.lock();
-      settle_discards(batch, /*mark=*/false);
-    }
+  for (uint64_t from = 0; given_back < bytes_max && may_discard();) {
+    std::vector<FileRange> pieces = next_unpinned(from);
+    if (pieces.empty()) break;
+    lock.unlock();
+    std::erase_if(pieces, [&](FileRange piece) { return probe.count(piece).value_or(1) == 0; });
+    lock.lock();
+    DiscardBatch batch;
+    for (const FileRange& piece : pieces) (void)take_run(piece, batch);
+    if (batch.run_count == 0) continue;
+    ++discards_under_way_;
+    lock.unlock();
+    const uint64_t bytes = punch_discards(batch);
+    lock.lock();
+    settle_discards(batch, /*mark=*/false);
+    stats_.discarded_bytes += bytes;
+    given_back += bytes;
   }
   lock.unlock();
   return given_back;

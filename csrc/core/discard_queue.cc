@@ -23,17 +23,14 @@ std::optional<uint64_t> DiscardQueue::front_order() const {
 void DiscardQueue::unpinned(Discardable& entry) {
   if (tells_ids_) {
     // Discarding must not allocate: there may be nothing left to allocate from.
-    const size_t entries = waiting_count() + spent_count() + discarded_ids_.size() + 1;
+    const size_t entries = size() + discarded_ids_.size() + 1;
     if (entries > discarded_ids_.capacity()) discarded_ids_.reserve(2 * entries);
     if (policy_ == DiscardPolicy::kS3Fifo) ghosts_.remember(entries);
   }
   entry.order = unpins.fetch_add(1, std::memory_order_relaxed);
   entry.held = false;
   stuck_ = false;
-  if (entry.list == nullptr || is_spent(entry)) {
-    unlink(entry);
-    insert(entry);
-  }
+  if (entry.list == nullptr) insert(entry);
 }
 
 void DiscardQueue::insert(Discardable& entry) {
@@ -43,10 +40,8 @@ void DiscardQueue::insert(Discardable& entry) {
 }
 
 void DiscardQueue::pinned(Discardable& entry) {
-  if (policy_ == DiscardPolicy::kOldest || is_spent(entry)) {
-    unlink(entry);
-    return;
-  }
+  if (policy_ == DiscardPolicy::kOldest) unlink(entry);
+  if (entry.list == nullptr) return;
   entry.held = true;
   entry.visits = std::min<uint8_t>(entry.visits + 1, kVisitsMax);
 }
@@ -102,7 +97,7 @@ Discardable* DiscardQueue::take_by_sieve() {
 
 Discardable* DiscardQueue::take_by_s3_fifo() {
   // No entry is passed over more often than it has visits, and once more for leaving the small queue.
-  for (size_t steps = (kVisitsMax + 2) * waiting_count(); steps > 0; --steps) {
+  for (size_t steps = (kVisitsMax + 2) * size(); steps > 0; --steps) {
     const bool from_small =
         main_.empty() ||
         (!small_.empty() && small_.bytes() >= (small_.bytes() + main_.bytes()) / kSmallShare);
@@ -125,19 +120,12 @@ Discardable* DiscardQueue::take_by_s3_fifo() {
   return nullptr;
 }
 
-void DiscardQueue::spend(Discardable& entry) {
-  spent_.push_back(entry);
+void DiscardQueue::discarded(const Discardable& entry) {
   if (tells_ids_) discarded_ids_.push_back(entry.id);
   discards_.fetch_add(1, std::memory_order_release);
 }
 
 void DiscardQueue::refuse(Discardable& entry) { main_.push_back(entry); }
-
-Discardable* DiscardQueue::next_spent() {
-  Discardable* const entry = spent_.first();
-  if (entry != nullptr) move_back(spent_, *entry);
-  return entry;
-}
 
 std::vector<uint64_t> DiscardQueue::take_discarded_ids() {
   std::vector<uint64_t> ids;
@@ -164,7 +152,6 @@ void DiscardQueue::clear() {
   hand_ = nullptr;
   small_.clear();
   main_.clear();
-  spent_.clear();
 }
 
 }  // namespace pgalloc

@@ -9,12 +9,12 @@
 //            visit saves an entry once (Yang et al., "FIFO Queues are All You Need for Cache
 //            Eviction", SOSP 2023).
 //
-// An allocation that was discarded and is still unpinned is spent: nothing is expected of it, but
-// somebody may have written to it since, so it stays within reach.
+// An allocation that was discarded leaves its queue; should somebody write to it before it is pinned
+// again, MemoryFile::discard_leftovers() finds that.
 //
 // Thread safety: externally synchronised (MemoryFile::mu_), but for the counts.
 //
-// Invariant: an entry is waiting (in one of the policy's lists), spent, or in no list.
+// Invariant: an entry is in one of the policy's lists, or in none.
 #pragma once
 
 #include <atomic>
@@ -35,9 +35,7 @@ class DiscardQueue {
   explicit DiscardQueue(DiscardPolicy policy, bool tells_ids = false)
       : policy_(policy), tells_ids_(tells_ids) {}
 
-  bool empty() const { return waiting_count() == 0 && spent_.empty(); }
-  size_t waiting_count() const { return small_.size() + main_.size(); }
-  size_t spent_count() const { return spent_.size(); }
+  size_t size() const { return small_.size() + main_.size(); }
   // How old the next victim is, about; nothing if nobody waits, or nobody could go when last asked.
   std::optional<uint64_t> front_order() const;
 
@@ -48,13 +46,11 @@ class DiscardQueue {
   void remove(Discardable& entry);
 
   // Who goes next; nullptr if nobody can. It is in no list afterwards: the caller says what became
-  // of it by spend(), refuse() or nothing.
+  // of it by discarded() or refuse().
   Discardable* take_victim();
-  void spend(Discardable& entry);
+  void discarded(const Discardable& entry);
   // It cannot go now: as if it had come last.
   void refuse(Discardable& entry);
-  // The spent entry that was looked at longest ago; the next call gives another one.
-  Discardable* next_spent();
 
   // How often something of this queue was discarded. Any thread.
   uint64_t discards() const { return discards_.load(std::memory_order_acquire); }
@@ -72,7 +68,6 @@ class DiscardQueue {
   Discardable* take_oldest();
   Discardable* take_by_sieve();
   Discardable* take_by_s3_fifo();
-  bool is_spent(const Discardable& entry) const { return entry.list == &spent_; }
   void insert(Discardable& entry);
   void unlink(Discardable& entry);
   void move_back(DiscardList& to, Discardable& entry);
@@ -81,7 +76,6 @@ class DiscardQueue {
   const bool tells_ids_;
   DiscardList small_;  // s3-fifo only
   DiscardList main_;
-  DiscardList spent_;
   Discardable* hand_ = nullptr;  // sieve: where it looks next; nullptr: at the oldest
   Ghosts ghosts_;                // s3-fifo only
   bool stuck_ = false;           // everybody is held, until somebody is unpinned

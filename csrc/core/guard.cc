@@ -48,20 +48,61 @@ void Guard::configure(const std::vector<LevelFiles>& levels) {
   for (const LevelFiles& files : levels) {
     if (auto level = MemoryLevel::open(files)) opened.push_back({std::move(*level), {}, {}, 0});
   }
-  MutexLock lock(mu_);
-  levels_ = std::move(opened);
-  configured_.store(!levels_.empty(), std::memory_order_release);
-  credit_ = 0;
-  start_if_wanted();
-  wake();
+  {
+    MutexLock lock(mu_);
+    levels_ = std::move(opened);
+    ++configurations_;
+    configured_.store(!levels_.empty(), std::memory_order_release);
+    credit_ = 0;
+    start_if_wanted();
+    wake();
+  }
+  arm_thresholds();
 }
 
 uint64_t Guard::add_headroom(Headroom headroom) {
-  MutexLock lock(mu_);
-  wishes_.emplace(++last_token_, headroom);
-  credit_ = 0;
-  wake();
-  return last_token_;
+  uint64_t token = 0;
+  {
+    MutexLock lock(mu_);
+    token = ++last_token_;
+    wishes_.emplace(token, headroom);
+    credit_ = 0;
+    wake();
+  }
+  arm_thresholds();
+  return token;
+}
+
+// v1: the kernel says when usage gets near, between two looks. On the thread of whoever configures,
+// and without the lock: registering waits for a grace period of the kernel, tens of milliseconds,
+// in which the guard must not stand still.
+void Guard::arm_thresholds() {
+  std::vector<std::pair<LevelFiles, uint64_t>> wanted;
+  uint64_t configuration = 0;
+  {
+    MutexLock lock(mu_);
+    GuardPlan plan(1);
+    look(plan);
+    configuration = configurations_;
+    for (const Watched& watched : levels_) {
+      if (!watched.level.has_usage_threshold() || !watched.reading.limited()) continue;
+      const uint64_t bytes = watched.reading.limit - headroom_of(watched);
+      if (bytes != watched.threshold_bytes) wanted.emplace_back(watched.level.files(), bytes);
+    }
+  }
+  for (const auto& [files, bytes] : wanted) {
+    const auto level = MemoryLevel::open(files);
+    os::Descriptor event(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!level || !event || !level->set_usage_threshold(event.get(), bytes)) continue;
+    MutexLock lock(mu_);
+    if (configurations_ != configuration) return;
+    for (Watched& watched : levels_) {
+      if (watched.level.files().path != files.path) continue;
+      watched.threshold = std::move(event);
+      watched.threshold_bytes = bytes;
+      break;
+    }
+  }
 }
 
 void Guard::remove_headroom(uint64_t token) {
@@ -153,9 +194,10 @@ Guard::Turn Guard::discard(uint64_t bytes) try {
   Turn turn;
   const LiveFiles::Discarded discarded = LiveFiles::discard(bytes, begin + kTurn);
   turn.given_back = discarded.given_back;
-  turn.exhausted = discarded.exhausted;
-  if (turn.exhausted) {
-    turn.given_back += LiveFiles::discard_spent();
+  if (discarded.no_use) {
+    const uint64_t missing = bytes - std::min(bytes, turn.given_back);
+    turn.given_back += LiveFiles::discard_leftovers(missing);
+    turn.exhausted = turn.given_back < bytes;
     turn.nothing_unpinned = !LiveFiles::any_unpinned();
   }
   const auto took = std::chrono::steady_clock::now() - begin;
@@ -301,7 +343,6 @@ GuardPlan::Duration Guard::step() {
 
 GuardPlan::Duration Guard::look_and_react() {
   look(plan_);
-  arm_thresholds();
   set_credit(plan_.slack());
   if (!plan_.crowded()) {
     alarm_ = Alarm::kNone;
@@ -337,20 +378,6 @@ void Guard::raise(Alarm alarm) {
   alarm_ = alarm;
   for (const int event_fd : watchers_) signal_event(event_fd);
   LiveFiles::start_evictions();
-}
-
-// v1: the kernel says when usage gets near, between two looks.
-void Guard::arm_thresholds() {
-  for (Watched& watched : levels_) {
-    if (!watched.level.has_usage_threshold() || !watched.reading.limited()) continue;
-    const uint64_t bytes = watched.reading.limit - headroom_of(watched);
-    if (bytes == watched.threshold_bytes) continue;
-    os::Descriptor event(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    watched.threshold_bytes = bytes;  // refused once is refused
-    if (event && watched.level.set_usage_threshold(event.get(), bytes)) {
-      watched.threshold = std::move(event);
-    }
-  }
 }
 
 void Guard::sleep(GuardPlan::Duration delay) {

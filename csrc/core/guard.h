@@ -115,11 +115,11 @@ class Guard {
 
   Guard();
 
-  // What a turn of discarding brought: a batch of what waits, or a round over what is spent.
+  // What a turn of discarding brought.
   struct Turn {
     uint64_t given_back = 0;
-    bool exhausted = false;         // nothing waits any more
-    bool nothing_unpinned = false;  // nor could anything be written to while it is spent
+    bool exhausted = false;  // that is all there was
+    bool nothing_unpinned = false;
     GuardPlan::Duration took{0};
   };
   Turn discard(uint64_t bytes) EXCLUDES(mu_);
@@ -134,7 +134,7 @@ class Guard {
   uint64_t headroom_of(const Watched& watched) const REQUIRES(mu_);
   bool counts(const Watched& watched) const REQUIRES(mu_);
   void look(GuardPlan& plan) REQUIRES(mu_);
-  void arm_thresholds() REQUIRES(mu_);
+  void arm_thresholds() EXCLUDES(mu_);
   void raise(Alarm alarm) REQUIRES(mu_);
   bool exceeds_a_limit(uint64_t bytes, bool even_if_empty) REQUIRES(mu_);
   Status refuse(uint64_t bytes) REQUIRES(mu_);
@@ -146,6 +146,7 @@ class Guard {
 
   Mutex mu_{LockRank::kGuard};
   std::vector<Watched> levels_ GUARDED_BY(mu_);
+  uint64_t configurations_ GUARDED_BY(mu_) = 0;
   std::map<uint64_t, Headroom> wishes_ GUARDED_BY(mu_);
   uint64_t last_token_ GUARDED_BY(mu_) = 0;
   std::vector<int> watchers_ GUARDED_BY(mu_);

@@ -153,6 +153,8 @@ std::optional<FileInUse> file_to_discard_from(uint64_t* order_max) {
 LiveFiles::Discarded LiveFiles::discard(uint64_t bytes_max,
                                         std::chrono::steady_clock::time_point deadline) {
   constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
+  constexpr int kFruitlessMax = 8;
+  int fruitless = 0;  // batches of allocations that nobody has touched
   Discarded result;
   while (result.given_back < bytes_max && std::chrono::steady_clock::now() < deadline) {
     const uint64_t wanted = std::min(bytes_max - result.given_back, kBatchBytes);
@@ -168,15 +170,18 @@ LiveFiles::Discarded LiveFiles::discard(uint64_t bytes_max,
       }
     }
     result.given_back += batch.given_back;
-    result.exhausted = batch.bytes == 0;
-    if (result.exhausted) break;
+    fruitless = batch.given_back > 0 ? 0 : fruitless + 1;
+    result.no_use = batch.bytes == 0 || fruitless == kFruitlessMax;
+    if (result.no_use) break;
   }
   return result;
 }
 
-uint64_t LiveFiles::discard_spent() {
+uint64_t LiveFiles::discard_leftovers(uint64_t bytes_max) {
   uint64_t bytes = 0;
-  for (const FileInUse& file : files_in_use()) bytes += file->discard_spent();
+  for (const FileInUse& file : files_in_use()) {
+    if (bytes < bytes_max) bytes += file->discard_leftovers(bytes_max - bytes);
+  }
   return bytes;
 }
 

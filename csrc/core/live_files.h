@@ -42,14 +42,15 @@ class LiveFiles {
   static void resume_threads();
 
   // Discards unpinned allocations of all files, those first that were unpinned first, until
-  // `bytes_max` are back with the kernel, or nothing is left that can go, or the deadline has passed.
+  // `bytes_max` are back with the kernel, or the deadline has passed, or it is no use: nothing is
+  // left that can go, or what could has no pages.
   struct Discarded {
     uint64_t given_back = 0;
-    bool exhausted = false;
+    bool no_use = false;
   };
   static Discarded discard(uint64_t bytes_max, std::chrono::steady_clock::time_point deadline);
-  // As MemoryFile::discard_spent(), in all files.
-  static uint64_t discard_spent();
+  // As MemoryFile::discard_leftovers(), in all files.
+  static uint64_t discard_leftovers(uint64_t bytes_max);
   // Whether any page of any file is unpinned.
   static bool any_unpinned();
   // Begins the evictions of every file whose users are to be asked under pressure (row A4).
