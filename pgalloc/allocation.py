@@ -44,7 +44,7 @@ class Allocation(_core.Allocation):
         memory_file.adopt_range(range)
         try:
             return cls(memory_file, range)
-        except BaseException:
+        except Exception:  # not what interrupts: then the reference has been given back already
             memory_file.dec_ref(range)
             raise
 
@@ -72,7 +72,7 @@ class Allocation(_core.Allocation):
         file.inc_ref(part)
         try:
             return Allocation(file, part)
-        except BaseException:
+        except Exception:
             file.dec_ref(part)
             raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import weakref
@@ -153,14 +154,11 @@ class MemoryFile(Savable):
         """
         if reader is not None and not callable(reader):
             raise TypeError("reader must be callable, like a file's readinto")
-        range_ = self.allocate_range(
-            length, kind=kind, direction=direction, memcg_id=memcg_id, mode=mode
+        allocate = functools.partial(
+            self.allocate_range, kind=kind, direction=direction, memcg_id=memcg_id, mode=mode
         )
-        try:
-            allocation = Allocation(self, range_)
-        except BaseException:
-            self.dec_ref(range_)
-            raise
+        # One native step: KeyboardInterrupt in between would leave the pages to nobody.
+        allocation = next(map(functools.partial(Allocation, self), map(allocate, (length,))))
         return allocation if reader is None else fill(allocation, reader)
 
     def _fill_range(self, range: _core.FileRange, reader: Reader) -> _core.FileRange:

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "base/status.h"
+#include "binding/without_gil.h"
 
 namespace pgalloc::binding {
 

@@ -9,10 +9,8 @@ namespace py = pybind11;
 
 void bind_fork(py::module_& module) {
   module.def("park_threads", &LiveFiles::park_threads, py::call_guard<WithoutGil>());
-  module.def("resume_threads", &LiveFiles::resume_threads,
-             py::call_guard<WithoutGil>());
-  module.def("wait_until_thread_is_gone", &os::wait_until_gone,
-             py::call_guard<WithoutGil>());
+  module.def("resume_threads", &LiveFiles::resume_threads, py::call_guard<WithoutGil>());
+  module.def("wait_until_thread_is_gone", &os::wait_until_gone, py::call_guard<WithoutGil>());
 }
 
 }  // namespace pgalloc::binding

@@ -122,10 +122,8 @@ void bind_guard(py::module_& module) {
     WithoutGil release;
     return Guard::instance().step().count();
   });
-  module.def(
-      "guard_park", [] { Guard::instance().park(); }, py::call_guard<WithoutGil>());
-  module.def(
-      "guard_resume", [] { Guard::instance().resume(); }, py::call_guard<WithoutGil>());
+  module.def("guard_park", [] { Guard::instance().park(); }, py::call_guard<WithoutGil>());
+  module.def("guard_resume", [] { Guard::instance().resume(); }, py::call_guard<WithoutGil>());
   py::class_<Guard::Room>(module, "Room")
       .def(py::init([](uint64_t nbytes) {
              auto room = std::make_unique<Guard::Room>();

@@ -9,6 +9,7 @@
 
 #include <memory>
 
+#include "binding/without_gil.h"
 #include "core/memory_file.h"
 
 namespace pgalloc::binding {

@@ -42,10 +42,10 @@ class Changes:
     def make(self, act: Callable[..., T], *arguments: Any, otherwise: T) -> T:
         """``act(*arguments)`` on the tables; ``otherwise`` if that has to wait for its turn."""
         with self.lock:
+            self.check_usable()
             if self._busy:
                 self._waiting.append((act, arguments))
                 return otherwise
-            self.check_usable()
             self._busy = True
             try:
                 if self._broken:
@@ -76,10 +76,16 @@ class Changes:
         if self.closed or self._store.file.closed:
             raise ClosedError("the Cache is closed")
 
+    def park(self) -> None:
+        """Before a fork, for pgalloc.fork: there is no thread here."""
+
+    def resume(self) -> None:
+        """After a fork, in the parent."""
+
     def abandon(self) -> None:
         """In a forked child, where another thread may have had the lock."""
         self.lock = threading.RLock()
-        self.abandoned = True
+        self.abandoned, self._busy = True, False
 
 
 def _nothing() -> None:

@@ -17,6 +17,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from pgalloc import _core, fork
@@ -29,6 +30,7 @@ from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
 from pgalloc.cache.store import Store
 from pgalloc.cache.values import TooLargeError, expiry
+from pgalloc.cache.views import CacheItems, CacheValues
 from pgalloc.errors import ClosedError, Error, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
@@ -99,7 +101,7 @@ class Cache(MutableMapping[Key, memoryview]):
         self._store.keep_discarded_keys = on_discard is not None
         self._entries = self._store.entries
         self._changes = Changes(self._store)
-        fork.register(self)
+        fork.register(self._changes)
         if name is not None:
             this = weakref.ref(self)  # or the file would keep the cache
             try:
@@ -197,6 +199,14 @@ class Cache(MutableMapping[Key, memoryview]):
         with self._changes.lock:
             return iter(list(self._entries))
 
+    def items(self) -> CacheItems:
+        """Of a value that goes while you iterate, nothing is said."""
+        return CacheItems(self)
+
+    def values(self) -> CacheValues:
+        """As items()."""
+        return CacheValues(self)
+
     def _catch_up(self) -> None:
         self._changes.catch_up()
         self._tell()
@@ -242,7 +252,7 @@ class Cache(MutableMapping[Key, memoryview]):
                     return
         room = _core.Room(pages)
         allocation = self._file.allocate(pages)
-        entry = Entry(key, allocation, 0, length, self._number(), None, expires, tag)
+        entry = Entry(key, allocation, 0, length, self._store.number(), None, expires, tag)
         allocation._write(0, data)  # without the lock: the others go on
         room.done()
         self._changes.make(self._put_alone, entry, keep, otherwise=None)
@@ -258,7 +268,9 @@ class Cache(MutableMapping[Key, memoryview]):
         except Error:
             slab.vacant.append(offset)
             raise
-        entry = Entry(key, slab.allocation, offset, length, self._number(), slab, expires, tag)
+        entry = Entry(
+            key, slab.allocation, offset, length, self._store.number(), slab, expires, tag
+        )
         self._store.add_to_slab(slab, entry)
 
     def _put_alone(self, entry: Entry, keep: bool) -> None:
@@ -266,9 +278,6 @@ class Cache(MutableMapping[Key, memoryview]):
             return
         self._store.make_way(entry.allocation.nbytes)
         self._store.add_alone(entry)
-
-    def _number(self) -> int:
-        return next(self._store.numbers)
 
     def __delitem__(self, key: Key) -> None:
         check_key(key)
@@ -400,7 +409,8 @@ class Cache(MutableMapping[Key, memoryview]):
             if not changes.abandoned and not self._file.closed:
                 changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
-                    self._file.remove_save_hook(self._name)
+                    with suppress(OptionError):  # somebody removed it
+                        self._file.remove_save_hook(self._name)
             changes.closed = True
             self._entries.clear()
         if not changes.abandoned:
@@ -422,16 +432,6 @@ class Cache(MutableMapping[Key, memoryview]):
     # Two caches are the same if they are one: comparing contents would read them all.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
-
-    def park(self) -> None:
-        """Before a fork, for pgalloc.fork: there is no thread here."""
-
-    def resume(self) -> None:
-        """After a fork, in the parent."""
-
-    def abandon(self) -> None:
-        """After a fork, in the child."""
-        self._changes.abandon()
 
     def _verify(self) -> str | None:
         """The first invariant that is broken, for pgalloc.testing."""

@@ -88,10 +88,10 @@ class Slabs:
         """Those being filled, which the core must not discard."""
         return list(self._open.values())
 
-    def reusable(self, length: int, lost: Callable[[Slab], None]) -> tuple[Slab, int] | None:
+    def reusable(self, length: int, gone: Callable[[Slab], None]) -> tuple[Slab, int] | None:
         """A slot for a value of this length in a slab that exists.
 
-        ``lost(slab)`` is called for one that turns out to be discarded.
+        ``gone(slab)`` is called for one that is of no use any more: it was discarded, or is empty.
         """
         slot = slot_size(length)
         slab = self._open.get(slot)
@@ -99,14 +99,17 @@ class Slabs:
             offset = slab.take_slot()
             if offset is not None:
                 return slab, offset
-            self.close(slab)
+            if slab.live == 0:  # but there are views of what it held
+                gone(slab)
+            else:
+                self._close(slab)
         for slab in list(itertools.islice(self._vacant.get(slot, {}).values(), 4)):
             if slab.allocation._in_use:
                 # Behind the others: if it is read for long, it must not be in their way.
                 self._vacant[slot][slab.id] = self._vacant[slot].pop(slab.id)
                 continue
             if not slab.allocation.pin():
-                lost(slab)
+                gone(slab)
                 continue
             del self._vacant[slot][slab.id]
             slab.is_open = True
@@ -115,23 +118,16 @@ class Slabs:
         return None
 
     def add(self, allocation: Allocation, length: int, number: int) -> Slab:
-        """A new slab, open for values of this length."""
+        """A new slab, open for values of this length, for which there is no other."""
         slot = slot_size(length)
-        before = self._open.get(slot)
-        if before is not None:
-            self.close(before)
+        allocation._count_hits_in(self._queue)
         slab = self._open[slot] = Slab(allocation, slot, number)
         return slab
 
-    def close(self, slab: Slab) -> None:
+    def _close(self, slab: Slab) -> None:
         """Let the slab wait with the others to be discarded."""
-        if not slab.is_open:
-            return
         slab.is_open = False
         del self._open[slab.slot]
-        if slab.live == 0:
-            slab.allocation.release()
-            return
         if slab.vacant:
             self._vacant.setdefault(slab.slot, {})[slab.id] = slab
         slab.allocation._let_go(self._queue, slab.id, slab.id)

@@ -82,7 +82,7 @@ def _decode_holder(cache: Cache, decoder: Decoder, clock_offset: float) -> None:
         allocation = Allocation.adopt(cache.file, _core.FileRange(start, start + length))
     except (RangeError, RefCountError) as error:
         raise SnapshotCorruptError("a cache in the image has pages that are not its own") from error
-    number = next(cache._store.numbers)
+    number = cache._store.number()
     slab = Slab(allocation, slot, number) if slot else None
     try:
         entries = [
@@ -127,5 +127,5 @@ def _decode_value(
     if not 0 <= expires < float("inf"):
         raise SnapshotCorruptError("a value of a cache in the image has no time to expire")
     expires_at = expires - clock_offset if expires else None
-    number = next(cache._store.numbers)
+    number = cache._store.number()
     return Entry(key, allocation, start, length, number, slab, expires_at, tag)

@@ -37,7 +37,7 @@ class Store:
         self.slabs = Slabs(self.queue)
         self.entries: dict[Key, Entry] = {}
         self.holders: dict[int, Entry | Slab] = {}
-        self.numbers = itertools.count(1)
+        self.number = itertools.count(1).__next__
         self.held_bytes = self.value_bytes = 0
         self.sets = self.evictions = self.discards = self.expirations = 0
         self.uncounted_hits = 0  # looks at values that the core took for hits
@@ -62,7 +62,7 @@ class Store:
             return found
         size = slab_size(length)
         self.make_way(size)
-        number = next(self.numbers)
+        number = self.number()
         room = _core.Room(size)
         slab = self.slabs.add(self.file.allocate(size), length, number)
         room.done()
