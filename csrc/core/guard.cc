@@ -338,7 +338,10 @@ void Guard::run() {
 
 GuardPlan::Duration Guard::step() {
   MutexLock lock(mu_);
-  return look_and_react();
+  const bool stops = std::exchange(stops_, false);  // it is for the thread
+  const GuardPlan::Duration delay = look_and_react();
+  stops_ = stops_ || stops;
+  return delay;
 }
 
 GuardPlan::Duration Guard::look_and_react() {

@@ -4,7 +4,7 @@
 * ``slabs``: small values that share pages.
 * ``entry``: a value; ``values``: what it may be; ``store``: all of them, and which have to go.
 * ``changes``: one at a time; ``integrity``: what is true before and after each.
-* ``mapping``: :class:`Cache`; ``views``: its items; ``policy``, ``stats``: what it takes, and tells.
+* ``mapping``: :class:`Cache`; ``views``: its items; ``policy``, ``stats``: what it takes and tells.
 * ``snapshot``: a cache in an image and back.
 * ``decorator``: :func:`cached`.
 """
