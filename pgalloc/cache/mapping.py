@@ -251,9 +251,10 @@ class Cache(MutableMapping[Key, memoryview]):
                     self._changes.make(act, key, data, length, expires, tag, keep, otherwise=None)
                     return
         room = _core.Room(pages)
-        allocation = self._file.allocate(pages)
+        allocation = self._store.pages_to_overwrite(pages)
         entry = Entry(key, allocation, 0, length, self._store.number(), None, expires, tag)
         allocation._write(0, data)  # without the lock: the others go on
+        allocation._write(length, bytes(pages - length))
         room.done()
         self._changes.make(self._put_alone, entry, keep, otherwise=None)
 
