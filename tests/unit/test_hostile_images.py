@@ -113,7 +113,7 @@ def test_flipped_bits(slot: Slot, encoding: int) -> None:
 )
 @pytest.mark.usefixtures("alone")
 def test_every_flipped_bit(slot: Slot, encoding: int, page: int) -> None:
-    """Page by page, so that none takes long. Every bit with PGALLOC_EVERY_BIT; else one in seven."""
+    """Page by page: none takes long. Every bit with PGALLOC_EVERY_BIT; else one in seven."""
     step = 1 if os.environ.get("PGALLOC_EVERY_BIT") else 7
     bits = list(range(page * PAGE * 8, (page + 1) * PAGE * 8, step))
     refuse_flips(slot, build(sample(encoding)), bits)
