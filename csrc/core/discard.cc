@@ -213,21 +213,23 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max
   return result;
 }
 
-// The next unpinned pages from `from` on, in pieces that are punched quickly; moves `from` behind
-// them.
+// The next pages from `from` on that nobody has pinned, in pieces that are punched quickly; moves
+// `from` behind them.
 std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from) const {
   constexpr size_t kPieces = 64;
   constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
   std::vector<FileRange> pieces;
-  for (auto part = pages_.unpinned().set().lower_bound_segment(from); part.ok();
-       part = part.next()) {
-    from = std::max(from, part.start());
-    while (from < part.end()) {
-      if (pieces.size() == kPieces) return pieces;
-      pieces.push_back({from, std::min(part.end(), from + kPieceBytes)});
-      from = pieces.back().end;
-    }
-  }
+  pages_.unpinned().set().visit_range(
+      {from, UINT64_MAX}, [&](FileRange part, const UnpinnedTraits::Value& value) {
+        return pages_.usage().visit_range(part, [&](FileRange used, const PageUse& use) {
+          while (use.refs <= value.handles && !used.empty()) {
+            if (pieces.size() == kPieces) return false;
+            pieces.push_back({used.start, std::min(used.end, used.start + kPieceBytes)});
+            from = used.start = pieces.back().end;
+          }
+          return true;
+        });
+      });
   return pieces;
 }
 

@@ -352,3 +352,18 @@ def test_a_queue_with_a_policy(mf: MemoryFile, policy: int) -> None:
     assert len(set(victims) | set(gone)) == 40
     assert queue.take_victims(PAGE) == []
     testing.verify(mf)
+
+
+def test_what_was_written_beside_what_is_pinned_goes_too(mf: MemoryFile) -> None:
+    a = filled(mf, 64, b"a")
+    a.unpin()
+    assert discard(mf, MIB) == a.nbytes
+    with a.slice(8 * PAGE, 9 * PAGE):
+        mf.map_range(a.range)[:] = b"b" * a.nbytes
+        with testing.ManualPressure() as pressure:
+            pressure.demand(MIB)
+        assert stored(mf) == PAGE
+    with testing.ManualPressure() as pressure:
+        pressure.demand(MIB)
+    assert stored(mf) == 0
+    testing.verify(mf)
