@@ -213,21 +213,26 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max
   return result;
 }
 
-// The next pages from `from` on that nobody has pinned, in pieces that are punched quickly; moves
-// `from` behind them.
+// The next unpinned pages from `from` on, in pieces that are punched quickly; moves `from` behind
+// them. What was discarded before goes page by page; of what waits in a queue, a piece that holds a
+// pinned page is left to the queue, which knows the allocations.
 std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from) const {
   constexpr size_t kPieces = 64;
   constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
   std::vector<FileRange> pieces;
+  const auto cut = [&](FileRange range) {
+    while (!range.empty()) {
+      if (pieces.size() == kPieces) return false;
+      pieces.push_back({range.start, std::min(range.end, range.start + kPieceBytes)});
+      from = range.start = pieces.back().end;
+    }
+    return true;
+  };
   pages_.unpinned().set().visit_range(
       {from, UINT64_MAX}, [&](FileRange part, const UnpinnedTraits::Value& value) {
+        if (value.discarded_at == 0) return cut(part);
         return pages_.usage().visit_range(part, [&](FileRange used, const PageUse& use) {
-          while (use.refs <= value.handles && !used.empty()) {
-            if (pieces.size() == kPieces) return false;
-            pieces.push_back({used.start, std::min(used.end, used.start + kPieceBytes)});
-            from = used.start = pieces.back().end;
-          }
-          return true;
+          return use.refs > value.handles || cut(used);
         });
       });
   return pieces;
