@@ -52,6 +52,7 @@ own_reports() {
 native_tests() {
   local room
   for room in construction placement allocation references reclaim eviction usage discard cache \
+    cache_discards cache_snapshots cache_threads guard_decisions \
     hostile_input hostile_callbacks hostile_hooks save restore restore_background \
     hostile_images golden_images; do
     echo "$root/tests/unit/test_$room.py"
@@ -180,6 +181,7 @@ job_stress() {
   for bug in dirty view; do
     must_fail "$python" stress/torture.py --seconds 60 --plant $bug
   done
+  must_fail env PGALLOC_PLANT=discards "$python" -m pytest -q tests/stateful/test_discardable.py
   for bug in page decommit; do
     must_fail "$python" stress/snapshots.py --seconds 60 --plant $bug
   done

@@ -392,9 +392,14 @@ void Guard::sleep(GuardPlan::Duration delay) {
   }
   const auto timeout_ms = static_cast<int>((delay.count() + 999) / 1000);
   mu_.unlock();
+  const auto due = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
   const int ready = sys().poll(files.data(), files.size(), timeout_ms);
   if (ready < 0) std::this_thread::sleep_for(GuardPlan::kDelayMin);
   mu_.lock();
+  if (ready == 0) {
+    const auto late = std::chrono::steady_clock::now() - due;
+    plan_.came_late(std::chrono::duration_cast<GuardPlan::Duration>(late));
+  }
   if (ready <= 0) return;
   clear_event(wake_.get());
   for (const Watched& watched : levels_) {

@@ -8,7 +8,9 @@
 //      more than that is (hysteresis: or every page that is touched would cost a discard).
 //   2. Memory can be filled at most at so many bytes a second, so the next look comes before the
 //      headroom of any level can be used up, and again before its limit can be reached.
-//   3. When nothing could be given back, looking for it takes a ninth of the time at most, and looks
+//   3. On a busy machine the looks come late: the headroom grows by what can be filled meanwhile, at
+//      most to twice what was asked for.
+//   4. When nothing could be given back, looking for it takes a ninth of the time at most, and looks
 //      get rarer and rarer if there is nothing that could be written to behind the guard's back.
 #pragma once
 
@@ -53,7 +55,8 @@ class GuardPlan {
     tightest_ = UINT64_MAX;
     critical_ = false;
   }
-  void see(uint64_t available, uint64_t headroom) {
+  void see(uint64_t available, uint64_t wanted_free) {
+    const uint64_t headroom = wanted_free + std::min(wanted_free, filled_while_late());
     const uint64_t target = headroom + headroom / 4;
     const uint64_t wanted = crowded_ ? target : headroom;
     if (available < wanted) shortfall_ = std::max(shortfall_, target - available);
@@ -72,6 +75,9 @@ class GuardPlan {
   uint64_t shortfall() const { return shortfall_; }  // bytes to give back
   uint64_t slack() const { return slack_; }          // bytes until the first headroom is touched
   uint64_t available() const { return tightest_; }   // bytes until the first limit
+
+  // The last look came so much later than it was to.
+  void came_late(Duration late) { lateness_ = std::max(late, lateness_ - lateness_ / 64); }
 
   // Nothing could be given back, and looking for it took so long. With `nothing_unpinned`, nothing
   // will be until somebody unpins something.
@@ -95,7 +101,12 @@ class GuardPlan {
     return std::clamp(std::chrono::duration_cast<Duration>(time), kDelayMin, kDelayMax);
   }
 
+  uint64_t filled_while_late() const {
+    return rate_per_s_ / 1'000'000 * static_cast<uint64_t>(lateness_.count());
+  }
+
   const uint64_t rate_per_s_;
+  Duration lateness_{0};  // the worst of the last looks, fading
   uint64_t shortfall_ = 0;
   uint64_t slack_ = UINT64_MAX;
   uint64_t tightest_ = UINT64_MAX;
