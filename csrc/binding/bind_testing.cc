@@ -224,10 +224,9 @@ void bind_file_hooks(py::module_& module) {
   module.def("reset_prefault", &testing::reset_prefault);
   module.def("discard", [](uint64_t nbytes) {
     WithoutGil release;
-    const auto [given_back, no_use] =
-        LiveFiles::discard(nbytes, std::chrono::steady_clock::time_point::max());
-    if (!no_use || given_back >= nbytes) return given_back;
-    return given_back + LiveFiles::discard_leftovers(nbytes - given_back);
+    const auto done = LiveFiles::discard(nbytes, std::chrono::steady_clock::time_point::max());
+    if (!done.no_use() || done.given_back >= nbytes) return done.given_back;
+    return done.given_back + LiveFiles::discard_leftovers(nbytes - done.given_back, done.fruitless);
   });
 }
 

@@ -214,9 +214,8 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max
 }
 
 // The next unpinned pages from `from` on, in pieces that are punched quickly; moves `from` behind
-// them. What was discarded before goes page by page; of what waits in a queue, a piece that holds a
-// pinned page is left to the queue, which knows the allocations.
-std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from) const {
+// them: what was discarded before, page by page, and with `waiting` what waits in queues, too.
+std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from, bool waiting) const {
   constexpr size_t kPieces = 64;
   constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
   std::vector<FileRange> pieces;
@@ -230,7 +229,7 @@ std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from) const {
   };
   pages_.unpinned().set().visit_range(
       {from, UINT64_MAX}, [&](FileRange part, const UnpinnedTraits::Value& value) {
-        if (value.discarded_at == 0) return cut(part);
+        if (value.discarded_at == 0) return !waiting || cut(part);
         return pages_.usage().visit_range(part, [&](FileRange used, const PageUse& use) {
           return use.refs > value.handles || cut(used);
         });
@@ -238,7 +237,7 @@ std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from) const {
   return pieces;
 }
 
-uint64_t MemoryFile::discard_leftovers(uint64_t bytes_max) {
+uint64_t MemoryFile::discard_leftovers(uint64_t bytes_max, bool waiting) {
   if (forked()) return 0;
   std::optional<Operation> operation;
   MutexLock lock(mu_);
@@ -247,7 +246,7 @@ uint64_t MemoryFile::discard_leftovers(uint64_t bytes_max) {
   const CommitProbe probe(*file_, *chunks_);
   uint64_t given_back = 0;
   for (uint64_t from = 0; given_back < bytes_max && may_discard();) {
-    std::vector<FileRange> pieces = next_unpinned(from);
+    std::vector<FileRange> pieces = next_unpinned(from, waiting);
     if (pieces.empty()) break;
     lock.unlock();
     std::erase_if(pieces, [&](FileRange piece) { return probe.count(piece).value_or(1) == 0; });

@@ -52,6 +52,7 @@ void Guard::configure(const std::vector<LevelFiles>& levels) {
     MutexLock lock(mu_);
     levels_ = std::move(opened);
     ++configurations_;
+    plan_ = GuardPlan(fill_rate_per_s(std::thread::hardware_concurrency()));
     configured_.store(!levels_.empty(), std::memory_order_release);
     credit_ = 0;
     start_if_wanted();
@@ -194,9 +195,9 @@ Guard::Turn Guard::discard(uint64_t bytes) try {
   Turn turn;
   const LiveFiles::Discarded discarded = LiveFiles::discard(bytes, begin + kTurn);
   turn.given_back = discarded.given_back;
-  if (discarded.no_use) {
+  if (discarded.no_use()) {
     const uint64_t missing = bytes - std::min(bytes, turn.given_back);
-    turn.given_back += LiveFiles::discard_leftovers(missing);
+    turn.given_back += LiveFiles::discard_leftovers(missing, discarded.fruitless);
     turn.exhausted = turn.given_back < bytes;
     turn.nothing_unpinned = !LiveFiles::any_unpinned();
   }

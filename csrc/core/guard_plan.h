@@ -105,7 +105,7 @@ class GuardPlan {
     return rate_per_s_ / 1'000'000 * static_cast<uint64_t>(lateness_.count());
   }
 
-  const uint64_t rate_per_s_;
+  uint64_t rate_per_s_;
   Duration lateness_{0};  // the worst of the last looks, fading
   uint64_t shortfall_ = 0;
   uint64_t slack_ = UINT64_MAX;

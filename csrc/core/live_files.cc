@@ -171,16 +171,17 @@ LiveFiles::Discarded LiveFiles::discard(uint64_t bytes_max,
     }
     result.given_back += batch.given_back;
     fruitless = batch.given_back > 0 ? 0 : fruitless + 1;
-    result.no_use = batch.bytes == 0 || fruitless == kFruitlessMax;
-    if (result.no_use) break;
+    result.exhausted = batch.bytes == 0;
+    result.fruitless = fruitless == kFruitlessMax;
+    if (result.no_use()) break;
   }
   return result;
 }
 
-uint64_t LiveFiles::discard_leftovers(uint64_t bytes_max) {
+uint64_t LiveFiles::discard_leftovers(uint64_t bytes_max, bool waiting) {
   uint64_t bytes = 0;
   for (const FileInUse& file : files_in_use()) {
-    if (bytes < bytes_max) bytes += file->discard_leftovers(bytes_max - bytes);
+    if (bytes < bytes_max) bytes += file->discard_leftovers(bytes_max - bytes, waiting);
   }
   return bytes;
 }

@@ -42,15 +42,16 @@ class LiveFiles {
   static void resume_threads();
 
   // Discards unpinned allocations of all files, those first that were unpinned first, until
-  // `bytes_max` are back with the kernel, or the deadline has passed, or it is no use: nothing is
-  // left that can go, or what could has no pages.
+  // `bytes_max` are back with the kernel, or the deadline has passed, or it is no use.
   struct Discarded {
     uint64_t given_back = 0;
-    bool no_use = false;
+    bool exhausted = false;  // nothing is left that can go
+    bool fruitless = false;  // what went lately had no pages
+    bool no_use() const { return exhausted || fruitless; }
   };
   static Discarded discard(uint64_t bytes_max, std::chrono::steady_clock::time_point deadline);
   // As MemoryFile::discard_leftovers(), in all files.
-  static uint64_t discard_leftovers(uint64_t bytes_max);
+  static uint64_t discard_leftovers(uint64_t bytes_max, bool waiting);
   // Whether any page of any file is unpinned.
   static bool any_unpinned();
   // Begins the evictions of every file whose users are to be asked under pressure (row A4).

@@ -187,9 +187,9 @@ class MemoryFile {
         0;  // of pages that went back to the kernel: some may never have been used
   };
   Discarded discard(uint64_t bytes_max, uint64_t order_max) EXCLUDES(mu_);
-  // Gives back unpinned pages by address, whatever the queues say: what was written to after it was
-  // discarded, and what discard() would come to too late. About `bytes_max`; the bytes that went.
-  uint64_t discard_leftovers(uint64_t bytes_max) EXCLUDES(mu_);
+  // Gives back unpinned pages by address: what was written to after it was discarded, and with
+  // `waiting` what discard() would come to too late. About `bytes_max`; the bytes that went.
+  uint64_t discard_leftovers(uint64_t bytes_max, bool waiting) EXCLUDES(mu_);
   // How long ago the next to go was unpinned, compared with other files; nothing if nobody waits.
   std::optional<uint64_t> next_discard_order() const EXCLUDES(mu_);
   // Between the two nothing is discarded. Calls nest.
@@ -336,7 +336,7 @@ class MemoryFile {
   struct DiscardBatch;
   bool take_run(FileRange range, DiscardBatch& batch) REQUIRES(mu_);
   void take_discards(DiscardBatch& batch) REQUIRES(mu_);
-  std::vector<FileRange> next_unpinned(uint64_t& from) const REQUIRES(mu_);
+  std::vector<FileRange> next_unpinned(uint64_t& from, bool waiting) const REQUIRES(mu_);
   uint64_t punch_discards(DiscardBatch& batch) EXCLUDES(mu_);
   void settle_discards(const DiscardBatch& batch, bool mark) REQUIRES(mu_);
   DiscardQueue& queue_of(const Discardable& entry) REQUIRES(mu_) {
