@@ -191,15 +191,24 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max
   DiscardBatch batch;
   std::optional<Operation> operation;
   MutexLock lock(mu_);
-  if (!may_discard()) return {};
-  while (!batch.full() && batch.bytes < bytes_max) {
-    DiscardQueue* const queue = oldest_queue();
-    if (queue == nullptr || *queue->front_order() > order_max) break;
-    if (Discardable* const victim = queue->take_victim()) batch.add(*victim, *queue);
+  size_t left = 0;  // those that cannot go are put off: everybody is looked at once
+  for (const auto& queue : queues_) left += queue->size();
+  Discarded result;
+  while (true) {
+    batch.count = batch.bytes = 0;
+    while (left > 0 && !batch.full() && batch.bytes < bytes_max && may_discard()) {
+      DiscardQueue* const queue = oldest_queue();
+      if (queue == nullptr || *queue->front_order() > order_max) break;
+      --left;
+      if (Discardable* const victim = queue->take_victim()) batch.add(*victim, *queue);
+    }
+    if (batch.count == 0) return result;
+    take_discards(batch);
+    result.looked_at += batch.count;
+    if (batch.run_count > 0) break;
+    lock.unlock();  // others may want it more
+    lock.lock();
   }
-  take_discards(batch);
-  Discarded result{.looked_at = batch.count};
-  if (batch.run_count == 0) return result;
   ++discards_under_way_;
   for (size_t i = 0; i < batch.run_count; ++i) result.bytes += batch.runs[i].length();
   operation.emplace(*this);
