@@ -109,7 +109,10 @@ def _clean_up(name: str, failures: int, before: set[int], directory: Path) -> No
 
 def play(scenario: Scenario, directory: Path, name: str, error: int, **plan: int) -> FaultPlan:
     """Run a scenario under a plan and check what it leaves."""
-    _core.guard_configure([], None)  # its files are not what a failing close() is to lose
+    # The guard's files are not what a failing close() is to lose.
+    _core.guard_park()
+    _core.guard_configure([], None)
+    _core.guard_resume()
     before = _descriptors()
     account = pgalloc.memory_accounting().total()
     testing.reset_prefault()

@@ -391,6 +391,7 @@ def test_ctrl_c_gets_through(tmp_path: Path) -> None:
         testing._testing.allow_loaders(False)
         mf = MemoryFile.restore({str(Saved(tmp_path, "zstd").path)!r}, background=True)
         there, extent = mf._load(FileRange(0, 4096), None, False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
         done = threading.Event()
         def interrupt():  # again if need be: one that comes inside a finalizer is swallowed
             while not done.wait(0.5):
