@@ -204,7 +204,6 @@ MemoryFile::Discarded MemoryFile::discard(uint64_t bytes_max, uint64_t order_max
     }
     if (batch.count == 0) return result;
     take_discards(batch);
-    result.looked_at += batch.count;
     if (batch.run_count > 0) break;
     lock.unlock();  // others may want it more
     lock.lock();

@@ -181,8 +181,7 @@ class MemoryFile {
   // Discards unpinned allocations as their queues say, `bytes_max` or a little more, in one batch;
   // none whose order is beyond `order_max`.
   struct Discarded {
-    uint64_t looked_at = 0;  // allocations; 0 when none is left. Those that cannot go are put off
-    uint64_t bytes = 0;      // of those that were discarded
+    uint64_t bytes = 0;  // of those that were discarded; 0 when none is left that can go
     uint64_t given_back =
         0;  // of pages that went back to the kernel: some may never have been used
   };
