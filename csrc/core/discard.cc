@@ -235,10 +235,11 @@ std::vector<FileRange> MemoryFile::next_unpinned(uint64_t& from, bool waiting) c
     }
     return true;
   };
+  const auto& usage = pages_.usage();  // clang's analysis does not know the lock inside the lambda
   pages_.unpinned().set().visit_range(
       {from, UINT64_MAX}, [&](FileRange part, const UnpinnedTraits::Value& value) {
         if (value.discarded_at == 0) return !waiting || cut(part);
-        return pages_.usage().visit_range(part, [&](FileRange used, const PageUse& use) {
+        return usage.visit_range(part, [&](FileRange used, const PageUse& use) {
           return use.refs > value.handles || cut(used);
         });
       });
