@@ -26,8 +26,10 @@ from pgalloc.errors import (
     ForkedError,
     OptionError,
     OutOfMemoryError,
+    OwnerGoneError,
     RangeError,
     RefCountError,
+    SharingError,
     SnapshotCorruptError,
     SnapshotError,
     SnapshotVersionError,
@@ -35,6 +37,8 @@ from pgalloc.errors import (
 from pgalloc.eviction import EvictableUser
 from pgalloc.memory_file import MemoryFile
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
+from pgalloc.shared import Shared, SharedList, share
+from pgalloc.sharing import Lease, PeerFile, Server, connect
 from pgalloc.snapshot.images import ImageExtent, ImageInfo, inspect_image, verify_image
 
 _logging.getLogger("pgalloc").addHandler(_logging.NullHandler())
@@ -61,6 +65,7 @@ __all__ = [
     "ForkedError",
     "ImageExtent",
     "ImageInfo",
+    "Lease",
     "Ledger",
     "LoadProgress",
     "MemoryFile",
@@ -68,18 +73,26 @@ __all__ = [
     "MemoryKind",
     "OptionError",
     "OutOfMemoryError",
+    "OwnerGoneError",
+    "PeerFile",
     "Policy",
     "RangeError",
     "RefCountError",
     "Segment",
+    "Server",
+    "Shared",
+    "SharedList",
+    "SharingError",
     "SnapshotCorruptError",
     "SnapshotError",
     "SnapshotVersionError",
     "UnadoptedRange",
     "cached",
+    "connect",
     "inspect_image",
     "memory_accounting",
     "pressure",
+    "share",
     "total_memory",
     "verify_image",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core
 from pgalloc.errors import ClosedError, RangeError
@@ -84,6 +84,12 @@ class Allocation(_core.Allocation):
         if self.released:
             raise ClosedError("the Allocation has been released")
         self.file.decommit(self.range)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "an Allocation can only be pickled on its way to another process, by multiprocessing or "
+            "concurrent.futures; for a copy of the contents, use bytes(allocation)"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -71,3 +71,14 @@ class SnapshotCorruptError(SnapshotError):
 
 class SnapshotVersionError(SnapshotError):
     """An image of another format version, or of a machine with another page size."""
+
+
+class SharingError(Error, RuntimeError):
+    """Pages cannot be shared like this: a token that was used up, a peer that breaks the rules."""
+
+
+class OwnerGoneError(SharingError, ConnectionError):
+    """The process that owns shared pages has ended, or has dropped this peer.
+
+    Pages that are mapped stay readable; nothing more can be asked of their owner.
+    """

@@ -21,8 +21,8 @@ from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import MemoryFileStats, Segment
+from pgalloc.sharing import Sharable, remote
 from pgalloc.snapshot.hooks import Hooks
-from pgalloc.snapshot.savable import Savable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -40,7 +40,7 @@ def _stop_listening(monitor: Monitor, unsubscribe: Callable[[], None]) -> None:
     unsubscribe()
 
 
-class MemoryFile(Savable):
+class MemoryFile(Sharable):
     """Pages of one backing file: allocated, counted, mapped, accounted for, given back.
 
     ``backing`` is None for a memfd; a path for a file on disk (created if absent); or a file
@@ -113,6 +113,7 @@ class MemoryFile(Savable):
             max_allocatable_bytes=_checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
         )
         self._evictor = Evictor(self._evictables)
+        self._publish()
         fork.register(self._evictor)
         default_guard.ensure()
         if self._uses_memcg_pressure:
@@ -223,10 +224,12 @@ class MemoryFile(Savable):
 
         With a ``memcg_id`` other than 0, those that this memory cgroup pays for.
         """
-        if self._forked:
-            self._check_usable()
         if memcg_id is not None:
             memcg_id = checked_memcg_id(memcg_id)
+        if self._inherited:
+            return remote.usage(self, memcg_id or 0)
+        if self._forked:
+            self._check_usable()
         return kinds_to_bytes(self._usage(memcg_id or None))
 
     def segments(self) -> list[Segment]:
@@ -303,6 +306,9 @@ class MemoryFile(Savable):
         Views that are alive stay valid; their memory goes with the last of them. Calling it again
         does nothing.
         """
+        if self._inherited:
+            self._leave()
+            return
         if self._forked:
             self._check_usable()
         if self.closed:

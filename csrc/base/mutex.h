@@ -34,6 +34,7 @@ enum class LockRank : uint8_t {
   kEvictables,     // evictable users of one file
   kChunkMap,       // mapping chunks of one file
   kLedger,         // one account
+  kOwnerLink,      // what a peer gives back
 };
 
 namespace internal {

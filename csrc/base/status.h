@@ -27,6 +27,7 @@ enum class ErrorCode {
   kSnapshot,         // a snapshot cannot be taken, or not be restored here
   kSnapshotCorrupt,  // the image is damaged, or no image
   kSnapshotVersion,  // the image is for another version or another page size
+  kOwnerGone,        // the process that owns shared pages has ended
   kSystem,           // a system call failed: `error_number` and `call` are set
 };
 

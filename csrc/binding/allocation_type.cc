@@ -8,11 +8,16 @@
 //      pages.
 //   3. The core counts the handle as unpinned iff unpin() was called last, not pin(), and exports
 //      is 0: a live view pins. (But not in a forked child, and not once the file is closed.)
+//   4. In a peer, unpinned says that the owner of the pages counts them as unpinned. A view takes that
+//      back for good: when it goes, nobody may be there to ask.
 #include <pybind11/pybind11.h>
 #include <structmember.h>
 
+#include <errno.h>
+
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "binding/arguments.h"
 #include "binding/errors.h"
@@ -27,7 +32,7 @@ namespace {
 
 struct AllocationObject {
   PyObject_HEAD PyObject* memory_file;  // nullptr once collected
-  std::shared_ptr<MemoryFile> core;
+  std::shared_ptr<Pages> core;
   FileRange range;
   Py_ssize_t exports;
   Py_ssize_t pinning;                 // threads that are in core->pin() without the GIL
@@ -50,7 +55,8 @@ void give_back(AllocationObject* self) {
   self->core->forget(self->entry);
   const Status status = self->core->dec_ref(self->range);
   // A closed file has let go of everything; a forked child never owned it.
-  if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked) {
+  if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked ||
+      status.code() == ErrorCode::kOwnerGone) {
     return;
   }
   // Somebody dropped a reference that was not theirs. There is no caller to tell.
@@ -75,14 +81,14 @@ PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
       !as_file_range(range_object, &range)) {
     return nullptr;
   }
-  FileHandle* handle = handle_of(file);
-  if (handle == nullptr) return nullptr;
-  const Result<bool> used = handle->file()->has_unique_ref(range);
+  std::shared_ptr<Pages> pages = pages_of(file);
+  if (pages == nullptr) return nullptr;
+  const Result<bool> used = pages->has_unique_ref(range);
   if (!used.ok()) return set_error(used.status());
 
   auto* self = self_of(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
-  new (&self->core) std::shared_ptr<MemoryFile>(handle->file());
+  new (&self->core) std::shared_ptr<Pages>(std::move(pages));
   new (&self->mapping) std::shared_ptr<ChunkMap>;
   new (&self->entry) Discardable;
   new (&self->queue) std::shared_ptr<DiscardQueue>;
@@ -134,12 +140,35 @@ void pin_in_core(AllocationObject* self, bool in_place) {
   --self->pinning;
 }
 
+// Asks the owner of the pages, which only Python can: the answer to `method`, or -1 with an exception.
+int ask_owner(AllocationObject* self, const char* method) {
+  if (self->memory_file == nullptr) {
+    PyErr_SetString(error_type(ErrorCode::kClosed), "the file is being collected");
+    return -1;
+  }
+  PyObject* range = new_file_range(self->range);
+  if (range == nullptr) return -1;
+  PyObject* answer = PyObject_CallMethod(self->memory_file, method, "O", range);
+  Py_DECREF(range);
+  const int truth = answer == nullptr ? -1 : PyObject_IsTrue(answer);
+  Py_XDECREF(answer);
+  return truth;
+}
+
+bool pin_elsewhere(AllocationObject* self) {
+  const int intact = ask_owner(self, "_pin_at_owner");
+  if (intact < 0) return false;
+  self->unpinned = false;
+  self->entry.lost = intact == 0;
+  return true;
+}
+
 void drop_export(AllocationObject* self) {
   if (--self->exports > 0) return;
   self->mapping.reset();
   if (self->released) {
     give_back(self);
-  } else if (self->unpinned) {
+  } else if (self->unpinned && !self->core->discards_elsewhere()) {
     (void)self->core->unpin(self->entry);  // fails where it does not matter: closed, or forked
   }
 }
@@ -149,6 +178,7 @@ char* add_export(AllocationObject* self) {
   if (!await_pages(self->memory_file, *self->core, self->range) || !check_owned(self)) {
     return nullptr;
   }
+  if (self->unpinned && self->core->discards_elsewhere() && !pin_elsewhere(self)) return nullptr;
   ++self->exports;
   // While another thread pins, only the core's lock says what became of the contents.
   if (self->pinning > 0 || self->entry.unpinned) pin_in_core(self, /*in_place=*/true);
@@ -170,8 +200,8 @@ int get_buffer(PyObject* object, Py_buffer* buffer, int flags) {
   buffer->obj = nullptr;
   char* const address = add_export(self);
   if (address == nullptr) return -1;
-  if (PyBuffer_FillInfo(buffer, object, address, static_cast<Py_ssize_t>(self->range.length()), 0,
-                        flags) == 0) {
+  if (PyBuffer_FillInfo(buffer, object, address, static_cast<Py_ssize_t>(self->range.length()),
+                        self->core->readonly() ? 1 : 0, flags) == 0) {
     return 0;
   }
   drop_export(self);
@@ -195,9 +225,9 @@ PyObject* release(PyObject* object, PyObject*) {
 
 bool check_usable(AllocationObject* self) {
   if (!check_owned(self)) return false;
-  if (!self->core->closed() && !self->core->forked()) return true;
-  set_error(self->core->unpin(self->entry));  // says which
-  return false;
+  const Status status = self->core->check_usable();
+  if (!status.ok()) set_error(status);
+  return status.ok();
 }
 
 bool unpin_in(AllocationObject* self, std::shared_ptr<DiscardQueue> queue, uint64_t id,
@@ -220,8 +250,23 @@ bool unpin_in(AllocationObject* self, std::shared_ptr<DiscardQueue> queue, uint6
   return true;
 }
 
+// While a view is alive, or another handle of this process is on the pages, they stay pinned: true,
+// as far as anybody can tell.
+bool unpin_elsewhere(AllocationObject* self) {
+  if (!check_usable(self)) return false;
+  if (self->unpinned || self->exports > 0) return true;
+  const int unpinned = ask_owner(self, "_unpin_at_owner");
+  if (unpinned < 0) return false;
+  self->unpinned = unpinned > 0;
+  self->entry.lost = false;
+  return true;
+}
+
 PyObject* unpin(PyObject* object, PyObject*) {
-  if (!unpin_in(self_of(object), nullptr, 0, 0)) return nullptr;
+  AllocationObject* self = self_of(object);
+  const bool done = self->core->discards_elsewhere() ? unpin_elsewhere(self)
+                                                     : unpin_in(self, nullptr, 0, 0);
+  if (!done) return nullptr;
   Py_RETURN_NONE;
 }
 
@@ -251,6 +296,10 @@ PyObject* count_hits_in(PyObject* object, PyObject* queue_object) {
 PyObject* pin(PyObject* object, PyObject*) {
   AllocationObject* self = self_of(object);
   if (!check_usable(self)) return nullptr;
+  if (self->core->discards_elsewhere()) {
+    if (self->unpinned && !pin_elsewhere(self)) return nullptr;
+    return PyBool_FromLong(!std::exchange(self->entry.lost, false));
+  }
   if (!self->unpinned) Py_RETURN_TRUE;
   self->unpinned = false;
   pin_in_core(self, /*in_place=*/false);
@@ -271,7 +320,7 @@ PyObject* peek(PyObject* object, PyObject* const* args, Py_ssize_t count) {
     PyErr_SetString(error_type(ErrorCode::kRange), "not a part of the Allocation");
     return nullptr;
   }
-  if (self->core->forked()) return check_usable(self), nullptr;  // nobody here knows what is lost
+  if (!check_usable(self)) return nullptr;  // in a forked child nobody knows what is lost
   char* const address = add_export(self);
   if (address == nullptr) return nullptr;
   if (self->entry.lost) {
@@ -301,6 +350,8 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   const auto size = static_cast<uint64_t>(data.len);
   if (offset > self->range.length() || size > self->range.length() - offset) {
     status = Status::error(ErrorCode::kRange, "more than the Allocation holds");
+  } else if (self->core->readonly()) {
+    status = Status::system_error(EACCES, "write");
   } else if (char* const address = add_export(self); address != nullptr) {
     if (data.len < kByKernel) {
       std::memcpy(address + offset, data.buf, size);

@@ -205,8 +205,16 @@ void bind_memory_file(py::module_& module) {
       .def("_close", [](Self<FileHandle> handle,
                         bool keep_descriptor) { throw_if_error(handle->close(keep_descriptor)); })
       .def_property_readonly(
-          "closed", [](Self<FileHandle> handle) { return core(handle).closed(); },
+          "closed",
+          [](Self<FileHandle> handle) {
+            const auto& heir = core(handle).heir();
+            return heir == nullptr ? core(handle).closed() : heir->closed();
+          },
           "Whether close() was called.")
+      .def_property_readonly("_id", [](Self<FileHandle> handle) { return core(handle).id(); })
+      .def_property_readonly(
+          "_inherited", [](Self<FileHandle> handle) { return core(handle).heir() != nullptr; },
+          "Whether this is a forked child that has leases of its own.")
       .def_property_readonly("_forked",
                              [](Self<FileHandle> handle) { return core(handle).forked(); })
       .def_property_readonly(

@@ -28,6 +28,7 @@ constexpr std::array kErrors = {
     NamedError{ErrorCode::kSnapshot, "SnapshotError"},
     NamedError{ErrorCode::kSnapshotCorrupt, "SnapshotCorruptError"},
     NamedError{ErrorCode::kSnapshotVersion, "SnapshotVersionError"},
+    NamedError{ErrorCode::kOwnerGone, "OwnerGoneError"},
 };
 
 std::array<PyObject*, kErrors.size()> types{};

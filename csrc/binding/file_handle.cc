@@ -11,8 +11,7 @@ namespace pgalloc::binding {
 namespace py = pybind11;
 
 FileHandle::~FileHandle() {
-  Py_XDECREF(writable_);
-  Py_XDECREF(readonly_);
+  views_.clear();
   // The last owner closes the file and waits for the reclaimer, which may be in a punch.
   WithoutGil release;
   file_.reset();
@@ -20,6 +19,10 @@ FileHandle::~FileHandle() {
 
 Status FileHandle::close(bool keep_descriptor) {
   Status status;
+  if (const auto& heir = file_->heir(); heir != nullptr) {  // a forked child lets go of its share
+    heir->close();
+    return status;
+  }
   {
     WithoutGil release;
     if (keep_descriptor) {
@@ -31,16 +34,15 @@ Status FileHandle::close(bool keep_descriptor) {
   if (file_->forked()) return status;
   // Every address is turned into a view without letting go of the GIL in between, and after the
   // close there are no more addresses; so with the GIL held nobody is half-way.
-  Py_CLEAR(writable_);
-  Py_CLEAR(readonly_);
+  views_.clear();
   file_->release_mapping();
   return status;
 }
 
-PyObject* FileHandle::view(FileRange range, bool readonly) {
+PyObject* WholeViews::view(const Pages& pages, FileRange range, bool readonly) {
   PyObject*& whole = readonly ? readonly_ : writable_;
   if (whole == nullptr) {
-    whole = whole_view(file_->chunks(), readonly);
+    whole = whole_view(pages.chunks(), readonly);
     if (whole == nullptr) return nullptr;
   }
   return PySequence_GetSlice(whole, static_cast<Py_ssize_t>(range.start),
@@ -62,8 +64,14 @@ FileHandle* handle_of(PyObject* memory_file) {
   return handle;
 }
 
-bool await_pages(PyObject* memory_file, const MemoryFile& file, FileRange range) {
-  if (!file.incomplete()) return true;
+std::shared_ptr<Pages> pages_of(PyObject* object) {
+  if (auto peer = peer_of(object)) return peer;
+  const FileHandle* handle = handle_of(object);
+  return handle == nullptr ? nullptr : handle->file();
+}
+
+bool await_pages(PyObject* memory_file, const Pages& pages, FileRange range) {
+  if (!pages.incomplete()) return true;
   if (memory_file == nullptr) {
     PyErr_SetString(error_type(ErrorCode::kClosed), "the MemoryFile is being collected");
     return false;

@@ -1,7 +1,7 @@
-// Purpose: what Python's MemoryFile object holds: the core file, and the two views over its whole
-// address range that map_range() cuts its results from.
+// Purpose: what Python's MemoryFile object holds, and PeerFile's: the core file, and the two views over
+// its whole address range that map_range() cuts its results from.
 //
-// Invariant: a view over the whole range never leaves this object; only slices of it that were
+// Invariant: a view over the whole range never leaves its object; only slices of it that were
 // checked against the file do.
 #pragma once
 
@@ -14,6 +14,26 @@
 
 namespace pgalloc::binding {
 
+// The views over all of a mapping, made when they are first needed.
+class WholeViews {
+ public:
+  WholeViews() = default;
+  ~WholeViews() { clear(); }
+  WholeViews(const WholeViews&) = delete;
+  WholeViews& operator=(const WholeViews&) = delete;
+
+  // A memoryview of `range`, which must be mapped. New reference, or nullptr with an exception set.
+  PyObject* view(const Pages& pages, FileRange range, bool readonly);
+  void clear() {
+    Py_CLEAR(writable_);
+    Py_CLEAR(readonly_);
+  }
+
+ private:
+  PyObject* writable_ = nullptr;
+  PyObject* readonly_ = nullptr;
+};
+
 class FileHandle {
  public:
   explicit FileHandle(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {}
@@ -22,24 +42,27 @@ class FileHandle {
   FileHandle& operator=(const FileHandle&) = delete;
 
   const std::shared_ptr<MemoryFile>& file() const { return file_; }
-  // A memoryview of `range`, which must be mapped. New reference, or nullptr with an exception set.
-  PyObject* view(FileRange range, bool readonly);
+  PyObject* view(FileRange range, bool readonly) { return views_.view(*file_, range, readonly); }
   // Closes the file, and lets go of its mapping: what is still viewed keeps it (row I2).
   Status close(bool keep_descriptor);
 
  private:
   std::shared_ptr<MemoryFile> file_;
-  PyObject* writable_ = nullptr;
-  PyObject* readonly_ = nullptr;
+  WholeViews views_;
 };
 
 // The handle of a MemoryFile object (or subclass); nullptr with TypeError set for anything else,
 // and with RuntimeError for one whose __init__ never ran.
 FileHandle* handle_of(PyObject* memory_file);
 
+// What a handle on pages of `object`, a MemoryFile or a PeerFile, works on; nullptr as above.
+std::shared_ptr<Pages> pages_of(PyObject* object);
+// The peer behind a PeerFile object; nullptr, without an exception, for anything else.
+std::shared_ptr<PeerFile> peer_of(PyObject* object);
+
 // Waits, without the GIL, until `range` has come from the image that is being loaded. False with an
 // exception set. To be called before the core's map() wherever that must not block.
-bool await_pages(PyObject* memory_file, const MemoryFile& file, FileRange range);
+bool await_pages(PyObject* memory_file, const Pages& pages, FileRange range);
 
 // A memoryview over all of `chunks`, mapped or not. It keeps the mapping alive, and nothing else:
 // rows E4 and I2 say that mappings go when the last view goes.

@@ -82,8 +82,21 @@ Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request) {
   return file.allocate(request, /*may_wait=*/true);
 }
 
+// In a forked child the owner of the pages is another process, which Python asks.
+PyObject* ask_owner(PyObject* self, const char* name, PyObject* const* args, Py_ssize_t count,
+                    PyObject* names) {
+  PyObject* method = PyObject_GetAttrString(self, name);
+  if (method == nullptr) return nullptr;
+  PyObject* answer = PyObject_Vectorcall(method, args, static_cast<size_t>(count), names);
+  Py_DECREF(method);
+  return answer;
+}
+
 PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   FileHandle* handle = handle_of(self);
+  if (handle != nullptr && handle->file()->discards_elsewhere()) {
+    return ask_owner(self, "_allocate_at_owner", args, count, names);
+  }
   AllocateArguments arguments;
   if (handle == nullptr || !parse_allocate(args, count, names, &arguments)) return nullptr;
   if (arguments.reader != nullptr && !PyCallable_Check(arguments.reader)) {
@@ -132,6 +145,9 @@ PyObject* dec_ref(PyObject* self, PyObject* argument) {
 
 PyObject* has_unique_ref(PyObject* self, PyObject* argument) {
   FileHandle* handle = handle_of(self);
+  if (handle != nullptr && handle->file()->discards_elsewhere()) {
+    return ask_owner(self, "_has_unique_ref_at_owner", &argument, 1, nullptr);
+  }
   FileRange range;
   if (handle == nullptr || !as_file_range(argument, &range)) return nullptr;
   const Result<bool> unique = handle->file()->has_unique_ref(range);

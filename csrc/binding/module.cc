@@ -23,5 +23,6 @@ PYBIND11_MODULE(_core, module) {
   bind_ledger(module);
   bind_fork(module);
   bind_guard(module);
+  bind_sharing(module);
   bind_testing(module);
 }

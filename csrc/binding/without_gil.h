@@ -6,7 +6,6 @@
 #pragma once
 
 #include <Python.h>
-#include <cxxabi.h>
 
 #include <chrono>
 #include <thread>
@@ -19,7 +18,7 @@ class WithoutGil {
   ~WithoutGil() {
     try {
       PyEval_RestoreThread(state_);
-    } catch (const abi::__forced_unwind&) {
+    } catch (...) {  // an unwinding thread: that is no exception with an object to refer to
       while (true) std::this_thread::sleep_for(std::chrono::hours(1));
     }
   }

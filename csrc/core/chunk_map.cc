@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <new>
 
 #include "os/syscalls.h"
 
@@ -24,21 +25,23 @@ uint64_t default_capacity() {
   return std::max(std::bit_ceil(4 * pages * page_size()), kChunkSize);
 }
 
-Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity) {
+Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity,
+                                                    bool writable) {
   uint64_t size = capacity.value_or(default_capacity());
   while (true) {
     void* base = sys().mmap(nullptr, size, PROT_NONE, kReserveFlags, -1, 0);
     if (base != MAP_FAILED) {
       // A core dump of terabytes of nothing helps nobody; failure to say so harms nobody.
       sys().madvise(base, size, MADV_DONTDUMP);
-      return std::shared_ptr<ChunkMap>(new ChunkMap(static_cast<char*>(base), size));
+      return std::shared_ptr<ChunkMap>(new ChunkMap(static_cast<char*>(base), size, writable));
     }
     if (capacity || size <= kChunkSize) return Status::system_error(errno, "mmap");
     size /= 2;
   }
 }
 
-ChunkMap::ChunkMap(char* base, uint64_t capacity) : base_(base), capacity_(capacity) {
+ChunkMap::ChunkMap(char* base, uint64_t capacity, bool writable)
+    : base_(base), capacity_(capacity), writable_(writable) {
   const uint64_t chunks = (capacity + kChunkSize - 1) / kChunkSize;
   mapped_ = std::make_unique<std::atomic<bool>[]>(chunks);
 }
@@ -60,8 +63,9 @@ Status ChunkMap::map(int fd, FileRange range) {
 Status ChunkMap::map_chunk(int fd, uint64_t chunk) {
   const uint64_t offset = chunk * kChunkSize;
   const uint64_t length = std::min(kChunkSize, capacity_ - offset);
-  void* mapped = sys().mmap(address(offset), length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
-                            fd, static_cast<off_t>(offset));
+  const int protection = writable_ ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* mapped = sys().mmap(address(offset), length, protection, MAP_SHARED | MAP_FIXED, fd,
+                            static_cast<off_t>(offset));
   if (mapped == MAP_FAILED) {
     const int error_number = errno;
     // The kernel may have taken the reservation away before it failed. Take it back, unless it is
@@ -73,6 +77,8 @@ Status ChunkMap::map_chunk(int fd, uint64_t chunk) {
   mapped_[chunk].store(true, std::memory_order_release);
   return {};
 }
+
+void ChunkMap::reset_after_fork() { new (&mu_) Mutex(LockRank::kChunkMap); }
 
 void ChunkMap::seal() {
   MutexLock lock(mu_);

@@ -29,7 +29,9 @@ class ChunkMap {
  public:
   // Reserves addresses for `capacity` bytes. Without one: 4 x the machine's memory rounded up to a
   // power of two, halved while the kernel refuses, so that many files fit one process.
-  static Result<std::shared_ptr<ChunkMap>> reserve(std::optional<uint64_t> capacity);
+  // Without `writable`, chunks are mapped for reading only.
+  static Result<std::shared_ptr<ChunkMap>> reserve(std::optional<uint64_t> capacity,
+                                                   bool writable = true);
   ~ChunkMap();
   ChunkMap(const ChunkMap&) = delete;
   ChunkMap& operator=(const ChunkMap&) = delete;
@@ -50,13 +52,17 @@ class ChunkMap {
   Status map(int fd, FileRange range) EXCLUDES(mu_);
   // No chunk is mapped from here on: the descriptor is about to be closed.
   void seal() EXCLUDES(mu_);
+  // In a forked child that goes on using the mapping it inherited.
+  // REQUIRES: the child has only this thread yet.
+  void reset_after_fork();
 
  private:
-  ChunkMap(char* base, uint64_t capacity);
+  ChunkMap(char* base, uint64_t capacity, bool writable);
   Status map_chunk(int fd, uint64_t chunk) REQUIRES(mu_);
 
   char* const base_;
   const uint64_t capacity_;
+  const bool writable_;
   std::unique_ptr<std::atomic<bool>[]> mapped_;
   Mutex mu_{LockRank::kChunkMap};
   bool sealed_ GUARDED_BY(mu_) = false;

@@ -419,6 +419,7 @@ void Guard::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
   parents.levels_.clear();
   parents.wake_ = {};
   instance_.store(new Guard, std::memory_order_release);
+  parents.mu_.unlock();
 }
 
 }  // namespace pgalloc

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/guard.h"
+#include "core/inheritance.h"
 #include "core/memory_file.h"
 
 namespace pgalloc {
@@ -43,6 +44,8 @@ Registry& registry() {
 void before_fork() NO_THREAD_SAFETY_ANALYSIS {
   Guard::before_fork();
   registry().mu.lock();
+  if (!Inheritance::armed()) return;
+  for (MemoryFile* file : registry().files) Inheritance::prepare(file);
 }
 void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS {
   registry().mu.unlock();

@@ -36,6 +36,12 @@ MemoryFileOptions normalized(MemoryFileOptions options) {
   return options;
 }
 
+// Names are not used again: a late message about a file that is gone must not reach another one.
+uint64_t next_id() {
+  static std::atomic<uint64_t> last{0};
+  return last.fetch_add(1, std::memory_order_relaxed) + 1;
+}
+
 Result<std::unique_ptr<BackingFile>> open_backing(const Backing& backing) {
   if (const auto* path = std::get_if<BackingPath>(&backing)) {
     return BackingFile::open_path(path->path);
@@ -71,6 +77,7 @@ Result<std::shared_ptr<MemoryFile>> MemoryFile::create(const Backing& backing,
 MemoryFile::MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkMap> chunks,
                        const MemoryFileOptions& options)
     : options_(options),
+      id_(next_id()),
       file_(std::move(file)),
       chunks_(std::move(chunks)),
       capacity_(chunks_->capacity()) {}
@@ -81,6 +88,7 @@ void MemoryFile::destroy(MemoryFile* file) {
   if (file->forked()) {
     // Locks and condition variables are in the state some thread of the parent left them in:
     // destroying them could wait for ever. Give back what the kernel counts, and leave the rest.
+    file->heir_.reset();
     file->file_->close();
     file->chunks_.reset();
     return;
@@ -111,7 +119,7 @@ Status MemoryFile::check_open() const {
 }
 
 Status MemoryFile::inc_ref(FileRange range, uint32_t memcg_id) {
-  if (forked()) return check_open();
+  if (forked()) return heir_ ? heir_->inc_ref(range, memcg_id) : check_open();
   MutexLock lock(mu_);
   wait_for_discards(range);
   if (closed()) return check_open();
@@ -119,7 +127,7 @@ Status MemoryFile::inc_ref(FileRange range, uint32_t memcg_id) {
 }
 
 Status MemoryFile::dec_ref(FileRange range) {
-  if (forked()) return check_open();
+  if (forked()) return heir_ ? heir_->dec_ref(range) : check_open();
   MutexLock lock(mu_);
   if (closed()) return check_open();
   Result<uint64_t> wasted = pages_.dec_ref(range);
@@ -133,7 +141,10 @@ Status MemoryFile::dec_ref(FileRange range) {
 }
 
 Result<bool> MemoryFile::has_unique_ref(FileRange range) const {
-  if (forked()) return check_open();
+  if (forked()) {
+    if (heir_ != nullptr) return heir_->has_unique_ref(range);
+    return check_open();
+  }
   MutexLock lock(mu_);
   if (closed()) return check_open();
   return pages_.has_unique_ref(range);
@@ -183,6 +194,7 @@ Status MemoryFile::decommit(FileRange range) {
 }
 
 Status MemoryFile::write(uint64_t offset, const char* data, uint64_t size) {
+  if (discards_elsewhere()) return heir_->write(offset, data, size);
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(begin_operation(operation));
   return os::write_at(file_->fd(), offset, data, size);
@@ -201,6 +213,7 @@ void MemoryFile::settle_leaving(const std::vector<FileRange>& taken, bool gone) 
 }
 
 Result<char*> MemoryFile::map_slow(FileRange range) {
+  if (discards_elsewhere() && !incomplete()) return heir_->map(range);
   if (closed()) return Status::error(ErrorCode::kClosed, "the MemoryFile is closed");
   if (range.empty()) return Status::error(ErrorCode::kRange, "the range is empty");
   if (range.end > file_->size()) {
@@ -219,6 +232,16 @@ Result<char*> MemoryFile::map_slow(FileRange range) {
     }
   }
   return chunks_->address(range.start);
+}
+
+void MemoryFile::lease_to_child(InheritedFile* inherited) {
+  inherited->file = weak_from_this().lock();
+  if (inherited->file == nullptr) return;
+  MutexLock lock(mu_);
+  if (closed() || incomplete()) return;
+  inherited->pages = pages_.pinned();
+  for (const auto& [range, refs] : inherited->pages) PGALLOC_CHECK(pages_.inc_ref(range, 0).ok());
+  inherited->ready = true;
 }
 
 bool MemoryFile::begin_use() {

@@ -13,7 +13,8 @@
 //   2. operations_ counts the calls that use the descriptor without mu_; close() waits for them.
 //   3. A result of a commit scan is applied only to pages outside disturbed_: those whose contents
 //      or owner changed while the scan looked (row H3).
-//   4. In a forked child no lock of this object is ever taken.
+//   4. In a forked child no lock of this object is ever taken. What handles ask is answered by heir_,
+//      once the child has become a peer of its parent.
 //   5. gate_ is 0 only while the file is open and no page is pending: then map() needs no lock.
 //   6. Pages in discarding_ are being punched because nobody has them pinned. Nobody pins them or
 //      takes a reference on them before the punch is through.
@@ -44,9 +45,12 @@
 #include "core/evictables.h"
 #include "core/extent_builder.h"
 #include "core/image_file.h"
+#include "core/inheritance.h"
 #include "core/ledger.h"
 #include "core/live_files.h"
 #include "core/page_states.h"
+#include "core/pages.h"
+#include "core/peer_file.h"
 #include "core/placement.h"
 
 namespace pgalloc {
@@ -111,7 +115,7 @@ namespace testing {
 extern std::atomic<bool> loaders_allowed;
 }  // namespace testing
 
-class MemoryFile {
+class MemoryFile final : public Pages, public std::enable_shared_from_this<MemoryFile> {
  public:
   using Deadline = std::optional<std::chrono::steady_clock::time_point>;
 
@@ -126,19 +130,19 @@ class MemoryFile {
                              bool* must_wait = nullptr) EXCLUDES(mu_);
 
   // Section C.
-  Status inc_ref(FileRange range, uint32_t memcg_id) EXCLUDES(mu_);
-  Status dec_ref(FileRange range) EXCLUDES(mu_);
-  Result<bool> has_unique_ref(FileRange range) const EXCLUDES(mu_);
+  Status inc_ref(FileRange range, uint32_t memcg_id) override EXCLUDES(mu_);
+  Status dec_ref(FileRange range) override EXCLUDES(mu_);
+  Result<bool> has_unique_ref(FileRange range) const override EXCLUDES(mu_);
 
   // Section D.
   Status decommit(FileRange range) EXCLUDES(mu_);
 
   // Writes into used pages, a part of one too, without touching them: cheaper than page faults.
-  Status write(uint64_t offset, const char* data, uint64_t size) EXCLUDES(mu_);
+  Status write(uint64_t offset, const char* data, uint64_t size) override EXCLUDES(mu_);
 
   // Section E: the address of any non-empty range inside the file. If the range is pending, this
   // loads it or waits for it; whoever must not block calls load() before.
-  Result<char*> map(FileRange range) {
+  Result<char*> map(FileRange range) override {
     if (gate_.load(std::memory_order_acquire) == 0 && !range.empty() &&
         range.end <= file_->size() && chunks_->is_mapped(range)) {
       return chunks_->address(range.start);
@@ -147,7 +151,8 @@ class MemoryFile {
   }
   // Whoever hands out an address keeps this alive as long as the address is in use.
   // REQUIRES: not closed.
-  const std::shared_ptr<ChunkMap>& chunks() const { return chunks_; }
+  std::shared_ptr<ChunkMap> chunks() const override { return chunks_; }
+  bool readonly() const override { return false; }
 
   // Section F. False when the deadline passed first.
   bool wait_for_reclaim(Deadline deadline) EXCLUDES(mu_);
@@ -172,12 +177,12 @@ class MemoryFile {
 
   // Discardable memory. An entry belongs to a handle that owns a reference on each page of its
   // range, and lives until forget(). kRefCount if no handle had one of its pages pinned.
-  Status unpin(Discardable& entry) EXCLUDES(mu_);
+  Status unpin(Discardable& entry) override EXCLUDES(mu_);
   // Waits for a discard of these pages that is under way; afterwards entry.lost says if there was
   // one. With `in_place` the entry keeps its place in a queue whose policy knows visits.
-  void pin(Discardable& entry, bool in_place = false) EXCLUDES(mu_);
+  void pin(Discardable& entry, bool in_place) override EXCLUDES(mu_);
   // The handle ends, or gives its reference back.
-  void forget(Discardable& entry) EXCLUDES(mu_);
+  void forget(Discardable& entry) override EXCLUDES(mu_);
   // Discards unpinned allocations as their queues say, `bytes_max` or a little more, in one batch;
   // none whose order is beyond `order_max`.
   struct Discarded {
@@ -194,7 +199,10 @@ class MemoryFile {
   // Between the two nothing is discarded. Calls nest.
   void hold_discards() EXCLUDES(mu_);
   void resume_discards() EXCLUDES(mu_);
-  bool discarding() const { return discards_under_way_.load(std::memory_order_acquire) > 0; }
+  bool discarding() const override {
+    return discards_under_way_.load(std::memory_order_acquire) > 0;
+  }
+  bool discards_elsewhere() const override { return forked() && heir_ != nullptr; }
   // A queue beside the file's own; it lasts as long as somebody else holds it, or entries are in it.
   std::shared_ptr<DiscardQueue> add_queue(DiscardPolicy policy) EXCLUDES(mu_);
   std::vector<uint64_t> take_discarded_ids(DiscardQueue& queue) EXCLUDES(mu_);
@@ -234,7 +242,7 @@ class MemoryFile {
   // Whether pages are still on their way.
   bool loading() const EXCLUDES(mu_);
   // Whether pages are still on their way, or could not be loaded. Without a lock.
-  bool incomplete() const { return (gate_.load(std::memory_order_acquire) & kIncomplete) != 0; }
+  bool incomplete() const override { return (gate_.load(std::memory_order_acquire) & kIncomplete) != 0; }
   struct LoadProgress {
     uint64_t total_bytes = 0;
     uint64_t pending_bytes = 0;
@@ -242,6 +250,16 @@ class MemoryFile {
     uint64_t failed_bytes = 0;
   };
   LoadProgress load_progress() const EXCLUDES(mu_);
+
+  // Sharing. A name for this file in its process, and its share for a child that is about to be
+  // forked.
+  uint64_t id() const { return id_; }
+  void lease_to_child(InheritedFile* inherited) EXCLUDES(mu_);
+  // In the child: `heir` has the leases, and answers from here on.
+  // REQUIRES: forked(), and no other thread yet.
+  void inherit(std::shared_ptr<PeerFile> heir) { heir_ = std::move(heir); }
+  // nullptr, but in a forked child that has become a peer.
+  const std::shared_ptr<PeerFile>& heir() const { return heir_; }
 
   // Row J7. One reference on each page of `range` that came from the image has found its owner.
   Status adopt(FileRange range) EXCLUDES(mu_);
@@ -259,6 +277,10 @@ class MemoryFile {
   void release_mapping() { chunks_.reset(); }
   bool closed() const { return (gate_.load(std::memory_order_acquire) & kClosed) != 0; }
   bool forked() const { return generation_ != process_generation(); }
+  // For handles: whether they can be used, in this process.
+  Status check_usable() const override {
+    return discards_elsewhere() ? heir_->check_usable() : check_open();
+  }
   int fd() const { return file_->fd(); }
   const MemoryFileOptions& options() const { return options_; }
   DelayedEviction delayed_eviction() const { return options_.delayed_eviction; }
@@ -290,7 +312,7 @@ class MemoryFile {
 
   MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkMap> chunks,
              const MemoryFileOptions& options);
-  ~MemoryFile();
+  ~MemoryFile() override;
   static void destroy(MemoryFile* file);
 
   // Why calls may not proceed. Checking forked() comes before taking any lock.
@@ -355,6 +377,7 @@ class MemoryFile {
       EXCLUDES(mu_);
 
   const MemoryFileOptions options_;
+  const uint64_t id_;
   const uint32_t generation_ = process_generation();
   const std::unique_ptr<BackingFile> file_;
   std::shared_ptr<ChunkMap> chunks_;
@@ -362,6 +385,7 @@ class MemoryFile {
   Ledger ledger_;
   const std::shared_ptr<Evictables> evictables_ = std::make_shared<Evictables>();
   Clock clock_;
+  std::shared_ptr<PeerFile> heir_;
   static constexpr uint8_t kClosed = 1;
   static constexpr uint8_t kIncomplete = 2;  // pages are pending
   std::atomic<uint8_t> gate_{0};

@@ -237,7 +237,7 @@ void PageStates::restore(const std::vector<PageSegment>& segments) {
 
 Status PageStates::adopt(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(check_used(range));
-  if (unadopted_.adopt(range)) return {};
+  if (unadopted_.remove(range, nullptr)) return {};
   return Status::error(ErrorCode::kRefCount,
                        text(range) + " has pages with no reference left to adopt");
 }
@@ -282,6 +282,30 @@ bool PageStates::is_discardable(FileRange range) const {
     return true;
   });
   return bytes == range.length();
+}
+
+std::vector<std::pair<FileRange, uint32_t>> PageStates::pinned() const {
+  std::vector<std::pair<FileRange, uint32_t>> result;
+  const auto append = [&](FileRange range, uint32_t refs) {
+    if (!result.empty() && result.back().first.end == range.start && result.back().second == refs) {
+      result.back().first.end = range.end;
+    } else {
+      result.emplace_back(range, refs);
+    }
+  };
+  for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
+    const uint32_t refs = segment.value().refs;
+    if (refs == 0 || refs == UINT32_MAX) continue;
+    uint64_t from = segment.start();
+    unpinned_.set().visit_range(
+        segment.range(), [&](FileRange part, const UnpinnedTraits::Value& value) {
+          if (value.handles < refs) return;
+          if (from < part.start) append({from, part.start}, refs);
+          from = part.end;
+        });
+    if (from < segment.end()) append({from, segment.end()}, refs);
+  }
+  return result;
 }
 
 void PageStates::clear() {

@@ -20,14 +20,15 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
+#include "core/counted_pages.h"
 #include "core/ledger.h"
 #include "core/page_use.h"
 #include "core/pending_pages.h"
 #include "core/placement.h"
-#include "core/unadopted.h"
 #include "core/unpinned_pages.h"
 
 namespace pgalloc {
@@ -93,7 +94,8 @@ class PageStates {
   Status adopt(FileRange range);
   // Drops all references that have no owner. The bytes that became waste.
   uint64_t drop_unadopted();
-  const Unadopted& unadopted() const { return unadopted_; }
+  // References that a restored file has because the image says so, without an owner yet.
+  const CountedPages& unadopted() const { return unadopted_; }
   const PendingPages& pending() const { return pending_; }
   // For whoever loads the contents of an image.
   PendingPages& pending() { return pending_; }
@@ -102,6 +104,8 @@ class PageStates {
   Status unpin(FileRange range);
   // Whether nobody needs the contents: all references are unpinned, and nothing is on its way.
   bool is_discardable(FileRange range) const;
+  // The pages whose contents somebody needs, in order, with their references.
+  std::vector<std::pair<FileRange, uint32_t>> pinned() const;
   const UnpinnedPages& unpinned() const { return unpinned_; }
   UnpinnedPages& unpinned() { return unpinned_; }
 
@@ -131,7 +135,7 @@ class PageStates {
   UsageSet usage_;
   RangeSet waste_;
   PendingPages pending_;
-  Unadopted unadopted_;
+  CountedPages unadopted_;
   UnpinnedPages unpinned_;
   uint64_t used_bytes_ = 0;
   uint64_t releasing_bytes_ = 0;

@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -48,6 +49,11 @@ int munlock_call(const void* address, size_t length) {
   return static_cast<int>(::syscall(SYS_munlock, address, length));
 }
 
+// At once or not at all, and without SIGPIPE.
+ssize_t send_call(int fd, const void* data, size_t size) {
+  return ::send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 constexpr Syscalls kKernel = {
     .open = open_call,
     .close = ::close,
@@ -74,6 +80,7 @@ constexpr Syscalls kKernel = {
     .munlock = munlock_call,
     .read = ::read,
     .write = ::write,
+    .send = send_call,
     .eventfd = ::eventfd,
     .poll = ::poll,
 };

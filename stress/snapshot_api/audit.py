@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pgalloc
 from pgalloc import MemoryFile, testing
+from pgalloc.pressure import default_guard
 from snapshot_api.stamps import PromiseBrokenError
 
 _PATIENCE_S = 60.0
@@ -45,6 +46,7 @@ class Leftovers:
     """Descriptors, mappings, threads and booked bytes of this process, at rest."""
 
     def __init__(self) -> None:
+        default_guard.ensure()  # it stays, with the descriptors it has open
         self._before = self._now()
 
     def expect_none(self, after_interrupts: bool = False) -> None:

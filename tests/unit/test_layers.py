@@ -47,6 +47,7 @@ PARTS = {
     "binding/bind_ledger.cc": "binding/bind.h",
     "binding/bind_memory_file.cc": "binding/bind.h",
     "binding/bind_restore.cc": "binding/bind.h",
+    "binding/bind_sharing.cc": "binding/bind.h",
     "binding/bind_testing.cc": "binding/bind.h",
     "binding/module.cc": "binding/bind.h",
 }
@@ -137,6 +138,8 @@ THREADS = {
     "core/image_writer.cc",
     "core/image_writer.h",
     "core/memory_file.h",
+    "core/owner_link.cc",
+    "core/owner_link.h",
     "core/prefault.cc",
     "core/threads.cc",
 }
@@ -152,6 +155,8 @@ CLOCKS = {
     "core/load.cc",
     "core/memory_file.cc",
     "core/memory_file.h",
+    "core/owner_link.cc",
+    "core/owner_link.h",
     "core/reclaim.cc",
     "core/save.cc",
     "binding/bind_image_writer.cc",

@@ -1,0 +1,45 @@
+// Purpose: the references that the owner of a file keeps on behalf of one peer: the peer's leases.
+//
+// Thread safety: externally synchronised.
+//
+// Invariant: the table owns as many references on each page as it counts. It gives them back when it
+// goes, so a peer that dies, however it dies, leaves none.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/counted_pages.h"
+#include "core/memory_file.h"
+
+namespace pgalloc {
+
+class LeaseTable {
+ public:
+  explicit LeaseTable(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {}
+  ~LeaseTable() { drop_all(); }
+  LeaseTable(const LeaseTable&) = delete;
+  LeaseTable& operator=(const LeaseTable&) = delete;
+
+  const std::shared_ptr<MemoryFile>& file() const { return file_; }
+  // The bytes of the pages that are held.
+  uint64_t bytes() const { return held_.set().span(); }
+  bool has(FileRange range) const { return !range.empty() && held_.has(range); }
+  const CountedPages& held() const { return held_; }
+
+  // Takes over a reference on each page of `range` from the caller. On an error it is still his.
+  Status add(FileRange range);
+  // Gives one back, or to the caller. kRefCount, without effect, unless each page is held.
+  Status remove(FileRange range);
+  Status hand_over(FileRange range);
+  // Takes a reference wherever `other` has one, once for each page.
+  Status copy(const LeaseTable& other);
+  // Gives all back.
+  void drop_all();
+
+ private:
+  const std::shared_ptr<MemoryFile> file_;
+  CountedPages held_;
+};
+
+}  // namespace pgalloc

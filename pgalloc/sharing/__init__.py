@@ -1,0 +1,19 @@
+"""Sharing pages among processes: one owner, and leases.
+
+The process that made a MemoryFile owns its metadata. Others map the same memory and hold leases: as
+long as one has a handle on a page, the owner keeps a reference for it. Each peer has a connection
+to the owner; the kernel closes it when the peer dies, however it dies, and the owner takes back
+what it held. Nothing has a name that could be left behind.
+
+* ``protocol``: the messages. ``broker``, ``session``, ``offers``: the owner's side.
+* ``connection``, ``peer``, ``remote``: the peer's. ``inheritance``: forked children.
+* ``transport``: how pages travel in what multiprocessing sends. ``arrays``: numpy on top of it.
+* ``serving``: sockets with a name. ``sharable``: what a MemoryFile offers of all this.
+"""
+
+from pgalloc.sharing import inheritance, transport
+from pgalloc.sharing.peer import PeerFile
+from pgalloc.sharing.serving import Server, connect
+from pgalloc.sharing.sharable import Lease, Sharable
+
+__all__ = ["Lease", "PeerFile", "Server", "Sharable", "connect", "inheritance", "transport"]

@@ -1,0 +1,486 @@
+"""The broker: one thread of an owner that answers its peers.
+
+It starts when something is shared for the first time, and ends when nothing is any more: no offer,
+no peer, no server. The socket it listens on by itself has an abstract name, which the kernel forgets
+with the process, however that ends.
+
+Thread safety: any thread. ``lock`` guards offers, sessions and doors; it is held for one step of
+one request at a time, never while a peer is waited for.
+
+Invariants:
+  1. No peer is waited for: what one does not read waits in its channel, which is not read meanwhile.
+  2. A peer that has not said who it is may hold a descriptor for GREETING_MAX_S, and the STRANGERS_MAX
+     newest ones only.
+  3. In a forked child every descriptor of the parent's broker is closed at once: peers learn of an
+     owner's death by its last descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import logging
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pgalloc import _core, fork
+from pgalloc.allocation import Allocation
+from pgalloc.errors import Error
+from pgalloc.sharing import protocol
+from pgalloc.sharing.offers import UNCLAIMED_MAX_S, Offers
+from pgalloc.sharing.protocol import Op, ProtocolError
+from pgalloc.sharing.session import Answer, Scope, Session
+from pgalloc.sharing.tokens import Address, Token
+
+GREETING_MAX_S = 10.0
+STRANGERS_MAX = 64
+_ACCEPTS_AT_ONCE = 16
+_IDLE_S = 0.2  # before it ends
+_CREDENTIALS = struct.Struct("3i")
+_KIND = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+_log = logging.getLogger("pgalloc")
+
+
+class Door:
+    """A listening socket, and what those who come in by it may use."""
+
+    def __init__(self, listener: socket.socket, scope: Scope) -> None:
+        self.listener = listener
+        self.scope = scope
+
+
+class Channel:
+    """The connection of one peer."""
+
+    def __init__(self, sock: socket.socket, session: Session, *, greeted: bool) -> None:
+        self.socket = sock
+        self.session = session
+        self.greeted = greeted
+        self.since = time.monotonic()
+        self.steps: Iterator[Answer | None] | None = None  # of the request under way
+        self.number = 0
+        self.unsent: tuple[bytes, tuple[int, ...]] | None = None
+
+    def close(self) -> None:
+        """Let go of the descriptors, and of all the peer held."""
+        self.abandon()
+        self.session.end()
+
+    def abandon(self) -> None:
+        """Let go of the descriptors only."""
+        self.socket.close()
+        if self.unsent is not None:
+            _close_all(self.unsent[1])
+            self.unsent = None
+
+
+class Broker:
+    """One for each process: :data:`broker`."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.offers = Offers()
+        self._channels: dict[int, Channel] = {}  # by descriptor
+        self._doors: dict[int, Door] = {}
+        self._own_door: Door | None = None
+        self._address = Address(
+            b"\0pgalloc-%d-%s" % (os.getpid(), os.urandom(8).hex().encode()),
+            os.urandom(protocol.NONCE_BYTES),
+        )
+        self._selector: selectors.BaseSelector | None = None
+        self._wake = -1  # an eventfd
+        self._thread: threading.Thread | None = None
+        self._parked = False
+        self._stopping = False
+        self._deaf_until: float | None = None  # no descriptor to be had for whoever comes
+
+    # --- what the owner asks for -----------------------------------------------------------------
+
+    def offer(self, pages: Allocation) -> Token:
+        """A token for a handle, which this takes over."""
+        with self.lock:
+            self._ensure_running()
+            nonce = self.offers.add(pages, os.getpid(), os.getuid())
+            return Token(self._address, nonce)
+
+    def claim(self, token: Token) -> Allocation | None:
+        """The handle of one of this process's own tokens; None if it is another's."""
+        with self.lock:
+            if token.address != self._address:
+                return None
+            pages = self.offers.claim(token.nonce)
+            self._poke()
+            return pages
+
+    def drop_unclaimed(self, file_id: int, seconds: float) -> int:
+        """Drop what nobody claimed for so long. The bytes of its pages."""
+        with self.lock:
+            nbytes = self.offers.drop_older(seconds, file_id)
+            self._poke()
+            return nbytes
+
+    def add_child(self, sock: socket.socket, session: Session) -> None:
+        """A forked child, connected already; ``sock`` is taken over."""
+        with self.lock:
+            sock.setblocking(False)
+            self._ensure_running()
+            self._add_channel(Channel(sock, session, greeted=True))
+
+    def open_door(self, listener: socket.socket, scope: Scope) -> Door:
+        """Serve whoever connects to a listening socket, which stays the caller's."""
+        with self.lock:
+            listener.setblocking(False)
+            door = Door(listener, scope)
+            self._ensure_running()
+            self._doors[listener.fileno()] = door
+            self._register(listener, selectors.EVENT_READ)
+            self._poke()
+            return door
+
+    def close_door(self, door: Door) -> None:
+        """Nobody comes by it any more; its peers stay."""
+        with self.lock:
+            descriptor = door.listener.fileno()
+            if self._doors.get(descriptor) is door:
+                self._unregister(door.listener)
+                del self._doors[descriptor]
+                self._poke()
+
+    def sessions(self) -> list[Session]:
+        """Of the peers there are now."""
+        with self.lock:
+            return [channel.session for channel in self._channels.values() if channel.greeted]
+
+    # --- the thread ------------------------------------------------------------------------------
+
+    def _ensure_running(self) -> None:
+        fork.register(self)
+        if self._selector is None:
+            self._selector = selectors.DefaultSelector()
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._selector.register(self._wake, selectors.EVENT_READ)
+            for fileobj, events in self._wanted():
+                self._selector.register(fileobj, events)
+        if self._own_door is None:
+            listener = socket.socket(socket.AF_UNIX, _KIND)
+            listener.bind(self._address.name)
+            listener.listen(128)
+            self._own_door = self._doors[listener.fileno()] = Door(listener, Scope())
+            self._register(listener, selectors.EVENT_READ)
+        self._start()
+        self._poke()
+
+    def _wanted(self) -> Iterator[tuple[socket.socket, int]]:
+        for door in self._doors.values():
+            yield door.listener, selectors.EVENT_READ
+        for channel in self._channels.values():
+            yield channel.socket, selectors.EVENT_READ
+
+    def _start(self) -> None:
+        if self._thread is not None or self._parked:
+            return
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="pgalloc-broker", daemon=True)
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            raise
+
+    def _poke(self) -> None:
+        if self._wake >= 0:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self._wake, 1)
+
+    def park(self) -> None:
+        """Stop the thread and wait until it is gone."""
+        with self.lock:
+            self._parked = self._stopping = True
+            thread = self._thread
+            self._poke()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+            if thread.native_id is not None:
+                _core.wait_until_thread_is_gone(thread.native_id)
+
+    def resume(self) -> None:
+        """Undo park()."""
+        with self.lock:
+            self._parked = False
+            if self._selector is not None:
+                self._start()
+
+    def abandon(self) -> None:
+        """For :mod:`pgalloc.fork`: leave_to_parent() does it, a moment later."""
+
+    def leave_to_parent(self) -> tuple[Address, list[Any]]:
+        """In a forked child: all this is the parent's. Its address, and what it held for others.
+
+        The references of that are counted for this process, too. So it is to be kept until this
+        process can give them back.
+        """
+        for door in self._doors.values():
+            door.listener.close()
+        for channel in self._channels.values():
+            channel.abandon()
+        if self._selector is not None:
+            self._selector.close()
+            os.close(self._wake)
+        address, held = self._address, [self.offers, self._channels]
+        self.__init__()  # type: ignore[misc]
+        return address, held
+
+    def _run(self) -> None:
+        idle_since: float | None = None
+        while True:
+            with self.lock:
+                if self._stopping:
+                    self._thread = None
+                    return
+                idle_since = self._idle_since(idle_since)
+                if idle_since is not None and time.monotonic() >= idle_since + _IDLE_S:
+                    self._shut_down()
+                    self._thread = None
+                    return
+                selector, timeout = self._selector, self._timeout(idle_since)
+            assert selector is not None
+            ready = selector.select(timeout)
+            for key, events in ready:
+                with self.lock:
+                    self._handle(key.fd, events)
+            with self.lock:
+                self._step_all()
+                self._tidy()
+
+    def _idle_since(self, before: float | None) -> float | None:
+        if self._channels or self.offers or len(self._doors) > 1:
+            return None
+        return time.monotonic() if before is None else before
+
+    def _shut_down(self) -> None:
+        assert self._selector is not None
+        for door in self._doors.values():
+            door.listener.close()
+        self._doors.clear()
+        self._own_door = None
+        self._selector.close()
+        self._selector = None
+        os.close(self._wake)
+        self._wake = -1
+
+    def _timeout(self, idle_since: float | None) -> float | None:
+        if any(channel.steps is not None for channel in self._channels.values()):
+            return 0.0
+        waits = [GREETING_MAX_S for channel in self._channels.values() if not channel.greeted]
+        if idle_since is not None:
+            waits.append(_IDLE_S)
+        if self._deaf_until is not None:
+            waits.append(max(0.0, self._deaf_until - time.monotonic()))
+        oldest = self.offers.seconds_to_next()
+        if oldest is not None:
+            waits.append(oldest)
+        return min(waits, default=None)
+
+    def _tidy(self) -> None:
+        now = time.monotonic()
+        self.offers.drop_older(UNCLAIMED_MAX_S)
+        strangers = [channel for channel in self._channels.values() if not channel.greeted]
+        for channel in strangers:
+            if now - channel.since > GREETING_MAX_S:
+                self._drop(channel)
+        if self._deaf_until is not None and now >= self._deaf_until:
+            self._deaf_until = None
+            for door in self._doors.values():
+                self._register(door.listener, selectors.EVENT_READ)
+
+    # --- connections -----------------------------------------------------------------------------
+
+    def _register(self, sock: socket.socket, events: int) -> None:
+        if self._selector is not None and sock.fileno() not in self._selector.get_map():
+            self._selector.register(sock, events)
+
+    def _unregister(self, sock: socket.socket) -> None:
+        if self._selector is not None and sock.fileno() in self._selector.get_map():
+            self._selector.unregister(sock)
+
+    def _handle(self, descriptor: int, events: int) -> None:
+        if descriptor == self._wake:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        elif descriptor in self._doors:
+            self._accept(self._doors[descriptor])
+        elif descriptor in self._channels:
+            channel = self._channels[descriptor]
+            if channel.unsent is not None:
+                self._send(channel, *channel.unsent)
+            elif channel.steps is None:
+                self._receive(channel)
+
+    def _accept(self, door: Door) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                sock, _address = door.listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                # No descriptor is left. Those who wait are ready all the time: look away.
+                _log.warning("a peer cannot be let in: %s", error)
+                self._deaf_until = time.monotonic() + 0.1
+                for other in self._doors.values():
+                    self._unregister(other.listener)
+                return
+            sock.setblocking(False)
+            pid, uid, _gid = _CREDENTIALS.unpack(
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            session = Session(self.offers, door.scope, pid, uid)
+            self._add_channel(Channel(sock, session, greeted=False))
+            strangers = [channel for channel in self._channels.values() if not channel.greeted]
+            if len(strangers) > STRANGERS_MAX:
+                self._drop(strangers[0])
+
+    def _add_channel(self, channel: Channel) -> None:
+        self._channels[channel.socket.fileno()] = channel
+        self._register(channel.socket, selectors.EVENT_READ)
+
+    def _drop(self, channel: Channel) -> None:
+        descriptor = channel.socket.fileno()
+        if self._channels.get(descriptor) is not channel:
+            return
+        self._unregister(channel.socket)
+        del self._channels[descriptor]
+        channel.steps = None
+        channel.close()
+
+    def _receive(self, channel: Channel) -> None:
+        try:
+            # Not recvmsg(): descriptors that nobody asked for stay with the kernel.
+            packet = channel.socket.recv(protocol.PACKET_MAX + 1)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            packet = b""
+        if not packet:
+            self._drop(channel)
+            return
+        try:
+            kind, number, payload = protocol.unpack(packet)
+            if not channel.greeted or kind == Op.HELLO:
+                self._greet(channel, kind, number, payload)
+            elif kind == Op.FORK:
+                self._fork(channel, number)
+            else:
+                channel.number = number
+                channel.steps = channel.session.answer(kind, payload)
+                self._step(channel)
+        except ProtocolError as error:
+            self._expel(channel, error)
+
+    def _expel(self, channel: Channel, error: ProtocolError) -> None:
+        """Whoever does not keep to the protocol is no peer."""
+        _log.warning("a peer (pid %d) was dropped: %s", channel.session.pid, error)
+        self._drop(channel)
+
+    def _greet(self, channel: Channel, kind: int, number: int, payload: bytes) -> None:
+        if kind != Op.HELLO:
+            raise ProtocolError("a peer has to say who it is first")
+        pid, secret = _hello(payload)
+        session = channel.session
+        if session.uid != os.geteuid() and not hmac.compare_digest(secret, self._address.secret):
+            raise ProtocolError(f"user {session.uid} is not user {os.geteuid()}")
+        if session.pid == 0:  # a child, connected before it was born
+            session.pid = pid
+        channel.greeted = True
+        if number:
+            self._send(channel, protocol.pack(0, number, protocol.PROCESS.pack(os.getpid())), ())
+
+    def _fork(self, channel: Channel, number: int) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, _KIND)
+        with theirs:
+            try:
+                self._add_channel(Channel(ours, channel.session.fork(), greeted=True))
+            except BaseException:
+                ours.close()
+                raise
+            self._send(channel, protocol.pack(0, number), (os.dup(theirs.fileno()),))
+
+    # --- requests --------------------------------------------------------------------------------
+
+    def _step_all(self) -> None:
+        for channel in list(self._channels.values()):
+            if channel.steps is not None:
+                self._step(channel)
+
+    def _step(self, channel: Channel) -> None:
+        """One step of the request under way."""
+        assert channel.steps is not None
+        try:
+            answer = next(channel.steps, None)
+        except ProtocolError as error:
+            self._expel(channel, error)
+            return
+        except Exception as error:
+            channel.steps = None
+            self._refuse(channel, error)
+            return
+        if answer is None:
+            return
+        channel.steps = None
+        if channel.number:
+            packet = protocol.pack(0, channel.number, answer.payload)
+            self._send(channel, packet, answer.descriptors)
+
+    def _refuse(self, channel: Channel, error: Exception) -> None:
+        if not isinstance(error, (Error, OSError, MemoryError, ValueError)):
+            _log.exception("a request of a peer (pid %d) failed", channel.session.pid)
+        if channel.number:
+            self._send(channel, protocol.pack_error(channel.number, error), ())
+
+    def _send(self, channel: Channel, packet: bytes, descriptors: tuple[int, ...]) -> None:
+        rights: list[Any] = []
+        if descriptors:
+            numbers = struct.pack(f"{len(descriptors)}i", *descriptors)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
+        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+        try:
+            channel.socket.sendmsg([packet], rights, flags)
+        except (BlockingIOError, InterruptedError):
+            if channel.unsent is None:
+                channel.unsent = (packet, descriptors)
+                self._wait_for(channel, selectors.EVENT_WRITE)
+            return
+        except OSError:
+            _close_all(descriptors)
+            channel.unsent = None
+            self._drop(channel)
+            return
+        _close_all(descriptors)
+        if channel.unsent is not None:
+            channel.unsent = None
+            self._wait_for(channel, selectors.EVENT_READ)
+
+    def _wait_for(self, channel: Channel, events: int) -> None:
+        assert self._selector is not None
+        self._selector.modify(channel.socket, events)
+
+
+def _hello(payload: bytes) -> tuple[int, bytes]:
+    if len(payload) != protocol.HELLO.size:
+        raise ProtocolError("a malformed greeting")
+    pid, secret = protocol.HELLO.unpack(payload)
+    return pid, secret
+
+
+def _close_all(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+broker = Broker()

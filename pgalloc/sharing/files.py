@@ -1,0 +1,31 @@
+"""The MemoryFiles of this process, by the name that peers know them by."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from pgalloc.errors import ClosedError
+
+if TYPE_CHECKING:
+    from pgalloc.memory_file import MemoryFile
+
+_files: weakref.WeakValueDictionary[int, MemoryFile] = weakref.WeakValueDictionary()
+
+
+def add(file: MemoryFile) -> None:
+    """A file that may be shared from here on."""
+    _files[file._id] = file
+
+
+def find(name: int) -> MemoryFile:
+    """The file of a name. Raises ClosedError if it is gone."""
+    file = _files.get(name)
+    if file is None or file.closed:
+        raise ClosedError("the owner has closed the MemoryFile")
+    return file
+
+
+def all_files() -> list[MemoryFile]:
+    """Those that are alive."""
+    return list(_files.values())

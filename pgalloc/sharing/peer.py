@@ -1,0 +1,183 @@
+"""PeerFile: the pages of another process's MemoryFile, as far as this one shares them."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from pgalloc import _core
+from pgalloc.allocation import Allocation
+from pgalloc.arguments import checked_memcg_id, checked_timeout
+from pgalloc.enums import AllocationMode, Direction, MemoryKind
+from pgalloc.errors import OptionError
+from pgalloc.filling import Reader, fill
+from pgalloc.sharing import protocol, remote
+from pgalloc.sharing.connection import Connection
+from pgalloc.sharing.protocol import Op
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class PeerFile(_core.PeerFile):
+    """Another process's MemoryFile. What was received from there has it as its ``file``.
+
+    Pages that this process holds stay the owner's: it counts them, and takes them back when this
+    process lets go of them or dies. Allocating, decommitting, unpinning and pinning ask the owner;
+    cloning, slicing, mapping and releasing do not. When the owner has gone, pages that are held can
+    still be read and written; whatever has to ask raises OwnerGoneError.
+
+    Get one from :func:`pgalloc.connect`, or as ``allocation.file``. All methods may be called from
+    any thread.
+    """
+
+    def __init__(
+        self, connection: Connection, name: int, *, owns_connection: bool = False
+    ) -> None:
+        answer, descriptor = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
+        try:
+            _name, capacity, readonly = protocol.FILE.unpack_from(answer)
+            super().__init__(descriptor, name, capacity, bool(readonly), connection.link)
+        finally:
+            os.close(descriptor)
+        self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
+        self._home = connection
+        self._owns_connection = owns_connection
+
+    # --- allocating ------------------------------------------------------------------------------
+
+    def allocate(
+        self,
+        length: int,
+        *,
+        kind: MemoryKind = MemoryKind.ANONYMOUS,
+        direction: Direction = Direction.BOTTOM_UP,
+        memcg_id: int = 0,
+        mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
+        reader: Reader | None = None,
+    ) -> Allocation:
+        """As :meth:`MemoryFile.allocate`. The pages live in the owner's file.
+
+        Raises what that raises, PermissionError if the pages are shared for reading only, and
+        OwnerGoneError.
+        """
+        if reader is not None and not callable(reader):
+            raise TypeError("reader must be callable, like a file's readinto")
+        range = self.allocate_range(
+            length, kind=kind, direction=direction, memcg_id=memcg_id, mode=mode
+        )
+        allocation = Allocation(self, range)
+        return allocation if reader is None else fill(allocation, reader)
+
+    def allocate_range(self, length: int, **options: Any) -> _core.FileRange:
+        """As :meth:`MemoryFile.allocate_range`."""
+        self._check_usable()
+        return remote.allocate(self, length, **options)
+
+    def array(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
+        """As :meth:`MemoryFile.array`."""
+        from pgalloc.sharing.arrays import new_array
+
+        return new_array(self, shape, dtype, options)
+
+    def decommit(self, range: _core.FileRange) -> None:
+        """As :meth:`MemoryFile.decommit`, of pages that this process holds."""
+        self._check_usable()
+        remote.decommit(self, range)
+
+    def has_unique_ref(self, range: _core.FileRange) -> bool:
+        """Whether each page has one reference, of all processes' together: this process's."""
+        self._check_usable()
+        return remote.has_unique_ref(self, range)
+
+    def map_range(self, range: _core.FileRange, access: str = "rw") -> memoryview:
+        """As :meth:`MemoryFile.map_range`. The view does not hold the pages."""
+        if not isinstance(access, str):
+            raise TypeError(f"access must be a str, not {type(access).__name__}")
+        if "x" in access:
+            raise PermissionError("pages of a MemoryFile cannot be mapped executable")
+        if access not in ("r", "rw"):
+            raise OptionError(f"access must be 'r' or 'rw', not {access!r}")
+        if access == "rw" and self.readonly:
+            raise PermissionError("these pages are shared for reading only")
+        return self._map_range(range, access == "r")
+
+    # --- figures ---------------------------------------------------------------------------------
+
+    def usage(self, memcg_id: int | None = None) -> dict[MemoryKind, int]:
+        """As :meth:`MemoryFile.usage`: of the owner's whole file."""
+        self._check_usable()
+        return remote.usage(self, 0 if memcg_id is None else checked_memcg_id(memcg_id))
+
+    @property
+    def restore_id(self) -> str:
+        """The label of the owner's file."""
+        return self._restore_id
+
+    def fileno(self) -> int:
+        """A descriptor of the backing file."""
+        self._check_usable()
+        return self._fd
+
+    # --- the end ---------------------------------------------------------------------------------
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the owner has back all that was let go of. False if ``timeout`` s passed."""
+        return self._home.flush(checked_timeout(timeout))
+
+    def close(self) -> None:
+        """Give everything back. Views that are alive stay mapped, and show what others do there."""
+        if self.closed:
+            return
+        self._leave()
+        if self._owns_connection:
+            self._home.close()
+        else:
+            self._home.files.pop(self._id, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a PeerFile cannot be pickled: send an Allocation, or connect() there")
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"leased={self.leased}"
+        return f"<PeerFile of process {self._home.owner_pid} {state}>"
+
+    # --- for remote ------------------------------------------------------------------------------
+
+    @property
+    def _connection(self) -> Connection:
+        return self._home
+
+    def _adopt_here(self, range: _core.FileRange) -> None:
+        self._adopt_lease(range)
+
+    def _prepare_here(self, range: _core.FileRange, mode: int) -> None:
+        self._prepare(range, mode)
+
+    def _is_unique_here(self, range: _core.FileRange) -> bool:
+        return self._has_unique_ref_here(range)
+
+    def _rehome_here(self, home: Connection) -> None:
+        self._home = home
+        self._rehome(home.link)
+
+    def _unpin_at_owner(self, range: _core.FileRange) -> bool:
+        return remote.unpin(self, range)
+
+    def _pin_at_owner(self, range: _core.FileRange) -> bool:
+        return remote.pin(self, range)
+
+
+def peer_file(connection: Connection, name: int) -> PeerFile:
+    """The file of a name: one for each connection."""
+    with connection.lock:
+        file = connection.files.get(name)
+        if file is None or file.closed:
+            file = connection.files[name] = PeerFile(connection, name)
+        return file

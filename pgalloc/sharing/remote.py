@@ -1,0 +1,137 @@
+"""What a process does with pages that another one owns: by asking the owner.
+
+``file`` is a PeerFile, or in a forked child the MemoryFile it has inherited: something that has a
+connection to the owner and counts this process's handles.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from pgalloc import _core
+from pgalloc.allocation import Allocation
+from pgalloc.arguments import checked_int, checked_memcg_id
+from pgalloc.enums import AllocationMode, Direction, MemoryKind
+from pgalloc.errors import ClosedError, OptionError, OwnerGoneError
+from pgalloc.filling import Reader, fill_range
+from pgalloc.sharing import protocol
+from pgalloc.sharing.connection import Connection
+from pgalloc.sharing.protocol import Op
+
+
+class Remote(Protocol):
+    """A file whose pages another process owns."""
+
+    @property
+    def _id(self) -> int: ...
+    @property
+    def _connection(self) -> Connection: ...
+    def _adopt_here(self, range: _core.FileRange) -> None: ...
+    def _prepare_here(self, range: _core.FileRange, mode: int) -> None: ...
+    def _is_unique_here(self, range: _core.FileRange) -> bool: ...
+
+
+def allocate(
+    file: Any,
+    length: int,
+    *,
+    kind: MemoryKind = MemoryKind.ANONYMOUS,
+    direction: Direction = Direction.BOTTOM_UP,
+    memcg_id: int = 0,
+    mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
+    reader: Reader | None = None,
+) -> _core.FileRange:
+    """As MemoryFile.allocate_range()."""
+    length = checked_int(length, "length", low=1, high=2**63 - 1)
+    request = protocol.ALLOCATE.pack(
+        file._id,
+        length,
+        _checked(kind, MemoryKind, "kind"),
+        _checked(direction, Direction, "direction"),
+        checked_memcg_id(memcg_id),
+    )
+    mode = AllocationMode(_checked(mode, AllocationMode, "mode"))
+    if reader is not None and not callable(reader):
+        raise TypeError("reader must be callable, like a file's readinto")
+    commits = mode is not AllocationMode.ALLOCATE_ONLY
+    room = _core.Room(length) if commits else None
+    try:
+        range = adopt(file, file._connection.request(Op.ALLOCATE, request))
+        try:
+            file._prepare_here(range, mode)
+        except BaseException:
+            file.dec_ref(range)
+            raise
+    finally:
+        if room is not None:
+            room.done()
+    return range if reader is None else fill_range(Allocation(file, range), reader)
+
+
+def adopt(file: Any, payload: bytes) -> _core.FileRange:
+    """Take over the lease that an answer brought."""
+    _name, range = protocol.pages(payload)
+    try:
+        file._adopt_here(range)
+    except BaseException:
+        file._connection.link.give_back(file._id, range)
+        raise
+    return range
+
+
+def decommit(file: Any, range: _core.FileRange) -> None:
+    """As MemoryFile.decommit(), of pages that this process has a lease on."""
+    _ask_about(file, Op.DECOMMIT, range)
+
+
+def has_unique_ref(file: Any, range: _core.FileRange) -> bool:
+    """Whether one handle of one process holds each page, and this process it is."""
+    if not file._is_unique_here(_checked_range(range)):
+        return False
+    return _ask_about(file, Op.UNIQUE, range) == b"\1"
+
+
+def unpin(file: Any, range: _core.FileRange) -> bool:
+    """Whether the owner counts the pages as unpinned: not if other handles here hold them, too."""
+    if not file._is_unique_here(range):
+        return False
+    _ask_about(file, Op.UNPIN, range)
+    return True
+
+
+def pin(file: Any, range: _core.FileRange) -> bool:
+    """Whether the contents are what they were when they were unpinned."""
+    return _ask_about(file, Op.PIN, range) == b"\1"
+
+
+def usage(file: Any, memcg_id: int) -> dict[MemoryKind, int]:
+    """As MemoryFile.usage(), of the whole file."""
+    answer = file._connection.request(Op.USAGE, protocol.USAGE.pack(file._id, memcg_id))
+    return dict(zip(MemoryKind, protocol.fields(protocol.COUNTS, answer), strict=True))
+
+
+def offer(file: Any, range: _core.FileRange) -> bytes:
+    """A nonce for pages this process has a lease on."""
+    return _ask_about(file, Op.OFFER, range)
+
+
+def _ask_about(file: Any, operation: Op, range: _core.FileRange) -> bytes:
+    payload = protocol.pack_pages(file._id, _checked_range(range))
+    try:
+        return bytes(file._connection.request(operation, payload))
+    except OwnerGoneError:
+        if file.closed:
+            raise ClosedError("the shared file is closed") from None
+        raise
+
+
+def _checked_range(range: _core.FileRange) -> _core.FileRange:
+    if not isinstance(range, _core.FileRange):
+        raise TypeError(f"range must be a FileRange, not {type(range).__name__}")
+    return range
+
+
+def _checked(value: Any, kind: type[Any], name: str) -> int:
+    if type(value) not in (kind, int) or value not in tuple(kind):
+        raise OptionError(f"unknown {name}: {value!r}")
+    return int(value)

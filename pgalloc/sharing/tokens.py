@@ -1,0 +1,19 @@
+"""Tokens: names of pages that are on their way from one process to another."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Address(NamedTuple):
+    """Where the owner of pages listens; ``secret`` opens the door to users it would turn away."""
+
+    name: bytes
+    secret: bytes
+
+
+class Token(NamedTuple):
+    """Stands for a reference on pages until somebody claims it, once."""
+
+    address: Address
+    nonce: bytes

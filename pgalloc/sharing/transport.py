@@ -1,0 +1,73 @@
+"""How pages travel in what multiprocessing sends: as tokens.
+
+``multiprocessing`` pickles Process arguments and whatever goes through Queues, Pipes and Pools with a
+pickler of its own, ForkingPickler; so does concurrent.futures. That one is told here to send pages
+by token. Every other pickler gets a TypeError: a token can be claimed once, by one process, soon.
+"""
+
+from __future__ import annotations
+
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from pgalloc import _core
+from pgalloc.allocation import Allocation
+from pgalloc.sharing import protocol, remote
+from pgalloc.sharing.broker import broker
+from pgalloc.sharing.connection import connection_to
+from pgalloc.sharing.peer import peer_file
+from pgalloc.sharing.protocol import Op
+from pgalloc.sharing.tokens import Address, Token
+
+
+def offer(pages: Allocation) -> Token:
+    """A token by which another process can claim these pages. They are held until then."""
+    file = pages.file
+    if isinstance(file, _core.MemoryFile) and not file._forked:
+        return broker.offer(pages.clone())
+    connection = file._connection
+    nonce = remote.offer(file, pages.range)
+    if connection.address is None:
+        raise TypeError("pages of a served file cannot be passed on: connect() there, too")
+    return Token(connection.address, nonce)
+
+
+def claim(token: Token) -> Allocation:
+    """The pages of a token. Raises SharingError if it was claimed already, OwnerGoneError."""
+    pages = broker.claim(token)
+    if pages is not None:
+        return pages
+    connection = connection_to(token.address)
+    with connection.lock:  # a child that is forked meanwhile must know all that this process holds
+        answer = connection.request(Op.CLAIM, token.nonce)
+        name, range = protocol.pages(answer)
+        try:
+            file: Any = peer_file(connection, name)
+        except BaseException:
+            connection.link.give_back(name, range)
+            raise
+        remote.adopt(file, answer)
+    try:
+        return Allocation(file, range)
+    except BaseException:
+        file.dec_ref(range)
+        raise
+
+
+def receive(name: bytes, secret: bytes, nonce: bytes) -> Allocation:
+    """Called by what unpickles."""
+    return claim(Token(Address(name, secret), nonce))
+
+
+def reduce(pages: Allocation) -> tuple[Any, ...]:
+    """What is pickled in place of an Allocation."""
+    token = offer(pages)
+    return receive, (*token.address, token.nonce)
+
+
+def register(kind: type[Any], how: Any) -> None:
+    """Have objects of exactly this type travel as ``how(object)`` says."""
+    ForkingPickler.register(kind, how)
+
+
+register(Allocation, reduce)
