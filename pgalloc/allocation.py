@@ -87,8 +87,8 @@ class Allocation(_core.Allocation):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "an Allocation can only be pickled on its way to another process, by multiprocessing or "
-            "concurrent.futures; for a copy of the contents, use bytes(allocation)"
+            "an Allocation can only be pickled on its way to another process, by multiprocessing "
+            "or concurrent.futures; for a copy of the contents, use bytes(allocation)"
         )
 
     def __enter__(self) -> Self:

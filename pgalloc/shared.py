@@ -10,6 +10,7 @@ sends, only processes that trust each other should.
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import threading
@@ -139,6 +140,14 @@ class _InPages:
         )
 
 
+class _Pickler(pickle.Pickler):
+    """Takes what lies in shared pages already by value: its contents, not its place."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        by_value = getattr(type(obj), "_reduce_by_value", None)
+        return NotImplemented if by_value is None else by_value(obj)
+
+
 class Shared(_InPages, Generic[T]):
     """An object in shared pages. Get one from :func:`share`."""
 
@@ -155,6 +164,12 @@ class Shared(_InPages, Generic[T]):
         return f"<Shared {self.nbytes} bytes>"
 
 
+def _pickled(item: Any) -> memoryview:
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5).dump(item)
+    return stream.getbuffer()
+
+
 def share(obj: T, *, file: MemoryFile | PeerFile | None = None) -> Shared[T]:
     """Put an object into shared pages: pickled (protocol 5), its buffers as they are.
 
@@ -166,8 +181,9 @@ def share(obj: T, *, file: MemoryFile | PeerFile | None = None) -> Shared[T]:
     Raises what pickling raises, OutOfMemoryError.
     """
     buffers: list[pickle.PickleBuffer] = []
-    stream = pickle.dumps(obj, protocol=5, buffer_callback=buffers.append)
-    parts = [memoryview(stream), *(buffer.raw() for buffer in buffers)]
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
+    parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     return Shared(_write(parts, _OBJECT, _checked_file(file)))
 
 
@@ -190,7 +206,7 @@ class SharedList(_InPages, Sequence[Any]):
         for item in items:
             raw = isinstance(item, (bytes, bytearray, memoryview))
             kinds.append(self._RAW if raw else self._PICKLED)
-            flat += item if raw else pickle.dumps(item, protocol=5)
+            flat += item if raw else _pickled(item)
             offsets += struct.pack("<Q", len(flat))
         parts = [memoryview(offsets), memoryview(kinds), memoryview(flat)]
         self._open(_write(parts, _LIST, file))

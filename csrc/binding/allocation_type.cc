@@ -8,7 +8,9 @@
 //      pages.
 //   3. The core counts the handle as unpinned iff unpin() was called last, not pin(), and exports
 //      is 0: a live view pins. (But not in a forked child, and not once the file is closed.)
-//   4. In a peer, unpinned says that the owner of the pages counts them as unpinned. A view takes that
+//   4. A child does not inherit what nobody had pinned when it was forked: such a handle owns nothing
+//      there.
+//   5. In a peer, unpinned says that the owner of the pages counts them as unpinned. A view takes that
 //      back for good: when it goes, nobody may be there to ask.
 #include <pybind11/pybind11.h>
 #include <structmember.h>
@@ -42,6 +44,7 @@ struct AllocationObject {
   bool owned;
   bool released;
   bool unpinned;  // as far as its user is concerned
+  uint32_t generation;  // of the process that made it, or unpinned it last
   PyObject* weak_references;
 };
 
@@ -53,6 +56,7 @@ void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
   self->core->forget(self->entry);
+  if (self->unpinned && self->generation != process_generation()) return;  // invariant 4
   const Status status = self->core->dec_ref(self->range);
   // A closed file has let go of everything; a forked child never owned it.
   if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked ||
@@ -62,7 +66,8 @@ void give_back(AllocationObject* self) {
   // Somebody dropped a reference that was not theirs. There is no caller to tell.
   const py::error_scope keep_pending_error;
   set_error(status);
-  PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(self));
+  // Not self: it may be on its way out, and must not be shown to anybody.
+  PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(Py_TYPE(self)));
 }
 
 bool check_owned(AllocationObject* self) {
@@ -95,6 +100,7 @@ PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   self->memory_file = Py_NewRef(file);
   self->range = self->entry.range = range;
   self->owned = true;
+  self->generation = process_generation();
   return reinterpret_cast<PyObject*>(self);
 }
 
@@ -258,6 +264,7 @@ bool unpin_elsewhere(AllocationObject* self) {
   const int unpinned = ask_owner(self, "_unpin_at_owner");
   if (unpinned < 0) return false;
   self->unpinned = unpinned > 0;
+  self->generation = process_generation();
   self->entry.lost = false;
   return true;
 }

@@ -109,6 +109,12 @@ void bind_heir(py::module_& module) {
   module.def("heir_has_unique_ref", [](const py::object& file, const py::object& range) {
     return value_or_throw(heir_of(file).has_unique_ref(file_range(range)));
   });
+  module.def("heir_inc_ref", [](const py::object& file, const py::object& range) {
+    throw_if_error(heir_of(file).inc_ref(file_range(range), 0));
+  });
+  module.def("heir_holds", [](const py::object& file, const py::object& range) {
+    return heir_of(file).holds(file_range(range));
+  });
   module.def("heir_prepare", [](const py::object& file, const py::object& range, int mode) {
     prepare(heir_of(file), file_range(range), mode);
   });
@@ -138,6 +144,8 @@ void bind_peer(py::module_& module) {
            [](Self<PeerHandle> handle, const py::object& range) {
              return value_or_throw(handle->file->has_unique_ref(file_range(range)));
            })
+      .def("_holds_here", [](Self<PeerHandle> handle,
+                             const py::object& range) { return handle->file->holds(file_range(range)); })
       .def("_prepare",
            [](Self<PeerHandle> handle, const py::object& range, int mode) {
              prepare(*handle->file, file_range(range), mode);

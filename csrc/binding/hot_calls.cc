@@ -121,6 +121,9 @@ PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count
 PyObject* inc_ref(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   FileHandle* handle = handle_of(self);
   if (handle == nullptr) return nullptr;
+  if (handle->file()->discards_elsewhere()) {
+    return ask_owner(self, "_inc_ref_here", args, count, names);
+  }
   const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
   const bool by_keyword =
       count == 1 && keywords == 1 &&

@@ -7,8 +7,9 @@ namespace pgalloc {
 bool CountedPages::is_unique(FileRange range) const {
   uint64_t bytes = 0;
   set_.visit_range(range, [&](FileRange part, const uint32_t& count) {
+    if (count != 1) return false;
     bytes += part.length();
-    return count == 1;
+    return true;
   });
   return bytes == range.length();
 }

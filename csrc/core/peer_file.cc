@@ -112,6 +112,12 @@ Result<bool> PeerFile::has_unique_ref(FileRange range) const {
   return handles_.is_unique(range);
 }
 
+bool PeerFile::holds(FileRange range) const {
+  if (forked() || range.empty()) return false;
+  MutexLock lock(mu_);
+  return handles_.has(range);
+}
+
 // The file only grows; whoever owns it has grown it before a lease on its end could arrive.
 bool PeerFile::reaches(uint64_t end) const {
   if (end <= size_.load(std::memory_order_acquire)) return true;

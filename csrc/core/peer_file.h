@@ -52,6 +52,9 @@ class PeerFile final : public Pages {
   // Whether this process has one reference on each page; the owner knows of the others.
   Result<bool> has_unique_ref(FileRange range) const override EXCLUDES(mu_);
 
+  // Whether it has one at least.
+  bool holds(FileRange range) const EXCLUDES(mu_);
+
   Result<char*> map(FileRange range) override;
   std::shared_ptr<ChunkMap> chunks() const override { return chunks_; }
   bool readonly() const override { return identity_.readonly; }

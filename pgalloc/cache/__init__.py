@@ -6,12 +6,14 @@
 * ``changes``: one at a time; ``integrity``: what is true before and after each.
 * ``mapping``: :class:`Cache`; ``views``: its items; ``policy``, ``stats``: what it takes and tells.
 * ``snapshot``: a cache in an image and back.
+* ``serving``: a cache that other processes read.
 * ``decorator``: :func:`cached`.
 """
 
 from pgalloc.cache.decorator import cached
 from pgalloc.cache.mapping import Cache
 from pgalloc.cache.policy import Policy
+from pgalloc.cache.serving import CacheReader
 from pgalloc.cache.stats import CacheStats
 
-__all__ = ["Cache", "CacheStats", "Policy", "cached"]
+__all__ = ["Cache", "CacheReader", "CacheStats", "Policy", "cached"]

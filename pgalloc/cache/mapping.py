@@ -26,6 +26,7 @@ from pgalloc.cache.entry import Entry
 from pgalloc.cache.integrity import broken_invariant
 from pgalloc.cache.keys import Key, check_key
 from pgalloc.cache.policy import CORE_NUMBERS, Policy
+from pgalloc.cache.serving import Servable
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
 from pgalloc.cache.store import Store
@@ -43,7 +44,7 @@ T = TypeVar("T")
 _NO_DEFAULT: Any = object()
 
 
-class Cache(MutableMapping[Key, memoryview]):
+class Cache(Servable, MutableMapping[Key, memoryview]):
     """Keeps bytes as long as there is memory for them.
 
     Values live outside Python's heap. When a memory limit comes near, or ``maxsize`` is reached,

@@ -1,4 +1,7 @@
-"""``pgalloc demo [PATH]``: the main job on real input. ``demo oom`` is in ``oom_command``."""
+"""``pgalloc demo [PATH]``: the main job on real input.
+
+``demo oom`` is in ``oom_command``, ``demo workers`` in ``workers_command``.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,17 @@ from pgalloc.cli.demo_terminal import render_report, render_verdict
 from pgalloc.cli.oom_command import oom
 from pgalloc.cli.params import size
 from pgalloc.cli.units import format_bytes, format_count, format_path
+from pgalloc.cli.workers_command import workers
 from pgalloc.pressure import info
 
 # Installed packages lie inside the standard library's folder but are no part of it.
 _NOT_STANDARD = ("site-packages", "dist-packages")
 
+_OTHERS = {"oom": oom, "workers": workers}
+
 
 class _Demo(click.Command):
-    """Besides the demo itself there is ``demo oom``; a folder of that name is ``./oom``."""
+    """Besides the demo itself there are ``_OTHERS``; a folder of that name is ``./oom``."""
 
     def make_context(
         self,
@@ -37,12 +43,13 @@ class _Demo(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        if args[:1] == ["oom"]:
-            return oom.make_context(f"{info_name} oom", args[1:], parent, **extra)
+        if args and args[0] in _OTHERS:
+            name, *rest = args
+            return _OTHERS[name].make_context(f"{info_name} {name}", rest, parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 
 
-@click.command(cls=_Demo, epilog="See also: pgalloc demo oom --help")
+@click.command(cls=_Demo, epilog="See also: pgalloc demo oom --help, pgalloc demo workers --help")
 @click.argument("path", required=False, type=click.Path(), metavar="[PATH]")
 @click.option(
     "--threads",

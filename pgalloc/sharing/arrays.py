@@ -1,4 +1,4 @@
-"""numpy arrays over shared pages. The one module that needs numpy; it is imported when it is used."""
+"""numpy arrays over shared pages. The one module that needs numpy: imported when it is used."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ class SharedArray(np.ndarray):
         if _pages_of(self) is None:
             return np.asarray(self).__reduce_ex__(protocol)
         raise TypeError(
-            "a SharedArray can only be pickled on its way to another process, by multiprocessing or "
-            "concurrent.futures; pickle a copy, numpy.array(a), instead"
+            "a SharedArray can only be pickled on its way to another process, by multiprocessing "
+            "or concurrent.futures; pickle a copy, numpy.array(a), instead"
         )
 
-    def __copy__(self) -> np.ndarray[Any, Any]:
+    def _reduce_by_value(self) -> Any:
+        """For pgalloc.share(), which has pages of its own for the contents."""
+        return np.asarray(self).__reduce_ex__(5)
+
+    def __copy__(self) -> Any:
         return np.array(self)
 
-    def __deepcopy__(self, memo: Any) -> np.ndarray[Any, Any]:
+    def __deepcopy__(self, memo: Any) -> Any:
         return np.array(self)
 
 
@@ -47,7 +51,7 @@ def new_array(file: Any, shape: Any, dtype: Any, options: dict[str, Any]) -> Sha
     dimensions = tuple(checked_int(extent, "shape", high=2**62) for extent in shape)
     nbytes = math.prod(dimensions) * kind.itemsize
     pages = file.allocate(_whole_pages(checked_int(nbytes, "size", high=2**62)), **options)
-    return SharedArray(dimensions, kind, buffer=pages, order=order)
+    return SharedArray(dimensions, kind, buffer=pages.view(), order=order)
 
 
 def _whole_pages(nbytes: int) -> int:
@@ -95,7 +99,7 @@ def _receive(
     writeable: bool,
 ) -> SharedArray:
     pages = transport.receive(name, secret, nonce)
-    array = SharedArray(shape, dtype, buffer=pages, offset=offset, strides=strides)
+    array = SharedArray(shape, dtype, buffer=pages.view(), offset=offset, strides=strides)
     if not writeable:
         array.flags.writeable = False
     return array

@@ -1,16 +1,17 @@
 """The broker: one thread of an owner that answers its peers.
 
-It starts when something is shared for the first time, and ends when nothing is any more: no offer,
-no peer, no server. The socket it listens on by itself has an abstract name, which the kernel forgets
-with the process, however that ends.
+It starts when something is shared for the first time, and ends when nothing is any more: no
+offer, no peer, no server. The socket it listens on by itself has an abstract name, which the kernel
+forgets with the process, however that ends.
 
 Thread safety: any thread. ``lock`` guards offers, sessions and doors; it is held for one step of
 one request at a time, never while a peer is waited for.
 
 Invariants:
-  1. No peer is waited for: what one does not read waits in its channel, which is not read meanwhile.
-  2. A peer that has not said who it is may hold a descriptor for GREETING_MAX_S, and the STRANGERS_MAX
-     newest ones only.
+  1. No peer is waited for: what one does not read waits in its channel, which is not read
+     meanwhile.
+  2. A peer that has not said who it is may hold a descriptor for GREETING_MAX_S, and the
+     STRANGERS_MAX newest ones only.
   3. In a forked child every descriptor of the parent's broker is closed at once: peers learn of an
      owner's death by its last descriptor.
 """
@@ -21,17 +22,18 @@ import contextlib
 import hmac
 import logging
 import os
+import resource
 import selectors
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from pgalloc import _core, fork
 from pgalloc.allocation import Allocation
-from pgalloc.errors import Error
+from pgalloc.errors import Error, SharingError
 from pgalloc.sharing import protocol
 from pgalloc.sharing.offers import UNCLAIMED_MAX_S, Offers
 from pgalloc.sharing.protocol import Op, ProtocolError
@@ -64,7 +66,7 @@ class Channel:
         self.session = session
         self.greeted = greeted
         self.since = time.monotonic()
-        self.steps: Iterator[Answer | None] | None = None  # of the request under way
+        self.steps: Generator[Answer | None] | None = None  # of the request under way
         self.number = 0
         self.unsent: tuple[bytes, tuple[int, ...]] | None = None
 
@@ -256,7 +258,9 @@ class Broker:
                 with self.lock:
                     self._handle(key.fd, events)
             with self.lock:
-                self._step_all()
+                for channel in list(self._channels.values()):
+                    if channel.steps is not None:
+                        self._attempt(channel, self._step)
                 self._tidy()
 
     def _idle_since(self, before: float | None) -> float | None:
@@ -321,7 +325,19 @@ class Broker:
             if channel.unsent is not None:
                 self._send(channel, *channel.unsent)
             elif channel.steps is None:
-                self._receive(channel)
+                self._attempt(channel, self._receive)
+
+    def _attempt(self, channel: Channel, act: Callable[[Channel], None]) -> None:
+        """Whatever goes wrong with one peer is its own affair."""
+        try:
+            act(channel)
+        except ProtocolError as error:
+            # Whoever does not keep to the protocol is no peer.
+            _log.warning("a peer (pid %d) was dropped: %s", channel.session.pid, error)
+            self._drop(channel)
+        except Exception:
+            _log.exception("a peer (pid %d) was dropped", channel.session.pid)
+            self._drop(channel)
 
     def _accept(self, door: Door) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
@@ -336,6 +352,9 @@ class Broker:
                 for other in self._doors.values():
                     self._unregister(other.listener)
                 return
+            if len(self._channels) >= _channels_max():
+                sock.close()
+                continue
             sock.setblocking(False)
             pid, uid, _gid = _CREDENTIALS.unpack(
                 sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -370,23 +389,14 @@ class Broker:
         if not packet:
             self._drop(channel)
             return
-        try:
-            kind, number, payload = protocol.unpack(packet)
-            if not channel.greeted or kind == Op.HELLO:
-                self._greet(channel, kind, number, payload)
-            elif kind == Op.FORK:
-                self._fork(channel, number)
-            else:
-                channel.number = number
-                channel.steps = channel.session.answer(kind, payload)
-                self._step(channel)
-        except ProtocolError as error:
-            self._expel(channel, error)
-
-    def _expel(self, channel: Channel, error: ProtocolError) -> None:
-        """Whoever does not keep to the protocol is no peer."""
-        _log.warning("a peer (pid %d) was dropped: %s", channel.session.pid, error)
-        self._drop(channel)
+        kind, number, payload = protocol.unpack(packet)
+        if not channel.greeted or kind == Op.HELLO:
+            self._greet(channel, kind, number, payload)
+            return
+        channel.number = number
+        steps = self._fork(channel) if kind == Op.FORK else channel.session.answer(kind, payload)
+        channel.steps = steps
+        self._step(channel)
 
     def _greet(self, channel: Channel, kind: int, number: int, payload: bytes) -> None:
         if kind != Op.HELLO:
@@ -401,7 +411,9 @@ class Broker:
         if number:
             self._send(channel, protocol.pack(0, number, protocol.PROCESS.pack(os.getpid())), ())
 
-    def _fork(self, channel: Channel, number: int) -> None:
+    def _fork(self, channel: Channel) -> Generator[Answer | None]:
+        if len(self._channels) >= _channels_max():
+            raise SharingError(f"{len(self._channels)} peers are too many")
         ours, theirs = socket.socketpair(socket.AF_UNIX, _KIND)
         with theirs:
             try:
@@ -409,33 +421,30 @@ class Broker:
             except BaseException:
                 ours.close()
                 raise
-            self._send(channel, protocol.pack(0, number), (os.dup(theirs.fileno()),))
+            yield Answer(b"", (theirs.detach(),))
 
     # --- requests --------------------------------------------------------------------------------
-
-    def _step_all(self) -> None:
-        for channel in list(self._channels.values()):
-            if channel.steps is not None:
-                self._step(channel)
 
     def _step(self, channel: Channel) -> None:
         """One step of the request under way."""
         assert channel.steps is not None
         try:
             answer = next(channel.steps, None)
-        except ProtocolError as error:
-            self._expel(channel, error)
-            return
+        except ProtocolError:
+            raise
         except Exception as error:
             channel.steps = None
             self._refuse(channel, error)
             return
         if answer is None:
             return
+        channel.steps.close()  # what it held, it holds no longer
         channel.steps = None
         if channel.number:
             packet = protocol.pack(0, channel.number, answer.payload)
             self._send(channel, packet, answer.descriptors)
+        else:
+            _close_all(answer.descriptors)
 
     def _refuse(self, channel: Channel, error: Exception) -> None:
         if not isinstance(error, (Error, OSError, MemoryError, ValueError)):
@@ -469,6 +478,12 @@ class Broker:
     def _wait_for(self, channel: Channel, events: int) -> None:
         assert self._selector is not None
         self._selector.modify(channel.socket, events)
+
+
+def _channels_max() -> int:
+    """Half of the descriptors this process may have are for others."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return 1 << 20 if soft == resource.RLIM_INFINITY else max(soft // 2, 8)
 
 
 def _hello(payload: bytes) -> tuple[int, bytes]:

@@ -4,8 +4,8 @@ Thread safety: any thread; one request at a time is under way. What is let go of
 the native OwnerLink, which waits for nobody.
 
 Invariants:
-  1. An answer that nobody waits for any more (its request was interrupted) is not lost: the lease it
-     brings is given back, its descriptor is closed.
+  1. An answer that nobody waits for any more (its request was interrupted) is not lost: the lease
+     it brings is given back, its descriptor is closed.
   2. Once the owner has gone, every request raises OwnerGoneError at once.
   3. A forked child never uses its parent's connection; it gets one of its own before the fork.
 """
@@ -176,6 +176,9 @@ class Connection:
     def _break_off(self) -> None:
         self._link.break_off()
         self._socket.close()
+        self.files.clear()  # they last as long as somebody has a handle on their pages
+        if self.address is not None and _connections.get(self.address) is self:
+            del _connections[self.address]
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the owner has all that was let go of. False if ``timeout`` seconds passed."""
@@ -199,7 +202,6 @@ class Connection:
             self._link.flush(1.0)
             self._closed = True
             self._break_off()
-            self.files.clear()
 
     # --- forks -----------------------------------------------------------------------------------
 
@@ -251,5 +253,3 @@ def remember(connection: Connection) -> None:
     """A connection that a forked child was born with."""
     if connection.address is not None:
         _connections[connection.address] = connection
-
-

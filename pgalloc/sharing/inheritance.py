@@ -27,6 +27,7 @@ from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
 from pgalloc.sharing.session import Session
 from pgalloc.sharing.tokens import Address
+from pgalloc.sharing.unpinned import Unpinned
 
 LOCK_MAX_S = 2.0
 """How long a fork waits for a request of another thread. The child does without, then."""
@@ -129,7 +130,7 @@ def _inherit(sock: socket.socket, address: Address) -> None:
     names = set(_core.inherit(home.link))
     for file in files.all_files():
         if file._id in names:
-            file._parent = home
+            file._parent, file._unpinned = home, Unpinned()
             home.files[file._id] = file
     connections.remember(home)
     _introduce(sock)

@@ -2,8 +2,8 @@
 
 Thread safety: externally synchronised (the broker's lock).
 
-Invariant: each offer has a reference of its own on its pages, so its sender may let go of them. It is
-claimed once, or dropped: by :meth:`Offers.drop`, or when its time is over.
+Invariant: each offer has a reference of its own on its pages, so its sender may let go of them. It
+is claimed once, or dropped: by :meth:`Offers.drop_older`, when its time is over at the latest.
 """
 
 from __future__ import annotations

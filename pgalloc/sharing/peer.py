@@ -14,6 +14,7 @@ from pgalloc.filling import Reader, fill
 from pgalloc.sharing import protocol, remote
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
+from pgalloc.sharing.unpinned import Unpinned
 
 if TYPE_CHECKING:
     from typing import Self
@@ -31,9 +32,7 @@ class PeerFile(_core.PeerFile):
     any thread.
     """
 
-    def __init__(
-        self, connection: Connection, name: int, *, owns_connection: bool = False
-    ) -> None:
+    def __init__(self, connection: Connection, name: int, *, owns_connection: bool = False) -> None:
         answer, descriptor = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
         try:
             _name, capacity, readonly = protocol.FILE.unpack_from(answer)
@@ -42,6 +41,7 @@ class PeerFile(_core.PeerFile):
             os.close(descriptor)
         self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
         self._home = connection
+        self._unpinned = Unpinned()
         self._owns_connection = owns_connection
 
     # --- allocating ------------------------------------------------------------------------------
@@ -79,6 +79,13 @@ class PeerFile(_core.PeerFile):
         from pgalloc.sharing.arrays import new_array
 
         return new_array(self, shape, dtype, options)
+
+    def inc_ref(self, range: _core.FileRange) -> None:
+        """One reference more, of this process, on pages that it holds."""
+        if isinstance(range, _core.FileRange):
+            with self._home.lock:
+                self._unpinned.before_another(self, range)
+        super().inc_ref(range)
 
     def decommit(self, range: _core.FileRange) -> None:
         """As :meth:`MemoryFile.decommit`, of pages that this process holds."""
@@ -168,10 +175,12 @@ class PeerFile(_core.PeerFile):
         self._rehome(home.link)
 
     def _unpin_at_owner(self, range: _core.FileRange) -> bool:
-        return remote.unpin(self, range)
+        with self._home.lock:
+            return self._unpinned.unpin(self, range)
 
     def _pin_at_owner(self, range: _core.FileRange) -> bool:
-        return remote.pin(self, range)
+        with self._home.lock:
+            return self._unpinned.pin(self, range)
 
 
 def peer_file(connection: Connection, name: int) -> PeerFile:

@@ -124,11 +124,13 @@ def pack_pages(file: int, range: FileRange) -> bytes:
 def pack_error(number: int, error: Exception) -> bytes:
     """The answer that stands for an exception."""
     text = str(error).encode(errors="replace")[:1000]
+    if isinstance(error, OSError) and error.errno:
+        # Its number says which kind it is.
+        text = (error.strerror or "").encode(errors="replace")[:1000]
+        return pack(_OS_ERROR, number, struct.pack("<i", error.errno) + text)
     for status, kind in enumerate(EXCEPTIONS, 1):
         if type(error) is kind:
             return pack(status, number, text)
-    if isinstance(error, OSError) and error.errno:
-        return pack(_OS_ERROR, number, struct.pack("<i", error.errno) + text)
     if isinstance(error, MemoryError):
         return pack(EXCEPTIONS.index(MemoryError) + 1, number, text)
     return pack(_OTHER, number, text)

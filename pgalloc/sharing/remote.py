@@ -6,29 +6,17 @@ connection to the owner and counts this process's handles.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import enum
+from typing import Any
 
 from pgalloc import _core
 from pgalloc.allocation import Allocation
 from pgalloc.arguments import checked_int, checked_memcg_id
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
-from pgalloc.errors import ClosedError, OptionError, OwnerGoneError
+from pgalloc.errors import ClosedError, OptionError, OwnerGoneError, RangeError
 from pgalloc.filling import Reader, fill_range
 from pgalloc.sharing import protocol
-from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
-
-
-class Remote(Protocol):
-    """A file whose pages another process owns."""
-
-    @property
-    def _id(self) -> int: ...
-    @property
-    def _connection(self) -> Connection: ...
-    def _adopt_here(self, range: _core.FileRange) -> None: ...
-    def _prepare_here(self, range: _core.FileRange, mode: int) -> None: ...
-    def _is_unique_here(self, range: _core.FileRange) -> bool: ...
 
 
 def allocate(
@@ -72,7 +60,9 @@ def adopt(file: Any, payload: bytes) -> _core.FileRange:
     """Take over the lease that an answer brought."""
     _name, range = protocol.pages(payload)
     try:
-        file._adopt_here(range)
+        with file._connection.lock:
+            file._unpinned.before_another(file, range)
+            file._adopt_here(range)
     except BaseException:
         file._connection.link.give_back(file._id, range)
         raise
@@ -81,6 +71,8 @@ def adopt(file: Any, payload: bytes) -> _core.FileRange:
 
 def decommit(file: Any, range: _core.FileRange) -> None:
     """As MemoryFile.decommit(), of pages that this process has a lease on."""
+    if not file._holds_here(_checked_range(range)):
+        raise RangeError("this process has no lease on all of these pages")
     _ask_about(file, Op.DECOMMIT, range)
 
 
@@ -91,12 +83,9 @@ def has_unique_ref(file: Any, range: _core.FileRange) -> bool:
     return _ask_about(file, Op.UNIQUE, range) == b"\1"
 
 
-def unpin(file: Any, range: _core.FileRange) -> bool:
-    """Whether the owner counts the pages as unpinned: not if other handles here hold them, too."""
-    if not file._is_unique_here(range):
-        return False
+def unpin(file: Any, range: _core.FileRange) -> None:
+    """Let the owner discard pages. REQUIRES: one handle of this process is on them."""
     _ask_about(file, Op.UNPIN, range)
-    return True
 
 
 def pin(file: Any, range: _core.FileRange) -> bool:
@@ -131,7 +120,7 @@ def _checked_range(range: _core.FileRange) -> _core.FileRange:
     return range
 
 
-def _checked(value: Any, kind: type[Any], name: str) -> int:
-    if type(value) not in (kind, int) or value not in tuple(kind):
+def _checked(value: Any, kind: type[enum.IntEnum], name: str) -> int:
+    if type(value) not in (kind, int) or value not in list(kind):
         raise OptionError(f"unknown {name}: {value!r}")
     return int(value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pgalloc import _core
@@ -86,21 +86,21 @@ class _Share:
 
     def need(self, range: _core.FileRange) -> None:
         """Raise RefCountError unless the peer holds all of it."""
-        if not self.table.has(range) and tuple(range) not in self.unpinned:
+        if not self.table.has(range) and (range.start, range.end) not in self.unpinned:
             raise RefCountError("the peer has no lease on all of these pages")
 
     def unpin(self, range: _core.FileRange) -> None:
         """Allow the contents to be discarded: the lease becomes an unpinned handle."""
-        if tuple(range) in self.unpinned:
+        if (range.start, range.end) in self.unpinned:
             return
         self.table.hand_over(range)
         pages = Allocation(self.file, range)
         pages.unpin()
-        self.unpinned[tuple(range)] = pages
+        self.unpinned[range.start, range.end] = pages
 
     def pin(self, range: _core.FileRange) -> bool:
         """Undo that. Whether the contents are what they were."""
-        pages = self.unpinned.pop(tuple(range), None)
+        pages = self.unpinned.pop((range.start, range.end), None)
         if pages is None:
             self.need(range)
             return True
@@ -128,7 +128,8 @@ class Session:
     def __init__(self, offers: Offers, scope: Scope, pid: int, uid: int) -> None:
         self._offers = offers
         self._scope = scope
-        self._shares: dict[int, _Share] = {}
+        self._shares: dict[int, _Share] = {}  # of files the peer holds something of
+        self._known: set[int] = set()  # files it was let into
         self._forked = False
         self._inherits = False  # from the owner itself: a child knows all files its parent had
         self.pid = pid
@@ -150,29 +151,30 @@ class Session:
         """A child of the peer, with the leases that the peer has now."""
         child = Session(self._offers, self._scope, 0, self.uid)
         child._forked, child._inherits = True, self._inherits
+        child._known |= self._known
         try:
             for share in self._shares.values():
-                child._share(share.file).table.copy_from(share.table)
+                if not share.file.closed:
+                    child._share(share.file).table.copy_from(share.table)
         except BaseException:
             child.end()
             raise
         return child
 
-    def answer(self, operation: int, payload: bytes) -> Iterator[Answer | None]:
+    def answer(self, operation: int, payload: bytes) -> Generator[Answer | None]:
         """Do what is asked for, step by step; the last step gives the answer."""
         handler = _HANDLERS.get(operation)
         if handler is None:
             raise protocol.ProtocolError(f"unknown request {operation}")
-        return handler(self, payload)
+        try:
+            yield from handler(self, payload)
+        finally:
+            self._tidy()
 
     def nbytes(self, file_id: int) -> int:
         """Bytes of one file's pages that the peer holds."""
         share = self._shares.get(file_id)
         return 0 if share is None else share.nbytes
-
-    def file_ids(self) -> list[int]:
-        """Of the files the peer has something of, or can ask for."""
-        return list(self._shares)
 
     def end(self) -> None:
         """The peer has gone: what it held is given back."""
@@ -186,16 +188,20 @@ class Session:
         share = self._shares.get(file._id)
         if share is None:
             share = self._shares[file._id] = _Share(file)
+            self._known.add(file._id)
         return share
+
+    def _tidy(self) -> None:
+        """Forget files of which nothing is held: they may go."""
+        for name in [name for name, share in self._shares.items() if share.nbytes == 0]:
+            del self._shares[name]
 
     def _find(self, name: int) -> _Share:
         """A file the peer was let into."""
-        share = self._shares.get(name)
-        if share is not None:
-            files.find(name)  # it may have been closed
-            return share
         served = self._scope.file
-        if self._inherits or (served is not None and served._id == name):
+        if (
+            name in self._known or self._inherits or (served is not None and served._id == name)
+        ):  # it may have been closed
             return self._share(files.find(name))
         raise SharingError("the peer has nothing of this file")
 
@@ -204,7 +210,7 @@ class Session:
             raise PermissionError("these pages are shared for reading only")
         return self._find(name)
 
-    def _open(self, payload: bytes) -> Iterator[Answer]:
+    def _open(self, payload: bytes) -> Generator[Answer]:
         (name,) = protocol.fields(protocol.NAME, payload)
         file = self._find(name).file
         mode = os.O_RDONLY if self._scope.readonly else os.O_RDWR
@@ -213,7 +219,7 @@ class Session:
         head = protocol.FILE.pack(name, file.capacity, self._scope.readonly)
         yield Answer(head + file.restore_id.encode()[:1000], (descriptor,))
 
-    def _claim(self, payload: bytes) -> Iterator[Answer]:
+    def _claim(self, payload: bytes) -> Generator[Answer]:
         pages = self._offers.claim(payload)
         share = self._share(pages.file)
         range = pages.range
@@ -221,7 +227,7 @@ class Session:
         pages._disown()
         yield Answer(protocol.pack_pages(share.file._id, range))
 
-    def _offer(self, payload: bytes) -> Iterator[Answer]:
+    def _offer(self, payload: bytes) -> Generator[Answer]:
         name, range = protocol.pages(payload)
         share = self._find_writable(name)
         share.need(range)
@@ -229,7 +235,7 @@ class Session:
         pages = Allocation(share.file, range)
         yield Answer(self._offers.add(pages, self.pid, self.uid))
 
-    def _allocate(self, payload: bytes) -> Iterator[Answer]:
+    def _allocate(self, payload: bytes) -> Generator[Answer]:
         name, length, kind, direction, memcg_id = protocol.fields(protocol.ALLOCATE, payload)
         share = self._find_writable(name)
         range = share.file.allocate_range(
@@ -238,7 +244,7 @@ class Session:
         share.table.add(range)
         yield Answer(protocol.pack_pages(name, range))
 
-    def _release(self, payload: bytes) -> Iterator[Answer]:
+    def _release(self, payload: bytes) -> Generator[Answer]:
         if len(payload) % protocol.PAGES.size:
             raise protocol.ProtocolError("a malformed message")
         for name, start, end in protocol.PAGES.iter_unpack(payload):
@@ -248,30 +254,31 @@ class Session:
             share.release(start, end)
         yield Answer()
 
-    def _decommit(self, payload: bytes) -> Iterator[Answer | None]:
+    def _decommit(self, payload: bytes) -> Generator[Answer | None]:
         name, range = protocol.pages(payload)
         share = self._find_writable(name)
+        share.need(range)
         start = range.start
         while start < range.end:
-            share.need(range)  # anew each time: the peer may let go of pages in between
             end = min(start + PIECE_BYTES, range.end)
             share.file.decommit(_core.FileRange(start, end))
             start = end
             yield None
+            share.need(range)  # anew: the peer may have let go of pages
         yield Answer()
 
-    def _unique(self, payload: bytes) -> Iterator[Answer]:
+    def _unique(self, payload: bytes) -> Generator[Answer]:
         name, range = protocol.pages(payload)
         share = self._find(name)
         share.need(range)
         yield Answer(bytes([share.file.has_unique_ref(range)]))
 
-    def _unpin(self, payload: bytes) -> Iterator[Answer]:
+    def _unpin(self, payload: bytes) -> Generator[Answer]:
         name, range = protocol.pages(payload)
         self._find_writable(name).unpin(range)
         yield Answer(b"\1")
 
-    def _pin(self, payload: bytes) -> Iterator[Answer]:
+    def _pin(self, payload: bytes) -> Generator[Answer]:
         name, range = protocol.pages(payload)
         try:
             intact = self._find(name).pin(range)
@@ -279,25 +286,25 @@ class Session:
             if not self._forked:
                 raise
             raise ForkedError(
-                "this allocation was unpinned when the process forked: its contents are the parent's"
+                "this allocation was unpinned when the process forked: it is the parent's"
             ) from None
         yield Answer(bytes([intact]))
 
-    def _usage(self, payload: bytes) -> Iterator[Answer]:
+    def _usage(self, payload: bytes) -> Generator[Answer]:
         name, memcg_id = protocol.fields(protocol.USAGE, payload)
         usage = self._find(name).file.usage(memcg_id or None)
         yield Answer(protocol.COUNTS.pack(*(usage[kind] for kind in MemoryKind)))
 
-    def _ping(self, payload: bytes) -> Iterator[Answer]:
+    def _ping(self, payload: bytes) -> Generator[Answer]:
         yield Answer(protocol.PROCESS.pack(os.getpid()))
 
-    def _served(self, payload: bytes) -> Iterator[Answer]:
+    def _served(self, payload: bytes) -> Generator[Answer]:
         if self._scope.file is None:
             raise SharingError("nothing is served here")
         has_cache = self._scope.lookup is not None
         yield Answer(protocol.SERVED.pack(self._scope.file._id, has_cache))
 
-    def _value(self, payload: bytes) -> Iterator[Answer]:
+    def _value(self, payload: bytes) -> Generator[Answer]:
         if self._scope.lookup is None:
             raise SharingError("no cache is served here")
         value = self._scope.lookup(payload)
@@ -308,11 +315,11 @@ class Session:
         share = self._share(file)
         file.inc_ref(range)
         share.table.add(range)
-        share.views.setdefault(tuple(range), value.view)
+        share.views.setdefault((range.start, range.end), value.view)
         yield Answer(protocol.VALUE.pack(file._id, *range, value.start, value.stop))
 
 
-_HANDLERS: dict[int, Callable[[Session, bytes], Iterator[Answer | None]]] = {
+_HANDLERS: dict[int, Callable[[Session, bytes], Generator[Answer | None]]] = {
     Op.OPEN: Session._open,
     Op.CLAIM: Session._claim,
     Op.OFFER: Session._offer,

@@ -11,6 +11,7 @@ from pgalloc.errors import ForkedError
 from pgalloc.sharing import files, remote
 from pgalloc.sharing.broker import broker
 from pgalloc.sharing.serving import Server
+from pgalloc.sharing.unpinned import Unpinned
 from pgalloc.snapshot.savable import Savable
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ class Lease(NamedTuple):
 class Sharable(Savable):
     """The base of MemoryFile."""
 
-    _parent: Connection | None = None  # in a forked child: to the owner
+    # In a forked child: the connection to the owner, and what was unpinned there.
+    _parent: Connection | None = None
+    _unpinned: Unpinned
 
     def array(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
         """A numpy array of zeros in pages of their own: a view of it, too, is sent without a copy.
@@ -128,11 +131,21 @@ class Sharable(Savable):
     def _is_unique_here(self, range: _core.FileRange) -> bool:
         return _core.heir_has_unique_ref(self, range)
 
+    def _inc_ref_here(self, range: _core.FileRange, memcg_id: int = 0) -> None:
+        with self._connection.lock:
+            self._unpinned.before_another(self, range)
+        _core.heir_inc_ref(self, range)
+
+    def _holds_here(self, range: _core.FileRange) -> bool:
+        return _core.heir_holds(self, range)
+
     def _unpin_at_owner(self, range: _core.FileRange) -> bool:
-        return remote.unpin(self, range)
+        with self._connection.lock:
+            return self._unpinned.unpin(self, range)
 
     def _pin_at_owner(self, range: _core.FileRange) -> bool:
-        return remote.pin(self, range)
+        with self._connection.lock:
+            return self._unpinned.pin(self, range)
 
     def _leave(self) -> None:
         _core.heir_leave(self)

@@ -1,8 +1,8 @@
 """How pages travel in what multiprocessing sends: as tokens.
 
-``multiprocessing`` pickles Process arguments and whatever goes through Queues, Pipes and Pools with a
-pickler of its own, ForkingPickler; so does concurrent.futures. That one is told here to send pages
-by token. Every other pickler gets a TypeError: a token can be claimed once, by one process, soon.
+``multiprocessing`` pickles Process arguments and whatever goes through Queues, Pipes and Pools with
+a pickler of its own, ForkingPickler; so does concurrent.futures. That one is told here to send
+pages by token. Every other pickler gets a TypeError: a token is claimed once, and soon.
 """
 
 from __future__ import annotations

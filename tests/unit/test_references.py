@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -379,3 +381,18 @@ def test_hot_calls_reject_wrong_arguments(mf: MemoryFile) -> None:
     mf.dec_ref(mf.allocate_range(length=PAGE))
     assert len(mf.map_range(range_, access="r")) == PAGE
     mf.dec_ref(mf.allocate_range(np.int64(HUGE), mode=AllocationMode.ALLOCATE_ONLY))
+
+
+def test_a_handle_whose_reference_is_gone_ends_quietly() -> None:
+    """Somebody dropped a reference that was the handle's: said aloud, and nothing else happens."""
+    program = f"""
+import pgalloc
+for _ in range(20):
+    with pgalloc.MemoryFile() as mf:
+        a = mf.allocate({3 * PAGE})
+        mf.dec_ref(a.range)
+        del a
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.count("RefCountError") + done.stderr.count("RangeError") == 20

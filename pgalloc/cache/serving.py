@@ -1,0 +1,160 @@
+"""A cache that one process fills and others read, without copying.
+
+A value that is read elsewhere is held there by a lease, and here by a view: its pages are neither
+discarded nor used for something else before the reader has let go of it, or has died.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from pgalloc import _core
+from pgalloc.allocation import Allocation
+from pgalloc.cache.keys import Decoder, Key, check_key, encode_key
+from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
+from pgalloc.sharing import PeerFile, Server
+from pgalloc.sharing import protocol as messages
+from pgalloc.sharing.protocol import Op, ProtocolError
+from pgalloc.sharing.serving import open_served
+from pgalloc.sharing.session import Value
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from pgalloc.cache.changes import Changes
+    from pgalloc.cache.entry import Entry
+    from pgalloc.memory_file import MemoryFile
+
+T = TypeVar("T")
+
+
+def _decoded(encoded: bytes) -> Key:
+    decoder = Decoder(encoded)
+    try:
+        key = decoder.key()
+    except SnapshotCorruptError as error:
+        raise ProtocolError(f"a malformed key: {error}") from None
+    if not decoder.at_end:
+        raise ProtocolError("a malformed key")
+    return key
+
+
+class Servable:
+    """The base of Cache."""
+
+    _changes: Changes
+    _entries: dict[Key, Entry]
+    _file: MemoryFile
+
+    def serve(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
+        """Let other processes of this user read the values, without copying: Cache.connect(path).
+
+        The socket is for its user only. Serves until the Server is closed, or the cache is.
+        """
+        self._changes.check_usable()
+        this = weakref.ref(self)
+
+        def look_up(encoded: bytes) -> Value | None:
+            cache = this()
+            return None if cache is None else cache._look_up(_decoded(encoded))
+
+        return Server(self._file, path, readonly=True, lookup=look_up)
+
+    @staticmethod
+    def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> CacheReader:
+        """The cache that another process serves at this path, for reading.
+
+        Raises OwnerGoneError if nobody serves there, SharingError if no cache is served there.
+        """
+        return CacheReader(path)
+
+    def _count(self, *, hits: int = 0, misses: int = 0) -> None:
+        raise NotImplementedError
+
+    def _look_up(self, key: Key) -> Value | None:
+        """Called by the broker. What changes at this very moment is a miss."""
+        self._changes.check_usable()
+        entry = self._entries.get(key)
+        if entry is not None and (entry.expires is None or entry.expires > time.monotonic()):
+            try:
+                view = entry.allocation._peek(entry.start, entry.stop)
+            except ClosedError:
+                view = None
+            if view is not None and self._entries.get(key) is entry:
+                return Value(entry.allocation, entry.start, entry.stop, view)
+        self._count(misses=1)
+        return None
+
+
+class CacheReader:
+    """Another process's Cache: reads what is there. Get one from :meth:`Cache.connect`.
+
+    Values are read-only memoryviews of the other process's pages; they stay valid and unchanged as
+    long as they are held, also when the cache has dropped them, and when its process has ended.
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        connection, name, has_cache = open_served(path)
+        try:
+            if not has_cache:
+                raise SharingError(f"no cache is served at {os.fsdecode(path)!r}")
+            self._file = PeerFile(connection, name, owns_connection=True)
+        except BaseException:
+            connection.close()
+            raise
+        connection.files[name] = self._file
+
+    @overload
+    def get(self, key: Key) -> memoryview | None: ...
+    @overload
+    def get(self, key: Key, default: T) -> memoryview | T: ...
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value as a read-only view, or ``default`` if there is none.
+
+        Raises OwnerGoneError when the cache's process has ended, ClosedError.
+        """
+        check_key(key)
+        file = self._file
+        if file.closed:
+            raise ClosedError("the CacheReader is closed")
+        file._check_usable()
+        with file._connection.lock:
+            answer = file._connection.request(Op.VALUE, encode_key(key))
+            if not answer:
+                return default
+            name, low, high, start, stop = messages.fields(messages.VALUE, answer)
+            range = _core.FileRange(low, high)
+            try:
+                file._adopt_lease(range)
+            except BaseException:
+                file._connection.link.give_back(name, range)
+                raise
+        return Allocation(file, range).view(readonly=True)[start:stop]
+
+    def __getitem__(self, key: Key) -> memoryview:
+        view = self.get(key)
+        if view is None:
+            raise KeyError(key)
+        return view
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """End the connection. Views stay valid; what they show is not held for them any more."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<CacheReader{' closed' if self.closed else ''}>"

@@ -1,0 +1,1 @@
+"""The parts of ``sharing.py``: the torture of pages that many processes share."""

@@ -1,0 +1,99 @@
+"""Children that a peer forks: each looks at what it inherited for a while, whatever happens there."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import traceback
+from typing import TYPE_CHECKING, NoReturn
+
+from pgalloc import PAGE_SIZE
+from torture_api import marks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sharing_api.holding import Holding
+
+_LOOKS = 4
+_PAUSE_S = 0.01
+_CHILD_SECONDS_MAX = 60.0
+_AT_ONCE_MAX = 2
+
+
+class Children:
+    """Of one peer. Half of them are killed in the middle of it."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._killed_on: dict[int, float | None] = {}  # by process id; None if it may end by itself
+        self._deadlines: dict[int, float] = {}
+
+    @property
+    def full(self) -> bool:
+        return len(self._deadlines) >= _AT_ONCE_MAX
+
+    def fork(self, holdings: Sequence[Holding]) -> None:
+        """One more."""
+        peer = os.getpid()
+        child = os.fork()
+        if child == 0:
+            _be_the_child([holding for holding in holdings if holding.pinned], peer)
+        now = time.monotonic()
+        self._deadlines[child] = now + _CHILD_SECONDS_MAX
+        killed = self._random.random() < 0.5
+        self._killed_on[child] = now + self._random.random() * 0.05 if killed else None
+
+    def look_after(self) -> None:
+        """Kill those whose time has come, and reap. Raises PromiseBrokenError if one found something."""
+        now = time.monotonic()
+        for child, deadline in list(self._deadlines.items()):
+            killed_on = self._killed_on[child]
+            if killed_on is not None and now >= killed_on:
+                os.kill(child, signal.SIGKILL)
+            reaped, status = os.waitpid(child, os.WNOHANG)
+            if reaped:
+                del self._deadlines[child], self._killed_on[child]
+                _judge(os.waitstatus_to_exitcode(status), killed=killed_on is not None)
+            elif now >= deadline:
+                os.kill(child, signal.SIGKILL)
+                raise marks.PromiseBrokenError("a forked child hangs")
+
+    def wait(self) -> None:
+        """Until all have ended."""
+        while self._deadlines:
+            self.look_after()
+            time.sleep(0.001)
+
+
+def _judge(status: int, *, killed: bool) -> None:
+    if status != 0 and not (killed and status == -signal.SIGKILL):
+        raise marks.PromiseBrokenError(f"a forked child ended with status {status}")
+
+
+def _be_the_child(holdings: Sequence[Holding], peer: int) -> NoReturn:
+    status = 1
+    try:
+        for _ in range(_LOOKS):
+            for holding in holdings:
+                holding.check("in a forked child")
+            time.sleep(_PAUSE_S)
+        allocations = [holding.allocation for holding in holdings if holding.allocation is not None]
+        if allocations:
+            _use(allocations[0].file)
+        status = 0
+    except BaseException:
+        if os.getppid() == peer:  # else the run may be over, and nobody asks
+            traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _use(file: object) -> None:
+    """The owner serves a child like anybody else."""
+    with file.allocate(2 * PAGE_SIZE) as pages:  # type: ignore[attr-defined]
+        marks.expect_zero(pages, "on arrival in a forked child")
+        marks.write(pages, 1)
+        marks.expect(pages, 1, "in pages of a forked child")

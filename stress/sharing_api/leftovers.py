@@ -1,0 +1,36 @@
+"""What a process could leave behind: descriptors, threads, and names that outlive it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+from torture_api.marks import PromiseBrokenError
+
+_SETTLE_S_MAX = 10.0  # the broker's thread ends a moment after its last peer
+
+
+class Leftovers(NamedTuple):
+    """How many there are now."""
+
+    descriptors: int
+    threads: int
+    names: int  # in /dev/shm
+
+    @classmethod
+    def count(cls) -> Leftovers:
+        folders = ("/proc/self/fd", "/proc/self/task", "/dev/shm")
+        return cls(*(len(os.listdir(folder)) for folder in folders))
+
+
+def expect(before: Leftovers) -> None:
+    """Raise PromiseBrokenError unless there is nothing more than that, after a moment."""
+    deadline = time.monotonic() + _SETTLE_S_MAX
+    while True:
+        after = Leftovers.count()
+        if all(now <= then for now, then in zip(after, before, strict=True)):
+            return
+        if time.monotonic() > deadline:
+            raise PromiseBrokenError(f"left behind: {after} instead of {before}")
+        time.sleep(0.01)

@@ -1,0 +1,387 @@
+"""Sharing: pages in several processes, counted by their owner."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import peers
+import pytest
+from conftest import CHUNK, PAGE, stored
+from peers import Peer, eventually
+
+import pgalloc
+from pgalloc import (
+    AllocationMode,
+    FileRange,
+    MemoryFile,
+    MemoryKind,
+    OutOfMemoryError,
+    OwnerGoneError,
+    RangeError,
+    SharingError,
+    testing,
+)
+
+METHODS = ["spawn", "fork", "forkserver"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spawned() -> Iterator[Peer]:
+    """One peer for many tests. What starts when something is shared for the first time is there."""
+    with MemoryFile() as keeper, Peer("forkserver"), Peer() as peer:
+        peer.do(peers.keep, "for ever", keeper.allocate(PAGE))
+        pgalloc.share(None).release()
+        yield peer
+
+
+def leased(memory_file: MemoryFile) -> int:
+    return sum(lease.nbytes for lease in memory_file.leases())
+
+
+def is_free(memory_file: MemoryFile) -> bool:
+    memory_file.wait_for_reclaim()
+    return not memory_file.segments()
+
+
+# --- on the way ----------------------------------------------------------------------------------
+
+
+def _echo(a: pgalloc.Allocation, results: Any) -> None:
+    view = a.view()
+    view[0:5] = bytes(view[0:5]).upper()
+    b = a.file.allocate(2 * PAGE)
+    b.view()[:] = b"b" * (2 * PAGE)
+    results.put((os.getpid(), bytes(view[0:5]), b))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_there_and_back_by_process_arguments_and_queues(mf: MemoryFile, method: str) -> None:
+    context: Any = multiprocessing.get_context(method)
+    a = mf.allocate(PAGE)
+    a.view()[0:5] = b"hello"
+    results = context.Queue()
+    child = context.Process(target=_echo, args=(a, results))
+    child.start()
+    pid, seen, b = results.get(timeout=60)
+    child.join()
+    assert (pid, seen) == (child.pid, b"HELLO")
+    assert bytes(a.view()[:5]) == b"HELLO"
+    assert b.file is mf
+    assert bytes(b.view()) == b"b" * (2 * PAGE)
+    eventually(lambda: mf.leases() == [], "the return of the leases")
+    assert mf.has_unique_ref(a.range)
+    assert mf.has_unique_ref(b.range)
+    a.release()
+    b.release()
+    results.close()
+    results.join_thread()
+    child.close()
+    eventually(lambda: is_free(mf))
+
+
+def _length(a: Any) -> int:
+    return len(memoryview(a))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pools_and_executors(mf: MemoryFile, method: str) -> None:
+    context: Any = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(2, mp_context=context) as executor:
+        pages = [mf.allocate(PAGE * count) for count in range(1, 9)]
+        lengths = list(executor.map(_length, pages))
+    assert lengths == [PAGE * count for count in range(1, 9)]
+    with context.Pool(2) as pool:
+        assert pool.map(_length, pages) == lengths
+        pool.close()
+        pool.join()
+    del pages
+    eventually(lambda: is_free(mf))
+
+
+def test_what_is_sent_may_be_let_go_of_at_once(mf: MemoryFile, spawned: Peer) -> None:
+    spawned.do(peers.keep, "a", _stamped(mf, b"gone here"))
+    assert spawned.do(peers.read, "a", 0, 9) == b"gone here"
+    spawned.do(peers.drop, "a")
+    eventually(lambda: is_free(mf))
+
+
+def _stamped(memory_file: MemoryFile, stamp: bytes, nbytes: int = PAGE) -> pgalloc.Allocation:
+    a = memory_file.allocate(nbytes)
+    a.view()[: len(stamp)] = stamp
+    return a
+
+
+def test_what_is_sent_to_oneself_is_ones_own(mf: MemoryFile) -> None:
+    receiver, sender = multiprocessing.Pipe()
+    with receiver, sender, _stamped(mf, b"x") as a:
+        sender.send(a)
+        assert [lease.claimed for lease in mf.leases()] == [False]
+        with receiver.recv() as b:
+            assert b.file is mf
+            assert b.range == a.range
+            assert not mf.has_unique_ref(a.range)
+        assert mf.leases() == []
+
+
+def test_pickling_elsewhere_is_refused(mf: MemoryFile) -> None:
+    with mf.allocate(PAGE) as a:
+        for thing in (a, mf, mf.array(3), pgalloc.share(1), pgalloc.SharedList([])):
+            with pytest.raises(TypeError, match="multiprocessing"):
+                pickle.dumps(thing)
+
+
+def test_a_token_is_claimed_once(mf: MemoryFile) -> None:
+    from multiprocessing.reduction import ForkingPickler
+
+    with mf.allocate(PAGE) as a:
+        packet = bytes(ForkingPickler.dumps(a))
+        pickle.loads(packet).release()
+        with pytest.raises(SharingError, match="claimed already"):
+            pickle.loads(packet)
+
+
+def test_unclaimed_pages_are_visible_and_can_be_dropped(mf: MemoryFile) -> None:
+    receiver, sender = multiprocessing.Pipe()
+    with receiver, sender:
+        sender.send(mf.allocate(3 * PAGE))
+        (lease,) = mf.leases()
+        assert (lease.pid, lease.nbytes, lease.claimed) == (os.getpid(), 3 * PAGE, False)
+        assert mf.drop_unclaimed(older_than=1000) == 0
+        assert mf.drop_unclaimed() == 3 * PAGE
+        assert mf.leases() == []
+        assert is_free(mf)
+        with pytest.raises(SharingError):
+            receiver.recv()
+
+
+def test_unclaimed_pages_are_dropped_in_time(
+    mf: MemoryFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgalloc.sharing.offers.UNCLAIMED_MAX_S", 0.05)
+    monkeypatch.setattr("pgalloc.sharing.broker.UNCLAIMED_MAX_S", 0.05)
+    receiver, sender = multiprocessing.Pipe()
+    with receiver, sender:
+        sender.send(mf.allocate(PAGE))
+        eventually(lambda: mf.leases() == [])
+        eventually(lambda: is_free(mf))
+
+
+# --- what a peer can do --------------------------------------------------------------------------
+
+
+def test_references_of_a_peer(mf: MemoryFile, spawned: Peer) -> None:
+    a = _stamped(mf, b"0123", 4 * PAGE)
+    spawned.do(peers.keep, "a", a)
+    spawned.do(peers.call_and_keep, "a", "clone", "b")
+    spawned.do(peers.call_and_keep, "a", "slice", "c", PAGE, 3 * PAGE)
+    spawned.do(peers.keep, "twice", a)
+    assert leased(mf) == 4 * PAGE
+    spawned.do(peers.run, "import sys; result = kept['a'].file.flush(10)")
+    assert [segment.refs for segment in mf.segments()] == [2]
+    assert spawned.do(peers.attribute, "c", "nbytes") == 2 * PAGE
+    spawned.do(peers.drop, "a", "b", "twice")
+    eventually(lambda: [segment.refs for segment in mf.segments()] == [1, 2, 1])
+    a.release()
+    eventually(lambda: [tuple(s)[:2] for s in mf.segments()] == [(PAGE, 3 * PAGE)])
+    spawned.do(peers.run, "kept['v'] = kept.pop('c').view()")  # a view holds the pages by itself
+    spawned.do(peers.run, "kept['v'][0] = 7")
+    assert leased(mf) == 2 * PAGE
+    spawned.do(peers.drop, "v")
+    eventually(lambda: is_free(mf))
+
+
+def test_a_peer_that_misuses_ranges(mf: MemoryFile, spawned: Peer) -> None:
+    spawned.do(peers.keep, "a", mf.allocate(2 * PAGE))
+    others = mf.allocate(PAGE)
+    for call in ("inc_ref", "dec_ref", "has_unique_ref", "decommit"):
+        for bad in (others.range, FileRange(0, 1), FileRange(0, 0), FileRange(PAGE, 4 * PAGE)):
+            with pytest.raises((RangeError, pgalloc.RefCountError)):
+                spawned.do(
+                    peers.run, f"kept['a'].file.{call}(__import__('pgalloc').FileRange{tuple(bad)})"
+                )
+    with pytest.raises(RangeError):
+        spawned.do(peers.call, "a", "slice", 1, 2)
+    with pytest.raises(PermissionError):
+        spawned.do(peers.run, "kept['a'].file.map_range(kept['a'].range, 'rx')")
+    with pytest.raises(RangeError):
+        spawned.do(
+            peers.run, f"kept['a'].file.map_range(__import__('pgalloc').FileRange(0, {2 * CHUNK}))"
+        )
+    assert (
+        bytes(
+            spawned.do(
+                peers.run,
+                "f = kept['a'].file; result = bytes(f.map_range(kept['a'].range, 'r')[:1])",
+            )
+        )
+        == b"\0"
+    )
+    spawned.do(peers.drop, "a")
+    eventually(lambda: leased(mf) == 0)
+    others.release()
+
+
+@pytest.mark.parametrize("mode", list(AllocationMode))
+def test_a_peer_allocates(mf: MemoryFile, spawned: Peer, mode: AllocationMode) -> None:
+    spawned.do(peers.keep, "a", mf.allocate(PAGE))
+    spawned.do(
+        peers.run,
+        "from pgalloc import *\n"
+        f"f = kept['a'].file; kept['b'] = f.allocate({3 * PAGE}, kind=MemoryKind.TMPFS,"
+        f" direction=Direction.TOP_DOWN, memcg_id=5, mode=AllocationMode({int(mode)}))",
+    )
+    (segment,) = [s for s in mf.segments() if s.kind is MemoryKind.TMPFS]
+    assert (segment.refs, segment.memcg_id, segment.end - segment.start) == (1, 5, 3 * PAGE)
+    assert leased(mf) == 4 * PAGE
+    if mode is not AllocationMode.ALLOCATE_ONLY:
+        assert stored(mf) >= 3 * PAGE
+    for bad in (0, -1, 1, 2**63, 2**70, "x", True):
+        with pytest.raises((RangeError, TypeError)):
+            spawned.do(peers.run, f"kept['a'].file.allocate({bad!r})")
+    with pytest.raises(OutOfMemoryError):
+        spawned.do(peers.run, f"kept['a'].file.allocate({2**62})")
+    with pytest.raises(AssertionError, match="FillError"):
+        spawned.do(peers.run, f"kept['a'].file.allocate({PAGE}, reader=lambda view: 0)")
+    filled = "def read(view): view[:] = b'r' * len(view); return len(view)\n"
+    spawned.do(peers.run, f"{filled}kept['c'] = kept['a'].file.allocate({PAGE}, reader=read)")
+    c = spawned.do(peers.send_back, "c")
+    assert bytes(c.view()) == b"r" * PAGE
+    spawned.do(peers.drop, "a", "b", "c")
+    c.release()
+    eventually(lambda: is_free(mf))
+
+
+def test_a_peer_sees_usage_and_decommits(mf: MemoryFile, spawned: Peer) -> None:
+    a = mf.allocate(256 << 20, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    eventually(mf.update_usage)
+    spawned.do(peers.keep, "a", a)
+    usage = spawned.do(peers.run, "result = kept['a'].file.usage()")
+    assert usage == mf.usage()
+    assert usage[MemoryKind.ANONYMOUS] == a.nbytes
+    spawned.do(peers.call, "a", "decommit")
+    assert stored(mf) == 0
+    assert mf.usage()[MemoryKind.ANONYMOUS] == 0
+    spawned.do(peers.drop, "a")
+    eventually(lambda: leased(mf) == 0)
+    a.release()
+
+
+def test_unique_references_are_counted_in_all_processes(mf: MemoryFile, spawned: Peer) -> None:
+    a = mf.allocate(PAGE)
+    spawned.do(peers.keep, "a", a)
+    unique = "result = kept['a'].file.has_unique_ref(kept['a'].range)"
+    assert not spawned.do(peers.run, unique)
+    a.release()
+    assert spawned.do(peers.run, unique)
+    spawned.do(peers.call_and_keep, "a", "clone", "b")
+    assert not spawned.do(peers.run, unique)
+    spawned.do(peers.drop, "a", "b")
+    eventually(lambda: is_free(mf))
+
+
+def test_a_peer_unpins_and_pins(mf: MemoryFile, spawned: Peer) -> None:
+    with testing.ManualPressure() as pressure:
+        spawned.do(peers.keep, "a", _stamped(mf, b"precious"))
+        pressure.demand(1 << 40)
+        assert spawned.do(peers.read, "a", 0, 8) == b"precious"
+        spawned.do(peers.call, "a", "unpin")
+        assert not spawned.do(peers.attribute, "a", "pinned")
+        assert spawned.do(peers.call, "a", "pin")
+        assert spawned.do(peers.read, "a", 0, 8) == b"precious"
+        spawned.do(peers.call_and_keep, "a", "clone", "b")
+        spawned.do(peers.call, "a", "unpin")  # another handle has it pinned
+        pressure.demand(1 << 40)
+        assert spawned.do(peers.call, "a", "pin")
+        spawned.do(peers.drop, "b")
+        spawned.do(peers.call, "a", "unpin")
+        pressure.demand(1 << 40)
+        assert not spawned.do(peers.call, "a", "pin")
+        assert spawned.do(peers.read, "a", 0, 8) == bytes(8)
+        spawned.do(peers.call, "a", "unpin")
+        assert spawned.do(peers.read, "a", 0, 8) == bytes(8)  # a view pins
+        assert spawned.do(peers.attribute, "a", "pinned")
+        spawned.do(peers.call, "a", "unpin")
+        spawned.do(peers.drop, "a")
+        eventually(lambda: is_free(mf))
+
+
+# --- lives and deaths ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_peer_that_is_killed(mf: MemoryFile, method: str) -> None:
+    a = _stamped(mf, b"mine", 4 * PAGE)
+    peer = Peer(method)
+    peer.do(peers.keep, "a", a)
+    peer.do(peers.run, f"kept['b'] = [kept['a'].file.allocate({PAGE}) for _ in range(100)]")
+    peer.do(peers.run, "kept['v'] = kept['a'].view()")
+    assert leased(mf) >= 104 * PAGE
+    peer.kill()
+    eventually(lambda: mf.leases() == [])
+    assert mf.has_unique_ref(a.range)
+    assert bytes(a.view()[:4]) == b"mine"
+    peer.process.close()
+    a.release()
+    eventually(lambda: is_free(mf))
+
+
+def _own(pipe: Any) -> None:
+    with MemoryFile() as mf:
+        pipe.send(_stamped(mf, b"inherited"))
+        pipe.recv()
+
+
+def test_an_owner_that_is_killed() -> None:
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    owner = context.Process(target=_own, args=(theirs,))
+    owner.start()
+    a = pipe.recv()
+    b = a.clone()
+    assert a.file.leased == PAGE
+    owner.kill()
+    owner.join()
+    assert bytes(a.view()[:9]) == b"inherited"
+    a.view()[:4] = b"more"
+    assert bytes(b.view()[:4]) == b"more"
+    for request in (
+        lambda: a.file.allocate(PAGE),
+        lambda: a.file.usage(),
+        lambda: a.decommit(),
+        lambda: a.unpin(),
+        lambda: a.file.has_unique_ref(a.range),
+        lambda: pipe.send(a),
+    ):
+        with pytest.raises(OwnerGoneError):
+            request()
+    a.release()
+    b.release()
+    pipe.close()
+    theirs.close()
+    owner.close()
+
+
+def test_a_file_that_its_owner_closes(spawned: Peer) -> None:
+    with MemoryFile() as mf:
+        spawned.do(peers.keep, "a", _stamped(mf, b"still here"))
+    assert spawned.do(peers.read, "a", 0, 10) == b"still here"
+    with pytest.raises(pgalloc.ClosedError):
+        spawned.do(peers.run, f"kept['a'].file.allocate({PAGE})")
+    spawned.do(peers.drop, "a")
+
+
+def test_pages_beyond_the_first_chunk(mf: MemoryFile, spawned: Peer) -> None:
+    a = mf.allocate(3 * CHUNK)
+    for chunk in range(3):
+        a.view()[chunk * CHUNK : chunk * CHUNK + 1] = bytes([chunk + 1])
+    spawned.do(peers.keep, "a", a)
+    sums = "v = memoryview(kept['a']); result = [v[at] for at in range(0, len(v), 1 << 30)]"
+    assert spawned.do(peers.run, sums) == [1, 2, 3]
+    spawned.do(peers.drop, "a")
+    a.release()
+    eventually(lambda: is_free(mf))
