@@ -83,6 +83,14 @@ def _caches() -> tuple[Workload, ...]:
     )
 
 
+def _handing_over() -> tuple[Workload, ...]:
+    return tuple(
+        Workload(f"hand_over_{size}{suffix}", f"hand {title} to another process, {read}")
+        for size, title in (("1m", "1 MiB"), ("1g", "1 GiB"))
+        for suffix, read in (("", "first byte"), ("_pages", "a byte of each page"))
+    )
+
+
 WORKLOADS = (
     Workload(
         "pair",
@@ -266,6 +274,17 @@ WORKLOADS = (
         "guard_idle", "the guard's thread, far from the limit, per second", goals=(_core(MS),)
     ),
     Workload("guard_reaction", "out of the headroom again, limit of 256 MiB"),
+    *_handing_over(),
+    Workload("round_trip", "ask the owner from a peer, and have the answer", python_limit="socket"),
+    Workload(
+        "peer_pair", "allocate + free one 4 KiB page from a peer, pair", python_limit="socket"
+    ),
+    Workload(
+        "workers_memory",
+        "8 workers and 1 GiB of numpy data: memory per byte of it",
+        goals=(_python(1.1),),
+        unit="bytes",
+    ),
 )
 
 BY_NAME = {workload.name: workload for workload in WORKLOADS}

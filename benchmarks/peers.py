@@ -1,12 +1,13 @@
-"""Other processes that are running already, as pages are handed to them: spawned, one call at a time."""
+"""Other processes, spawned once, that do what they are told: what memory is handed over to."""
 
 from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
+
+from benchmarks import in_peer
 
 _CONTEXT = multiprocessing.get_context("spawn")
 
@@ -20,7 +21,6 @@ class Peer:
         self._process = _CONTEXT.Process(target=_serve, args=(self._calls, answers), daemon=True)
         self._process.start()
         answers.close()  # so that its death is noticed
-        self.ask(int)
 
     @property
     def pid(self) -> int:
@@ -34,9 +34,13 @@ class Peer:
         self._calls.put((function, arguments))
         return self._answers.recv()
 
+    def warm_up(self) -> None:
+        """Wait until it runs, and has imported what it needs for memory."""
+        self.ask(in_peer.read, b"\1", 1)
+
     def close(self) -> None:
-        """Wait for its end."""
-        self._calls.put(None)
+        """End it. Not gently: shared_memory would complain that arrays still look into it."""
+        self._process.kill()
         self._process.join()
         self._process.close()
         self._calls.close()
@@ -44,13 +48,15 @@ class Peer:
 
 
 def _serve(calls: Any, answers: Any) -> None:
-    while (call := calls.get()) is not None:
-        function, arguments = call
+    while True:
+        function, arguments = calls.get()
         answers.send(function(*arguments))
-        del call, arguments  # what was handed over is let go of
+        del arguments  # what was handed over is let go of
 
 
 @lru_cache(maxsize=1)
 def the_peer() -> Peer:
-    """One for all rounds."""
-    return Peer()
+    """One for all rounds, up and running."""
+    peer = Peer()
+    peer.warm_up()
+    return peer

@@ -18,6 +18,8 @@ from benchmarks import (
     pairs,
     populate,
     references,
+    sharing,
+    sharing_memory,
     snapshots,
     usage,
 )
@@ -37,6 +39,8 @@ _FAMILIES = (
     kv,
     caches,
     guard,
+    sharing,
+    sharing_memory,
 )
 CASES: list[Case] = [case for family in _FAMILIES for case in family.CASES]
 

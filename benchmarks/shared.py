@@ -8,13 +8,20 @@ from multiprocessing.shared_memory import SharedMemory
 
 
 @contextmanager
-def shared_block(size: int) -> Iterator[memoryview]:
+def named_block(size: int) -> Iterator[SharedMemory]:
     """A block of shared memory that is gone when the ``with`` block ends."""
     memory = SharedMemory(create=True, size=size)
     try:
-        yield buffer_of(memory)
+        yield memory
     finally:
         discard(memory)
+
+
+@contextmanager
+def shared_block(size: int) -> Iterator[memoryview]:
+    """The bytes of a named_block()."""
+    with named_block(size) as memory:
+        yield buffer_of(memory)
 
 
 def buffer_of(memory: SharedMemory) -> memoryview:

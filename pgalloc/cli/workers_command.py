@@ -16,7 +16,7 @@ from rich.text import Text
 import pgalloc
 from pgalloc.cli.params import size
 from pgalloc.cli.units import format_bytes, format_count, format_path
-from pgalloc.cli.workers_crew import Crew, RunningCrew
+from pgalloc.cli.workers_crew import Crew, RunningCrew, State
 from pgalloc.cli.workers_data import DataSet, find_data
 from pgalloc.cli.workers_procfs import SHM
 from pgalloc.cli.workers_terminal import Screen
@@ -80,6 +80,9 @@ def workers(
     crews = [Crew(way, workers) for way in WAYS]
     if data.nbytes:
         _run(console, crews, data, timeout)
+    for crew in crews:
+        if crew.errors and crew.state is not State.KILLED:
+            console.print(Text(f"{crew.way}:\n{crew.errors}", style="dim"), soft_wrap=True)
     problems = judge(crews, data)
     text = verdict(crews, data, problems, "-" if console.options.ascii_only else "—")
     console.print(Text(text, style="bold red" if problems else "bold green"), soft_wrap=True)

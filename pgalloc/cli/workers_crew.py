@@ -128,7 +128,8 @@ class RunningCrew:
             try:
                 self._measure()
             except (OSError, KeyError) as error:
-                self._fail(f"cannot see how much memory it has: {error!r}")
+                self.crew.state = State.FAILED
+                self.crew.errors = f"cannot see how much memory it has: {error!r}\n"
         self._objects = memory_objects(members(self._process.pid))
         changed()
 
@@ -183,7 +184,3 @@ class RunningCrew:
         self.crew.workers_bytes = sum(
             proportional_bytes(pid) for pid in members(owner) if pid != owner
         )
-
-    def _fail(self, reason: str) -> None:
-        self.crew.state = State.FAILED
-        self.crew.errors = f"{reason}\n"

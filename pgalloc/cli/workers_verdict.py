@@ -47,7 +47,8 @@ def verdict(crews: Sequence[Crew], data: DataSet, problems: Sequence[str], dash:
 
 def _problems_of(crew: Crew, data: DataSet) -> list[str]:
     if crew.state is not State.KILLED:
-        return [f"{crew.way}: {crew.state.value}: {crew.errors}"]
+        reason = crew.errors.rpartition("\n")[2]
+        return [": ".join(filter(None, (crew.way, crew.state.value, reason)))]
     expected = 0 if crew.way == NOTHING else crew.workers * len(data.files)
     if crew.wrong or crew.digests != expected:
         wrong = format_count(crew.wrong, "wrong digest")

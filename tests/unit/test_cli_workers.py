@@ -127,7 +127,10 @@ def test_an_owner_that_fails_says_why(tree: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(workers_command, "find_data", vanished)
     result = run_workers(tree, "--workers", "1")
     assert result.exit_code == 1, result.output
-    assert result.output.count("FileNotFoundError") == 3
+    reason = last_line(result)
+    assert reason.startswith("demo workers: FAILED — plain: failed: FileNotFoundError")
+    assert reason.count("FileNotFoundError") == 3
+    assert "Traceback" in result.output
 
 
 def test_what_takes_too_long_is_a_failure(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,309 @@
+"""A forked child is a peer of its parent: it keeps what it inherited, and can do what peers can."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from children import TIMEOUT_S, Child, in_child
+from conftest import CHUNK, PAGE, stored
+from peers import eventually
+
+import pgalloc
+from pgalloc import AllocationMode, FileRange, ForkedError, MemoryFile, RangeError, testing
+
+
+class Steps:
+    """A parent and its child take turns."""
+
+    def __init__(self) -> None:
+        self._to_child, self._to_parent = os.pipe(), os.pipe()
+
+    def let(self) -> None:
+        """The other side may go on."""
+        os.write(self._mine[1], b".")
+
+    def wait(self) -> None:
+        """Until the other side lets this one."""
+        assert select.select([self._theirs[0]], [], [], TIMEOUT_S)[0], "the other side hangs"
+        assert os.read(self._theirs[0], 1) == b"."
+
+    @property
+    def _in_child(self) -> bool:
+        return os.getpid() != self._pid
+
+    _pid = 0
+
+    def start(self, run: Callable[[], None]) -> Child:
+        self._pid = os.getpid()
+        return Child(run)
+
+    @property
+    def _mine(self) -> tuple[int, int]:
+        return self._to_parent if self._in_child else self._to_child
+
+    @property
+    def _theirs(self) -> tuple[int, int]:
+        return self._to_child if self._in_child else self._to_parent
+
+    def close(self) -> None:
+        for descriptor in (*self._to_child, *self._to_parent):
+            os.close(descriptor)
+
+
+@pytest.fixture
+def steps() -> Any:
+    taken = Steps()
+    yield taken
+    taken.close()
+
+
+def leased(mf: MemoryFile) -> int:
+    return sum(lease.nbytes for lease in mf.leases())
+
+
+def test_a_childs_views_stay_what_they_are(mf: MemoryFile, steps: Steps) -> None:
+    """The parent lets go of everything, and hands the pages out again if it can."""
+    a = mf.allocate(4 * PAGE)
+    a.view()[:] = b"i" * (4 * PAGE)
+    view = a.view()
+
+    def child() -> None:
+        steps.wait()
+        assert bytes(view) == b"i" * (4 * PAGE)
+        assert bytes(a.view()[:1]) == b"i"
+
+    forked = steps.start(child)
+    view.release()
+    a.release()
+    mf.wait_for_reclaim()
+    assert stored(mf) == 4 * PAGE
+    assert leased(mf) == 4 * PAGE
+    with mf.allocate(4 * PAGE, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE) as other:
+        other.view()[:] = b"o" * (4 * PAGE)
+        steps.let()
+        forked.wait()
+    eventually(lambda: mf.leases() == [])
+    mf.wait_for_reclaim()
+    assert stored(mf) == 0
+
+
+def test_a_child_that_dies_leaves_nothing(mf: MemoryFile, steps: Steps) -> None:
+    a = mf.allocate(PAGE)
+
+    def child() -> None:
+        kept = [a.clone(), mf.allocate(8 * PAGE)]
+        steps.let()
+        signal.pause()
+        del kept
+
+    forked = steps.start(child)
+    steps.wait()
+    (lease,) = mf.leases()
+    assert (lease.pid, lease.nbytes, lease.claimed) == (forked.pid, 9 * PAGE, True)
+    os.kill(forked.pid, signal.SIGKILL)
+    os.waitpid(forked.pid, 0)
+    eventually(lambda: mf.leases() == [])
+    assert mf.has_unique_ref(a.range)
+    a.release()
+
+
+def test_a_child_does_what_peers_do(mf: MemoryFile) -> None:
+    a = mf.allocate(4 * PAGE)
+    a.view()[:4] = b"from"
+
+    def child() -> None:
+        clone, part = a.clone(), a.slice(PAGE, 2 * PAGE)
+        assert not mf.has_unique_ref(a.range)
+        b = mf.allocate(2 * CHUNK, mode=AllocationMode.ALLOCATE_ONLY)
+        b.view()[-1] = 7
+        c = mf.allocate_range(PAGE, kind=pgalloc.MemoryKind.TMPFS)
+        mf.inc_ref(c)
+        mf.dec_ref(c)
+        mf.dec_ref(c)
+        with pytest.raises(RangeError):
+            mf.dec_ref(c)
+        with pytest.raises(RangeError):
+            mf.inc_ref(FileRange(0, CHUNK))
+        with pytest.raises(pgalloc.OutOfMemoryError):
+            mf.allocate(2**62)
+        filled = mf.allocate(PAGE, reader=lambda view: len(view))
+        assert mf.usage() is not None
+        a.decommit()
+        assert bytes(a.view()[:4]) == bytes(4)
+        a.view()[:2] = b"to"
+        a.unpin()  # but others hold it
+        assert a.pin()
+        for handle in (clone, part, b, filled, a):
+            handle.release()
+        assert mf._connection.flush(30)  # type: ignore[attr-defined]
+        mf.close()
+        assert mf.closed
+        with pytest.raises(pgalloc.ClosedError):
+            mf.allocate(PAGE)
+
+    in_child(child)
+    assert bytes(a.view()[:2]) == b"to"
+    eventually(lambda: mf.leases() == [])
+    assert mf.has_unique_ref(a.range)
+    testing.verify(mf)
+    a.release()
+
+
+def test_a_child_lets_go_of_what_it_inherited(mf: MemoryFile, steps: Steps) -> None:
+    held = [mf.allocate(PAGE) for _ in range(100)]
+
+    def child() -> None:
+        steps.wait()
+        held.clear()
+        steps.let()
+        steps.wait()
+
+    forked = steps.start(child)
+    assert leased(mf) == 100 * PAGE
+    steps.let()
+    steps.wait()
+    eventually(lambda: leased(mf) == 0)
+    steps.let()
+    forked.wait()
+    held.clear()
+
+
+def test_what_nobody_pinned_stays_the_parents(mf: MemoryFile, steps: Steps) -> None:
+    """A child must not keep its parent from giving memory up."""
+    cold, warm = mf.allocate(PAGE), mf.allocate(PAGE)
+    cold.view()[:4] = warm.view()[:4] = b"data"
+    cold.unpin()
+
+    def child() -> None:
+        with pytest.raises(ForkedError):
+            cold.view()
+        with pytest.raises(ForkedError):
+            cold.pin()
+        steps.wait()
+        assert bytes(warm.view()[:4]) == b"data"
+        cold.release()
+
+    forked = steps.start(child)
+    with testing.ManualPressure() as pressure:
+        assert pressure.demand(1 << 40) == PAGE
+    steps.let()
+    forked.wait()
+    assert not cold.pin()
+    assert bytes(warm.view()[:4]) == b"data"
+    eventually(lambda: mf.leases() == [])
+    cold.release()
+    warm.release()
+
+
+def test_grandchildren(mf: MemoryFile, steps: Steps) -> None:
+    a = mf.allocate(PAGE)
+    a.view()[:3] = b"old"
+
+    def child() -> None:
+        own = mf.allocate(PAGE)
+        own.view()[:3] = b"new"
+
+        def grandchild() -> None:
+            assert bytes(a.view()[:3]) + bytes(own.view()[:3]) == b"oldnew"
+            third = mf.allocate(PAGE)
+            third.view()[:3] = b"tri"
+            own.clone().release()
+            assert len({own.range, a.range, third.range}) == 3
+
+        forked = Child(grandchild)
+        own.release()
+        forked.wait()
+
+    forked = steps.start(child)
+    forked.wait()
+    eventually(lambda: mf.leases() == [])
+    a.release()
+
+
+def test_a_child_of_a_child_outlives_it(mf: MemoryFile, steps: Steps) -> None:
+    a = mf.allocate(PAGE)
+    a.view()[:3] = b"old"
+
+    def child() -> None:
+        def grandchild() -> None:
+            steps.wait()
+            assert bytes(a.clone().view()[:3]) == b"old"
+            steps.let()
+
+        if os.fork() == 0:
+            try:
+                grandchild()
+            finally:
+                os._exit(0)
+
+    forked = steps.start(child)
+    forked.wait()
+    a.release()
+    mf.wait_for_reclaim()
+    assert stored(mf) == PAGE
+    steps.let()
+    steps.wait()
+    eventually(lambda: mf.leases() == [])
+    eventually(lambda: stored(mf) == 0)
+
+
+def test_orphans_keep_their_pages() -> None:
+    """The owner dies; its child reads on, and is told when it asks."""
+    program = """
+import os, sys, time, pgalloc
+mf = pgalloc.MemoryFile()
+a = mf.allocate(4096)
+a.view()[:6] = b"orphan"
+ready, go = os.pipe()
+if os.fork() == 0:
+    os.close(go)
+    os.read(ready, 1)
+    assert bytes(a.view()[:6]) == b"orphan"
+    for act in (lambda: mf.allocate(4096), mf.usage, a.decommit):
+        try:
+            act()
+        except pgalloc.OwnerGoneError:
+            continue
+        raise AssertionError
+    a.release()
+    print("well", flush=True)
+    os._exit(0)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == "well\n", done.stderr
+
+
+def test_without_leases_a_child_is_told(
+    mf: MemoryFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No descriptor is left for its connection: views can be read, as after any fork."""
+    a = mf.allocate(PAGE)
+    view = a.view()
+    view[0] = 5
+
+    def refuse(*arguments: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    def child() -> None:
+        assert view[0] == 5
+        for act in (lambda: mf.allocate(PAGE), a.clone, a.decommit, lambda: mf.close()):
+            with pytest.raises(ForkedError):
+                act()
+        a.release()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pgalloc.sharing.inheritance.socket.socketpair", refuse)
+        in_child(child)
+    assert "without leases" in caplog.text
+    assert mf.leases() == []
+    view.release()
+    a.release()

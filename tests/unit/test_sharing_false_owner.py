@@ -1,0 +1,267 @@
+"""A hostile owner: whatever it answers, its peers get a clear error, lose nothing, and go on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PAGE
+from false_owner import FILE_BYTES, NAME, Answer, FalseOwner, Reply, well
+
+import pgalloc
+from pgalloc import OwnerGoneError
+from pgalloc.sharing import connection, protocol
+from pgalloc.sharing.protocol import Op
+
+MAX64 = 2**64 - 1
+
+
+def _raw(packet: bytes, descriptors: int = 0) -> Answer:
+    return lambda number: Reply(packet, descriptors)
+
+
+def _status(status: int, payload: bytes = b"") -> Answer:
+    return lambda number: Reply(protocol.pack(status, number, payload))
+
+
+def _another_version(number: int) -> Reply:
+    return Reply(b"\x63" + protocol.pack(0, number)[1:])
+
+
+def _too_long(number: int) -> Reply:
+    return Reply(protocol.pack(0, number).ljust(protocol.PACKET_MAX + 1, b"\0"))
+
+
+def _too_many_descriptors(number: int) -> Reply:
+    return Reply(protocol.pack(0, number), 40)
+
+
+# Whatever was asked for.
+LIES: dict[str, Answer] = {
+    "hangs up": lambda number: None,
+    "garbage": _raw(b"\xff" * 100),
+    "one byte": _raw(b"\0"),
+    "another version": _another_version,
+    "too long": _too_long,
+    "too many descriptors": _too_many_descriptors,
+    "an empty answer": well(b""),
+    "a short answer": well(b"\1\2\3"),
+    "a long answer": well(bytes(60_000)),
+    "an unknown status": _status(200),
+    "a status without a text": _status(1),
+    "a text that is none": _status(1, b"\xff\xfe\x80"),
+    "an OSError without a number": _status(10, b"\1"),
+    "an OSError with a strange number": _status(10, b"\xff\xff\xff\xff"),
+}
+
+
+def _clear(run: Callable[[], Any]) -> None:
+    """It may succeed. If it fails, then with an exception that callers expect."""
+    try:
+        run()
+    except (pgalloc.Error, OSError):
+        pass
+
+
+def _use(path: Path) -> None:
+    """Everything a peer asks an owner for."""
+    peer = pgalloc.connect(path)
+    try:
+        _clear(peer.usage)
+        _clear(lambda: peer.allocate(PAGE).release())
+        allocation = peer.allocate(PAGE)
+        _clear(lambda: allocation.view().release())
+        _clear(allocation.decommit)
+        _clear(lambda: peer.has_unique_ref(allocation.range))
+        _clear(allocation.unpin)
+        _clear(allocation.pin)
+        _clear(lambda: peer.flush(1))
+        _clear(allocation.release)
+    finally:
+        peer.close()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "REQUEST_MAX_S", 0.5)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "false"
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+@pytest.mark.parametrize(
+    "asked",
+    [Op.HELLO, Op.SERVED, Op.OPEN, Op.ALLOCATE, Op.DECOMMIT, Op.UNIQUE, Op.UNPIN, Op.PIN, Op.USAGE, Op.PING],
+)
+def test_a_false_answer(path: Path, asked: Op, lie: Answer) -> None:
+    with FalseOwner(path, {asked: lie}):
+        _clear(lambda: _use(path))
+
+
+def test_an_honest_answer(path: Path) -> None:
+    """The test of the tests: without a lie, everything works."""
+    with FalseOwner(path, {}), pgalloc.connect(path) as peer:
+        assert set(peer.usage().values()) == {0}
+        with peer.allocate(PAGE) as allocation:
+            allocation.view()[:4] = b"true"
+            assert peer.has_unique_ref(allocation.range)
+            allocation.unpin()
+            assert allocation.pin()
+            allocation.decommit()
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        (NAME, 0, 0),
+        (NAME, PAGE, 0),
+        (NAME, 1, 2),
+        (NAME, 0, MAX64),
+        (NAME, MAX64 - 1, MAX64),
+        (NAME, FILE_BYTES, FILE_BYTES + PAGE),
+        (NAME, 1 << 40, (1 << 40) + PAGE),
+        (NAME + 1, 0, PAGE),
+    ],
+)
+def test_pages_that_cannot_be(path: Path, pages: tuple[int, int, int]) -> None:
+    """Beyond the end of the file, say: what would be a SIGBUS is an exception."""
+    with FalseOwner(path, {Op.ALLOCATE: well(protocol.PAGES.pack(*pages))}):
+        with pgalloc.connect(path) as peer:
+            _clear(lambda: bytes(peer.allocate(PAGE).view()))
+            _clear(lambda: peer.allocate(PAGE, mode=pgalloc.AllocationMode.ALLOCATE_AND_COMMIT))
+
+
+@pytest.mark.parametrize("capacity", [0, 1, 4095, 2**62, 2**63, MAX64])
+def test_a_capacity_that_cannot_be(path: Path, capacity: int) -> None:
+    with FalseOwner(path, {Op.OPEN: well(protocol.FILE.pack(NAME, capacity, False), 1)}):
+        _clear(lambda: _use(path))
+
+
+@pytest.mark.parametrize("descriptors", [0, 2, 3, 4])
+def test_not_one_descriptor(path: Path, descriptors: int) -> None:
+    """None is left open, either: the leak guard looks."""
+    file = protocol.FILE.pack(NAME, 1 << 30, False)
+    with FalseOwner(path, {Op.OPEN: well(file, descriptors)}), pytest.raises(OwnerGoneError):
+        pgalloc.connect(path)
+
+
+@pytest.mark.parametrize("asked", [Op.HELLO, Op.SERVED, Op.ALLOCATE, Op.USAGE, Op.PING])
+def test_descriptors_nobody_asked_for(path: Path, asked: Op) -> None:
+    answers = {
+        Op.HELLO: protocol.PROCESS.pack(1),
+        Op.SERVED: protocol.SERVED.pack(NAME, False),
+        Op.ALLOCATE: protocol.PAGES.pack(NAME, 0, PAGE),
+        Op.USAGE: bytes(protocol.COUNTS.size),
+        Op.PING: protocol.PROCESS.pack(1),
+    }
+    before = len(os.listdir("/proc/self/fd"))
+    with FalseOwner(path, {asked: well(answers[asked], 2)}):
+        _clear(lambda: _use(path))
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a folder", "/dev/null", "a socket"])
+def test_a_descriptor_of_something_else(path: Path, tmp_path: Path, what: str) -> None:
+    ends: tuple[int, ...]
+    if what == "a pipe":
+        ends = os.pipe()
+    elif what == "a socket":
+        ends = tuple(end.detach() for end in socket.socketpair())
+    else:
+        ends = (os.open(tmp_path if what == "a folder" else what, os.O_RDONLY),)
+    with FalseOwner(path, {}, descriptor=ends[0]):
+        _clear(lambda: _use(path))
+    for end in ends:
+        os.close(end)
+
+
+# --- owners that keep a peer waiting -------------------------------------------------------------
+
+
+def _in_time(run: Callable[[], Any]) -> BaseException | None:
+    """What it raised. Fails if it hangs."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            run()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive(), "it hangs"
+    return raised[0] if raised else None
+
+
+@pytest.mark.parametrize("asked", [Op.HELLO, Op.SERVED, Op.OPEN])
+def test_an_owner_that_never_answers_lets_nobody_in(path: Path, asked: Op) -> None:
+    silence = threading.Event()
+
+    def stay_silent(number: int) -> None:
+        silence.wait(20)
+
+    with FalseOwner(path, {asked: stay_silent}):
+        raised = _in_time(lambda: pgalloc.connect(path))
+        silence.set()
+    assert isinstance(raised, OwnerGoneError)
+
+
+def test_an_owner_that_stops_answering(path: Path) -> None:
+    """It counts as gone: the pages stay, and further requests fail at once."""
+    silence = threading.Event()
+
+    def stay_silent(number: int) -> None:
+        silence.wait(20)
+
+    with FalseOwner(path, {Op.USAGE: stay_silent}):
+        peer = pgalloc.connect(path)
+        allocation = peer.allocate(PAGE)
+        view = allocation.view()
+        view[:4] = b"kept"
+        assert isinstance(_in_time(peer.usage), OwnerGoneError)
+        assert isinstance(_in_time(lambda: peer.allocate(PAGE)), OwnerGoneError)
+        silence.set()
+        assert bytes(view[:4]) == b"kept"
+        view.release()
+        allocation.release()
+        peer.close()
+
+
+def test_an_owner_that_answers_what_nobody_asked(path: Path) -> None:
+    """Answers to other requests do not count, however many come."""
+    stop = threading.Event()
+
+    def answer_others(number: int) -> Reply:
+        time.sleep(0.01)
+        return Reply(protocol.pack(0, number + 1000))
+
+    class Talkative(FalseOwner):
+        def _answer_all(self, connection: socket.socket) -> None:
+            while packet := connection.recv(protocol.PACKET_MAX):
+                kind, number, _ = protocol.unpack(packet)
+                if kind == Op.USAGE:
+                    while not stop.is_set():
+                        connection.send(answer_others(number).packet, socket.MSG_NOSIGNAL)
+                    return
+                reply = self._answers[Op(kind)](number)
+                assert reply is not None
+                socket.send_fds(connection, [reply.packet], [self._sent] * reply.descriptors)
+
+    with Talkative(path, {}):
+        peer = pgalloc.connect(path)
+        try:
+            assert isinstance(_in_time(peer.usage), OwnerGoneError)
+        finally:
+            stop.set()
+        peer.close()
