@@ -23,6 +23,8 @@ from sharing_api.owner import Owner
 from sharing_api.plants import PLANTS, plant
 
 import pgalloc
+from pgalloc.pressure import default_guard
+from pgalloc.pressure.guard import GuardSource
 from pgalloc.testing import ManualPressure
 
 
@@ -41,7 +43,9 @@ def parsed() -> argparse.Namespace:
 
 
 def warm_up(methods: list[str]) -> None:
-    """Start one process of each kind: helpers of multiprocessing stay, and are no leftovers."""
+    """Start what stays, and is no leftover: the guard, and what multiprocessing needs."""
+    default_guard.ensure()
+    GuardSource().close()
     for method in methods:
         process = multiprocessing.get_context(method).Process(target=os.getpid)
         process.start()
@@ -93,7 +97,6 @@ def main() -> int:
     methods = [options.start_method] if options.start_method else ["fork", "spawn"]
     try:
         warm_up(methods)
-        pgalloc.MemoryFile().close()
         before = Leftovers.count()
         if options.plant:
             plant(options.plant)

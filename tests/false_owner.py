@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -51,11 +52,16 @@ HONEST: Mapping[Op, Answer] = {
 class FalseOwner:
     """Serves one connection after the other in a thread; ``lies`` replace honest answers."""
 
-    def __init__(self, path: Path, lies: Mapping[Op, Answer], *, descriptor: int | None = None) -> None:
+    def __init__(
+        self, path: Path, lies: Mapping[Op, Answer], *, descriptor: int | None = None
+    ) -> None:
         self._answers = {**HONEST, **lies}
         self._memory = os.memfd_create("false owner", os.MFD_CLOEXEC)
         os.ftruncate(self._memory, FILE_BYTES)
         self._sent = self._memory if descriptor is None else descriptor
+        self.left = threading.Event()
+        """The latest peer has hung up, or has been hung up on."""
+        self._connection: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(os.fspath(path))
         self._listener.listen()
@@ -65,28 +71,38 @@ class FalseOwner:
     def _serve(self) -> None:
         while True:
             try:
-                connection, _ = self._listener.accept()
+                self._connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                self._answer_all(connection)
+            with self._connection:
+                self.left.clear()
+                self.answer_all(self._connection)
+            self.left.set()
 
-    def _answer_all(self, connection: socket.socket) -> None:
+    def answer_all(self, connection: socket.socket) -> None:
+        """Answer one peer until it leaves."""
         while packet := connection.recv(protocol.PACKET_MAX):
             kind, number, _ = protocol.unpack(packet)
             if number == 0:
                 continue
             reply = self._answers[Op(kind)](number)
-            if reply is None:
-                return
-            try:
-                sent = [self._sent] * reply.descriptors
-                socket.send_fds(connection, [reply.packet], sent, socket.MSG_NOSIGNAL)
-            except (BrokenPipeError, ConnectionResetError):
+            if reply is None or not self.send(connection, reply):
                 return
 
+    def send(self, connection: socket.socket, reply: Reply) -> bool:
+        """Whether the peer is still there."""
+        try:
+            sent = [self._sent] * reply.descriptors
+            socket.send_fds(connection, [reply.packet], sent, socket.MSG_NOSIGNAL)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        for listening in (self._listener, self._connection):  # wakes accept() and recv()
+            if listening is not None and listening.fileno() >= 0:
+                with contextlib.suppress(OSError):  # the peer has left
+                    listening.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
         os.close(self._memory)

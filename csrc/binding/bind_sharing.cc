@@ -27,7 +27,6 @@ FileRange file_range(const py::object& object) {
   return range;
 }
 
-
 void bind_link(py::module_& module) {
   py::class_<OwnerLink, std::shared_ptr<OwnerLink>>(module, "OwnerLink")
       .def(py::init([](int fd, const py::bytes& prefix) {
@@ -39,13 +38,10 @@ void bind_link(py::module_& module) {
              return wait_interruptibly(timeout_s,
                                        [&](auto deadline) { return link->flush(deadline); });
            })
-      .def("give_back",
-           [](Self<OwnerLink> link, uint64_t file, const py::object& range) {
-             link->give_back(file, file_range(range));
-           })
+      .def("give_back", [](Self<OwnerLink> link, uint64_t file,
+                           const py::object& range) { link->give_back(file, file_range(range)); })
       .def("break_off", [](Self<OwnerLink> link) { link->break_off(); })
-      .def_property_readonly("broken",
-                             [](Self<OwnerLink> link) { return link->broken(); })
+      .def_property_readonly("broken", [](Self<OwnerLink> link) { return link->broken(); })
       .def(
           "park", [](Self<OwnerLink> link) { link->park(); }, py::call_guard<WithoutGil>())
       .def("resume", [](Self<OwnerLink> link) { link->resume(); });
@@ -144,29 +140,29 @@ void bind_peer(py::module_& module) {
            [](Self<PeerHandle> handle, const py::object& range) {
              return value_or_throw(handle->file->has_unique_ref(file_range(range)));
            })
-      .def("_holds_here", [](Self<PeerHandle> handle,
-                             const py::object& range) { return handle->file->holds(file_range(range)); })
-      .def("_prepare",
-           [](Self<PeerHandle> handle, const py::object& range, int mode) {
-             prepare(*handle->file, file_range(range), mode);
+      .def("_holds_here",
+           [](Self<PeerHandle> handle, const py::object& range) {
+             return handle->file->holds(file_range(range));
            })
+      .def("_prepare", [](Self<PeerHandle> handle, const py::object& range,
+                          int mode) { prepare(*handle->file, file_range(range), mode); })
       .def("_map_range", &map_range)
       .def("_leave",
            [](Self<PeerHandle> handle) {
              handle->file->close();
              handle->views.clear();
            })
-      .def("_rehome",
-           [](Self<PeerHandle> handle, Self<OwnerLink> link) {
-             handle->file->rehome(link->shared_from_this());
-           })
+      .def("_rehome", [](Self<PeerHandle> handle,
+                         Self<OwnerLink> link) { handle->file->rehome(link->shared_from_this()); })
       .def("_check_usable",
            [](Self<PeerHandle> handle) { throw_if_error(handle->file->check_usable()); })
-      .def_property_readonly("closed", [](Self<PeerHandle> handle) { return handle->file->closed(); },
-                             "Whether close() was called.")
+      .def_property_readonly(
+          "closed", [](Self<PeerHandle> handle) { return handle->file->closed(); },
+          "Whether close() was called.")
       .def_property_readonly("_forked",
                              [](Self<PeerHandle> handle) { return handle->file->forked(); })
-      .def_property_readonly("_id", [](Self<PeerHandle> handle) { return handle->file->identity().id; })
+      .def_property_readonly("_id",
+                             [](Self<PeerHandle> handle) { return handle->file->identity().id; })
       .def_property_readonly("_fd", [](Self<PeerHandle> handle) { return handle->file->fd(); })
       .def_property_readonly(
           "capacity", [](Self<PeerHandle> handle) { return handle->file->identity().capacity; },
@@ -193,14 +189,10 @@ std::unique_ptr<LeaseTable> make_table(const py::object& memory_file) {
 void bind_leases(py::module_& module) {
   py::class_<LeaseTable>(module, "LeaseTable")
       .def(py::init(&make_table), py::arg("memory_file"))
-      .def("add",
-           [](Self<LeaseTable> table, const py::object& range) {
-             throw_if_error(table->add(file_range(range)));
-           })
-      .def("remove",
-           [](Self<LeaseTable> table, uint64_t start, uint64_t end) {
-             throw_if_error(table->remove({start, end}));
-           })
+      .def("add", [](Self<LeaseTable> table,
+                     const py::object& range) { throw_if_error(table->add(file_range(range))); })
+      .def("remove", [](Self<LeaseTable> table, uint64_t start,
+                        uint64_t end) { throw_if_error(table->remove({start, end})); })
       .def("hand_over",
            [](Self<LeaseTable> table, const py::object& range) {
              throw_if_error(table->hand_over(file_range(range)));
@@ -211,10 +203,8 @@ void bind_leases(py::module_& module) {
            [](Self<LeaseTable> table, const py::object& range) {
              return !table->held().set().is_empty_range(file_range(range));
            })
-      .def("copy_from",
-           [](Self<LeaseTable> table, Self<LeaseTable> other) {
-             throw_if_error(table->copy(*other));
-           })
+      .def("copy_from", [](Self<LeaseTable> table,
+                           Self<LeaseTable> other) { throw_if_error(table->copy(*other)); })
       .def("drop_all", [](Self<LeaseTable> table) { table->drop_all(); })
       .def_property_readonly("nbytes", [](Self<LeaseTable> table) { return table->bytes(); });
 }

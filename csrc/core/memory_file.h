@@ -242,7 +242,9 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
   // Whether pages are still on their way.
   bool loading() const EXCLUDES(mu_);
   // Whether pages are still on their way, or could not be loaded. Without a lock.
-  bool incomplete() const override { return (gate_.load(std::memory_order_acquire) & kIncomplete) != 0; }
+  bool incomplete() const override {
+    return (gate_.load(std::memory_order_acquire) & kIncomplete) != 0;
+  }
   struct LoadProgress {
     uint64_t total_bytes = 0;
     uint64_t pending_bytes = 0;

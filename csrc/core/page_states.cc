@@ -297,12 +297,12 @@ std::vector<std::pair<FileRange, uint32_t>> PageStates::pinned() const {
     const uint32_t refs = segment.value().refs;
     if (refs == 0 || refs == UINT32_MAX) continue;
     uint64_t from = segment.start();
-    unpinned_.set().visit_range(
-        segment.range(), [&](FileRange part, const UnpinnedTraits::Value& value) {
-          if (value.handles < refs) return;
-          if (from < part.start) append({from, part.start}, refs);
-          from = part.end;
-        });
+    unpinned_.set().visit_range(segment.range(),
+                                [&](FileRange part, const UnpinnedTraits::Value& value) {
+                                  if (from < part.start) append({from, part.start}, refs);
+                                  if (value.handles < refs) append(part, refs - value.handles);
+                                  from = part.end;
+                                });
     if (from < segment.end()) append({from, segment.end()}, refs);
   }
   return result;

@@ -19,7 +19,6 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import hmac
 import logging
 import os
 import resource
@@ -33,14 +32,14 @@ from typing import Any
 
 from pgalloc import _core, fork
 from pgalloc.allocation import Allocation
-from pgalloc.errors import Error, SharingError
+from pgalloc.errors import SharingError
 from pgalloc.sharing import protocol
+from pgalloc.sharing.channel import GREETING_MAX_S, Channel, Door
 from pgalloc.sharing.offers import UNCLAIMED_MAX_S, Offers
 from pgalloc.sharing.protocol import Op, ProtocolError
 from pgalloc.sharing.session import Answer, Scope, Session
 from pgalloc.sharing.tokens import Address, Token
 
-GREETING_MAX_S = 10.0
 STRANGERS_MAX = 64
 _ACCEPTS_AT_ONCE = 16
 _IDLE_S = 0.2  # before it ends
@@ -48,39 +47,6 @@ _CREDENTIALS = struct.Struct("3i")
 _KIND = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 _log = logging.getLogger("pgalloc")
-
-
-class Door:
-    """A listening socket, and what those who come in by it may use."""
-
-    def __init__(self, listener: socket.socket, scope: Scope) -> None:
-        self.listener = listener
-        self.scope = scope
-
-
-class Channel:
-    """The connection of one peer."""
-
-    def __init__(self, sock: socket.socket, session: Session, *, greeted: bool) -> None:
-        self.socket = sock
-        self.session = session
-        self.greeted = greeted
-        self.since = time.monotonic()
-        self.steps: Generator[Answer | None] | None = None  # of the request under way
-        self.number = 0
-        self.unsent: tuple[bytes, tuple[int, ...]] | None = None
-
-    def close(self) -> None:
-        """Let go of the descriptors, and of all the peer held."""
-        self.abandon()
-        self.session.end()
-
-    def abandon(self) -> None:
-        """Let go of the descriptors only."""
-        self.socket.close()
-        if self.unsent is not None:
-            _close_all(self.unsent[1])
-            self.unsent = None
 
 
 class Broker:
@@ -260,7 +226,7 @@ class Broker:
             with self.lock:
                 for channel in list(self._channels.values()):
                     if channel.steps is not None:
-                        self._attempt(channel, self._step)
+                        self._attempt(channel, Channel.step)
                 self._tidy()
 
     def _idle_since(self, before: float | None) -> float | None:
@@ -323,7 +289,7 @@ class Broker:
         elif descriptor in self._channels:
             channel = self._channels[descriptor]
             if channel.unsent is not None:
-                self._send(channel, *channel.unsent)
+                self._attempt(channel, Channel.send_again)
             elif channel.steps is None:
                 self._attempt(channel, self._receive)
 
@@ -331,6 +297,9 @@ class Broker:
         """Whatever goes wrong with one peer is its own affair."""
         try:
             act(channel)
+            self._watch(channel)
+        except ConnectionError:
+            self._drop(channel)
         except ProtocolError as error:
             # Whoever does not keep to the protocol is no peer.
             _log.warning("a peer (pid %d) was dropped: %s", channel.session.pid, error)
@@ -338,6 +307,12 @@ class Broker:
         except Exception:
             _log.exception("a peer (pid %d) was dropped", channel.session.pid)
             self._drop(channel)
+
+    def _watch(self, channel: Channel) -> None:
+        """What a peer has not read yet comes before what it may ask next."""
+        events = selectors.EVENT_READ if channel.unsent is None else selectors.EVENT_WRITE
+        if self._selector is not None and self._selector.get_key(channel.socket).events != events:
+            self._selector.modify(channel.socket, events)
 
     def _accept(self, door: Door) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
@@ -379,37 +354,15 @@ class Broker:
         channel.close()
 
     def _receive(self, channel: Channel) -> None:
-        try:
-            # Not recvmsg(): descriptors that nobody asked for stay with the kernel.
-            packet = channel.socket.recv(protocol.PACKET_MAX + 1)
-        except (BlockingIOError, InterruptedError):
+        packet = channel.receive()
+        if packet is None:
             return
-        except OSError:
-            packet = b""
-        if not packet:
-            self._drop(channel)
-            return
-        kind, number, payload = protocol.unpack(packet)
-        if not channel.greeted or kind == Op.HELLO:
-            self._greet(channel, kind, number, payload)
-            return
-        channel.number = number
-        steps = self._fork(channel) if kind == Op.FORK else channel.session.answer(kind, payload)
-        channel.steps = steps
-        self._step(channel)
-
-    def _greet(self, channel: Channel, kind: int, number: int, payload: bytes) -> None:
-        if kind != Op.HELLO:
-            raise ProtocolError("a peer has to say who it is first")
-        pid, secret = _hello(payload)
-        session = channel.session
-        if session.uid != os.geteuid() and not hmac.compare_digest(secret, self._address.secret):
-            raise ProtocolError(f"user {session.uid} is not user {os.geteuid()}")
-        if session.pid == 0:  # a child, connected before it was born
-            session.pid = pid
-        channel.greeted = True
-        if number:
-            self._send(channel, protocol.pack(0, number, protocol.PROCESS.pack(os.getpid())), ())
+        if not channel.greeted or packet.kind == Op.HELLO:
+            channel.greet(packet, self._address.secret)
+        elif packet.kind == Op.FORK:
+            channel.begin(packet.number, self._fork(channel))
+        else:
+            channel.begin(packet.number, channel.session.answer(packet.kind, packet.payload))
 
     def _fork(self, channel: Channel) -> Generator[Answer | None]:
         if len(self._channels) >= _channels_max():
@@ -423,79 +376,11 @@ class Broker:
                 raise
             yield Answer(b"", (theirs.detach(),))
 
-    # --- requests --------------------------------------------------------------------------------
-
-    def _step(self, channel: Channel) -> None:
-        """One step of the request under way."""
-        assert channel.steps is not None
-        try:
-            answer = next(channel.steps, None)
-        except ProtocolError:
-            raise
-        except Exception as error:
-            channel.steps = None
-            self._refuse(channel, error)
-            return
-        if answer is None:
-            return
-        channel.steps.close()  # what it held, it holds no longer
-        channel.steps = None
-        if channel.number:
-            packet = protocol.pack(0, channel.number, answer.payload)
-            self._send(channel, packet, answer.descriptors)
-        else:
-            _close_all(answer.descriptors)
-
-    def _refuse(self, channel: Channel, error: Exception) -> None:
-        if not isinstance(error, (Error, OSError, MemoryError, ValueError)):
-            _log.exception("a request of a peer (pid %d) failed", channel.session.pid)
-        if channel.number:
-            self._send(channel, protocol.pack_error(channel.number, error), ())
-
-    def _send(self, channel: Channel, packet: bytes, descriptors: tuple[int, ...]) -> None:
-        rights: list[Any] = []
-        if descriptors:
-            numbers = struct.pack(f"{len(descriptors)}i", *descriptors)
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)]
-        flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        try:
-            channel.socket.sendmsg([packet], rights, flags)
-        except (BlockingIOError, InterruptedError):
-            if channel.unsent is None:
-                channel.unsent = (packet, descriptors)
-                self._wait_for(channel, selectors.EVENT_WRITE)
-            return
-        except OSError:
-            _close_all(descriptors)
-            channel.unsent = None
-            self._drop(channel)
-            return
-        _close_all(descriptors)
-        if channel.unsent is not None:
-            channel.unsent = None
-            self._wait_for(channel, selectors.EVENT_READ)
-
-    def _wait_for(self, channel: Channel, events: int) -> None:
-        assert self._selector is not None
-        self._selector.modify(channel.socket, events)
-
 
 def _channels_max() -> int:
     """Half of the descriptors this process may have are for others."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 1 << 20 if soft == resource.RLIM_INFINITY else max(soft // 2, 8)
-
-
-def _hello(payload: bytes) -> tuple[int, bytes]:
-    if len(payload) != protocol.HELLO.size:
-        raise ProtocolError("a malformed greeting")
-    pid, secret = protocol.HELLO.unpack(payload)
-    return pid, secret
-
-
-def _close_all(descriptors: tuple[int, ...]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
 
 
 broker = Broker()

@@ -68,10 +68,12 @@ class Connection:
         """Connect. Raises OwnerGoneError if nobody is there, OSError, SharingError."""
         sock = socket.socket(socket.AF_UNIX, _KIND)
         try:
-            sock.settimeout(REQUEST_MAX_S)
+            # Not settimeout(): a socket that does not block is refused when many come at once.
+            seconds = struct.pack("ll", int(REQUEST_MAX_S), 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
             try:
                 sock.connect(name)
-            except (ConnectionRefusedError, FileNotFoundError) as error:
+            except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
                 raise OwnerGoneError(f"no owner of pages listens at {name!r}") from error
             connection = cls(sock, address)
         except BaseException:
@@ -102,7 +104,9 @@ class Connection:
 
     def request(self, operation: Op, payload: bytes = b"") -> bytes:
         """Ask the owner. Raises what it answers, or OwnerGoneError."""
-        return self._exchange(operation, payload).payload
+        reply = self._exchange(operation, payload)
+        reply.close()  # whatever came along
+        return reply.payload
 
     def request_descriptor(self, operation: Op, payload: bytes = b"") -> tuple[bytes, int]:
         """As :meth:`request`, for answers with a descriptor, which is the caller's."""
@@ -122,7 +126,10 @@ class Connection:
             try:
                 self._waiting.add(number)
                 self._socket.send(packet, socket.MSG_NOSIGNAL)
+                deadline = time.monotonic() + REQUEST_MAX_S
                 while number not in self._replies:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("no answer")
                     self._receive()
                 reply = self._replies.pop(number)
                 del self._operations[number]

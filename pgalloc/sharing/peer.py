@@ -35,7 +35,7 @@ class PeerFile(_core.PeerFile):
     def __init__(self, connection: Connection, name: int, *, owns_connection: bool = False) -> None:
         answer, descriptor = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
         try:
-            _name, capacity, readonly = protocol.FILE.unpack_from(answer)
+            _name, capacity, readonly = protocol.head(protocol.FILE, answer)
             super().__init__(descriptor, name, capacity, bool(readonly), connection.link)
         finally:
             os.close(descriptor)

@@ -110,6 +110,11 @@ def fields(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
         raise ProtocolError("a malformed message") from None
 
 
+def head(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
+    """The fields that a payload begins with. Raises ProtocolError."""
+    return fields(layout, payload[: layout.size])
+
+
 def pages(payload: bytes) -> tuple[int, FileRange]:
     """A file and a range of it. Raises ProtocolError, RangeError."""
     file, start, end = fields(PAGES, payload)

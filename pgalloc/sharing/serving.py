@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pgalloc.errors import OptionError
 from pgalloc.sharing import protocol
-from pgalloc.sharing.broker import Door, broker
+from pgalloc.sharing.broker import broker
+from pgalloc.sharing.channel import Door
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op

@@ -12,7 +12,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -312,11 +311,7 @@ def test_forks_from_busy_threads() -> None:
     forks_left = threading.Semaphore(100)
 
     def child() -> None:
-        try:
-            mf.allocate(PAGE)
-        except ForkedError:
-            return
-        raise AssertionError
+        mf.allocate(PAGE).view()[0] = 1
 
     def work(number: int) -> None:
         stamp = bytes([number + 1])
@@ -340,6 +335,7 @@ def test_forks_from_busy_threads() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+    eventually(lambda: mf.leases() == [])
     assert mf.wait_for_reclaim(10)
     testing.verify(mf)
     assert (mf.segments(), stored(mf)) == ([], 0)
@@ -388,11 +384,7 @@ def test_nested_forks(mf: MemoryFile) -> None:
         def grandchild() -> None:
             assert b.view()[0] == depth
             for inherited in (mf, own):
-                try:
-                    inherited.allocate(PAGE)
-                except ForkedError:
-                    continue
-                raise AssertionError("not refused")
+                inherited.allocate(PAGE).view()[0] = 1
             if depth < 3:
                 level(depth + 1)
 
@@ -435,18 +427,3 @@ def test_a_raw_fork_does_not_hang(mf: MemoryFile) -> None:
     assert bytes(view[:3]) == b"raw"
     view.release()
     a.release()
-
-
-def test_a_child_does_not_keep_the_parents_memory(mf: MemoryFile) -> None:
-    """What the parent gives back is gone for good, though a child still has it mapped."""
-    a = mf.allocate(HUGE, mode=COMMIT)
-    go_read, go_write = os.pipe()
-    forked = Child(lambda: assert_equal(os.read(go_read, 1), b"x"))
-    a.release()
-    assert mf.wait_for_reclaim(10)
-    assert stored(mf) == 0
-    os.write(go_write, b"x")
-    forked.wait()
-    os.close(go_read)
-    os.close(go_write)
-    assert Path(f"/proc/self/fd/{mf.fileno()}").exists()

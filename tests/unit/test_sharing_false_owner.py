@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import PAGE
-from false_owner import FILE_BYTES, NAME, Answer, FalseOwner, Reply, well
+from false_owner import FILE_BYTES, HONEST, NAME, Answer, FalseOwner, Reply, well
 
 import pgalloc
 from pgalloc import OwnerGoneError
@@ -100,7 +100,18 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
 @pytest.mark.parametrize(
     "asked",
-    [Op.HELLO, Op.SERVED, Op.OPEN, Op.ALLOCATE, Op.DECOMMIT, Op.UNIQUE, Op.UNPIN, Op.PIN, Op.USAGE, Op.PING],
+    [
+        Op.HELLO,
+        Op.SERVED,
+        Op.OPEN,
+        Op.ALLOCATE,
+        Op.DECOMMIT,
+        Op.UNIQUE,
+        Op.UNPIN,
+        Op.PIN,
+        Op.USAGE,
+        Op.PING,
+    ],
 )
 def test_a_false_answer(path: Path, asked: Op, lie: Answer) -> None:
     with FalseOwner(path, {asked: lie}):
@@ -238,30 +249,37 @@ def test_an_owner_that_stops_answering(path: Path) -> None:
         peer.close()
 
 
+class _Talkative(FalseOwner):
+    """It answers requests of tomorrow, one after the other, as long as somebody listens."""
+
+    def answer_all(self, connection: socket.socket) -> None:
+        while packet := connection.recv(protocol.PACKET_MAX):
+            kind, number, _ = protocol.unpack(packet)
+            reply = HONEST[Op(kind)](number)
+            assert reply is not None
+            if kind != Op.USAGE:
+                self.send(connection, reply)
+                continue
+            while self.send(connection, Reply(protocol.pack(0, number + 1000))):
+                time.sleep(0.01)
+            return
+
+
 def test_an_owner_that_answers_what_nobody_asked(path: Path) -> None:
     """Answers to other requests do not count, however many come."""
-    stop = threading.Event()
-
-    def answer_others(number: int) -> Reply:
-        time.sleep(0.01)
-        return Reply(protocol.pack(0, number + 1000))
-
-    class Talkative(FalseOwner):
-        def _answer_all(self, connection: socket.socket) -> None:
-            while packet := connection.recv(protocol.PACKET_MAX):
-                kind, number, _ = protocol.unpack(packet)
-                if kind == Op.USAGE:
-                    while not stop.is_set():
-                        connection.send(answer_others(number).packet, socket.MSG_NOSIGNAL)
-                    return
-                reply = self._answers[Op(kind)](number)
-                assert reply is not None
-                socket.send_fds(connection, [reply.packet], [self._sent] * reply.descriptors)
-
-    with Talkative(path, {}):
+    with _Talkative(path, {}):
         peer = pgalloc.connect(path)
-        try:
-            assert isinstance(_in_time(peer.usage), OwnerGoneError)
-        finally:
-            stop.set()
+        assert isinstance(_in_time(peer.usage), OwnerGoneError)
         peer.close()
+
+
+def test_close_hangs_up(path: Path) -> None:
+    """Though objects that knew the owner are still there."""
+    with FalseOwner(path, {}) as owner:
+        peer = pgalloc.connect(path)
+        allocation = peer.allocate(PAGE)
+        assert not owner.left.is_set()
+        peer.close()
+        assert owner.left.wait(20)
+        assert peer.closed
+        allocation.release()

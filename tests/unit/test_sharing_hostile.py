@@ -208,7 +208,9 @@ def test_own_pages_and_one_more(scene: Scene, kind: Op) -> None:
         assert answer is not None
         _, start, end = protocol.PAGES.unpack(answer.payload)
         for range_ in [(start, end + PAGE), (start - PAGE, end), (start - PAGE, end + PAGE)]:
-            answer = attacker.ask(kind, protocol.PAGES.pack(_file(scene), range_[0] % 2**64, range_[1]))
+            answer = attacker.ask(
+                kind, protocol.PAGES.pack(_file(scene), range_[0] % 2**64, range_[1])
+            )
             assert answer is not None
             assert answer.status != 0
         scene.check_served()

@@ -1,0 +1,69 @@
+// Purpose: what an Allocation object is made of, and what its methods have in common.
+//
+// Invariants
+//   1. owned is true from construction until the reference was given back (or given away).
+//   2. While exports > 0 the reference is kept, whatever release() said: a live view holds its
+//      pages.
+//   3. The core counts the handle as unpinned iff unpin() was called last, not pin(), and exports
+//      is 0: a live view pins. (But not in a forked child, and not once the file is closed.)
+//   4. A child does not inherit what nobody had pinned when it was forked: such a handle owns nothing
+//      there.
+//   5. In a peer, unpinned says that the owner of the pages counts them as unpinned. A view takes that
+//      back for good: when it goes, nobody may be there to ask.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "binding/file_handle.h"
+#include "core/discard_queue.h"
+
+namespace pgalloc::binding {
+
+struct AllocationObject {
+  PyObject_HEAD PyObject* memory_file;  // nullptr once collected
+  std::shared_ptr<Pages> core;
+  FileRange range;
+  Py_ssize_t exports;
+  Py_ssize_t pinning;                 // threads that are in core->pin() without the GIL
+  std::shared_ptr<ChunkMap> mapping;  // while exports > 0
+  Discardable entry;
+  std::shared_ptr<DiscardQueue> queue;  // that the entry waits in, if not the file's own
+  bool owned;
+  bool released;
+  bool unpinned;        // as far as its user is concerned
+  uint32_t generation;  // of the process that made it, or unpinned it last
+  PyObject* weak_references;
+};
+
+inline AllocationObject* self_of(PyObject* self) {
+  return reinterpret_cast<AllocationObject*>(self);
+}
+
+// Drops the reference, if the handle has one.
+void give_back(AllocationObject* self);
+// False with an exception set: released; and closed, or another process's.
+bool check_owned(AllocationObject* self);
+bool check_usable(AllocationObject* self);
+
+// One more export: the address of the contents, which are pinned from here to drop_export(). nullptr
+// with an exception set.
+char* add_export(AllocationObject* self);
+void drop_export(AllocationObject* self);
+// Waits for a discard under way, without the GIL where that may take time.
+void pin_in_core(AllocationObject* self, bool in_place);
+// Asks the owner of the pages, which only Python can: the answer to `method`, or -1 with an exception
+// set.
+int ask_owner(AllocationObject* self, const char* method);
+bool pin_elsewhere(AllocationObject* self);
+
+// Methods, for discardable memory.
+PyObject* allocation_unpin(PyObject* object, PyObject*);
+PyObject* allocation_pin(PyObject* object, PyObject*);
+PyObject* allocation_let_go(PyObject* object, PyObject* const* args, Py_ssize_t count);
+PyObject* allocation_count_hits_in(PyObject* object, PyObject* queue_object);
+PyObject* allocation_peek(PyObject* object, PyObject* const* args, Py_ssize_t count);
+
+}  // namespace pgalloc::binding

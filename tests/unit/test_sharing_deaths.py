@@ -1,0 +1,424 @@
+"""Processes that end without a word: what a peer held comes back, what an owner shared stays."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import peers
+import pytest
+from children import in_child
+from conftest import PAGE, stored
+from peers import Peer, eventually
+
+import pgalloc
+from pgalloc import MemoryFile, OwnerGoneError, SharingError, testing
+from pgalloc.sharing import transport
+
+STAMP = b"still here"
+
+
+def _stamped(mf: MemoryFile, pages: int = 2) -> pgalloc.Allocation:
+    allocation = mf.allocate(pages * PAGE)
+    allocation.view()[: len(STAMP)] = STAMP
+    return allocation
+
+
+def _names() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+def _holders(mf: MemoryFile) -> set[int]:
+    return {lease.pid for lease in mf.leases()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keeper() -> Iterator[Peer]:
+    """What starts when something is shared for the first time stays for all tests."""
+    with MemoryFile() as keeper, Peer() as peer:
+        peer.do(peers.keep, "for ever", keeper.allocate(PAGE))
+        yield peer
+
+
+# --- peers that are killed -----------------------------------------------------------------------
+
+
+def _be_busy(a: pgalloc.Allocation, pipe: Connection) -> None:
+    """Allocate, check, clone, unpin, send, fork and let go, for ever."""
+    rng = random.Random(os.getpid())
+    file, kept = a.file, [a.clone()]
+    while True:
+        kept.append(file.allocate(rng.randrange(1, 9) * PAGE))
+        rng.choice(kept).view()[-1:] = b"x"
+        kept.append(rng.choice(kept).clone())
+        kept.append(rng.choice(kept).slice(0, PAGE))
+        rng.choice(kept).unpin()
+        pipe.send(kept[-1])  # a token that nobody will ever claim
+        if rng.random() < 0.05 and os.fork() == 0:
+            time.sleep(rng.random() * 0.01)
+            os._exit(0)
+        while len(kept) > 10:
+            kept.pop(rng.randrange(1, len(kept))).release()
+
+
+class _Busy:
+    """A forked peer under way."""
+
+    def __init__(self, a: pgalloc.Allocation) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        self.process = context.Process(target=_be_busy, args=(a, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def read(self) -> None:
+        """Take what it sent, unopened."""
+        while self.pipe.poll():
+            self.pipe.recv_bytes()
+
+    def kill(self) -> int:
+        pid = self.process.pid
+        assert pid is not None
+        self.process.kill()
+        self.process.join()
+        self.process.close()
+        self.pipe.close()
+        return pid
+
+
+def _kill_at_random(mf: MemoryFile, a: pgalloc.Allocation, *, kills: int) -> None:
+    """Of four busy peers one after the other is killed and replaced."""
+    rng = random.Random(1)
+    crew = [_Busy(a) for _ in range(4)]
+    for _ in range(kills):
+        deadline = time.monotonic() + rng.random() * 0.04
+        while time.monotonic() < deadline:
+            for busy in crew:
+                busy.read()
+        victim = crew.pop(rng.randrange(len(crew)))
+        pid = victim.kill()
+        eventually(
+            lambda pid=pid: all(lease.pid != pid or not lease.claimed for lease in mf.leases()),
+            "references come back",
+        )
+        crew.append(_Busy(a))
+    for busy in crew:
+        busy.kill()
+
+
+@pytest.mark.parametrize("kills", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_peers_killed_under_load(mf: MemoryFile, kills: int) -> None:
+    """What they held comes back, and what they had sent when it is asked for; nothing else goes."""
+    names = _names()
+    a = _stamped(mf)
+    _kill_at_random(mf, a, kills=kills)
+    mf.drop_unclaimed()
+    eventually(lambda: mf.leases() == [], "everything comes back")
+    assert mf.has_unique_ref(a.range)
+    assert bytes(a.view()[: len(STAMP)]) == STAMP
+    assert [(segment.start, segment.end) for segment in mf.segments() if segment.refs] == [
+        (a.range.start, a.range.end)
+    ]
+    a.release()
+    assert mf.wait_for_reclaim(10)
+    assert stored(mf) == 0
+    testing.verify(mf)
+    assert _names() <= names
+
+
+def test_a_peer_killed_before_it_claims(mf: MemoryFile) -> None:
+    """What was sent to it stays on its way, until it is dropped."""
+    a = _stamped(mf)
+    with Peer() as peer:
+        os.kill(peer.pid, signal.SIGSTOP)
+        peer._pipe.send((peers.keep, ("a", a)))
+        peer.kill()
+        (lease,) = mf.leases()
+        assert (lease.pid, lease.nbytes, lease.claimed) == (os.getpid(), 2 * PAGE, False)
+        assert mf.drop_unclaimed() == 2 * PAGE
+    assert mf.leases() == []
+    assert mf.has_unique_ref(a.range)
+    a.release()
+
+
+# --- forks from a busy process -------------------------------------------------------------------
+
+FORKS_FROM_BUSY_THREADS = """
+import multiprocessing, os, signal, sys, threading, time
+import pgalloc
+from pgalloc import MemoryFile, PAGE_SIZE, testing
+
+signal.alarm(200)  # a hang ends here
+FORKS = int(sys.argv[1])
+mf = MemoryFile()
+kept = mf.allocate(4 * PAGE_SIZE)
+kept.view()[:5] = b"still"
+stop = threading.Event()
+failures = []
+
+def work(number):
+    stamp = bytes([number + 1]) * PAGE_SIZE
+    ours, theirs = multiprocessing.Pipe()
+    try:
+        while not stop.is_set():
+            with mf.allocate(8 * PAGE_SIZE) as a:
+                assert bytes(a) == bytes(8 * PAGE_SIZE), "dirty"
+                memoryview(a)[:PAGE_SIZE] = stamp
+                ours.send(a)
+                with theirs.recv() as b:
+                    assert bytes(memoryview(b)[:PAGE_SIZE]) == stamp, "lost"
+            time.sleep(0.001)
+    except BaseException as error:
+        failures.append(error)
+
+def child():
+    assert bytes(kept.view()[:5]) == b"still"
+    with mf.allocate(PAGE_SIZE) as own:
+        own.view()[:1] = b"x"
+    os._exit(0)
+
+threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+for thread in threads:
+    thread.start()
+for _ in range(FORKS):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            child()
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status == 0, status
+stop.set()
+for thread in threads:
+    thread.join()
+assert failures == [], failures
+mf.drop_unclaimed()
+while mf.leases():
+    time.sleep(0.002)
+assert mf.has_unique_ref(kept.range)
+assert bytes(kept.view()[:5]) == b"still"
+kept.release()
+mf.wait_for_reclaim(10)
+testing.verify(mf)
+assert mf.total_usage() == 0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forks", [300])
+def test_forks_from_a_process_whose_threads_share(forks: int) -> None:
+    """No hang, no warning, and the parent is as it was.
+
+    From 3.12 on Python itself warns of forks from a process with threads: those are the script's.
+    """
+    allow = "ignore:This process:DeprecationWarning"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", allow, "-c", FORKS_FROM_BUSY_THREADS, str(forks)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# --- owners that end -----------------------------------------------------------------------------
+
+
+class _Owner:
+    """A process that owns a file, and shares stamped pages of it when asked."""
+
+    def __init__(self) -> None:
+        self.peer = Peer()
+        self.peer.do(peers.run, f"import pgalloc\nkept['mf'] = pgalloc.MemoryFile()")
+
+    def share(self) -> pgalloc.Allocation:
+        self.peer.do(peers.call_and_keep, "mf", "allocate", "a", 2 * PAGE)
+        self.peer.do(peers.write, "a", 0, STAMP)
+        allocation: pgalloc.Allocation = self.peer.do(peers.send_back, "a")
+        return allocation
+
+    def kill(self) -> None:
+        self.peer.kill()
+        self.peer.process.close()
+
+
+@pytest.fixture
+def owner() -> _Owner:
+    return _Owner()
+
+
+def _requests(a: pgalloc.Allocation) -> list[Callable[[], Any]]:
+    return [
+        lambda: a.file.allocate(PAGE),
+        lambda: a.file.usage(),
+        lambda: a.file.has_unique_ref(a.range),
+        a.decommit,
+        a.unpin,
+        lambda: transport.offer(a),
+    ]
+
+
+def _expect_gone(a: pgalloc.Allocation) -> None:
+    for number, request in enumerate(_requests(a)):
+        try:
+            request()
+        except OwnerGoneError:
+            continue
+        raise AssertionError(f"request {number} raised nothing")
+
+
+def test_pages_outlive_their_owner(owner: _Owner) -> None:
+    a = owner.share()
+    part, view = a.slice(0, PAGE), a.view()
+    owner.kill()
+    _expect_gone(a)
+    _expect_gone(a)  # and again: nothing hangs, and nothing else happens
+    assert bytes(view[: len(STAMP)]) == STAMP
+    view[-4:] = b"more"
+    assert bytes(a.view()[-4:]) == b"more"
+    assert bytes(part.view()[: len(STAMP)]) == STAMP
+    view.release()
+    for held in (part, a):
+        held.release()
+    a.file.close()
+
+
+def test_a_fork_after_the_owners_death(owner: _Owner) -> None:
+    """The child sees what its parent sees."""
+    a = owner.share()
+    view = a.view()
+    owner.kill()
+
+    def child() -> None:
+        assert bytes(view[: len(STAMP)]) == STAMP
+        for number, request in enumerate(_requests(a)):
+            try:
+                request()
+            except (OwnerGoneError, pgalloc.ForkedError):
+                continue
+            raise AssertionError(f"request {number} raised nothing")
+
+    in_child(child)
+    _expect_gone(a)
+    view.release()
+    a.release()
+
+
+def test_the_owner_dies_while_a_child_of_a_peer_lives(owner: _Owner) -> None:
+    a = owner.share()
+    view = a.view()
+    told, tell = os.pipe()
+
+    def child() -> None:
+        assert os.read(told, 1) == b"x"
+        assert bytes(view[: len(STAMP)]) == STAMP
+        _expect_gone(a)
+
+    def kill_meanwhile() -> None:
+        owner.kill()
+        os.write(tell, b"x")
+
+    forked = os.fork()
+    if forked == 0:
+        status = 1
+        try:
+            child()
+            status = 0
+        finally:
+            os._exit(status)
+    kill_meanwhile()
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == 0
+    os.close(told)
+    os.close(tell)
+    view.release()
+    a.release()
+
+
+def test_a_token_whose_owner_died(owner: _Owner) -> None:
+    token = owner.peer.do(
+        peers.run,
+        "from pgalloc.sharing import transport\n"
+        f"result = tuple(transport.offer(kept['mf'].allocate({PAGE})))",
+    )
+    owner.kill()
+    with pytest.raises(OwnerGoneError):
+        transport.claim(pgalloc.sharing.tokens.Token(*token))
+
+
+def test_an_owner_dies_with_requests_under_way(owner: _Owner) -> None:
+    """Every one of them ends, as gone."""
+    a = owner.share()
+    owner.peer.do(peers.run, "import os, threading, time")
+    ended = []
+
+    def ask() -> None:
+        try:
+            while True:
+                a.file.allocate(PAGE).release()
+        except OwnerGoneError:
+            ended.append(True)
+
+    import threading
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)
+    owner.kill()
+    for thread in threads:
+        thread.join(30)
+    assert len(ended) == 4
+    a.release()
+
+
+def test_an_owner_that_closes_its_file_before_a_peer_forks(keeper: Peer) -> None:
+    """The others of its files are served on."""
+    with MemoryFile() as open_on:
+        closed = MemoryFile()
+        a, b = _stamped(closed), _stamped(open_on)
+        keeper.do(peers.keep, "a", a)
+        keeper.do(peers.keep, "b", b)
+        a.release()
+        closed.close()
+        status = keeper.do(
+            peers.run,
+            "import os\npid = os.fork()\n"
+            "if pid == 0: os._exit(0 if bytes(memoryview(kept['b'])[:5]) == b'still' else 1)\n"
+            "result = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])",
+        )
+        assert status == 0
+        keeper.do(peers.run, f"kept['b'].file.allocate({PAGE}).release()")
+        keeper.do(peers.drop, "a", "b")
+        b.release()
+        eventually(lambda: open_on.leases() == [])
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def test_a_token_is_claimed_once_by_whoever_comes_first(mf: MemoryFile, keeper: Peer) -> None:
+    a = _stamped(mf)
+    token = transport.offer(a)
+    claim = (
+        "from pgalloc.sharing import transport\nfrom pgalloc.sharing.tokens import Address, Token\n"
+        f"t = Token(Address({token.address.name!r}, {token.address.secret!r}), {token.nonce!r})\n"
+        "kept['a'] = transport.claim(t)"
+    )
+    keeper.do(peers.run, claim)
+    for again in (lambda: keeper.do(peers.run, claim), lambda: transport.claim(token)):
+        with pytest.raises(SharingError, match="claimed already"):
+            again()
+    assert keeper.do(peers.read, "a", 0, len(STAMP)) == STAMP
+    keeper.do(peers.drop, "a")
+    a.release()
+    eventually(lambda: mf.leases() == [])
