@@ -37,7 +37,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--bytes-max", type=int, default=128 << 20)
     parser.add_argument("--kill-every", type=float, default=0.5, metavar="SECONDS", help="a mean")
-    parser.add_argument("--start-method", choices=METHODS, help="default: fork and spawn, at random")
+    parser.add_argument(
+        "--start-method", choices=METHODS, help="default: fork and spawn, at random"
+    )
     parser.add_argument("--plant", choices=PLANTS, help="a bug that must be found")
     return parser.parse_args()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from typing import NamedTuple
@@ -39,10 +40,8 @@ class RawPeer:
 
     def send(self, packet: bytes) -> None:
         """One packet, whatever it is. Those that the owner has dropped may send, too."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.send(packet, socket.MSG_NOSIGNAL)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def ask(self, kind: int, payload: bytes = b"") -> Answer | None:
         """The answer; None if the owner has hung up instead."""

@@ -13,11 +13,13 @@ Invariants:
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pgalloc import _core, fork
@@ -49,8 +51,9 @@ class Connection:
     def __init__(self, sock: socket.socket, address: Address | None) -> None:
         sock.settimeout(REQUEST_MAX_S)
         self.address = address
-        # In a forked child of the owner, the MemoryFiles it has inherited.
-        self.files: dict[int, Any] = {}
+        # PeerFiles, or in a forked child of the owner the MemoryFiles it has inherited. Weak: a
+        # file that nobody here uses must not keep memory that its owner has done with.
+        self.files: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.lock = threading.RLock()
         self._socket = sock
         self._link = _core.OwnerLink(sock.fileno(), _RELEASE)
@@ -102,6 +105,14 @@ class Connection:
         """Whether the owner has gone, or the connection was closed."""
         return self._closed or self._link.broken
 
+    def has_hung_up(self) -> bool:
+        """Whether the owner has gone: True may come late."""
+        if self.broken:
+            return True
+        poll = select.poll()
+        poll.register(self._socket, 0)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
     def request(self, operation: Op, payload: bytes = b"") -> bytes:
         """Ask the owner. Raises what it answers, or OwnerGoneError."""
         reply = self._exchange(operation, payload)
@@ -134,7 +145,7 @@ class Connection:
                 reply = self._replies.pop(number)
                 del self._operations[number]
             except OSError as error:
-                self._break_off()
+                self.break_off()
                 raise OwnerGoneError(
                     f"the process that owns these pages has ended, or does not answer: {error}"
                 ) from error
@@ -180,8 +191,11 @@ class Connection:
             name, start, end = protocol.PAGES.unpack_from(reply.payload)
             self._link.give_back(name, _core.FileRange(start, end))
 
-    def _break_off(self) -> None:
+    def break_off(self) -> None:
+        """Give up on the owner: every request raises OwnerGoneError from here on."""
         self._link.break_off()
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # the link has a descriptor of its own
         self._socket.close()
         self.files.clear()  # they last as long as somebody has a handle on their pages
         if self.address is not None and _connections.get(self.address) is self:
@@ -208,7 +222,7 @@ class Connection:
                 file._leave()
             self._link.flush(1.0)
             self._closed = True
-            self._break_off()
+            self.break_off()
 
     # --- forks -----------------------------------------------------------------------------------
 
@@ -235,8 +249,11 @@ _lock = threading.Lock()
 def connection_to(address: Address) -> Connection:
     """The connection of this process to an owner, which lasts as long as both do."""
     with _lock:
+        for known in list(_connections.values()):
+            if known.has_hung_up():
+                known.break_off()
         connection = _connections.get(address)
-        if connection is not None and not connection.broken:
+        if connection is not None:
             return connection
         connection = Connection.open(address.name, address.secret, address)
         _connections[address] = connection

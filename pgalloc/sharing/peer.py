@@ -139,8 +139,8 @@ class PeerFile(_core.PeerFile):
         self._leave()
         if self._owns_connection:
             self._home.close()
-        else:
-            self._home.files.pop(self._id, None)
+        elif self._home.files.get(self._id) is self:
+            del self._home.files[self._id]
 
     def __enter__(self) -> Self:
         return self

@@ -6,9 +6,10 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from torture_api.marks import PromiseBrokenError
+
 import pgalloc.testing
 from pgalloc import PAGE_SIZE
-from torture_api.marks import PromiseBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

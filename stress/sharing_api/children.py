@@ -1,4 +1,4 @@
-"""Children that a peer forks: each looks at what it inherited for a while, whatever happens there."""
+"""Children that a peer forks: each looks at what it inherited, whatever its parent does."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import time
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
-from pgalloc import PAGE_SIZE
 from torture_api import marks
+
+from pgalloc import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Children:
         self._killed_on[child] = now + self._random.random() * 0.05 if killed else None
 
     def look_after(self) -> None:
-        """Kill those whose time has come, and reap. Raises PromiseBrokenError if one found something."""
+        """Kill those whose time has come, and reap. PromiseBrokenError if one found something."""
         now = time.monotonic()
         for child, deadline in list(self._deadlines.items()):
             killed_on = self._killed_on[child]

@@ -8,9 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torture_api.marks import PromiseBrokenError
+
 from sharing_api import peer
 from sharing_api.post import Letter, Line
-from torture_api.marks import PromiseBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pgalloc import PAGE_SIZE
 from torture_api import marks
+
+from pgalloc import PAGE_SIZE
 
 if TYPE_CHECKING:
     from pgalloc import Allocation, FileRange

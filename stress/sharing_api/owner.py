@@ -12,13 +12,14 @@ from collections import Counter
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
+from torture_api import marks
+from torture_api.marks import PromiseBrokenError
+
 from pgalloc import PAGE_SIZE, MemoryFile
 from pgalloc.testing import ManualPressure
 from sharing_api import audit
 from sharing_api.holding import Holding
 from sharing_api.post import OWNER, Envelope, Finding, Letter, Order, Report
-from torture_api import marks
-from torture_api.marks import PromiseBrokenError
 
 if TYPE_CHECKING:
     from sharing_api.crew import Crew, Member

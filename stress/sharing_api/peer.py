@@ -1,4 +1,4 @@
-"""One peer: a process that allocates, marks, checks, shares, forks and lets go until it is killed."""
+"""One peer: a process that allocates, marks, checks, shares, forks, lets go, and may be killed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from torture_api import marks
+
 import pgalloc
 from pgalloc import PAGE_SIZE, AllocationMode, Direction, MemoryKind
 from sharing_api.children import Children
 from sharing_api.holding import Holding, is_discarded
 from sharing_api.post import OWNER, Envelope, Finding, Letter, Order, Report
-from torture_api import marks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,10 +28,17 @@ _SIZES = [1, 1, 2, 3, 5, 8, 16, 64, 300]  # in pages
 
 
 class Peer:
-    """It has the marks from ``serial << 40`` on for itself, and gifts from the owner to begin with."""
+    """It has the marks from ``serial << 40`` on for itself; it begins with gifts from the owner."""
 
     def __init__(
-        self, line: Line, serial: int, seed: int, *, peers: int, bytes_max: int, gifts: Sequence[Letter]
+        self,
+        line: Line,
+        serial: int,
+        seed: int,
+        *,
+        peers: int,
+        bytes_max: int,
+        gifts: Sequence[Letter],
     ) -> None:
         self._line = line
         self._serial = serial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -63,10 +64,8 @@ LIES: dict[str, Answer] = {
 
 def _clear(run: Callable[[], Any]) -> None:
     """It may succeed. If it fails, then with an exception that callers expect."""
-    try:
+    with contextlib.suppress(pgalloc.Error, OSError):
         run()
-    except (pgalloc.Error, OSError):
-        pass
 
 
 def _use(path: Path) -> None:
@@ -145,10 +144,11 @@ def test_an_honest_answer(path: Path) -> None:
 )
 def test_pages_that_cannot_be(path: Path, pages: tuple[int, int, int]) -> None:
     """Beyond the end of the file, say: what would be a SIGBUS is an exception."""
-    with FalseOwner(path, {Op.ALLOCATE: well(protocol.PAGES.pack(*pages))}):
-        with pgalloc.connect(path) as peer:
-            _clear(lambda: bytes(peer.allocate(PAGE).view()))
-            _clear(lambda: peer.allocate(PAGE, mode=pgalloc.AllocationMode.ALLOCATE_AND_COMMIT))
+    commit = pgalloc.AllocationMode.ALLOCATE_AND_COMMIT
+    lies = {Op.ALLOCATE: well(protocol.PAGES.pack(*pages))}
+    with FalseOwner(path, lies), pgalloc.connect(path) as peer:
+        _clear(lambda: bytes(peer.allocate(PAGE).view()))
+        _clear(lambda: peer.allocate(PAGE, mode=commit))
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 4095, 2**62, 2**63, MAX64])

@@ -202,7 +202,7 @@ def test_pages_that_others_hold(scene: Scene, door: str, kind: Op) -> None:
 
 @pytest.mark.parametrize("kind", ABOUT_PAGES)
 def test_own_pages_and_one_more(scene: Scene, kind: Op) -> None:
-    """A request is for all of its pages: the attacker's own do not let it in to their neighbours."""
+    """A request is for all of its pages: the attacker's own do not let it in to others."""
     with RawPeer.greeted(scene.path) as attacker:
         answer = attacker.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
         assert answer is not None
@@ -303,6 +303,11 @@ def test_half_open_greetings(scene: Scene, door: str, monkeypatch: pytest.Monkey
             eventually(lambda: _descriptors() <= before + theirs + 2, "strangers are dropped")
 
 
+def _send_for_ever(attacker: RawPeer, kind: Op, payload: bytes) -> None:
+    for number in range(1, 100_000):
+        attacker.socket.send(protocol.pack(kind, number, payload))
+
+
 @both_doors
 @pytest.mark.parametrize("kind", [Op.PING, Op.OPEN, Op.FORK, Op.USAGE])
 def test_answers_that_are_never_read(scene: Scene, door: str, kind: Op) -> None:
@@ -312,8 +317,7 @@ def test_answers_that_are_never_read(scene: Scene, door: str, kind: Op) -> None:
     with RawPeer.greeted(scene.address(door)) as attacker:
         attacker.socket.settimeout(0.5)
         with pytest.raises(TimeoutError):
-            for number in range(1, 100_000):
-                attacker.socket.send(protocol.pack(kind, number, payload))
+            _send_for_ever(attacker, kind, payload)
         scene.check_served()
 
 
