@@ -10,16 +10,54 @@ readme_command() {
 
 # A planted bug has to be found.
 must_fail() {
-  if "$@" >"$work/planted.log" 2>&1; then
+  local log
+  log=$(mktemp "$work/planted.XXXXXX")
+  if "$@" >"$log" 2>&1; then
     echo "planted bug NOT found: $*"
-    tail -20 "$work/planted.log"
+    tail -20 "$log"
     return 1
   fi
   echo "planted bug found: $*"
 }
 
+# together COMMAND...: each a line of shell; all at the same time, for those that keep one core busy.
+together() {
+  local pids=() failed=0 i
+  for ((i = 1; i <= $#; ++i)); do
+    (eval "${!i}") >"$work/together.$i.log" 2>&1 &
+    pids+=($!)
+  done
+  for ((i = 1; i <= $#; ++i)); do
+    if wait "${pids[i - 1]}"; then
+      tail -3 "$work/together.$i.log"
+    else
+      echo "failed: ${!i}"
+      tail -60 "$work/together.$i.log"
+      failed=1
+    fi
+  done
+  return $failed
+}
+
 need_build_tools() {
   "$python" -m pip install -q cmake ninja 'pybind11>=3' 'scikit-build-core>=1.0'
+}
+
+# need_extras NAME...: what optional dependencies of pgalloc need, without building it again.
+need_extras() {
+  local wanted
+  wanted=$("$python" - "$@" <<'PYTHON'
+import sys, tomllib
+extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
+for name in sys.argv[1:]:
+    for wanted in extras[name]:
+        if not wanted.startswith("pgalloc["):
+            print(wanted)
+PYTHON
+  )
+  local packages
+  mapfile -t packages <<<"$wanted"
+  "$python" -m pip install -q "${packages[@]}"
 }
 
 # drivers NAME SANITIZERS BUILD_TYPE [TARGET]: the native drivers, into $work/NAME.
@@ -53,13 +91,13 @@ native_tests() {
   local room
   for room in construction placement allocation references reclaim eviction usage discard cache \
     cache_discards cache_snapshots cache_threads guard_decisions \
-    hostile_input save restore; do
+    hostile_input save restore fork_peers sharing; do
     echo "$root/tests/unit/test_$room.py"
   done
 }
 
 # A sanitizer's own memory is not what these measure, and one run of them is enough.
-not_sanitized='not takes_no_memory and not development'
+not_sanitized='not takes_no_memory and not development and not enormous'
 
 job_readme_test() {
   rm -rf .venv
@@ -68,7 +106,7 @@ job_readme_test() {
 
 job_lint() {
   need_build_tools
-  "$python" -m pip install -q -e '.[lint,bench]'
+  need_extras lint bench
   ruff check .
   ruff format --check .
   mypy
@@ -93,7 +131,7 @@ job_wheels() {
     "$candidate" -m venv "$work/venv$found"
     "$work/venv$found/bin/pip" install -q '.[test]'
     pytest_elsewhere "$work/venv$found/bin/python" -n 2 -m 'not slow' \
-      "$root"/tests/unit/test_{allocation,references,save,restore,discard,cache,fork,readme}.py
+      "$root"/tests/unit/test_{allocation,references,save,restore,discard,cache,fork,sharing,readme}.py
   done
   echo "other CPythons tested: $found"
 }
@@ -112,6 +150,8 @@ job_asan() {
     pytest_elsewhere "$python" -n 2 "$root/tests/unit/test_faults.py" -k 'always or every_call'
   must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
     "$python" .ci/planted/overflow.py
+
+  ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
 
   drivers asan-drivers address,undefined Debug image_driver
   UBSAN_OPTIONS=halt_on_error=1 "$work/asan-drivers/image_driver" --edits 30000 --every-bit
@@ -142,6 +182,7 @@ job_tsan() {
   LD_PRELOAD=$preload pytest_elsewhere "$python" -n 2 -k 'not tib and not hundreds' \
     "$root"/tests/unit/test_{references,reclaim,eviction,usage,discard}.py
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
   if compgen -G "$work/tsan.log*" >/dev/null; then
     cat "$work"/tsan.log*
     return 1
@@ -152,36 +193,43 @@ job_tsan() {
 
 job_valgrind() {
   drivers debug "" RelWithDebInfo
-  local check=(valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full
-    --errors-for-leak-kinds=definite)
-  "${check[@]}" "$work/debug/segment_set_driver" --operations 3000
-  "${check[@]}" "$work/debug/image_driver" --edits 500
-  "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 --bytes-max 16777216
-  must_fail "${check[@]}" "$work/debug/torture" --seconds 120 --operations 1000 \
-    --bytes-max 16777216 --plant dirty
+  local check="valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full \
+    --errors-for-leak-kinds=definite $work/debug"
+  local torture="torture --seconds 120 --operations 1000 --bytes-max 16777216"
+  together "$check/segment_set_driver --operations 3000 && $check/image_driver --edits 500" \
+    "$check/$torture && must_fail $check/$torture --plant dirty"
 }
 
 job_stress() {
   drivers release "" Release
-  "$work/release/segment_set_driver" --operations 1000000
-  must_fail "$work/release/segment_set_driver" --operations 1000000 --plant
-  "$work/release/image_driver" --edits 200000 --every-bit
-  "$work/release/torture" --seconds 30
+  local release=$work/release
+  together "$release/segment_set_driver --operations 1000000 &&
+      must_fail $release/segment_set_driver --operations 1000000 --plant" \
+    "$release/image_driver --edits 200000 --every-bit"
+  "$release/torture" --seconds 30
   "$python" stress/torture.py --seconds 20 --fork
   "$python" stress/snapshots.py --seconds 20
-  local bug
+  "$python" stress/sharing.py --seconds 120
+  local bug planted=()
   for bug in data usage index; do
-    must_fail "$work/release/image_driver" --plant $bug
+    planted+=("must_fail $release/image_driver --plant $bug")
   done
   for bug in shared dirty lost epoch; do
-    must_fail "$work/release/torture" --seconds 60 --plant $bug
+    planted+=("must_fail $release/torture --seconds 60 --plant $bug")
   done
   for bug in dirty view; do
-    must_fail "$python" stress/torture.py --seconds 60 --plant $bug
+    planted+=("must_fail $python stress/torture.py --seconds 60 --plant $bug")
   done
-  must_fail env PGALLOC_PLANT=discards "$python" -m pytest -q tests/stateful/test_discardable.py
   for bug in page decommit; do
-    must_fail "$python" stress/snapshots.py --seconds 60 --plant $bug
+    planted+=("must_fail $python stress/snapshots.py --seconds 60 --plant $bug")
+  done
+  for bug in lost early; do
+    planted+=("must_fail $python stress/sharing.py --seconds 60 --plant $bug")
+  done
+  planted+=("must_fail env PGALLOC_PLANT=discards $python -m pytest -q tests/stateful/test_discardable.py")
+  local i
+  for ((i = 0; i < ${#planted[@]}; i += 2)); do
+    together "${planted[@]:i:2}"
   done
 }
 

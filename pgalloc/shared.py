@@ -11,6 +11,7 @@ sends, only processes that trust each other should.
 from __future__ import annotations
 
 import io
+import operator
 import pickle
 import struct
 import threading
@@ -103,6 +104,8 @@ class _InPages:
     _kind = b""
 
     def __init__(self, pages: Allocation) -> None:
+        if not isinstance(pages, Allocation):
+            raise TypeError("use pgalloc.share()")
         self._pages = pages
         view = pages.view(readonly=True)
         kind, count, table = _HEAD.unpack_from(view)
@@ -229,7 +232,8 @@ class SharedList(_InPages, Sequence[Any]):
         self._need()
         if isinstance(index, slice):
             return [self[at] for at in range(*index.indices(len(self._kinds)))]
-        kind = self._kinds[index]  # raises IndexError and TypeError as any sequence
+        index = operator.index(index)
+        kind = self._kinds[index]  # raises IndexError as any sequence
         if index < 0:
             index += len(self._kinds)
         item = self._flat[self._offsets[index] : self._offsets[index + 1]]

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np  # noqa: F401 - starts its threads now, before the guard counts them
@@ -20,6 +21,8 @@ from pgalloc.pressure.guard import GuardSource
 # The guard of the memory limits is there once for all files, and stays: it starts now.
 default_guard.ensure()
 GuardSource().close()
+# So is what multiprocessing starts with the first spawned process.
+resource_tracker.ensure_running()
 
 PAGE = pgalloc.PAGE_SIZE
 HUGE = pgalloc.HUGE_PAGE_SIZE

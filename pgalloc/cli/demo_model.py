@@ -6,12 +6,14 @@ The steps run one after another; within a step several threads work on different
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pgalloc
 from pgalloc.cli.demo_catalogue import Entry
+from pgalloc.cli.demo_checkers import Checkers, CheckersGoneError
 from pgalloc.cli.demo_files import Found, Skipped
 from pgalloc.cli.demo_index import Index, Record
 from pgalloc.cli.demo_reading import CannotRead
@@ -50,12 +52,13 @@ class Demo:
         """All steps in order."""
         self.load()
         self.hash()
-        self.check("check")
-        self.snapshot("loaded", settle=True)
-        self.evict()
-        self.snapshot("evicted", settle=False)
-        self.reload()
-        self.check("check again")
+        with Checkers(self._file) as checkers:
+            self.check("check", checkers)
+            self.snapshot("loaded", settle=True)
+            self.evict()
+            self.snapshot("evicted", settle=False)
+            self.reload()
+            self.check("check again", checkers)
         self.snapshot("reloaded", settle=True)
         self.save_and_restore()
         self.release()
@@ -78,11 +81,15 @@ class Demo:
         self.report.files = len(self._slots)
         self.report.file_bytes = sum(slot.size for slot in self._slots.values())
 
-    def check(self, name: str) -> None:
-        """Compares every file in memory with the index, through zero-copy views."""
+    def check(self, name: str, checkers: Checkers) -> None:
+        """Has worker processes compare every file in memory with the index, without a copy."""
         in_memory = [slot for slot in self._all() if slot.in_memory]
-        what = "SHA-256 of the views"
-        self.report.digests_checked += self._each(name, what, in_memory, self._check_one)
+        what = "SHA-256 in worker processes"
+        check_one = functools.partial(self._check_one, checkers)
+        try:
+            self.report.digests_checked += self._each(name, what, in_memory, check_one)
+        except CheckersGoneError as error:
+            self._problem(f"{name}: {error}")
 
     def evict(self) -> None:
         """Marks every second file evictable, on as many users as threads, and evicts them."""
@@ -162,9 +169,9 @@ class Demo:
     def _load_one(self, slot: Slot) -> None:
         slot.load(self._file)
 
-    def _check_one(self, slot: Slot) -> None:
+    def _check_one(self, checkers: Checkers, slot: Slot) -> None:
         expected = self._need_index()[slot.number]
-        digest, tail_is_zero = slot.digest_in_memory()
+        digest, tail_is_zero = slot.digest_by(checkers.digest)
         path = format_path(slot.source.path)
         if digest != expected.digest or slot.size != expected.size:
             self._problem(f"wrong digest: {path}")

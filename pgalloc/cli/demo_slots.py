@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pgalloc
 from pgalloc.cli.demo_files import SourceFile, reason_of, round_up
@@ -84,12 +84,13 @@ class Slot:
             raise ValueError(f"file {self.number} was never loaded")
         return digest_on_disk(self.source.path, self._identity)
 
-    def digest_in_memory(self) -> tuple[bytes, bool]:
-        """SHA-256 through a zero-copy view, and whether the rest of the last page is zero."""
+    def digest_by(
+        self, digest: Callable[[pgalloc.Allocation, int], tuple[bytes, bool]]
+    ) -> tuple[bytes, bool]:
+        """What ``digest`` says of its pages; an empty file has none."""
         if self._allocation is None:
             return _EMPTY_DIGEST, True
-        with self._allocation.view(readonly=True) as view:
-            return digest_of(view, self.size)
+        return digest(self._allocation, self.size)
 
     @property
     def in_memory(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core
 from pgalloc.allocation import Allocation
-from pgalloc.arguments import checked_memcg_id, checked_timeout
+from pgalloc.arguments import checked_int, checked_memcg_id, checked_timeout
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
 from pgalloc.filling import Reader, fill
@@ -33,6 +33,9 @@ class PeerFile(_core.PeerFile):
     """
 
     def __init__(self, connection: Connection, name: int, *, owns_connection: bool = False) -> None:
+        if not isinstance(connection, Connection):
+            raise TypeError("use pgalloc.connect()")
+        name = checked_int(name, "name", high=2**64 - 1)
         answer, descriptor = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
         try:
             _name, capacity, readonly = protocol.head(protocol.FILE, answer)
@@ -82,6 +85,7 @@ class PeerFile(_core.PeerFile):
 
     def inc_ref(self, range: _core.FileRange) -> None:
         """One reference more, of this process, on pages that it holds."""
+        self._check_usable()
         if isinstance(range, _core.FileRange):
             with self._home.lock:
                 self._unpinned.before_another(self, range)
@@ -119,6 +123,8 @@ class PeerFile(_core.PeerFile):
     @property
     def restore_id(self) -> str:
         """The label of the owner's file."""
+        if not hasattr(self, "_home"):
+            raise TypeError("PeerFile.__init__ has not run")
         return self._restore_id
 
     def fileno(self) -> int:
@@ -130,7 +136,10 @@ class PeerFile(_core.PeerFile):
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the owner has back all that was let go of. False if ``timeout`` s passed."""
-        return self._home.flush(checked_timeout(timeout))
+        timeout = checked_timeout(timeout)
+        if self.closed:
+            return True
+        return self._home.flush(timeout)
 
     def close(self) -> None:
         """Give everything back. Views that are alive stay mapped, and show what others do there."""

@@ -8,6 +8,8 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pgalloc import _core
+from pgalloc.arguments import checked_flag
 from pgalloc.errors import OptionError
 from pgalloc.sharing import protocol
 from pgalloc.sharing.broker import broker
@@ -34,7 +36,12 @@ class Server:
     def __init__(
         self, file: MemoryFile, path: Any, *, readonly: bool, lookup: Lookup | None = None
     ) -> None:
-        self.path = os.fsdecode(path)
+        if not isinstance(file, _core.MemoryFile):
+            raise TypeError(f"expected a MemoryFile, not {type(file).__name__}")
+        if not (lookup is None or callable(lookup)):
+            raise TypeError("lookup must be callable")
+        checked_flag(readonly, "readonly")
+        self.path = _checked_path(os.fsdecode(path))
         self._pid = os.getpid()
         self._listener: socket.socket | None = _listen(self.path)
         self._identity = _identity(self.path)
@@ -90,7 +97,7 @@ def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> PeerFi
 
 def open_served(path: Any) -> tuple[Connection, int, bool]:
     """A connection to who serves there, the name of the file, and whether there is a cache."""
-    connection = Connection.open(os.fsencode(path), _NO_SECRET, None)
+    connection = Connection.open(_checked_path(os.fsdecode(path)), _NO_SECRET, None)
     try:
         name, has_cache = protocol.fields(protocol.SERVED, connection.request(Op.SERVED))
     except BaseException:
@@ -99,10 +106,14 @@ def open_served(path: Any) -> tuple[Connection, int, bool]:
     return connection, name, bool(has_cache)
 
 
-def _listen(path: str) -> socket.socket:
-    """A socket with this name, for its user only. Takes the place of one that nobody serves."""
+def _checked_path(path: str) -> str:
     if "\0" in path or not path:
         raise OptionError("the path of a socket must not be empty, nor have a NUL byte")
+    return path
+
+
+def _listen(path: str) -> socket.socket:
+    """A socket with this name, for its user only. Takes the place of one that nobody serves."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         try:

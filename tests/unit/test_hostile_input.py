@@ -19,10 +19,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import PAGE
+from conftest import CHUNK, PAGE
 from hostile_cache import cases_of_caches
 from hostile_cases import Case, cases_of_testing, cases_of_the_package
 from hostile_pressure import cases_of_pressure
+from hostile_sharing import cases_of_sharing
 from hostile_snapshots import cases_of_snapshots
 from hostile_zoo import Hands, UserError, zoo
 
@@ -35,6 +36,7 @@ CASES = [
     *cases_of_snapshots(),
     *cases_of_pressure(),
     *cases_of_caches(),
+    *cases_of_sharing(),
 ]
 
 REFUSALS = (TypeError, ValueError, MemoryError, OSError, BufferError, pgalloc.Error, UserError)
@@ -56,11 +58,13 @@ NO_ARGUMENTS = {
     "Cache.popitem",
     "Cache.stats",
     "Cache.values",
+    "CacheReader.close",
     "Ledger.memcg_ids",
     "Ledger.total",
     "MemoryFile.close",
     "MemoryFile.drop_unadopted",
     "MemoryFile.fileno",
+    "MemoryFile.leases",
     "MemoryFile.load_progress",
     "MemoryFile.loaded",
     "MemoryFile.mark_savable",
@@ -69,6 +73,12 @@ NO_ARGUMENTS = {
     "MemoryFile.stats",
     "MemoryFile.total_usage",
     "MemoryFile.unadopted",
+    "PeerFile.close",
+    "PeerFile.fileno",
+    "Server.close",
+    "Shared.get",
+    "Shared.release",
+    "SharedList.release",
     "testing.prefault_methods",
     "testing.reset_prefault",
     "testing.syscall_names",
@@ -100,6 +110,7 @@ PLAIN_DATA = {
     "CacheStats",
     "ImageExtent",
     "ImageInfo",
+    "Lease",
     "LoadProgress",
     "MemoryFileStats",
     "Segment",
@@ -181,6 +192,14 @@ def test_every_public_name_is_exported_once_and_documented(module: ModuleType) -
     assert len({id(value) for value in objects}) == len(objects), "two names for one thing"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def something_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The broker starts with the first thing that is shared, and ends with the last: not here."""
+    pgalloc.share(None).release()  # the file that stays as long as the process
+    with MemoryFile(capacity=CHUNK) as mf, mf.serve(tmp_path_factory.mktemp("served") / "socket"):
+        yield
+
+
 @pytest.fixture
 def hands() -> Iterator[list[Hands]]:
     """In a list, so that a test can have new ones."""
@@ -236,6 +255,11 @@ def test_surplus_arguments_are_refused(hands: list[Hands], name: str) -> None:
         "testing.SegmentSet": hands[0].set,
         "pressure": pressure,
         # Their methods as functions: one argument too many all the same.
+        "CacheReader": pgalloc.CacheReader,
+        "PeerFile": pgalloc.PeerFile,
+        "Server": pgalloc.Server,
+        "Shared": pgalloc.Shared,
+        "SharedList": pgalloc.SharedList,
         "pressure.EventStream": pressure.EventStream,
         "pressure.ManualSource": pressure.ManualSource,
         "pressure.Monitor": pressure.Monitor,
