@@ -103,7 +103,8 @@ PyObject* allocation_peek(PyObject* object, PyObject* const* args, Py_ssize_t co
     return nullptr;
   }
   if (!check_usable(self)) return nullptr;
-  if (self->generation != process_generation()) {  // its owner discards without telling this process
+  if (self->generation !=
+      process_generation()) {  // its owner discards without telling this process
     PyErr_SetString(error_type(ErrorCode::kForked), "what a cache holds is its own process's");
     return nullptr;
   }

@@ -28,7 +28,7 @@ void Inheritance::prepare(MemoryFile* file) try {
   // Kept in any case: this may be the file's last owner, and it cannot be destroyed from here.
   file->lease_to_child(&state->files.emplace_back());
 } catch (const std::bad_alloc&) {
-  // The child does without.
+  state->armed = false;  // the child does without this file, and those behind it
 }
 
 std::vector<InheritedFile> Inheritance::take() {

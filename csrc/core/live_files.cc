@@ -44,8 +44,9 @@ Registry& registry() {
 void before_fork() NO_THREAD_SAFETY_ANALYSIS {
   Guard::before_fork();
   registry().mu.lock();
-  if (!Inheritance::armed()) return;
-  for (MemoryFile* file : registry().files) Inheritance::prepare(file);
+  for (MemoryFile* file : registry().files) {
+    if (Inheritance::armed()) Inheritance::prepare(file);
+  }
 }
 void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS {
   registry().mu.unlock();

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import PAGE
 from fault_scenarios import LIVES, POPULATE, Run, Scenario, abandoned
+from fault_sharing import SHARING
 from fault_snapshots import SNAPSHOTS
 
 import pgalloc
@@ -57,6 +58,7 @@ MORE_ERRNOS = {
     "fstat": [errno.EOVERFLOW],
     "fstatfs": [errno.EOVERFLOW],
     "pwrite": [errno.ENOSPC, errno.EDQUOT, errno.EFBIG],
+    "send": [errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS, errno.EMSGSIZE],
     "eventfd": [errno.EMFILE, errno.ENFILE],
     "mmap": [errno.EACCES, errno.ENODEV, errno.ENFILE],
     "madvise": [errno.EFAULT],
@@ -67,7 +69,14 @@ MORE_ERRNOS = {
 FALLBACKS = ("mlock", "munlock")
 
 
-SCENARIOS: list[Scenario] = LIVES + SNAPSHOTS
+SCENARIOS: list[Scenario] = LIVES + SNAPSHOTS + SHARING
+
+
+@pytest.fixture(scope="module", autouse=True)
+def something_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The broker starts with the first thing that is shared, and ends with the last: not here."""
+    with MemoryFile() as mf, mf.serve(tmp_path_factory.mktemp("served") / "socket"):
+        yield
 
 
 @pytest.fixture(autouse=True)
