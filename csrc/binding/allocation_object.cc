@@ -80,7 +80,7 @@ bool pin_elsewhere(AllocationObject* self) {
     self->generation = process_generation();
   }
   self->unpinned = false;
-  self->entry.lost = intact == 0;
+  self->lost_elsewhere = intact == 0;
   return true;
 }
 

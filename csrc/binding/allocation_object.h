@@ -33,7 +33,9 @@ struct AllocationObject {
   std::shared_ptr<DiscardQueue> queue;  // that the entry waits in, if not the file's own
   bool owned;
   bool released;
-  bool unpinned;        // as far as its user is concerned
+  bool unpinned;  // as far as its user is concerned
+  bool
+      lost_elsewhere;  // a view has pinned it, and found its contents gone; pin() has not said so yet
   uint32_t generation;  // of the process that made it, or unpinned it last
   PyObject* weak_references;
 };

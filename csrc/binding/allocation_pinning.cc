@@ -38,7 +38,7 @@ bool unpin_elsewhere(AllocationObject* self) {
   if (unpinned < 0) return false;
   self->unpinned = unpinned > 0;
   self->generation = process_generation();
-  self->entry.lost = false;
+  self->lost_elsewhere = false;
   return true;
 }
 
@@ -80,7 +80,7 @@ PyObject* allocation_pin(PyObject* object, PyObject*) {
   if (!check_usable(self)) return nullptr;
   if (self->core->discards_elsewhere()) {
     if (self->unpinned && !pin_elsewhere(self)) return nullptr;
-    return PyBool_FromLong(!std::exchange(self->entry.lost, false));
+    return PyBool_FromLong(!std::exchange(self->lost_elsewhere, false));
   }
   if (!self->unpinned) Py_RETURN_TRUE;
   self->unpinned = false;
