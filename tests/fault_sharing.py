@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -66,8 +65,6 @@ class _Pair:
         for handle in self.handles:
             handle.release()
         self.handles.clear()
-        if self.run.name == "close":  # the very descriptor that would tell the owner stays open
-            self.peer._connection._socket.shutdown(socket.SHUT_RDWR)
         self.peer.close()
 
 
@@ -159,20 +156,23 @@ def shared_for_longer(run: Run) -> None:
     """Pages that are held when the fault is over are what they were."""
     stack = contextlib.ExitStack()
     pair = stack.enter_context(_served(run))
-    kept = None if pair is None else pair.allocate(2 * PAGE)
-    written = kept is not None and pair is not None and pair.write(kept, b"k")
+    written = []
     if pair is not None:
+        kept = pair.allocate(2 * PAGE)
+        if kept is not None and pair.write(kept, b"k"):
+            written.append(kept)
         _let_go(pair)
-    del pair
 
     def check() -> None:
         with stack:
-            assert not written or bytes(kept) == b"k" * (2 * PAGE)
+            while written:
+                assert bytes(written.pop()) == b"k" * (2 * PAGE)
 
     run.checks.append(check)
 
 
 def _let_go(pair: _Pair) -> None:
+    """Of something else."""
     other = pair.allocate(2 * PAGE)
     if other is not None:
         other.release()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,9 @@ def _listen(path: str) -> socket.socket:
 
 
 def _is_deserted(path: str) -> bool:
-    """Whether a socket was left behind by a process that is gone."""
+    """Whether it is a socket that was left behind by a process that is gone."""
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.settimeout(1.0)
         try:

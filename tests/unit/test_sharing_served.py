@@ -1,0 +1,266 @@
+"""Pages and caches for processes that are not children: sockets with a name."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import PAGE
+from peers import eventually
+
+import pgalloc
+from pgalloc import (
+    Cache,
+    ClosedError,
+    MemoryFile,
+    OptionError,
+    OwnerGoneError,
+    SharingError,
+    testing,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+def run(program: str, *arguments: Any) -> str:
+    """What another program prints."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_stranger_connects(mf: MemoryFile, path: Path) -> None:
+    with mf.serve(path) as server:
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+        program = """
+import sys, pgalloc
+with pgalloc.connect(sys.argv[1]) as peer, peer.allocate(8192) as a:
+    a.view()[:5] = b"hello"
+    array = peer.array((2, 3), "i4")
+    array[:] = 7
+    assert peer.usage() and peer.capacity and peer.restore_id == ""
+    print(a.range.start, peer.leased, array.sum(), repr(peer))
+"""
+        printed = run(program, server.path).split()
+        assert printed[1:3] == [str(3 * PAGE), "42"]
+        eventually(lambda: mf.leases() == [])
+    assert not path.exists()
+    assert server.closed
+    eventually(lambda: mf.wait_for_reclaim() and not mf.segments())
+
+
+def test_a_peer_in_the_same_process(mf: MemoryFile, path: Path) -> None:
+    with mf.serve(path), pgalloc.connect(path) as peer:
+        a = peer.allocate(2 * PAGE)
+        a.view()[:2] = b"hi"
+        assert bytes(mf.map_range(a.range)[:2]) == b"hi"
+        (lease,) = mf.leases()
+        assert (lease.pid, lease.nbytes, lease.claimed) == (os.getpid(), 2 * PAGE, True)
+        assert not peer.closed
+        view = a.view()
+    assert peer.closed
+    eventually(lambda: mf.leases() == [])
+    assert bytes(view[:2]) in (b"hi", b"\0\0")  # it is mapped, whatever the owner did with it
+    for act in (lambda: peer.allocate(PAGE), peer.usage, lambda: a.clone(), peer.fileno):
+        with pytest.raises(ClosedError):
+            act()
+    peer.close()
+    view.release()
+    a.release()
+
+
+def test_for_reading_only(mf: MemoryFile, path: Path) -> None:
+    """Not by asking nicely: the descriptor cannot be written to."""
+    with mf.serve(path, readonly=True), pgalloc.connect(path) as peer:
+        assert peer.readonly
+        own = mf.allocate(PAGE)
+        own.view()[:4] = b"look"
+        assert bytes(peer.map_range(own.range, "r")[:4]) == b"look"
+        with pytest.raises(PermissionError):
+            peer.map_range(own.range)
+        with pytest.raises(PermissionError):
+            peer.allocate(PAGE)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(peer.fileno(), b"x", own.range.start)
+        view = peer.map_range(own.range, "r")
+        assert view.readonly
+        own.release()
+
+
+def test_nobody_there(path: Path) -> None:
+    with pytest.raises(OwnerGoneError, match="listens"):
+        pgalloc.connect(path)
+    for bad in ("", "a\0b"):
+        with pytest.raises(OptionError):
+            pgalloc.connect(bad)
+
+
+def test_sockets_that_are_taken_or_left_behind(mf: MemoryFile, path: Path) -> None:
+    with mf.serve(path):
+        with pytest.raises(OSError, match="in use"):
+            mf.serve(path)
+        pgalloc.connect(path).close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as deserted:
+        deserted.bind(str(path))  # as a killed process leaves it
+    with mf.serve(path):
+        pgalloc.connect(path).close()
+    path.write_text("not a socket")
+    with pytest.raises(OSError, match="in use"):
+        mf.serve(path)
+    assert path.read_text() == "not a socket"
+    with pytest.raises(OSError, match="No such file"):
+        mf.serve(path.parent / "missing" / "socket")
+
+
+def test_a_server_does_not_remove_what_is_not_its_own(mf: MemoryFile, path: Path) -> None:
+    server = mf.serve(path)
+    path.unlink()
+    path.write_text("another's")
+    server.close()
+    server.close()
+    assert path.read_text() == "another's"
+
+
+OWNER = """
+import sys, pgalloc
+mf = pgalloc.MemoryFile()
+server = mf.serve(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def start_owner(path: Path) -> subprocess.Popen[str]:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "ready\n"
+    return owner
+
+
+def end(owner: subprocess.Popen[str]) -> None:
+    with owner:
+        owner.kill()
+
+
+def test_an_owner_that_is_started_again(path: Path) -> None:
+    first = start_owner(path)
+    peer = pgalloc.connect(path)
+    a = peer.allocate(PAGE)
+    a.view()[:4] = b"keep"
+    end(first)
+    assert path.exists()  # it was killed
+    second = start_owner(path)
+    with pytest.raises(OwnerGoneError):
+        peer.allocate(PAGE)
+    assert bytes(a.view()[:4]) == b"keep"
+    with pgalloc.connect(path) as again, again.allocate(PAGE) as b:
+        assert bytes(b.view()[:4]) == bytes(4)
+        with pytest.raises(OwnerGoneError):
+            peer.usage()
+    a.release()
+    peer.close()
+    end(second)
+
+
+# --- caches --------------------------------------------------------------------------------------
+
+
+def test_a_cache_that_others_read(path: Path) -> None:
+    with Cache("64M") as cache, cache.serve(path):
+        cache["small"], cache["large"] = b"value", b"x" * 1_000_000
+        cache["neighbour"] = b"beside it"
+        cache.put("short-lived", b"gone", expire=1e-9)
+        with Cache.connect(path) as reader:
+            small, large = reader["small"], reader["large"]
+            assert (bytes(small), len(large), large[-1]) == (b"value", 1_000_000, ord("x"))
+            assert small.readonly
+            assert reader.get("missing") is None
+            assert reader.get("short-lived", "default") == "default"
+            with pytest.raises(KeyError):
+                reader["missing"]
+            with pytest.raises(TypeError):
+                reader.get(1.5)  # type: ignore[call-overload]
+            assert cache.stats().hits == 2
+            assert cache.stats().misses == 3
+            # What is read stays as it is, whatever becomes of the key.
+            del cache["small"], cache["neighbour"]
+            for number in range(50):
+                cache[number] = b"other"
+            cache["large"] = b"y" * 1_000_000
+            with testing.ManualPressure() as pressure:
+                pressure.demand(1 << 40)
+            assert bytes(small) == b"value"
+            assert bytes(large[:3]) == b"xxx"
+            assert reader.get("large") is None  # it was discarded
+            large.release()
+            small.release()
+            assert reader._file.flush(30)
+            assert cache.file.leases() == []
+            cache["again"] = b"1"
+            assert bytes(reader["again"]) == b"1"
+        testing.verify_cache(cache)
+
+
+def test_values_held_elsewhere_are_not_discarded(path: Path) -> None:
+    with Cache() as cache, cache.serve(path), Cache.connect(path) as reader:
+        cache["k"] = np.arange(10_000)
+        array = np.frombuffer(reader["k"], dtype=np.int64)
+        with testing.ManualPressure() as pressure:
+            assert pressure.demand(1 << 40) == 0
+            assert array.sum() == 49_995_000
+            del array
+            assert reader._file.flush(30)
+            assert pressure.demand(1 << 40) > 0
+        assert reader.get("k") is None
+
+
+def test_a_reader_that_is_killed(path: Path) -> None:
+    program = """
+import os, sys, pgalloc
+reader = pgalloc.Cache.connect(sys.argv[1])
+view = reader["k"]
+print(bytes(view[:3]), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    with Cache() as cache, cache.serve(path):
+        cache["k"] = b"abc" * 10_000
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(path)], capture_output=True, text=True
+        )
+        assert done.stdout == "b'abc'\n", done.stderr
+        eventually(lambda: cache.file.leases() == [])
+        with testing.ManualPressure() as pressure:
+            assert pressure.demand(1 << 40) > 0
+
+
+def test_what_is_served_is_a_cache_or_not(mf: MemoryFile, path: Path) -> None:
+    with mf.serve(path), pytest.raises(SharingError, match="no cache"):
+        Cache.connect(path)
+    cache = Cache()
+    server = cache.serve(path)
+    with Cache.connect(path) as reader:
+        cache.close()
+        with pytest.raises(ClosedError):
+            reader.get("k")
+        server.close()
+    assert reader.closed
+    with pytest.raises(ClosedError):
+        reader.get("k")
+    with pytest.raises(ClosedError):
+        cache.serve(path)
