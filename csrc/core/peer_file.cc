@@ -119,10 +119,12 @@ bool PeerFile::holds(FileRange range) const {
 }
 
 // The file only grows; whoever owns it has grown it before a lease on its end could arrive.
-bool PeerFile::reaches(uint64_t end) const {
+Result<bool> PeerFile::reaches(uint64_t end) const {
   if (end <= size_.load(std::memory_order_acquire)) return true;
   struct stat status{};
-  if (sys().fstat(fd_, &status) != 0) return false;
+  if (os::retry_interrupted([&] { return sys().fstat(fd_, &status); }) != 0) {
+    return Status::system_error(errno, "fstat");
+  }
   size_.store(static_cast<uint64_t>(status.st_size), std::memory_order_release);
   return end <= static_cast<uint64_t>(status.st_size);
 }
@@ -136,7 +138,9 @@ uint64_t PeerFile::size() const {
 Result<char*> PeerFile::map(FileRange range) {
   if (closed()) return Status::error(ErrorCode::kClosed, "the shared file is closed");
   if (range.empty()) return Status::error(ErrorCode::kRange, "the range is empty");
-  if (range.end > identity_.capacity || !reaches(range.end)) {
+  const Result<bool> inside = reaches(range.end);
+  if (!inside.ok()) return inside.status().clone();
+  if (range.end > identity_.capacity || !*inside) {
     return Status::error(ErrorCode::kRange, "the range reaches beyond the end of the file");
   }
   if (!chunks_->is_mapped(range)) {

@@ -90,7 +90,7 @@ class PeerFile final : public Pages {
       : identity_(identity), fd_(fd), chunks_(std::move(chunks)), link_(std::move(link)) {}
   Status not_held(FileRange range) const;
   Status check_range(FileRange range) const;
-  bool reaches(uint64_t end) const;
+  Result<bool> reaches(uint64_t end) const;
 
   const Identity identity_;
   uint32_t generation_ = process_generation();

@@ -110,7 +110,10 @@ class Connection:
         if self.broken:
             return True
         poll = select.poll()
-        poll.register(self._socket, 0)
+        try:
+            poll.register(self._socket, 0)
+        except ValueError:  # another thread has closed it
+            return True
         return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
     def request(self, operation: Op, payload: bytes = b"") -> bytes:
