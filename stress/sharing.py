@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import traceback
+from typing import Any
 
 from sharing_api import leftovers
 from sharing_api.crew import METHODS, Crew
@@ -49,7 +50,8 @@ def warm_up(methods: list[str]) -> None:
     default_guard.ensure()
     GuardSource().close()
     for method in methods:
-        process = multiprocessing.get_context(method).Process(target=os.getpid)
+        context: Any = multiprocessing.get_context(method)
+        process = context.Process(target=os.getpid)
         process.start()
         process.join()
         process.close()
@@ -99,7 +101,7 @@ def main() -> int:
     methods = [options.start_method] if options.start_method else ["fork", "spawn"]
     try:
         warm_up(methods)
-        before = Leftovers.count()
+        before = Leftovers.now()
         if options.plant:
             plant(options.plant)
         torture(options, methods)

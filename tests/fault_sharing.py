@@ -88,16 +88,19 @@ def _served(run: Run) -> Any:
                 if pair is not None:
                     pair.close()
                     del pair
-        _wait(lambda: len(broker._channels) <= channels)
+        _wait_for_channels(channels)
     assert mf.leases() == []
     assert [(segment.start, segment.refs) for segment in mf.segments() if segment.refs] == held
     testing.verify(mf)
     run.checks.append(lambda: _check_sharing(run, mf))
 
 
-def _wait(condition: Callable[[], bool]) -> None:
+def _wait_for_channels(count: int) -> None:
     deadline = time.monotonic() + WAIT_S
-    while not condition():
+    while True:
+        with broker.lock:  # not in the middle of closing one
+            if len(broker._channels) <= count:
+                return
         assert time.monotonic() < deadline, "the owner does not learn that the peer has gone"
         time.sleep(0.0002)
 
@@ -112,7 +115,7 @@ def _check_sharing(run: Run, mf: MemoryFile) -> None:
         assert peer.flush(WAIT_S)
         assert mf.leases() == []
     del peer, pages, view
-    _wait(lambda: len(broker._channels) <= channels)
+    _wait_for_channels(channels)
 
 
 def shared(run: Run) -> None:
@@ -176,7 +179,8 @@ def _let_go(pair: _Pair) -> None:
     other = pair.allocate(2 * PAGE)
     if other is not None:
         other.release()
-    pair.ask(lambda: pair.peer.flush(0.1))
+    if pair.ask(lambda: pair.peer.flush(0.1)) and not pair.peer._connection.broken:
+        assert sum(lease.nbytes for lease in pair.mf.leases()) == pair.peer.leased
 
 
 SHARING: list[Scenario] = [shared, shared_for_longer]

@@ -27,6 +27,14 @@ FileRange file_range(const py::object& object) {
   return range;
 }
 
+std::vector<FileRange> file_ranges(const py::iterable& objects) {
+  std::vector<FileRange> ranges;
+  for (const py::handle& object : objects) {
+    ranges.push_back(file_range(py::reinterpret_borrow<py::object>(object)));
+  }
+  return ranges;
+}
+
 void bind_link(py::module_& module) {
   py::class_<OwnerLink, std::shared_ptr<OwnerLink>>(module, "OwnerLink")
       .def(py::init([](int fd, const py::bytes& prefix) {
@@ -115,9 +123,10 @@ void bind_heir(py::module_& module) {
     prepare(heir_of(file), file_range(range), mode);
   });
   module.def("heir_leave", [](const py::object& file) { heir_of(file).close(); });
-  module.def("heir_rehome", [](const py::object& file, Self<OwnerLink> link) {
-    heir_of(file).rehome(link->shared_from_this());
-  });
+  module.def("heir_rehome",
+             [](const py::object& file, Self<OwnerLink> link, const py::iterable& unpinned) {
+               heir_of(file).rehome(link->shared_from_this(), file_ranges(unpinned));
+             });
 }
 
 void bind_peer(py::module_& module) {
@@ -152,8 +161,10 @@ void bind_peer(py::module_& module) {
              handle->file->close();
              handle->views.clear();
            })
-      .def("_rehome", [](Self<PeerHandle> handle,
-                         Self<OwnerLink> link) { handle->file->rehome(link->shared_from_this()); })
+      .def("_rehome",
+           [](Self<PeerHandle> handle, Self<OwnerLink> link, const py::iterable& unpinned) {
+             handle->file->rehome(link->shared_from_this(), file_ranges(unpinned));
+           })
       .def("_check_usable",
            [](Self<PeerHandle> handle) { throw_if_error(handle->file->check_usable()); })
       .def_property_readonly(

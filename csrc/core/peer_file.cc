@@ -182,8 +182,10 @@ void PeerFile::close() {
   }
 }
 
-void PeerFile::rehome(std::shared_ptr<OwnerLink> link) {
+void PeerFile::rehome(std::shared_ptr<OwnerLink> link, const std::vector<FileRange>& unpinned) {
   new (&mu_) Mutex(LockRank::kMemoryFile);  // a thread that is gone may have had it
+  MutexLock lock(mu_);
+  for (const FileRange& range : unpinned) (void)handles_.remove(range, nullptr);
   chunks_->reset_after_fork();
   link_ = std::move(link);
   generation_ = process_generation();

@@ -76,8 +76,9 @@ class PeerFile final : public Pages {
   bool closed() const { return closed_.load(std::memory_order_acquire); }
   bool forked() const { return generation_ != process_generation(); }
   Status check_usable() const override;
-  // In a forked child, before anything else: it has leases of its own on all the parent had.
-  void rehome(std::shared_ptr<OwnerLink> link);
+  // In a forked child, before anything else: it has leases of its own on all the parent had, but for
+  // what that had unpinned at the owner: handles on those pages own nothing here.
+  void rehome(std::shared_ptr<OwnerLink> link, const std::vector<FileRange>& unpinned);
 
   const Identity& identity() const { return identity_; }
   int fd() const { return fd_; }

@@ -207,7 +207,7 @@ class Connection:
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the owner has all that was let go of. False if ``timeout`` seconds passed."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        if self.broken:
+        if self._closed:
             return True
         if not self._link.flush(timeout):
             return False

@@ -181,7 +181,8 @@ class PeerFile(_core.PeerFile):
 
     def _rehome_here(self, home: Connection) -> None:
         self._home = home
-        self._rehome(home.link)
+        self._rehome(home.link, self._unpinned.ranges())
+        self._unpinned = Unpinned()
 
     def _unpin_at_owner(self, range: _core.FileRange) -> bool:
         with self._home.lock:

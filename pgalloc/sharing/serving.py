@@ -41,6 +41,7 @@ class Server:
             raise TypeError(f"expected a MemoryFile, not {type(file).__name__}")
         if not (lookup is None or callable(lookup)):
             raise TypeError("lookup must be callable")
+        file._check_usable()
         checked_flag(readonly, "readonly")
         self.path = _checked_path(os.fsdecode(path))
         self._pid = os.getpid()

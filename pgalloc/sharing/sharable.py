@@ -152,4 +152,5 @@ class Sharable(Savable):
 
     def _rehome_here(self, home: Connection) -> None:
         self._parent = home
-        _core.heir_rehome(self, home.link)
+        _core.heir_rehome(self, home.link, self._unpinned.ranges())
+        self._unpinned = Unpinned()

@@ -26,6 +26,10 @@ class Unpinned:
         self._unpinned: set[_Pages] = set()
         self._lost: set[_Pages] = set()  # pinned since, on behalf of another handle: too late
 
+    def ranges(self) -> list[_core.FileRange]:
+        """What the owner may discard now."""
+        return [_core.FileRange(*pages) for pages in self._unpinned]
+
     def unpin(self, file: Any, range: _core.FileRange) -> bool:
         """Whether the owner counts the pages as unpinned: not if other handles hold them, too."""
         if not file._is_unique_here(range):

@@ -7,16 +7,15 @@ import random
 import signal
 import time
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torture_api import marks
 
 from pgalloc import PAGE_SIZE
+from sharing_api.holding import Holding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from sharing_api.holding import Holding
 
 _LOOKS = 4
 _PAUSE_S = 0.01
@@ -77,13 +76,13 @@ def _judge(status: int, *, killed: bool) -> None:
 def _be_the_child(holdings: Sequence[Holding], peer: int) -> NoReturn:
     status = 1
     try:
-        for _ in range(_LOOKS):
-            for holding in holdings:
+        own: list[Holding] = []
+        for number in range(1, _LOOKS + 1):
+            for holding in [*holdings, *own]:
                 holding.check("in a forked child")
+            if holdings:
+                own.append(_new_holding(holdings[0].file, os.getpid() << 32 | number << 16))
             time.sleep(_PAUSE_S)
-        allocations = [holding.allocation for holding in holdings if holding.allocation is not None]
-        if allocations:
-            _use(allocations[0].file)
         status = 0
     except BaseException:
         if os.getppid() == peer:  # else the run may be over, and nobody asks
@@ -92,9 +91,9 @@ def _be_the_child(holdings: Sequence[Holding], peer: int) -> NoReturn:
         os._exit(status)
 
 
-def _use(file: object) -> None:
+def _new_holding(file: Any, first: int) -> Holding:
     """The owner serves a child like anybody else."""
-    with file.allocate(2 * PAGE_SIZE) as pages:  # type: ignore[attr-defined]
-        marks.expect_zero(pages, "on arrival in a forked child")
-        marks.write(pages, 1)
-        marks.expect(pages, 1, "in pages of a forked child")
+    pages = file.allocate(2 * PAGE_SIZE)
+    marks.expect_zero(pages, "on arrival in a forked child")
+    marks.write(pages, first)
+    return Holding(first, pages)

@@ -40,7 +40,7 @@ class Crew:
         self._file = file
         self._seed = seed
         self._random = random.Random(seed)
-        self._contexts = [multiprocessing.get_context(method) for method in methods]
+        self._contexts: list[Any] = [multiprocessing.get_context(method) for method in methods]
         self._options = options
 
     def start(self, number: int, gifts: Sequence[Letter]) -> None:

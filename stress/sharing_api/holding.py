@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torture_api import marks
 
@@ -21,10 +21,11 @@ class Holding:
     allocation: Allocation | None
     view: memoryview | None = None
     range: FileRange = field(init=False)
+    file: Any = field(init=False)
 
     def __post_init__(self) -> None:
         assert self.allocation is not None
-        self.range = self.allocation.range
+        self.range, self.file = self.allocation.range, self.allocation.file
 
     @property
     def nbytes(self) -> int:

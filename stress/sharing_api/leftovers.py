@@ -19,7 +19,7 @@ class Leftovers(NamedTuple):
     names: int  # in /dev/shm
 
     @classmethod
-    def count(cls) -> Leftovers:
+    def now(cls) -> Leftovers:
         folders = ("/proc/self/fd", "/proc/self/task", "/dev/shm")
         return cls(*(len(os.listdir(folder)) for folder in folders))
 
@@ -28,7 +28,7 @@ def expect(before: Leftovers) -> None:
     """Raise PromiseBrokenError unless there is nothing more than that, after a moment."""
     deadline = time.monotonic() + _SETTLE_S_MAX
     while True:
-        after = Leftovers.count()
+        after = Leftovers.now()
         if all(now <= then for now, then in zip(after, before, strict=True)):
             return
         if time.monotonic() > deadline:

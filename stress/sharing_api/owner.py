@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torture_api import marks
 from torture_api.marks import PromiseBrokenError
@@ -85,10 +85,12 @@ class Owner:
 
     def _post(self, timeout_s: float) -> list[tuple[int, Envelope]]:
         """What has come from the peers, one piece from each."""
-        lines = {member.line: number for number, member in self._crew.members.items()}
+        lines: dict[Any, int] = {
+            member.line: number for number, member in self._crew.members.items()
+        }
         post = []
         for line in wait(list(lines), max(0.0, timeout_s)):
-            number = lines[line]  # type: ignore[index]
+            number = lines[line]
             try:
                 post.append((number, self._crew.members[number].line.receive()))
             except (EOFError, ConnectionResetError):

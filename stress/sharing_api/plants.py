@@ -38,7 +38,7 @@ def _lost(strikes: Callable[[], bool]) -> None:
         else:
             end(gone)
 
-    Session.end = end_of_most  # type: ignore[method-assign]
+    Session.end = end_of_most  # type: ignore[assignment, method-assign]
 
 
 def _early(strikes: Callable[[], bool]) -> None:
@@ -51,7 +51,7 @@ def _early(strikes: Callable[[], bool]) -> None:
                 peer._shares[name].table.remove(*pages)
             yield answer
 
-    session._HANDLERS[Op.CLAIM] = claim_for_now
+    session._HANDLERS[Op.CLAIM] = claim_for_now  # type: ignore[assignment]
 
 
 def _fork(strikes: Callable[[], bool]) -> None:
@@ -63,7 +63,7 @@ def _fork(strikes: Callable[[], bool]) -> None:
             child.end()
         return child
 
-    Session.fork = fork_most  # type: ignore[method-assign]
+    Session.fork = fork_most  # type: ignore[assignment, method-assign]
 
 
 _HOW = {"lost": _lost, "early": _early, "fork": _fork}

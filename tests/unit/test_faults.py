@@ -6,6 +6,7 @@ errors may come out; invariants hold, nothing leaks, and the file works once the
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -22,6 +23,7 @@ from conftest import PAGE
 from fault_scenarios import LIVES, POPULATE, Run, Scenario, abandoned
 from fault_sharing import SHARING
 from fault_snapshots import SNAPSHOTS
+from peers import eventually
 
 import pgalloc
 from pgalloc import MemoryFile, _core, testing
@@ -228,6 +230,40 @@ def test_a_thread_that_waits_for_a_save_learns_why_it_failed() -> None:
         first.join()
         writer.close()
     assert [type(error) for error in errors] == [OSError]
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR])
+def test_a_peer_waits_for_an_owner_that_does_not_read(tmp_path: Path, error: int) -> None:
+    with MemoryFile() as mf, mf.serve(tmp_path / "socket"):
+        with pgalloc.connect(tmp_path / "socket") as peer:
+            kept, dropped = peer.allocate(PAGE), peer.allocate(2 * PAGE)
+            with FaultPlan("send", error, times=5) as fault:
+                dropped.release()
+                assert peer.flush(20)
+            assert fault.failures == 5
+            assert [lease.nbytes for lease in mf.leases()] == [kept.nbytes]
+        del peer, kept, dropped
+
+
+@pytest.mark.parametrize("error", [errno.EPIPE, errno.ECONNRESET, errno.EIO])
+def test_a_peer_that_cannot_send_counts_its_owner_as_gone(tmp_path: Path, error: int) -> None:
+    """What it holds it can use, and its close() gives all of that back."""
+    with MemoryFile() as mf, mf.serve(tmp_path / "socket"):
+        peer = pgalloc.connect(tmp_path / "socket")
+        kept, dropped = peer.allocate(PAGE), peer.allocate(2 * PAGE)
+        view = kept.view()
+        with FaultPlan("send", error, times=1):
+            dropped.release()
+            with contextlib.suppress(pgalloc.OwnerGoneError):
+                peer.flush(20)
+        with pytest.raises(pgalloc.OwnerGoneError):
+            peer.allocate(PAGE)
+        view[:4] = b"mine"
+        peer.close()
+        eventually(lambda: mf.leases() == [], "the end of all leases")
+        assert mf.wait_for_reclaim(20)
+        assert mf.segments() == []
+        del peer, kept, dropped, view
 
 
 # --- the real kernel, made to fail from outside --------------------------------------------------
