@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from rich import box
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pgalloc.cli.live_table import LiveTable
 from pgalloc.cli.oom_half import Half, State
 from pgalloc.cli.units import format_bytes, format_seconds
 
@@ -28,43 +26,25 @@ _STYLES = {
 }
 
 
-class Screen:
+class Screen(LiveTable):
     """Shows both halves for as long as it is open; ``update`` may be called at any rate."""
 
     def __init__(self, console: Console, halves: Sequence[Half], limit: int) -> None:
-        self._console = console
+        super().__init__(console)
         self._halves = halves
         self._limit = limit
-        self._live: Live | None = None
         self._shown_at = 0.0
         self._shown_states = [State.WAITING for _ in halves]
 
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live = Live(get_renderable=self._table, console=self._console)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        else:
-            self._console.print(self._table())
-
     def update(self) -> None:
         """Something may have changed."""
-        if self._live is not None:
-            return  # it looks by itself, some times a second
+        if self.looks_by_itself:
+            return
         now = time.monotonic()
         for half, shown in zip(self._halves, self._shown_states, strict=True):
             late = half.state is State.RUNNING and now > self._shown_at + _LINE_PERIOD_S
             if half.state is not shown or late:
-                self._console.print(Text(self._line(half)), soft_wrap=True)
+                self.console.print(Text(self._line(half)), soft_wrap=True)
                 self._shown_at = now
         self._shown_states = [half.state for half in self._halves]
 
@@ -77,7 +57,8 @@ class Screen:
             f"{progress.hits:,} hits, {progress.discards:,} discards"
         )
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """Both halves, a column each."""
         table = Table(box=box.SIMPLE, padding=(0, 1))
         table.add_column("", no_wrap=True)
         for half in self._halves:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 from rich import box
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from pgalloc.cli.live_table import LiveTable
 from pgalloc.cli.units import format_bytes, format_seconds
 from pgalloc.cli.workers_crew import Crew, State
 from pgalloc.cli.workers_verdict import cost_of
@@ -35,46 +33,29 @@ _WAS_MEASURED = (State.MEASURED, State.KILLED)
 _NOT_YET = ""
 
 
-class Screen:
+class Screen(LiveTable):
     """Shows all crews for as long as it is open; ``update`` may be called at any rate."""
 
     def __init__(self, console: Console, crews: Sequence[Crew], nbytes: int) -> None:
-        self._console = console
+        super().__init__(console)
         self._crews = crews
         self._nbytes = nbytes
-        self._live: Live | None = None
         self._shown = [State.WAITING for _ in crews]
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._live = Live(get_renderable=self._table, console=self._console)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        else:
-            self._console.print(self._table())
 
     def update(self) -> None:
         """Something may have changed."""
-        if self._live is not None:
-            return  # it looks by itself, some times a second
+        if self.looks_by_itself:
+            return
         for crew, shown in zip(self._crews, self._shown, strict=True):
             if crew.state is not shown:
                 text = f"{_LABELS[crew.way]}: {crew.state.value}"
                 if crew.state is State.MEASURED:
                     text += f" after {format_seconds(crew.seconds)}"
-                self._console.print(Text(text), soft_wrap=True)
+                self.console.print(Text(text), soft_wrap=True)
         self._shown = [crew.state for crew in self._crews]
 
-    def _table(self) -> Table:
+    def table(self) -> Table:
+        """All crews, a column each."""
         table = Table(box=box.SIMPLE, padding=(0, 1))
         table.add_column("", no_wrap=True)
         for crew in self._crews:
