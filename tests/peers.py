@@ -11,6 +11,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import pgalloc
+from pgalloc import PAGE_SIZE
+
 TIMEOUT_S = 60.0
 
 
@@ -131,3 +134,26 @@ def run(kept: dict[str, Any], code: str) -> Any:
     names: dict[str, Any] = {"kept": kept}
     exec(code, names)
     return names.get("result")
+
+
+# --- whole processes: here, because they have to be found by a spawned interpreter ----------------
+
+
+def echo(a: Any, results: Any) -> None:
+    view = a.view()
+    view[0:5] = bytes(view[0:5]).upper()
+    b = a.file.allocate(2 * PAGE_SIZE)
+    b.view()[:] = b"b" * (2 * PAGE_SIZE)
+    results.put((os.getpid(), bytes(view[0:5]), b))
+
+
+def length(a: Any) -> int:
+    return len(memoryview(a))
+
+
+def own(pipe: Any) -> None:
+    with pgalloc.MemoryFile() as mf:
+        a = mf.allocate(PAGE_SIZE)
+        a.view()[:9] = b"inherited"
+        pipe.send(a)
+        pipe.recv()

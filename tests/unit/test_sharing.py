@@ -51,21 +51,13 @@ def is_free(memory_file: MemoryFile) -> bool:
 # --- on the way ----------------------------------------------------------------------------------
 
 
-def _echo(a: pgalloc.Allocation, results: Any) -> None:
-    view = a.view()
-    view[0:5] = bytes(view[0:5]).upper()
-    b = a.file.allocate(2 * PAGE)
-    b.view()[:] = b"b" * (2 * PAGE)
-    results.put((os.getpid(), bytes(view[0:5]), b))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_there_and_back_by_process_arguments_and_queues(mf: MemoryFile, method: str) -> None:
     context: Any = multiprocessing.get_context(method)
     a = mf.allocate(PAGE)
     a.view()[0:5] = b"hello"
     results = context.Queue()
-    child = context.Process(target=_echo, args=(a, results))
+    child = context.Process(target=peers.echo, args=(a, results))
     child.start()
     pid, seen, b = results.get(timeout=60)
     child.join()
@@ -84,19 +76,15 @@ def test_there_and_back_by_process_arguments_and_queues(mf: MemoryFile, method: 
     eventually(lambda: is_free(mf))
 
 
-def _length(a: Any) -> int:
-    return len(memoryview(a))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_pools_and_executors(mf: MemoryFile, method: str) -> None:
     context: Any = multiprocessing.get_context(method)
     with ProcessPoolExecutor(2, mp_context=context) as executor:
         pages = [mf.allocate(PAGE * count) for count in range(1, 9)]
-        lengths = list(executor.map(_length, pages))
+        lengths = list(executor.map(peers.length, pages))
     assert lengths == [PAGE * count for count in range(1, 9)]
     with context.Pool(2) as pool:
-        assert pool.map(_length, pages) == lengths
+        assert pool.map(peers.length, pages) == lengths
         pool.close()
         pool.join()
     del pages
@@ -330,17 +318,12 @@ def test_a_peer_that_is_killed(mf: MemoryFile, method: str) -> None:
     eventually(lambda: is_free(mf))
 
 
-def _own(pipe: Any) -> None:
-    with MemoryFile() as mf:
-        pipe.send(_stamped(mf, b"inherited"))
-        pipe.recv()
-
-
 def test_an_owner_that_is_killed() -> None:
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
-    owner = context.Process(target=_own, args=(theirs,))
+    owner = context.Process(target=peers.own, args=(theirs,))
     owner.start()
+    assert pipe.poll(peers.TIMEOUT_S), "the owner does not start"
     a = pipe.recv()
     b = a.clone()
     assert a.file.leased == PAGE
