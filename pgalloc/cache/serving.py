@@ -72,6 +72,7 @@ class Servable:
         return CacheReader(path)
 
     def _count(self, *, hits: int = 0, misses: int = 0) -> None:
+        """Cache's."""
         raise NotImplementedError
 
     def _look_up(self, key: Key) -> Value | None:

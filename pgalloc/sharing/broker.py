@@ -27,7 +27,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from pgalloc import _core, fork
@@ -134,8 +134,6 @@ class Broker:
             self._selector = selectors.DefaultSelector()
             self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._selector.register(self._wake, selectors.EVENT_READ)
-            for fileobj, events in self._wanted():
-                self._selector.register(fileobj, events)
         if self._own_door is None:
             listener = socket.socket(socket.AF_UNIX, _KIND)
             listener.bind(self._address.name)
@@ -144,12 +142,6 @@ class Broker:
             self._register(listener, selectors.EVENT_READ)
         self._start()
         self._poke()
-
-    def _wanted(self) -> Iterator[tuple[socket.socket, int]]:
-        for door in self._doors.values():
-            yield door.listener, selectors.EVENT_READ
-        for channel in self._channels.values():
-            yield channel.socket, selectors.EVENT_READ
 
     def _start(self) -> None:
         if self._thread is not None or self._parked:

@@ -26,10 +26,9 @@ def offer(pages: Allocation) -> Token:
     if isinstance(file, _core.MemoryFile) and not file._forked:
         return broker.offer(pages.clone())
     connection = file._connection
-    nonce = remote.offer(file, pages.range)
     if connection.address is None:
         raise TypeError("pages of a served file cannot be passed on: connect() there, too")
-    return Token(connection.address, nonce)
+    return Token(connection.address, remote.offer(file, pages.range))
 
 
 def claim(token: Token) -> Allocation:
