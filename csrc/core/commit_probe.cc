@@ -44,6 +44,31 @@ std::optional<uint64_t> CommitProbe::count(FileRange range) const {
   return std::min(pages * page_size(), range.length());
 }
 
+template <typename Visit>
+Status CommitProbe::visit_written(FileRange range, Visit visit) const {
+  uint64_t position = range.start;
+  while (position < range.end) {
+    const off_t data = sys().lseek(file_.fd(), static_cast<off_t>(position), SEEK_DATA);
+    if (data < 0) return errno == ENXIO ? Status() : Status::system_error(errno, "lseek");
+    if (static_cast<uint64_t>(data) >= range.end) return {};
+    const off_t hole = sys().lseek(file_.fd(), data, SEEK_HOLE);
+    if (hole < 0) return errno == ENXIO ? Status() : Status::system_error(errno, "lseek");
+    // A hole that begins inside a page (disk) does not free the page.
+    const FileRange run{std::max(range.start, align_down(static_cast<uint64_t>(data), page_size())),
+                        std::min(range.end, align_up(static_cast<uint64_t>(hole), page_size()))};
+    visit(run);
+    position = run.end;
+  }
+  return {};
+}
+
+uint64_t CommitProbe::count_written(FileRange range) const {
+  if (const std::optional<uint64_t> counted = count(range)) return *counted;
+  uint64_t bytes = 0;
+  const Status seen = visit_written(range, [&](FileRange run) { bytes += run.length(); });
+  return seen.ok() ? bytes : range.length();
+}
+
 CommitProbe::~CommitProbe() {
   if (pagemap_ >= 0) sys().close(pagemap_);
 }
@@ -129,20 +154,7 @@ bool CommitProbe::by_pagemap(FileRange range, std::vector<FileRange>& runs) {
 }
 
 Status CommitProbe::by_seek(FileRange range, std::vector<FileRange>& runs) const {
-  uint64_t position = range.start;
-  while (position < range.end) {
-    const off_t data = sys().lseek(file_.fd(), static_cast<off_t>(position), SEEK_DATA);
-    if (data < 0) return errno == ENXIO ? Status() : Status::system_error(errno, "lseek");
-    if (static_cast<uint64_t>(data) >= range.end) return {};
-    const off_t hole = sys().lseek(file_.fd(), data, SEEK_HOLE);
-    if (hole < 0) return errno == ENXIO ? Status() : Status::system_error(errno, "lseek");
-    // A hole that begins inside a page (disk) does not free the page.
-    const FileRange run{std::max(range.start, align_down(static_cast<uint64_t>(data), page_size())),
-                        std::min(range.end, align_up(static_cast<uint64_t>(hole), page_size()))};
-    append(runs, run);
-    position = run.end;
-  }
-  return {};
+  return visit_written(range, [&](FileRange run) { append(runs, run); });
 }
 
 Status CommitProbe::by_mincore(FileRange range, std::vector<FileRange>& runs) const {

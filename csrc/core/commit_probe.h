@@ -35,6 +35,8 @@ class CommitProbe {
 
   // Committed bytes in `range`, or nothing where the kernel cannot count (disk, old kernels).
   std::optional<uint64_t> count(FileRange range) const;
+  // The same as far as can be told everywhere: without a count, what was written. Allocates nothing.
+  uint64_t count_written(FileRange range) const;
   // Appends the committed runs of `range`, in ascending order.
   // REQUIRES: range is page-aligned, not empty, inside the file.
   Status find_runs(FileRange range, std::vector<FileRange>& runs);
@@ -43,6 +45,8 @@ class CommitProbe {
   Status resolve_mixed(FileRange range, uint64_t committed, std::vector<FileRange>& runs);
   Status find_written(FileRange range, uint64_t committed, std::vector<FileRange>& runs);
   bool by_pagemap(FileRange range, std::vector<FileRange>& runs);
+  template <typename Visit>  // void(FileRange)
+  Status visit_written(FileRange range, Visit visit) const;
   Status by_seek(FileRange range, std::vector<FileRange>& runs) const;
   Status by_mincore(FileRange range, std::vector<FileRange>& runs) const;
   Status by_halving(FileRange range, std::vector<FileRange>& runs) const;

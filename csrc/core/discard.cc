@@ -126,17 +126,32 @@ void MemoryFile::take_discards(DiscardBatch& batch) {
   }
 }
 
+// Empties the pages where the kernel does not count them. The bytes given back: what was written, or
+// by how much the file shrank, which tells of pages that were committed but never written, too.
+uint64_t MemoryFile::punch_uncounted(FileRange run, const CommitProbe& probe) {
+  const uint64_t written = probe.count_written(run);
+  const Result<uint64_t> before = file_->stored_bytes();
+  (void)release_pages(run);
+  const Result<uint64_t> after = file_->stored_bytes();
+  const bool shrank = before.ok() && after.ok() && *after < *before;
+  return std::max(written, shrank ? *before - *after : 0);
+}
+
 // Gives back what is committed of the pages. The bytes of that.
 uint64_t MemoryFile::punch_discards(DiscardBatch& batch) {
   const CommitProbe probe(*file_, *chunks_);
   uint64_t given_back = 0;
   for (size_t i = 0; i < batch.run_count; ++i) {
     const FileRange run = batch.runs[i];
-    const uint64_t bytes = probe.count(run).value_or(run.length());
-    batch.punched[i] = bytes > 0;
-    given_back += bytes;
+    const std::optional<uint64_t> counted = probe.count(run);
+    batch.punched[i] = !counted || *counted > 0;
     // Whether they could be emptied or not: nobody may rely on them any more.
-    if (bytes > 0) (void)release_pages(run);
+    if (!counted) {
+      given_back += punch_uncounted(run, probe);
+    } else if (*counted > 0) {
+      given_back += *counted;
+      (void)release_pages(run);
+    }
   }
   return given_back;
 }
@@ -258,7 +273,7 @@ uint64_t MemoryFile::discard_leftovers(uint64_t bytes_max, bool waiting) {
     std::vector<FileRange> pieces = next_unpinned(from, waiting);
     if (pieces.empty()) break;
     lock.unlock();
-    std::erase_if(pieces, [&](FileRange piece) { return probe.count(piece).value_or(1) == 0; });
+    std::erase_if(pieces, [&](FileRange piece) { return probe.count_written(piece) == 0; });
     lock.lock();
     DiscardBatch batch;
     for (const FileRange& piece : pieces) (void)take_run(piece, batch);

@@ -115,6 +115,8 @@ namespace testing {
 extern std::atomic<bool> loaders_allowed;
 }  // namespace testing
 
+class CommitProbe;
+
 class MemoryFile final : public Pages, public std::enable_shared_from_this<MemoryFile> {
  public:
   using Deadline = std::optional<std::chrono::steady_clock::time_point>;
@@ -360,6 +362,7 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
   bool take_run(FileRange range, DiscardBatch& batch) REQUIRES(mu_);
   void take_discards(DiscardBatch& batch) REQUIRES(mu_);
   std::vector<FileRange> next_unpinned(uint64_t& from, bool waiting) const REQUIRES(mu_);
+  uint64_t punch_uncounted(FileRange run, const CommitProbe& probe) EXCLUDES(mu_);
   uint64_t punch_discards(DiscardBatch& batch) EXCLUDES(mu_);
   void settle_discards(const DiscardBatch& batch, bool mark) REQUIRES(mu_);
   DiscardQueue& queue_of(const Discardable& entry) REQUIRES(mu_) {

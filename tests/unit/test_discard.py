@@ -233,6 +233,32 @@ def test_memory_that_cannot_be_given_back_is_kept() -> None:
         a.release()
 
 
+@pytest.mark.parametrize("error", [0, errno.ENOSYS], ids=["cachestat", "before Linux 6.5"])
+def test_emptying_what_nobody_touched_brings_nothing(mf: MemoryFile, error: int) -> None:
+    """The guard would be content with it, and never come to what takes the memory."""
+    allocations = [mf.allocate(4 * PAGE) for _ in range(200)]
+    allocations[-1]._write(PAGE, b"a" * PAGE)
+    for a in allocations:
+        a.unpin()
+    with testing.ManualPressure() as pressure, testing.FaultPlan("cachestat", error):
+        assert pressure.demand(PAGE) == PAGE
+    assert stored(mf) == 0
+    assert not allocations[-1].pin()
+    testing.verify(mf)
+
+
+@pytest.mark.parametrize("error", [0, errno.ENOSYS], ids=["cachestat", "before Linux 6.5"])
+def test_committed_pages_that_nobody_wrote_are_given_back(mf: MemoryFile, error: int) -> None:
+    commit = pgalloc.AllocationMode.ALLOCATE_AND_COMMIT
+    allocations = [mf.allocate(4 * PAGE, mode=commit) for _ in range(200)]
+    for a in allocations:
+        a.unpin()
+    with testing.ManualPressure() as pressure, testing.FaultPlan("cachestat", error):
+        assert pressure.demand(100 * 4 * PAGE) == 100 * 4 * PAGE
+    assert stored(mf) == 100 * 4 * PAGE
+    testing.verify(mf)
+
+
 def test_a_punch_that_fails(mf: MemoryFile) -> None:
     """The contents cannot be trusted any more, whatever they are."""
     a = filled(mf, 4, b"a")
