@@ -112,7 +112,7 @@ job_lint() {
   mypy
   python -m mypy.stubtest pgalloc._core pgalloc.testing --allowlist .ci/stubtest-allowlist
   git ls-files '*.h' '*.cc' | xargs clang-format --dry-run -Werror
-  cmake -S . -B "$work/tidy" -G Ninja -DPython_EXECUTABLE="$python" \
+  cmake -S . -B "$work/tidy" -G Ninja -DPGALLOC_UNITY=OFF -DPython_EXECUTABLE="$python" \
     -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >"$work/cmake.log"
   git ls-files 'csrc/*.cc' | xargs -P 2 -n 4 clang-tidy -p "$work/tidy" --quiet \
     --extra-arg=-Wthread-safety 2>"$work/tidy.log" || { tail -40 "$work/tidy.log"; return 1; }
@@ -255,7 +255,7 @@ job_vm() {
 # In a virtual environment of its own, as a newcomer's.
 job_readme_demo() {
   git clone -q . "$work/fresh"
-  (cd "$work/fresh" && bash -euxc "$(readme_command demo)" | tee "$work/demo.log")
+  (cd "$work/fresh" && CCACHE_BASEDIR=$PWD bash -euxc "$(readme_command demo)" | tee "$work/demo.log")
   tail -n 1 "$work/demo.log" | grep '^demo: OK'
   "$work/fresh/.venv/bin/pgalloc" doctor
 }

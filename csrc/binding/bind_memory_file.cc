@@ -16,8 +16,6 @@ namespace py = pybind11;
 
 namespace {
 
-MemoryFile& core(Self<FileHandle> handle) { return *handle->file(); }
-
 FileRange evictable_range(const py::object& object) {
   if (is_evictable_range(object.ptr())) return range_of(object.ptr());
   PyErr_Format(PyExc_TypeError, "range must be an EvictableRange, not %.100s",
@@ -59,7 +57,7 @@ void decommit(Self<FileHandle> handle, const py::object& range_object) {
   Status status;
   {
     WithoutGil release;
-    status = core(handle).decommit(range);
+    status = handle->core().decommit(range);
   }
   throw_if_error(status);
 }
@@ -67,14 +65,14 @@ void decommit(Self<FileHandle> handle, const py::object& range_object) {
 bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
   auto current = [&] {
     WithoutGil release;
-    return core(handle).update_usage(memcg_ids ? &*memcg_ids : nullptr);
+    return handle->core().update_usage(memcg_ids ? &*memcg_ids : nullptr);
   }();
   return value_or_throw(std::move(current));
 }
 
 py::list segments(Self<FileHandle> handle) {
   py::list result;
-  for (const PageSegment& segment : core(handle).segments()) {
+  for (const PageSegment& segment : handle->core().segments()) {
     result.append(py::make_tuple(segment.range.start, segment.range.end,
                                  static_cast<int>(segment.use.kind),
                                  segment.use.committed ? segment.range.length() : 0,
@@ -84,7 +82,7 @@ py::list segments(Self<FileHandle> handle) {
 }
 
 py::dict stats(Self<FileHandle> handle) {
-  const MemoryFileStats stats = core(handle).stats();
+  const MemoryFileStats stats = handle->core().stats();
   py::dict result;
 #define PGALLOC_STAT(name) result[#name] = stats.name
   PGALLOC_STAT(allocations);
@@ -156,34 +154,35 @@ void bind_memory_file(py::module_& module) {
           "the kernel refuses (nothing has changed then).")
       .def("_mark_evictable",
            [](Self<FileHandle> handle, uint64_t user, const py::object& range) {
-             throw_if_error(core(handle).mark_evictable(user, evictable_range(range)));
+             throw_if_error(handle->core().mark_evictable(user, evictable_range(range)));
            })
       .def_property_readonly("_evictables",
-                             [](Self<FileHandle> handle) { return core(handle).evictables(); })
+                             [](Self<FileHandle> handle) { return handle->core().evictables(); })
       .def("_wait_for_reclaim",
            [](Self<FileHandle> handle, const py::object& timeout_s) {
-             return wait_interruptibly(
-                 timeout_s, [&](auto deadline) { return core(handle).wait_for_reclaim(deadline); });
+             return wait_interruptibly(timeout_s, [&](auto deadline) {
+               return handle->core().wait_for_reclaim(deadline);
+             });
            })
       .def("_update_usage", &update_usage)
       .def(
           "total_usage",
-          [](Self<FileHandle> handle) { return value_or_throw(core(handle).total_usage()); },
+          [](Self<FileHandle> handle) { return value_or_throw(handle->core().total_usage()); },
           "Bytes the backing file occupies, as its file system counts them (st_blocks x 512).")
       .def_property_readonly(
-          "total_size", [](Self<FileHandle> handle) { return core(handle).total_size(); },
+          "total_size", [](Self<FileHandle> handle) { return handle->core().total_size(); },
           "Size of the backing file in bytes. It grows by chunks.")
       .def_property_readonly(
-          "capacity", [](Self<FileHandle> handle) { return core(handle).capacity(); },
+          "capacity", [](Self<FileHandle> handle) { return handle->core().capacity(); },
           "No byte at or beyond this offset is ever allocated.")
       .def_property_readonly(
           "should_cache_evictable",
-          [](Self<FileHandle> handle) { return core(handle).should_cache_evictable(); },
+          [](Self<FileHandle> handle) { return handle->core().should_cache_evictable(); },
           "Whether marking ranges evictable may keep them for long: true with MANUAL eviction or "
           "memory-cgroup pressure.")
       .def("_usage",
            [](Self<FileHandle> handle, const std::optional<uint32_t>& memcg_id) {
-             const Ledger& ledger = core(handle).ledger();
+             const Ledger& ledger = handle->core().ledger();
              return memcg_id ? ledger.memcg(*memcg_id) : ledger.total();
            })
       .def("_segments", &segments)
@@ -195,35 +194,36 @@ void bind_memory_file(py::module_& module) {
              request.will_be_overwritten = true;
              auto range = [&] {
                WithoutGil release;
-               return core(handle).allocate(request, /*may_wait=*/true);
+               return handle->core().allocate(request, /*may_wait=*/true);
              }();
              PyObject* object = new_file_range(value_or_throw(std::move(range)));
              if (object == nullptr) throw py::error_already_set();
              return py::reinterpret_steal<py::object>(object);
            })
-      .def("_take_warnings", [](Self<FileHandle> handle) { return core(handle).take_warnings(); })
+      .def("_take_warnings", [](Self<FileHandle> handle) { return handle->core().take_warnings(); })
       .def("_close", [](Self<FileHandle> handle,
                         bool keep_descriptor) { throw_if_error(handle->close(keep_descriptor)); })
       .def_property_readonly(
           "closed",
           [](Self<FileHandle> handle) {
-            const auto& heir = core(handle).heir();
-            return heir == nullptr ? core(handle).closed() : heir->closed();
+            const auto& heir = handle->core().heir();
+            return heir == nullptr ? handle->core().closed() : heir->closed();
           },
           "Whether close() was called.")
-      .def_property_readonly("_id", [](Self<FileHandle> handle) { return core(handle).id(); })
+      .def_property_readonly("_id", [](Self<FileHandle> handle) { return handle->core().id(); })
       .def_property_readonly(
-          "_inherited", [](Self<FileHandle> handle) { return core(handle).heir() != nullptr; },
+          "_inherited", [](Self<FileHandle> handle) { return handle->core().heir() != nullptr; },
           "Whether this is a forked child that has leases of its own.")
       .def_property_readonly("_forked",
-                             [](Self<FileHandle> handle) { return core(handle).forked(); })
-      .def_property_readonly(
-          "_delayed_eviction",
-          [](Self<FileHandle> handle) { return static_cast<int>(core(handle).delayed_eviction()); })
+                             [](Self<FileHandle> handle) { return handle->core().forked(); })
+      .def_property_readonly("_delayed_eviction",
+                             [](Self<FileHandle> handle) {
+                               return static_cast<int>(handle->core().delayed_eviction());
+                             })
       .def_property_readonly(
           "_uses_memcg_pressure",
-          [](Self<FileHandle> handle) { return core(handle).options().use_host_memcg_pressure; })
-      .def_property_readonly("_fd", [](Self<FileHandle> handle) { return core(handle).fd(); });
+          [](Self<FileHandle> handle) { return handle->core().options().use_host_memcg_pressure; })
+      .def_property_readonly("_fd", [](Self<FileHandle> handle) { return handle->core().fd(); });
   if (!add_hot_calls(type.ptr())) throw py::error_already_set();
 }
 

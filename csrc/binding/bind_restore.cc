@@ -19,8 +19,6 @@ namespace {
 
 using SteadyTime = std::chrono::steady_clock::time_point;
 
-MemoryFile& core(Self<FileHandle> handle) { return *handle->file(); }
-
 struct Arriving {
   std::shared_ptr<MemoryFile> file;  // outlives the extent
   std::unique_ptr<MemoryFile::ArrivingExtent> extent;
@@ -104,13 +102,13 @@ void bind_restore(py::module_& module) {
   auto type = py::reinterpret_borrow<py::class_<FileHandle>>(module.attr("MemoryFile"));
   type.def("_restore",
            [](Self<FileHandle> handle, Self<OpenImage> image) {
-             throw_if_error(core(handle).restore(image->file->header().file_size,
-                                                 image->file->metadata().usage));
+             throw_if_error(handle->core().restore(image->file->header().file_size,
+                                                   image->file->metadata().usage));
            })
       .def("_restore_stream",
            [](Self<FileHandle> handle, Self<StreamImage> image) {
-             throw_if_error(core(handle).restore(image->stream.header().file_size,
-                                                 image->stream.metadata().usage));
+             throw_if_error(handle->core().restore(image->stream.header().file_size,
+                                                   image->stream.metadata().usage));
            })
       .def("_write_restored",
            [](Self<FileHandle> handle, Self<StreamImage> image, const py::object& decoded) {
@@ -121,7 +119,7 @@ void bind_restore(py::module_& module) {
              if (raw.size() < head->raw_length()) throw py::value_error("raw");
              Status status = [&] {
                WithoutGil release;
-               return core(handle).write_restored(*head, raw.data());
+               return handle->core().write_restored(*head, raw.data());
              }();
              throw_if_error(status);
            })
@@ -129,20 +127,20 @@ void bind_restore(py::module_& module) {
            [](Self<FileHandle> handle, Self<OpenImage> image, unsigned threads) {
              Status status = [&] {
                WithoutGil release;
-               return core(handle).start_loading(image->file, threads);
+               return handle->core().start_loading(image->file, threads);
              }();
              throw_if_error(status);
            })
       .def("_load", &load)
       .def("_load_next", &load_next)
       .def_property_readonly("_incomplete",
-                             [](Self<FileHandle> handle) { return core(handle).incomplete(); })
+                             [](Self<FileHandle> handle) { return handle->core().incomplete(); })
       .def_property_readonly(
-          "loading", [](Self<FileHandle> handle) { return core(handle).loading(); },
+          "loading", [](Self<FileHandle> handle) { return handle->core().loading(); },
           "Whether pages are still on their way from the image.")
       .def("_load_progress",
            [](Self<FileHandle> handle) {
-             const MemoryFile::LoadProgress progress = core(handle).load_progress();
+             const MemoryFile::LoadProgress progress = handle->core().load_progress();
              return py::make_tuple(progress.total_bytes, progress.pending_bytes,
                                    progress.dropped_bytes, progress.failed_bytes);
            })
@@ -151,25 +149,26 @@ void bind_restore(py::module_& module) {
           [](Self<FileHandle> handle, const py::object& range_object) {
             FileRange range;
             if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
-            throw_if_error(core(handle).adopt(range));
+            throw_if_error(handle->core().adopt(range));
           },
           py::arg("range"),
           "Take over one reference on each page of `range` that the image recorded; balance it\n"
           "with dec_ref(). Raises RangeError unless the whole range is allocated, RefCountError\n"
           "if a page has no such reference left.")
-      .def_property_readonly("_unadopted_bytes",
-                             [](Self<FileHandle> handle) { return core(handle).unadopted_bytes(); })
+      .def_property_readonly(
+          "_unadopted_bytes",
+          [](Self<FileHandle> handle) { return handle->core().unadopted_bytes(); })
       .def("_unadopted",
            [](Self<FileHandle> handle) {
              py::list result;
-             for (const auto& [range, count] : core(handle).unadopted()) {
+             for (const auto& [range, count] : handle->core().unadopted()) {
                result.append(py::make_tuple(range.start, range.end, count));
              }
              return result;
            })
       .def(
           "drop_unadopted",
-          [](Self<FileHandle> handle) { return value_or_throw(core(handle).drop_unadopted()); },
+          [](Self<FileHandle> handle) { return value_or_throw(handle->core().drop_unadopted()); },
           "Drop the references of a restored file that nobody adopted. Returns the bytes of the\n"
           "pages that had any.");
 }

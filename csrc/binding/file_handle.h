@@ -42,6 +42,7 @@ class FileHandle {
   FileHandle& operator=(const FileHandle&) = delete;
 
   const std::shared_ptr<MemoryFile>& file() const { return file_; }
+  MemoryFile& core() const { return *file_; }
   PyObject* view(FileRange range, bool readonly) { return views_.view(*file_, range, readonly); }
   // Closes the file, and lets go of its mapping: what is still viewed keeps it (row I2).
   Status close(bool keep_descriptor);
