@@ -151,19 +151,16 @@ job_asan() {
   must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
     "$python" .ci/planted/overflow.py
 
-  ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
-
-  drivers asan-drivers address,undefined Debug image_driver
-  UBSAN_OPTIONS=halt_on_error=1 "$work/asan-drivers/image_driver" --edits 30000 --every-bit
-
   # CPython and numpy leave memory behind at exit: leaks count where pgalloc is in the stack. Full
   # stacks need the slow unwinder, and Python objects mallocs of their own.
-  export PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0
-  options=$options:detect_leaks=1:fast_unwind_on_malloc=0
-  ASAN_OPTIONS=$options LD_PRELOAD=$preload pytest_elsewhere "$python" \
-    "$root"/tests/unit/test_discard.py
+  local leaks="PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0 \
+    ASAN_OPTIONS=$options:detect_leaks=1:fast_unwind_on_malloc=0 LD_PRELOAD='$preload'"
+  drivers asan-drivers address,undefined Debug image_driver
+  together "$work/asan-drivers/image_driver --edits 30000 --every-bit" \
+    "ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD='$preload' $python stress/sharing.py --seconds 30 &&
+      $leaks pytest_elsewhere $python $root/tests/unit/test_discard.py"
   [ -z "$(own_reports "$work/asan.log")" ] || { cat "$work"/asan.log.*; return 1; }
-  ASAN_OPTIONS=$options LD_PRELOAD=$preload "$python" .ci/planted/leak.py
+  eval "$leaks $python .ci/planted/leak.py"
   own_reports "$work/asan.log" | grep range_type.cc >/dev/null
   echo "planted leak found"
 }
@@ -206,10 +203,9 @@ job_stress() {
   together "$release/segment_set_driver --operations 1000000 &&
       must_fail $release/segment_set_driver --operations 1000000 --plant" \
     "$release/image_driver --edits 200000 --every-bit"
-  "$release/torture" --seconds 30
-  "$python" stress/torture.py --seconds 20 --fork
-  "$python" stress/snapshots.py --seconds 20
-  "$python" stress/sharing.py --seconds 120
+  together "$python stress/sharing.py --seconds 75" \
+    "$release/torture --seconds 30 && $python stress/torture.py --seconds 20 --fork &&
+      $python stress/snapshots.py --seconds 20"
   local bug planted=()
   for bug in data usage index; do
     planted+=("must_fail $release/image_driver --plant $bug")
