@@ -245,6 +245,7 @@ job_vm() {
   local limits=("${vm[@]}" --timeout 240 --memory-max none -- python stress/limits.py)
   "${vm[@]}" --timeout 60 --oom -- python -c 'x = bytearray(b"x") * 2**30'
   "${limits[@]}" write_through --times 4 --moment 0.5 -- --copy-mib 16
+  "${limits[@]}" touch -- --orders backwards
   "${limits[@]}" touch --plant guard -- --way stride --orders forwards
 }
 

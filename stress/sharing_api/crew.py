@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torture_api.marks import PromiseBrokenError
 
 from sharing_api import peer
-from sharing_api.post import Letter, Line
+from sharing_api.post import OWNER, Letter, Line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 METHODS = ("fork", "spawn", "forkserver")
 _RETURN_S_MAX = 30.0
+_END_S_MAX = 60.0
 
 
 @dataclass
@@ -83,14 +84,20 @@ class Crew:
         return number
 
     def expect_end(self, number: int) -> None:
-        """Wait for a peer that was told to end."""
+        """Wait for a peer that was told to end. What it still sends is read, or it would wait."""
         member = self.members.pop(number)
-        member.process.join(60)
+        give_up = time.monotonic() + _END_S_MAX
+        last = None
+        while member.process.exitcode is None and time.monotonic() < give_up:
+            member.process.join(0.01)
+            last = member.line.last_waiting() or last
+        last = member.line.last_waiting() or last
         status = member.process.exitcode
         if status is None:
             raise PromiseBrokenError(f"peer {number} does not come to an end")
         if status != 0:
-            raise PromiseBrokenError(f"peer {number} ended with status {status}")
+            found = last.open() if last is not None and last.to == OWNER else "nothing"
+            raise PromiseBrokenError(f"peer {number} ended with status {status}, found: {found}")
         self._bury(member)
 
     def kill_all(self) -> None:

@@ -13,6 +13,7 @@ import io
 import pickle
 import select
 from collections import Counter
+from contextlib import suppress
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,6 +99,14 @@ class Line:
         """Whatever has arrived."""
         while self._pipe.poll():
             yield self.receive()
+
+    def last_waiting(self) -> Envelope | None:
+        """The last of what has arrived; the rest is lost."""
+        last = None
+        with suppress(EOFError, ConnectionResetError):
+            for envelope in self.waiting():
+                last = envelope
+        return last
 
     def has_room(self) -> bool:
         """Whether sending would not wait for the other side to read."""
