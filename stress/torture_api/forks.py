@@ -1,10 +1,11 @@
-"""Forks in the middle of everything: the child reads what it inherited and can change nothing."""
+"""Forks in the middle of everything: the child reads what it inherited, and allocates."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+import traceback
 import warnings
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _CHILD_SECONDS_MAX = 60.0
 _PAGES = 8
+_FIRST_OF_CHILD = 0xF1 << 56
 
 
 def keep_forking(file: MemoryFile, stop: threading.Event) -> int:
@@ -46,11 +48,16 @@ def _be_the_child(file: MemoryFile, holding: Holding) -> None:
     status = 1
     try:
         holding.check("in a forked child")
-        file.allocate_range(pgalloc.PAGE_SIZE)
-    except pgalloc.ForkedError:
-        status = 0
+        with file.allocate(_PAGES * pgalloc.PAGE_SIZE) as own:
+            marks.expect_zero(own, "in a forked child")
+            marks.write(own, _FIRST_OF_CHILD)
+            Holding(_FIRST_OF_CHILD, own).check("of a forked child")
+        try:
+            file.segments()
+        except pgalloc.ForkedError:
+            status = 0
     except BaseException:
-        status = 2
+        traceback.print_exc()
     finally:
         os._exit(status)
 
