@@ -141,7 +141,9 @@ def play(scenario: Scenario, directory: Path, name: str, error: int, **plan: int
     run.errors.clear()  # tracebacks hold files
     assert pgalloc.memory_accounting().total() == account
     # Counted here: until the files are gone their threads make calls of their own.
-    _clean_up(name, fault.failures, before, directory)
+    failures = fault.failures
+    _clean_up(name, failures, before, directory)
+    assert failures == fault.failures
     return fault
 
 
