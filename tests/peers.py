@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -80,14 +79,6 @@ class Peer:
     def __exit__(self, *error: object) -> None:
         if self.process.is_alive():
             self.close()
-
-
-def eventually(condition: Callable[[], Any], what: str = "it") -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.002)
 
 
 # --- what peers do -------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from peers import eventually
+from waiting import eventually
 
 import pgalloc
 from pgalloc import Allocation, ForkedError, MemoryFile, testing

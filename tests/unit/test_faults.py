@@ -23,7 +23,7 @@ from conftest import PAGE
 from fault_scenarios import LIVES, POPULATE, Run, Scenario, abandoned
 from fault_sharing import SHARING
 from fault_snapshots import SNAPSHOTS
-from peers import eventually
+from waiting import eventually
 
 import pgalloc
 from pgalloc import MemoryFile, _core, testing

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from children import TIMEOUT_S, Child, in_child
 from conftest import CHUNK, HUGE, PAGE, stored, update_usage
-from peers import eventually
+from waiting import eventually
 
 import pgalloc
 from pgalloc import (

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from children import TIMEOUT_S, Child, in_child
 from conftest import CHUNK, PAGE, stored
-from peers import eventually
+from waiting import eventually
 
 import pgalloc
 from pgalloc import AllocationMode, FileRange, ForkedError, MemoryFile, RangeError, testing

@@ -12,7 +12,8 @@ from typing import Any
 import peers
 import pytest
 from conftest import CHUNK, PAGE, stored
-from peers import Peer, eventually
+from peers import Peer
+from waiting import eventually
 
 import pgalloc
 from pgalloc import (

@@ -18,7 +18,8 @@ import peers
 import pytest
 from children import Child, in_child
 from conftest import PAGE, stored
-from peers import Peer, eventually
+from peers import Peer
+from waiting import eventually
 
 import pgalloc
 from pgalloc import MemoryFile, OwnerGoneError, SharingError, testing

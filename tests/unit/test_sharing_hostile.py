@@ -14,8 +14,9 @@ from pathlib import Path
 import peers
 import pytest
 from conftest import PAGE
-from peers import Peer, eventually
+from peers import Peer
 from raw_peer import RawPeer
+from waiting import eventually
 
 import pgalloc
 from pgalloc import FileRange, MemoryFile, testing

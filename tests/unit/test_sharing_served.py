@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import PAGE
-from peers import eventually
+from waiting import eventually
 
 import pgalloc
 from pgalloc import (
