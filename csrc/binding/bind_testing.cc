@@ -10,6 +10,7 @@
 #include "binding/range_type.h"
 #include "binding/self.h"
 #include "core/commit_probe.h"
+#include "core/guard.h"
 #include "core/placement.h"
 #include "core/prefault.h"
 #include "os/fault_plan.h"
@@ -185,6 +186,11 @@ void bind_faults(py::module_& module) {
     return os::install_fault(
         {.name = name, .error_number = error_number, .kill = kill, .first = first, .times = times});
   });
+  module.def("install_hold", [](const std::string& name, uint64_t number) {
+    return os::install_fault({.name = name, .hold = true, .first = number});
+  });
+  module.def("hold_reached", &os::fault_holds);
+  module.def("let_go", &os::let_go);
   module.def("remove_fault", &os::remove_fault);
   module.def("fault_calls", &os::fault_calls);
   module.def("fault_failures", &os::fault_failures);
@@ -214,8 +220,15 @@ void bind_file_hooks(py::module_& module) {
     handle->file()->clock().advance(std::chrono::nanoseconds(by_ns));
   });
   module.def("use_real_clock", [](Self<FileHandle> handle) { handle->file()->use_real_clock(); });
+  module.def("use_manual_guard_clock", [](int64_t start_ns, int64_t tick_ns) {
+    Guard::instance().clock().use_manual(std::chrono::nanoseconds(start_ns),
+                                         std::chrono::nanoseconds(tick_ns));
+  });
+  module.def("use_real_guard_clock", [] { Guard::instance().clock().use_real(); });
   module.def("allow_loaders", [](bool allowed) { testing::loaders_allowed = allowed; });
   module.def("loaders_allowed", [] { return testing::loaders_allowed.load(); });
+  module.def("load_waiters",
+             [](Self<FileHandle> handle) { return handle->file()->load_waiters(); });
   module.def("bookkeeping_bytes",
              [](Self<FileHandle> handle) { return handle->file()->bookkeeping_bytes(); });
   module.def("prefault_methods", [] {

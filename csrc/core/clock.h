@@ -1,4 +1,5 @@
-// Purpose: the time that throttles commit scans; tests can move it by hand.
+// Purpose: the time that throttles commit scans and measures the guard's work; tests can move it by
+// hand.
 //
 // Thread safety: any thread.
 #pragma once

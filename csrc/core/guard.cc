@@ -191,9 +191,10 @@ void Guard::promise(uint64_t bytes, Room& room) {
 }
 
 Guard::Turn Guard::discard(uint64_t bytes) try {
-  const auto begin = std::chrono::steady_clock::now();
+  const auto begin = clock_.now();
   Turn turn;
-  const LiveFiles::Discarded discarded = LiveFiles::discard(bytes, begin + kTurn);
+  const auto deadline = std::chrono::steady_clock::now() + kTurn;
+  const LiveFiles::Discarded discarded = LiveFiles::discard(bytes, deadline);
   turn.given_back = discarded.given_back;
   if (discarded.no_use()) {
     const uint64_t missing = bytes - std::min(bytes, turn.given_back);
@@ -201,8 +202,7 @@ Guard::Turn Guard::discard(uint64_t bytes) try {
     turn.exhausted = turn.given_back < bytes;
     turn.nothing_unpinned = !LiveFiles::any_unpinned();
   }
-  const auto took = std::chrono::steady_clock::now() - begin;
-  turn.took = std::chrono::duration_cast<GuardPlan::Duration>(took);
+  turn.took = std::chrono::duration_cast<GuardPlan::Duration>(clock_.now() - begin);
   return turn;
 } catch (const std::bad_alloc&) {
   return {.exhausted = true};

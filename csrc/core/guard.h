@@ -26,6 +26,7 @@
 
 #include "base/mutex.h"
 #include "base/status.h"
+#include "core/clock.h"
 #include "core/guard_plan.h"
 #include "core/memory_level.h"
 
@@ -97,6 +98,8 @@ class Guard {
 
   // What the thread does between two sleeps, for tests. How long it would sleep.
   GuardPlan::Duration step() EXCLUDES(mu_);
+  // How long looking for memory takes is measured on it; for tests.
+  Clock& clock() { return clock_; }
 
   // No thread between the two. Calls nest.
   void park() EXCLUDES(mu_);
@@ -159,6 +162,7 @@ class Guard {
   bool stops_ GUARDED_BY(mu_) = false;
   std::thread thread_ GUARDED_BY(mu_);
   std::atomic<pid_t> thread_id_{0};
+  Clock clock_;
   os::Descriptor wake_;
   std::atomic<bool> attention_{true};  // whether an unpin should be told
   std::atomic<bool> configured_{false};

@@ -306,6 +306,7 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
   void stop_reclaim_log() EXCLUDES(mu_);
   Clock& clock() { return clock_; }
   void use_real_clock() EXCLUDES(mu_);  // and forget what a manual one said about the next scan
+  int load_waiters() const { return load_waiters_; }  // threads that need pages right now
   size_t bookkeeping_bytes() const EXCLUDES(mu_);
 
  private:

@@ -33,10 +33,19 @@ constinit std::atomic<uint64_t> first_failing{0};
 constinit std::atomic<uint64_t> failing_times{0};
 constinit std::atomic<uint64_t> calls{0};
 constinit std::atomic<uint64_t> failures{0};
+// Plans have numbers, or a thread that is let go late would be held by the next plan.
+constinit std::atomic<uint64_t> plan_number{0};
+constinit std::atomic<uint64_t> let_go_number{0};
+constinit std::atomic<bool> holds{false};
+constinit std::atomic<bool> held{false};
 
-bool must_fail(Call call) {
-  if (call != target.load(std::memory_order_acquire)) return false;
-  const uint64_t number = calls.fetch_add(1) + 1;
+// Which of the calls that the plan is about this is, from 1; 0 for any other call.
+uint64_t counted(Call call) {
+  return call == target.load(std::memory_order_acquire) ? calls.fetch_add(1) + 1 : 0;
+}
+
+bool must_fail(uint64_t number) {
+  if (number == 0) return false;
   const uint64_t first = first_failing.load();
   const int error = error_number.load();
   if ((error == 0 && !kills) || number < first || number - first >= failing_times.load()) {
@@ -48,11 +57,23 @@ bool must_fail(Call call) {
   return true;
 }
 
+void keep_back(uint64_t number) {
+  if (number == 0 || !holds || number != first_failing) return;
+  const int error = errno;
+  const uint64_t plan = plan_number;
+  held = true;
+  for (uint64_t past = let_go_number; past < plan; past = let_go_number) let_go_number.wait(past);
+  errno = error;
+}
+
 constexpr Syscalls kFaulty = {
-#define PGALLOC_FAULTY(result, name, parameters, arguments)      \
-  .name = [] parameters -> result {                              \
-    if (must_fail(Call::name)) return (result) - 1; /* NOLINT */ \
-    return kernel().name arguments;                              \
+#define PGALLOC_FAULTY(result, name, parameters, arguments)  \
+  .name = [] parameters -> result {                          \
+    const uint64_t number = counted(Call::name);             \
+    if (must_fail(number)) return (result) - 1; /* NOLINT */ \
+    const auto answer = kernel().name arguments;             \
+    keep_back(number);                                       \
+    return answer;                                           \
   },
     PGALLOC_SYSCALLS(PGALLOC_FAULTY)
 #undef PGALLOC_FAULTY
@@ -70,6 +91,9 @@ bool install_fault(const Fault& fault) {
     failures = 0;
     error_number = fault.error_number;
     kills = fault.kill;
+    holds = fault.hold;
+    held = false;
+    ++plan_number;
     first_failing = fault.first;
     failing_times = fault.times;
     target.store(static_cast<Call>(i), std::memory_order_release);
@@ -82,10 +106,18 @@ bool install_fault(const Fault& fault) {
 void remove_fault() {
   use(kernel());
   target = Call::kCount;
+  let_go();
   in_force = false;
 }
 
 uint64_t fault_calls() { return calls; }
 uint64_t fault_failures() { return failures; }
+
+bool fault_holds() { return held; }
+
+void let_go() {
+  let_go_number = plan_number.load();
+  let_go_number.notify_all();
+}
 
 }  // namespace pgalloc::os

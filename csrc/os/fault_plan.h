@@ -1,4 +1,4 @@
-// Purpose: make chosen system calls fail, for tests, in release binaries too.
+// Purpose: make chosen system calls fail, or hold one up, for tests, in release binaries too.
 //
 // Thread safety: any thread may call into the kernel while plans come and go. At most one plan is
 // in force in the process.
@@ -18,6 +18,7 @@ struct Fault {
   std::string_view name;
   int error_number = 0;         // 0: count the calls, fail none
   bool kill = false;            // instead of failing: SIGKILL this process, before the call
+  bool hold = false;            // instead: keep the answer to `first` back until let_go()
   uint64_t first = 1;           // the first call that fails, counted from 1
   uint64_t times = UINT64_MAX;  // how many fail from there on
 };
@@ -28,5 +29,9 @@ void remove_fault();
 // Calls of the named kind since install_fault, and how many of them were made to fail.
 uint64_t fault_calls();
 uint64_t fault_failures();
+// Whether the call whose answer is kept back was made; and its answer for whoever made it.
+// remove_fault() lets go, too.
+bool fault_holds();
+void let_go();
 
 }  // namespace pgalloc::os
