@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
-from pathlib import Path
 
+import leaks
 import numpy as np  # noqa: F401 - starts its threads now, before the guard counts them
 import pytest
 
@@ -30,26 +29,15 @@ CHUNK = pgalloc.CHUNK_SIZE
 GIB = 1 << 30
 
 
-def _descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: no collection of garbage has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
-def _own_mappings() -> int:
-    """Mappings of pgalloc's files. Reservations lie beside them and are freed together."""
-    return Path("/proc/self/maps").read_text().count("memfd:pgalloc")
-
-
-def _threads() -> int:
-    return len(os.listdir("/proc/self/task"))
-
-
-def _leftovers() -> tuple[int, int, int, int]:
-    return (
-        _descriptors(),
-        _own_mappings(),
-        _threads(),
-        pgalloc.memory_accounting().total(),
-    )
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_of_the_module_before() -> None:
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -58,24 +46,9 @@ def leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("leaks_allowed"):
         yield
         return
-    gc.collect()
-    before = _leftovers()
+    before = leaks.holdings()
     yield
-    deadline = time.monotonic() + 5
-    while True:
-        gc.collect()
-        after = _leftovers()
-        if all(now <= then for now, then in zip(after, before, strict=True)):
-            return
-        if time.monotonic() > deadline:
-            names = ("descriptors", "mappings", "threads", "booked bytes")
-            grown = {
-                name: (then, now)
-                for name, then, now in zip(names, before, after, strict=True)
-                if now > then
-            }
-            pytest.fail(f"left behind (before, after): {grown}; {threading.enumerate()}")
-        time.sleep(0.01)
+    leaks.check(before)
 
 
 @pytest.fixture
@@ -100,4 +73,4 @@ def stored(memory_file: MemoryFile) -> int:
 def update_usage(memory_file: MemoryFile) -> None:
     """update_usage() that waits out the throttle."""
     while not memory_file.update_usage():
-        time.sleep(0.002)
+        time.sleep(0.002)  # time: between two tries; the throttle is real

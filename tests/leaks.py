@@ -1,0 +1,61 @@
+"""What a test leaves behind: descriptors, mappings, threads and booked bytes, counted around each.
+
+Counting is cheap, and collecting garbage is not: it happens where something seems to be left over, and
+once before the first test of each module. A test can therefore only be compared with a count that is
+too high if the module before left garbage behind, which that one collection rules out.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import pgalloc
+
+PATIENCE_S = 5.0  # threads that were told to end, and what the last reference to a file lets go
+
+
+class Holdings(NamedTuple):
+    """What the process has."""
+
+    descriptors: int
+    mappings: int
+    threads: int
+    booked_bytes: int
+
+
+def holdings() -> Holdings:
+    return Holdings(
+        len(os.listdir("/proc/self/fd")),
+        # Reservations lie beside the mappings of pgalloc's files and are freed together.
+        Path("/proc/self/maps").read_text().count("memfd:pgalloc"),
+        len(os.listdir("/proc/self/task")),
+        pgalloc.memory_accounting().total(),
+    )
+
+
+def grown(before: Holdings, after: Holdings) -> dict[str, tuple[int, int]]:
+    """What there is more of: (before, after) by name."""
+    pairs = zip(Holdings._fields, before, after, strict=True)
+    return {name: (then, now) for name, then, now in pairs if now > then}
+
+
+def check(before: Holdings) -> None:
+    """Fail if something stays that was not there before."""
+    if not grown(before, holdings()):
+        return
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        gc.collect()
+        left = grown(before, holdings())
+        if not left:
+            return
+        if time.monotonic() > deadline:  # time: a bound on a hang
+            pytest.fail(f"left behind (before, after): {left}; {threading.enumerate()}")
+        time.sleep(0.01)  # time: between two looks

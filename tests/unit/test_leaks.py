@@ -1,0 +1,71 @@
+"""The guard around every test finds what is left behind, and is not misled by garbage."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import leaks
+import pytest
+from conftest import PAGE
+
+from pgalloc import AllocationMode, MemoryFile
+
+
+def _descriptor() -> Callable[[], None]:
+    fd = os.open(os.devnull, os.O_RDONLY)
+    return lambda: os.close(fd)
+
+
+def _file() -> Callable[[], None]:
+    mf = MemoryFile()
+    mf.map_range(mf.allocate_range(PAGE, mode=AllocationMode.ALLOCATE_AND_COMMIT))
+    mf.update_usage()
+    return mf.close
+
+
+def _thread() -> Callable[[], None]:
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+
+    def stop() -> None:
+        end.set()
+        thread.join()
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (_descriptor, {"descriptors"}),
+        (_file, {"descriptors", "mappings", "threads", "booked_bytes"}),
+        (_thread, {"threads"}),
+    ],
+)
+def test_what_stays_is_found(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], Callable[[], None]], found: set[str]
+) -> None:
+    monkeypatch.setattr(leaks, "PATIENCE_S", 0.05)
+    before = leaks.holdings()
+    give_back = make()
+    try:
+        assert leaks.grown(before, leaks.holdings()).keys() == found
+        with pytest.raises(pytest.fail.Exception, match="left behind"):
+            leaks.check(before)
+    finally:
+        give_back()
+    leaks.check(before)
+
+
+def test_garbage_is_not_left_behind() -> None:
+    """A cycle with an open file in it: only a collection ends it."""
+    before = leaks.holdings()
+    ring: list[object] = [open(os.devnull)]  # noqa: SIM115
+    ring.append(ring)
+    del ring
+    assert leaks.grown(before, leaks.holdings()).keys() == {"descriptors"}
+    with pytest.warns(ResourceWarning):
+        leaks.check(before)
