@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from conftest import PAGE
+from waiting import TIMEOUT_S, eventually
 
 from pgalloc import DelayedEviction, EvictableRange, FileRange, MemoryFile, RangeError, testing
+from pgalloc.pressure import ManualSource, discovery
+from pgalloc.pressure.discovery import Candidate
 
 
 class Recorder:
@@ -33,7 +36,23 @@ def manual() -> Iterator[MemoryFile]:
 
 def evict_all(mf: MemoryFile) -> None:
     mf.start_evictions()
-    assert mf.wait_for_evictions(10)
+    assert mf.wait_for_evictions(TIMEOUT_S)
+
+
+def let_the_reclaimer_be_idle(mf: MemoryFile) -> None:
+    """Row F5: evictions that it starts when it is idle have begun and ended.
+
+    It takes the second range only after it was idle behind the first.
+    """
+    for _ in range(2):
+        mf.dec_ref(mf.allocate_range(PAGE))
+        assert mf.wait_for_reclaim(TIMEOUT_S)
+    assert mf.wait_for_evictions(TIMEOUT_S)
+
+
+def let_evictors_end(mf: MemoryFile) -> None:
+    """Of a closed file: from here on nobody calls back."""
+    eventually(lambda: not mf._evictor._threads, "the end of the evictors")
 
 
 def test_g1_users_are_hashable_objects_with_evict(manual: MemoryFile) -> None:
@@ -83,25 +102,27 @@ def test_g2_disabled_evicts_at_once() -> None:
     with MemoryFile(delayed_eviction=DelayedEviction.DISABLED) as mf:
         done = threading.Event()
         mf.mark_evictable(Recorder(lambda r: done.set()), EvictableRange(0, 1))
-        assert done.wait(5)
-        assert mf.wait_for_evictions(5)
+        assert done.wait(TIMEOUT_S)
+        assert mf.wait_for_evictions(TIMEOUT_S)
 
 
 def test_g2_manual_waits_to_be_told(manual: MemoryFile) -> None:
     user = Recorder()
     manual.mark_evictable(user, EvictableRange(0, 1))
-    time.sleep(0.05)
+    let_the_reclaimer_be_idle(manual)
     assert user.ranges == []
     evict_all(manual)
     assert user.ranges == [EvictableRange(0, 1)]
 
 
-def test_g2_memcg_pressure_waits_to_be_told() -> None:
+def test_g2_memcg_pressure_waits_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet = Candidate("quiet", "quiet", ManualSource, 0)  # this machine may be under pressure
+    monkeypatch.setattr(discovery, "candidates", lambda **_: iter([quiet]))
     with MemoryFile(use_host_memcg_pressure=True) as mf:
         assert mf.should_cache_evictable
         user = Recorder()
         mf.mark_evictable(user, EvictableRange(0, 1))
-        time.sleep(0.05)
+        let_the_reclaimer_be_idle(mf)
         assert user.ranges == []
         evict_all(mf)
         assert user.ranges == [EvictableRange(0, 1)]
@@ -128,11 +149,7 @@ def test_g3_unknown_users_are_no_error_and_idle_ones_forgotten(manual: MemoryFil
     assert manual._evictor.id_of(user) is None
     manual.mark_evictable(user, EvictableRange(0, 10))
     evict_all(manual)
-    for _ in range(500):
-        if manual._evictor.id_of(user) is None:
-            break
-        time.sleep(0.01)
-    assert manual._evictor.id_of(user) is None
+    eventually(lambda: manual._evictor.id_of(user) is None, "forgetting the user")
     assert manual._evictables.empty()
 
 
@@ -150,44 +167,40 @@ def test_g4_highest_first_and_what_is_marked_meanwhile(manual: MemoryFile) -> No
 
 
 def test_g4_one_eviction_per_user_at_a_time(manual: MemoryFile) -> None:
-    running: list[int] = []
-    overlaps: list[int] = []
-    lock = threading.Lock()
+    """While a callback runs, others are begun and end: one of the same user would be among them."""
+    log: list[str] = []
 
     def slowly(range_: EvictableRange) -> None:
-        with lock:
-            running.append(1)
-            overlaps.append(len(running))
-        time.sleep(0.01)
-        with lock:
-            running.pop()
+        log.append("in")
+        for _ in range(10):
+            ended = threading.Event()
+            manual.mark_evictable(Recorder(lambda r, ended=ended: ended.set()), range_)
+            manual.start_evictions()
+            assert ended.wait(TIMEOUT_S)
+        log.append("out")
 
     user = Recorder(slowly)
     for i in range(10):
         manual.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
         manual.start_evictions()
-    assert manual.wait_for_evictions(10)
-    assert len(user.ranges) == 10
-    assert max(overlaps) == 1
+    assert manual.wait_for_evictions(TIMEOUT_S)
+    assert log == ["in", "out"] * 10
+    assert manual.stats().eviction_failures == 0
 
 
 def test_g4_a_slow_user_does_not_hold_up_the_others(manual: MemoryFile) -> None:
     let_go = threading.Event()
-    slow = Recorder(lambda r: let_go.wait(10) and None)
+    slow = Recorder(lambda r: let_go.wait(TIMEOUT_S) and None)
     fast = [Recorder() for _ in range(5)]
     manual.mark_evictable(slow, EvictableRange(0, 1))
     manual.start_evictions()
     for user in fast:
         manual.mark_evictable(user, EvictableRange(0, 1))
     manual.start_evictions()
-    for _ in range(500):
-        if all(user.ranges for user in fast):
-            break
-        time.sleep(0.01)
-    assert all(user.ranges for user in fast)
+    eventually(lambda: all(user.ranges for user in fast), "evicting the others")
     assert not manual.wait_for_evictions(0)
     let_go.set()
-    assert manual.wait_for_evictions(10)
+    assert manual.wait_for_evictions(TIMEOUT_S)
 
 
 def test_g5_no_lock_is_held(manual: MemoryFile) -> None:
@@ -195,7 +208,7 @@ def test_g5_no_lock_is_held(manual: MemoryFile) -> None:
         manual.mark_unevictable(user, EvictableRange(0, 1))
         manual.start_evictions()
         manual.allocate(4096).release()
-        assert not manual.wait_for_evictions(0.01)
+        assert not manual.wait_for_evictions(0.001)
 
     user = Recorder(use_everything)
     manual.mark_evictable(user, EvictableRange(5, 6))
@@ -235,9 +248,11 @@ def test_g5_exceptions_are_logged_and_counted_and_stop_nothing(
 def test_g6_waiting(manual: MemoryFile) -> None:
     assert manual.wait_for_evictions(0) is True
     let_go = threading.Event()
-    manual.mark_evictable(Recorder(lambda r: let_go.wait(10) and None), EvictableRange(0, 1))
+    user = Recorder(lambda r: let_go.wait(TIMEOUT_S) and None)
+    manual.mark_evictable(user, EvictableRange(0, 1))
     manual.start_evictions()
-    assert manual.wait_for_evictions(0.05) is False
+    assert manual.wait_for_evictions(0) is False
+    assert manual.wait_for_evictions(0.001) is False
     let_go.set()
     assert manual.wait_for_evictions() is True
 
@@ -253,16 +268,39 @@ def test_many_ranges_of_many_users(manual: MemoryFile) -> None:
     testing.verify(manual)
 
 
+def test_close_during_an_eviction() -> None:
+    """The callback under way ends, and none comes after it."""
+    entered, let_go = threading.Event(), threading.Event()
+    mf = MemoryFile(delayed_eviction=DelayedEviction.DISABLED)
+
+    def stay(range_: EvictableRange) -> None:
+        entered.set()
+        assert let_go.wait(TIMEOUT_S)
+
+    user = Recorder(stay)
+    for i in range(20):
+        mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+    assert entered.wait(TIMEOUT_S)
+    seen = len(user.ranges)
+    mf.close()
+    let_go.set()
+    let_evictors_end(mf)
+    assert len(user.ranges) == seen == 1
+
+
 def test_close_during_evictions() -> None:
-    for _ in range(20):
+    for round_ in range(20):
         mf = MemoryFile(delayed_eviction=DelayedEviction.DISABLED)
-        user = Recorder(lambda r: time.sleep(0.001))
+        users = [Recorder() for _ in range(4)]
         for i in range(20):
-            mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+            for user in users:
+                mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+        eventually(lambda users=users, round_=round_: len(users[0].ranges) >= round_ % 3)
         mf.close()
-        seen = len(user.ranges)
-        time.sleep(0.005)
-        assert len(user.ranges) <= seen + 1  # the callback under way, and none after it
+        seen = [len(user.ranges) for user in users]
+        let_evictors_end(mf)
+        for user, before in zip(users, seen, strict=True):
+            assert len(user.ranges) <= before + 1
 
 
 def test_equal_users_are_one_user(manual: MemoryFile) -> None:

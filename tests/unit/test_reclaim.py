@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import itertools
 import logging
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from conftest import GIB, HUGE, PAGE, stored, update_usage
+from held_call import HeldCall
+from waiting import TIMEOUT_S, eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -65,13 +67,20 @@ def test_f1_everything_goes_back_to_the_kernel(mf: MemoryFile) -> None:
 
 
 def test_f1_the_lock_is_free_while_a_punch_runs(mf: MemoryFile) -> None:
-    big = mf.allocate_range(GIB, mode=AllocationMode.ALLOCATE_AND_COMMIT)
-    mf.dec_ref(big)
-    done = 0
-    while not mf.wait_for_reclaim(0):
+    range_ = mf.allocate_range(PAGE)
+
+    def use() -> None:
         mf.dec_ref(mf.allocate_range(PAGE))
-        done += 1
-    assert done > 10
+
+    with HeldCall("fallocate") as punch:
+        mf.dec_ref(range_)
+        punch.wait()
+        user = threading.Thread(target=use)
+        user.start()
+        user.join(TIMEOUT_S)
+        ended = not user.is_alive()
+    join([user])
+    assert ended
 
 
 def test_f2_zeroed_by_hand_when_punching_fails(
@@ -130,15 +139,20 @@ def test_f3_manual_zeroing_punches_only_whole_huge_pages() -> None:
         assert not any(s.refs == 0 for s in mf.segments())
 
 
+class Asked:
+    """An evictable user that tells."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def evict(self, range: EvictableRange) -> None:
+        self.event.set()
+
+
 def test_f5_idle_reclaimer_starts_evictions(mf: MemoryFile) -> None:
-    evicted = threading.Event()
-
-    class User:
-        def evict(self, range: EvictableRange) -> None:
-            evicted.set()
-
-    mf.mark_evictable(User(), EvictableRange(0, 1))
-    assert evicted.wait(5)
+    user = Asked()
+    mf.mark_evictable(user, EvictableRange(0, 1))
+    assert user.event.wait(TIMEOUT_S)
     mf.wait_for_evictions()
 
 
@@ -152,27 +166,44 @@ def test_f5_waste_goes_before_evictions(mf: MemoryFile) -> None:
     with testing.pause_reclaimer(mf):
         mf.dec_ref(mf.allocate_range(64 * HUGE, mode=AllocationMode.ALLOCATE_AND_COMMIT))
     mf.mark_evictable(User(), EvictableRange(0, 1))
-    deadline = time.monotonic() + 5
-    while not order and time.monotonic() < deadline:
-        time.sleep(0.001)
+    eventually(lambda: order, "the eviction")
     assert order == ["evicted"]
 
 
 def test_pause_waits_for_the_punch_under_way(mf: MemoryFile) -> None:
+    """And while it lasts, the reclaimer takes nothing, though it comes by."""
     for _ in range(20):
-        mf.dec_ref(mf.allocate_range(HUGE, mode=AllocationMode.ALLOCATE_AND_COMMIT))
-        with testing.pause_reclaimer(mf):
+        about_to_pause = threading.Event()
+
+        def let_go(punch: HeldCall, about_to_pause: threading.Event = about_to_pause) -> None:
+            assert about_to_pause.wait(TIMEOUT_S)
+            punch.let_go()
+
+        with HeldCall("fallocate") as punch:
             before = mf.stats().punches
-            time.sleep(0.002)
-            assert mf.stats().punches == before
+            mf.dec_ref(mf.allocate_range(PAGE))
+            punch.wait()
+            releaser = threading.Thread(target=let_go, args=(punch,))
+            releaser.start()
+            about_to_pause.set()
+            with testing.pause_reclaimer(mf):
+                assert mf.stats().punches == before + 1
+                mf.dec_ref(mf.allocate_range(PAGE))
+                user = Asked()
+                mf.mark_evictable(user, EvictableRange(0, 1))
+                assert user.event.wait(TIMEOUT_S)  # by the reclaimer, which looks for waste before
+                assert mf.stats().punches == before + 1
+            releaser.join()
+        assert mf.wait_for_reclaim(TIMEOUT_S)
+        assert mf.stats().punches == before + 2
 
 
 def test_wait_for_reclaim_times_out(mf: MemoryFile) -> None:
     with testing.pause_reclaimer(mf):
         mf.dec_ref(mf.allocate_range(PAGE))
         assert mf.wait_for_reclaim(0) is False
-        assert mf.wait_for_reclaim(0.05) is False
-    assert mf.wait_for_reclaim(5) is True
+        assert mf.wait_for_reclaim(0.001) is False
+    assert mf.wait_for_reclaim(TIMEOUT_S) is True
     with pytest.raises((TypeError, ValueError, RuntimeError)):
         mf.wait_for_reclaim("soon")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NaN"):
@@ -267,13 +298,20 @@ def test_i2_close_with_everybody_busy() -> None:
     for _ in range(20):
         mf = MemoryFile()
         failures: list[BaseException] = []
+        busy = threading.Barrier(4)
 
-        def work(mf: MemoryFile = mf, failures: list[BaseException] = failures) -> None:
+        def work(
+            mf: MemoryFile = mf,
+            failures: list[BaseException] = failures,
+            busy: threading.Barrier = busy,
+        ) -> None:
             try:
-                while True:
+                for turn in itertools.count():
                     with mf.allocate(HUGE, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE) as a:
                         a.decommit()
                         mf.update_usage()
+                    if turn == 0:
+                        busy.wait(TIMEOUT_S)
             except ClosedError:
                 pass
             except BaseException as error:
@@ -282,10 +320,9 @@ def test_i2_close_with_everybody_busy() -> None:
         threads = [threading.Thread(target=work) for _ in range(3)]
         for thread in threads:
             thread.start()
-        time.sleep(0.01)
+        busy.wait(TIMEOUT_S)
         mf.close()
-        for thread in threads:
-            thread.join()
+        join(threads)
         assert failures == []
 
 
@@ -296,8 +333,7 @@ def test_i2_two_closers_both_return_closed() -> None:
     threads = [threading.Thread(target=mf.close) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(threads)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import PAGE, stored, update_usage
+from held_call import HeldCall
 from image_model import Image, Usage, build, extents_of, fields
 from snapshots import contents, image_of, merged, random_file
+from waiting import eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -31,6 +32,7 @@ from pgalloc import (
     SnapshotCorruptError,
     testing,
 )
+from pgalloc._core import _testing
 from pgalloc.testing import FaultPlan, without_loaders
 
 SPAN = 4 << 20  # no extent crosses a multiple of it
@@ -82,6 +84,11 @@ def alone() -> Iterator[None]:
 
 def loaded(mf: MemoryFile) -> int:
     return mf.load_progress().loaded_bytes
+
+
+def waiters(mf: MemoryFile) -> int:
+    """Threads that wait for pages to arrive."""
+    return _testing.load_waiters(mf)
 
 
 @pytest.mark.usefixtures("alone")
@@ -345,14 +352,11 @@ def test_waiters_are_woken_by_close(tmp_path: Path) -> None:
     threads = [threading.Thread(target=wait) for _ in range(3)]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
-    assert not ended
+    eventually(lambda: waiters(mf) == 3, "waiting for the extent")
     closer = threading.Thread(target=mf.close)
     closer.start()
-    for thread in threads:
-        thread.join(20)
+    join([*threads, closer])
     assert [type(error) for error in ended] == [ClosedError] * 3
-    closer.join(20)
     assert mf.closed
     extent.deliver(bytes(extent.raw_length))  # too late, and no harm
     del extent
@@ -367,10 +371,10 @@ def test_an_extent_that_is_given_back_is_loaded_again(tmp_path: Path) -> None:
         done: list[int] = []
         thread = threading.Thread(target=lambda: done.append(mf.map_range(saved.page(1))[0]))
         thread.start()
-        thread.join(0.1)
-        assert thread.is_alive()
+        eventually(lambda: waiters(mf) == 1, "waiting for the extent")
+        assert done == []
         del extent
-        thread.join(20)
+        join([thread])
         assert done == [2]
         testing.verify(mf)
 
@@ -394,8 +398,11 @@ def test_ctrl_c_gets_through(tmp_path: Path) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have us ignore it
         done = threading.Event()
         def interrupt():  # again if need be: one that comes inside a finalizer is swallowed
-            while not done.wait(0.5):
+            while testing._testing.load_waiters(mf) == 0:
+                done.wait(0.001)
+            while not done.is_set():
                 os.kill(os.getpid(), signal.SIGINT)
+                done.wait(0.05)
         threading.Thread(target=interrupt).start()
         try:
             mf.map_range(FileRange(0, 4096))
@@ -411,19 +418,37 @@ def test_ctrl_c_gets_through(tmp_path: Path) -> None:
 
 
 def test_closing_and_dropping_while_loading(saved: Saved) -> None:
-    for wait in (0, 0.001, 0.003):
+    """With nothing there yet, in the middle, and at the end."""
+    for extents in (0, 1, 3, EXTENTS):
+
+        def restored(extents: int = extents) -> MemoryFile:
+            mf = saved.restore()
+            total = mf.load_progress().total_bytes
+            eventually(lambda: loaded(mf) * EXTENTS >= total * extents, "loading")
+            return mf
+
         saved.restore().close()
-        mf = saved.restore()
+        mf = restored()
         view = mf.map_range(saved.page(2))
-        time.sleep(wait)
         mf.close()
         assert bytes(view) == b"\3" * PAGE  # E4: the view outlives the file
         with pytest.raises(ClosedError):
             mf.map_range(saved.page(2))
         del mf
-        dropped = saved.restore()
-        time.sleep(wait)
-        del dropped
+        restored()  # and dropped
+
+
+def test_closing_while_an_extent_arrives(saved: Saved) -> None:
+    """The loader that brings it is waited for."""
+    with HeldCall("pwrite") as arrival:
+        mf = saved.restore()
+        arrival.wait()
+        closer = threading.Thread(target=mf.close)
+        closer.start()
+        eventually(lambda: mf.closed, "closing")
+        assert closer.is_alive()
+        arrival.let_go()
+        join([closer])
 
 
 def test_saving_a_file_that_is_still_loading(saved: Saved) -> None:
@@ -459,10 +484,7 @@ def test_loading_goes_on_after_a_fork(saved: Saved) -> None:
             if pid == 0:
                 os._exit(0)
             os.waitpid(pid, 0)
-            deadline = time.monotonic() + 20
-            while mf.loading and time.monotonic() < deadline:  # without asking for any page
-                time.sleep(0.01)
-            assert not mf.loading
+            eventually(lambda: not mf.loading, "loading")  # without asking for any page
 
 
 def test_forking_while_loading(saved: Saved) -> None:

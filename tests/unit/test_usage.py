@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import CHUNK, GIB, HUGE, PAGE, stored, update_usage
+from held_call import HeldCall
+from waiting import eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -113,23 +116,18 @@ def test_h2_filtered_scans_are_not_throttled_and_touch_nothing_else(mf: MemoryFi
 
 
 def test_h2_not_more_than_one_full_scan_at_a_time(mf: MemoryFile) -> None:
-    range_ = mf.allocate_range(2 * GIB)
-    touch(mf, range_, 2)
+    pages = touch(mf, mf.allocate_range(HUGE), 2)
     results: list[bool] = []
-    barrier = threading.Barrier(4)
-
-    def work() -> None:
-        barrier.wait()
-        results.append(mf.update_usage())
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with HeldCall("cachestat") as counting:
+        scan = threading.Thread(target=lambda: results.append(mf.update_usage()))
+        scan.start()
+        counting.wait()
+        assert [mf.update_usage() for _ in range(3)] == [False] * 3
+        counting.let_go()
+        join([scan])
+    assert results == [True]
     assert mf.stats().scans == 1
-    assert results.count(True) == 1
-    assert known(mf) == GIB
+    assert known(mf) == pages * PAGE
 
 
 def test_h3_to_the_page(mf: MemoryFile) -> None:
@@ -193,33 +191,50 @@ def test_h3_pages_at_zero_references_are_not_scanned(mf: MemoryFile) -> None:
         assert sum(mf.usage().values()) == 0
 
 
-def test_h3_results_that_raced_are_void(mf: MemoryFile) -> None:
-    """Pages that are decommitted between being counted and being booked stay unbooked."""
-    big = mf.allocate_range(GIB)
-    last = mf.allocate_range(64 * PAGE, kind=MemoryKind.TMPFS)  # counted and booked last
-    duration = 0.0
+def decommitted(mf: MemoryFile, range_: FileRange) -> None:
+    mf.decommit(range_)
+
+
+def handed_out_again(mf: MemoryFile, range_: FileRange) -> None:
+    kind = next(s.kind for s in mf.segments() if s.start == range_.start)
+    mf.dec_ref(range_)
+    mf.wait_for_reclaim()
+    assert mf.allocate_range(range_.length, kind=kind) == range_
+
+
+@pytest.mark.parametrize("go", [decommitted, handed_out_again])
+@pytest.mark.parametrize("call", ["cachestat", "pagemap_scan", "lseek"])
+def test_h3_results_that_raced_are_void(
+    mf: MemoryFile, call: str, go: Callable[[MemoryFile, FileRange], None]
+) -> None:
+    """Pages that go after any system call of the scan, counted and not booked, stay unbooked."""
+    dense = mf.allocate_range(64 * PAGE, kind=MemoryKind.TMPFS)
+    sparse = mf.allocate_range(16 * HUGE, kind=MemoryKind.PAGE_CACHE)
     with ManualClock(mf) as clock:
-        for round_ in range(20):
-            touch(mf, last)
-            touch(mf, big, 2)  # takes the scan some milliseconds to find and to book
+        for number in itertools.count(1):
+            touch(mf, dense)
+            touch(mf, sparse, 5000 if call == "lseek" else 2)
             clock.advance(1)
-            begin = time.monotonic()
-            scan = threading.Thread(target=mf.update_usage)
-            scan.start()
-            if round_ == 0:
-                scan.join()
-                duration = time.monotonic() - begin
-            time.sleep(duration * (round_ % 10) / 10)
-            mf.decommit(last)
-            scan.join()
+            with HeldCall(call, number) as held:
+                scan = threading.Thread(target=mf.update_usage)
+                scan.start()
+                eventually(lambda: held.reached or not scan.is_alive(), "the scan")  # noqa: B023
+                if reached := held.reached:
+                    go(mf, dense)
+                    go(mf, sparse)
+                held.let_go()
+                join([scan])
+            if not reached:
+                break
             # What was booked although its pages had gone would stay booked for ever.
-            assert mf.usage()[MemoryKind.TMPFS] == 0
-            mf.decommit(big)
+            assert sum(mf.usage().values()) == 0
             testing.verify(mf)
+    assert mf.stats().voided_results > 0, "the race was not hit"
+    assert sum(mf.usage().values()) == stored(mf)
 
 
 def test_h3_account_and_kernel_agree_after_everybody_was_busy(mf: MemoryFile) -> None:
-    big = mf.allocate_range(GIB // 4)
+    big = mf.allocate_range(GIB // 16)
     stop = threading.Event()
 
     def churn() -> None:
@@ -238,8 +253,7 @@ def test_h3_account_and_kernel_agree_after_everybody_was_busy(mf: MemoryFile) ->
         update_usage(mf)
         mf.decommit(FileRange(big.start, big.start + big.length // 2))
     stop.set()
-    for thread in threads:
-        thread.join()
+    join(threads)
     mf.wait_for_reclaim()
     update_usage(mf)
     assert sum(mf.usage().values()) == stored(mf) == big.length // 4
@@ -420,11 +434,17 @@ def test_the_process_ledger_is_the_sum_of_the_files() -> None:
 
 def test_usage_is_bounded_by_time(mf: MemoryFile) -> None:
     """A program that calls update_usage in a loop is not scanning all the time."""
-    range_ = mf.allocate_range(GIB)
-    touch(mf, range_, 2)
-    scans, begin = 0, time.monotonic()
-    while time.monotonic() - begin < 0.3:
-        mf.decommit(FileRange(range_.start, range_.start + PAGE))
-        touch(mf, FileRange(range_.start, range_.start + PAGE))
-        scans += mf.update_usage()
-    assert scans <= 31
+    page = FileRange(mf.allocate_range(HUGE).start, PAGE)
+
+    def scans(calls: int) -> int:
+        done = 0
+        for _ in range(calls):
+            mf.decommit(page)
+            touch(mf, page)
+            done += mf.update_usage()
+        return done
+
+    with ManualClock(mf, tick_s=0.001):  # a call reads the clock once; if it scans, twice
+        assert scans(100) == 10  # every 10 ms
+    with ManualClock(mf, tick_s=0.01):
+        assert scans(80) == 10  # each takes 10 ms, and the 80 ms behind it have none
