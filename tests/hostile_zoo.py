@@ -100,7 +100,7 @@ class Hands:
             self.mf.stats(),
             self.mf._evictables.empty(),
             self.mf.is_savable,
-            [name for name, _ in self.mf._hooks.collect()],
+            list(self.mf._hooks._hooks),
             self.mf.load_progress(),
             self.restored.segments(),
             self.restored.unadopted(),
