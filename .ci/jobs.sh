@@ -1,7 +1,14 @@
-# The jobs of .ci/run. $root is the checkout, $work a folder that goes when CI ends.
+# The jobs of plan.py: job_NAME does one, or fails. $root is the checkout, $work a folder that goes when
+# CI ends, $TMPDIR and $CI_LOGS below it are for this job alone; scheduler.py sets them. night.sh has the
+# hours-long ones.
 
+# What README's command made, and nothing else, so that no tool hides what a user would miss.
 python=$root/.venv/bin/python
-export PATH=$root/.venv/bin:$PATH
+
+# Everything else that jobs need is in a virtual environment of its own, and on the path if they ask.
+use_tools() {
+  export PATH=$work/tools/bin:$PATH
+}
 
 # The command under a marker in the README: what is promised there is what runs here.
 readme_command() {
@@ -10,43 +17,71 @@ readme_command() {
 
 # A planted bug has to be found.
 must_fail() {
-  local log
-  log=$(mktemp "$work/planted.XXXXXX")
-  if "$@" >"$log" 2>&1; then
-    echo "planted bug NOT found: $*"
-    tail -20 "$log"
-    return 1
-  fi
+  local log status=0
+  log=$(mktemp)
+  "$@" >"$log" 2>&1 || status=$?
+  case $status in
+    # 126 and 127: the shell could not run it.
+    0 | 126 | 127)
+      echo "planted bug NOT found (exit $status): $*"
+      tail -20 "$log"
+      return 1
+      ;;
+  esac
   echo "planted bug found: $*"
 }
 
-# together COMMAND...: each a line of shell; all at the same time, for those that keep one core busy.
-together() {
-  local pids=() failed=0 i
-  for ((i = 1; i <= $#; ++i)); do
-    (eval "${!i}") >"$work/together.$i.log" 2>&1 &
-    pids+=($!)
-  done
-  for ((i = 1; i <= $#; ++i)); do
-    if wait "${pids[i - 1]}"; then
-      tail -3 "$work/together.$i.log"
-    else
-      echo "failed: ${!i}"
-      tail -60 "$work/together.$i.log"
-      failed=1
-    fi
-  done
-  return $failed
+# build NAME SANITIZERS BUILD_TYPE TARGET...: into $work/NAME; _core is the extension module.
+build() {
+  use_tools
+  # Only release builds are made more than once.
+  [ "$3" = Release ] || unset CMAKE_CXX_COMPILER_LAUNCHER
+  cmake -S . -B "$work/$1" -G Ninja -DPGALLOC_DRIVERS=ON -DPGALLOC_SANITIZE="$2" \
+    -DCMAKE_BUILD_TYPE="$3" -DPython_EXECUTABLE="$python" \
+    -Dpybind11_DIR="$(pybind11-config --cmakedir)" >"$CI_LOGS/cmake.log"
+  cmake --build "$work/$1" --parallel "$CI_WEIGHT" --target "${@:4}" >"$CI_LOGS/build.log"
 }
 
-need_build_tools() {
-  "$python" -m pip install -q cmake ninja 'pybind11>=3' 'scikit-build-core>=1.0'
+# package NAME SANITIZER: the package with the extension that was built, in $work/NAME/site.
+package() {
+  mkdir "$work/$1/site"
+  git ls-files -z pgalloc | xargs -0 cp --parents -t "$work/$1/site"
+  cp "$work/$1"/_core*.so "$work/$1/site/pgalloc/"
+  # Or the jobs would test nothing.
+  nm -D "$work/$1"/site/pgalloc/_core*.so | grep "__$2_" >/dev/null
 }
 
-# need_extras NAME...: what optional dependencies of pgalloc need, without building it again.
-need_extras() {
-  local wanted
-  wanted=$("$python" - "$@" <<'PYTHON'
+# pytest_elsewhere PYTHON ARGUMENTS...: from a folder where only an installed pgalloc can be found.
+pytest_elsewhere() {
+  (cd "$TMPDIR" && "$1" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
+    --timeout 900 "${@:2}")
+}
+
+# rooms NAME...: their tests.
+rooms() {
+  printf "$root/tests/unit/test_%s.py\n" "$@"
+}
+
+# --- README, tools, builds ----------------------------------------------------------------------------
+
+job_readme_test() {
+  rm -rf .venv
+  bash -euxc "$(readme_command test)"
+}
+
+job_tools() {
+  "$python" -m venv "$work/tools"
+  # The tools see what README's command installed, which does not see them.
+  "$work/tools/bin/python" - "$root/.venv" <<'PYTHON'
+import pathlib, sys, sysconfig
+there = sysconfig.get_path("purelib", vars={"base": sys.argv[1]})
+pathlib.Path(sysconfig.get_path("purelib"), "readme.pth").write_text(
+    f"import site; site.addsitedir({there!r})\n"
+)
+PYTHON
+  # What optional dependencies of pgalloc need, without building it again.
+  local extras
+  extras=$("$python" - lint bench <<'PYTHON'
 import sys, tomllib
 extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
 for name in sys.argv[1:]:
@@ -55,178 +90,88 @@ for name in sys.argv[1:]:
             print(wanted)
 PYTHON
   )
-  local packages
-  mapfile -t packages <<<"$wanted"
-  "$python" -m pip install -q "${packages[@]}"
+  mapfile -t extras <<<"$extras"
+  "$work/tools/bin/python" -m pip install -q cmake ninja 'pybind11>=3' py-spy "${extras[@]}"
 }
 
-# drivers NAME SANITIZERS BUILD_TYPE [TARGET]: the native drivers, into $work/NAME.
-drivers() {
-  need_build_tools
-  cmake -S . -B "$work/$1" -G Ninja -DPGALLOC_PYTHON=OFF -DPGALLOC_DRIVERS=ON \
-    -DPGALLOC_SANITIZE="$2" -DCMAKE_BUILD_TYPE="$3" >"$work/cmake.log"
-  cmake --build "$work/$1" --target "${4:-all}" >"$work/build.log" || { tail -40 "$work/build.log"; return 1; }
+job_drivers_release() {
+  build release "" Release segment_set_driver image_driver torture core_driver
 }
 
-# sanitized NAME SANITIZERS BUILD_TYPE: the package alone, into $work/NAME.
-sanitized() {
-  SKBUILD_CMAKE_DEFINE="PGALLOC_SANITIZE=$2" SKBUILD_CMAKE_BUILD_TYPE=$3 \
-    "$python" -m pip install -q --no-deps --target "$work/$1" .
-  # Or the job would test nothing.
-  nm -D "$work/$1"/pgalloc/_core*.so | grep "__$1_" >/dev/null
+job_drivers_debug() {
+  build debug "" RelWithDebInfo segment_set_driver image_driver torture
 }
 
-# pytest_elsewhere PYTHON ARGUMENTS...: from a folder where only an installed pgalloc can be found.
-pytest_elsewhere() {
-  (cd "$work" && "$1" -m pytest -q -p no:cacheprovider -c "$root/pyproject.toml" --rootdir "$root" \
-    --timeout 900 "${@:2}")
+job_asan_build() {
+  build asan address,undefined Debug _core image_driver
+  package asan asan
 }
 
-# Reports that have pgalloc's own code in a stack.
-own_reports() {
-  cat "$1".* 2>/dev/null | grep -E '/csrc/|_core\.cpython' || true
+job_tsan_build() {
+  build tsan thread RelWithDebInfo _core chunk_map_driver torture
+  package tsan tsan
 }
 
-native_tests() {
-  local room
-  for room in construction placement allocation references reclaim eviction usage discard cache \
-    cache_discards cache_snapshots cache_threads guard_decisions \
-    hostile_input save restore fork_peers sharing; do
-    echo "$root/tests/unit/test_$room.py"
-  done
-}
+# --- What is written ----------------------------------------------------------------------------------
 
-# A sanitizer's own memory is not what these measure, and one run of them is enough.
-not_sanitized='not takes_no_memory and not development and not enormous'
-
-job_readme_test() {
-  rm -rf .venv
-  bash -euxc "$(readme_command test)"
+job_ci_self() {
+  use_tools
+  "$python" -m pytest -q -p no:cacheprovider -o pythonpath=.ci .ci/selftest.py
 }
 
 job_lint() {
-  need_build_tools
-  need_extras lint bench
+  use_tools
   ruff check .
   ruff format --check .
   mypy
-  python -m mypy.stubtest pgalloc._core pgalloc.testing --allowlist .ci/stubtest-allowlist
+  MYPYPATH=.ci mypy .ci/*.py
+  "$work/tools/bin/python" -m mypy.stubtest pgalloc._core pgalloc.testing \
+    --allowlist .ci/stubtest-allowlist
   git ls-files '*.h' '*.cc' | xargs clang-format --dry-run -Werror
+}
+
+job_tidy() {
+  use_tools
   cmake -S . -B "$work/tidy" -G Ninja -DPGALLOC_UNITY=OFF -DPython_EXECUTABLE="$python" \
-    -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" >"$work/cmake.log"
-  git ls-files 'csrc/*.cc' | xargs -P 2 -n 4 clang-tidy -p "$work/tidy" --quiet \
-    --extra-arg=-Wthread-safety 2>"$work/tidy.log" || { tail -40 "$work/tidy.log"; return 1; }
+    -Dpybind11_DIR="$(pybind11-config --cmakedir)" >"$CI_LOGS/cmake.log"
+  git ls-files 'csrc/*.cc' | xargs -P "$CI_WEIGHT" -n 4 clang-tidy -p "$work/tidy" --quiet \
+    --extra-arg=-Wthread-safety 2>"$CI_LOGS/tidy.log"
   must_fail clang-tidy --quiet --checks='-*,clang-diagnostic-thread-safety*' \
     --warnings-as-errors='*' --extra-arg=-Wthread-safety .ci/planted/unlocked.cc -- \
     -std=c++20 -Icsrc
 }
 
-# The wheel, in every other CPython of this machine.
-job_wheels() {
-  local found=0 candidate
-  for candidate in "$HOME"/.pyenv/versions/3.1[2-9]*/bin/python3; do
-    [ -x "$candidate" ] || continue
-    found=$((found + 1))
-    "$candidate" -VV
-    "$candidate" -m venv "$work/venv$found"
-    "$work/venv$found/bin/pip" install -q '.[test]'
-    pytest_elsewhere "$work/venv$found/bin/python" -n 2 -m 'not slow' \
-      "$root"/tests/unit/test_{allocation,references,save,restore,discard,cache,fork,sharing,readme}.py
-  done
-  echo "other CPythons tested: $found"
+# --- Elsewhere ----------------------------------------------------------------------------------------
+
+# The other CPythons of this machine.
+other_pythons() {
+  compgen -G "$HOME/.pyenv/versions/3.1[2-9]*/bin/python3" | sort -V || true
 }
 
-job_asan() {
-  sanitized asan address,undefined Debug
-  local preload
-  preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
-  local options="exitcode=99:allocator_may_return_null=1:log_path=$work/asan.log"
-  export PYTHONPATH=$work/asan UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-
-  # shellcheck disable=SC2046
-  ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
-    pytest_elsewhere "$python" -n 2 -k "$not_sanitized" -m 'not slow' $(native_tests)
-  ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD=$preload \
-    pytest_elsewhere "$python" -n 2 "$root/tests/unit/test_faults.py" -k 'always or every_call'
-  must_fail env ASAN_OPTIONS="$options:detect_leaks=0" LD_PRELOAD="$preload" \
-    "$python" .ci/planted/overflow.py
-
-  # CPython and numpy leave memory behind at exit: leaks count where pgalloc is in the stack. Full
-  # stacks need the slow unwinder, and Python objects mallocs of their own.
-  local leaks="PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0 \
-    ASAN_OPTIONS=$options:detect_leaks=1:fast_unwind_on_malloc=0 LD_PRELOAD='$preload'"
-  drivers asan-drivers address,undefined Debug image_driver
-  together "$work/asan-drivers/image_driver --edits 30000 --every-bit" \
-    "ASAN_OPTIONS=$options:detect_leaks=0 LD_PRELOAD='$preload' $python stress/sharing.py --seconds 30 &&
-      $leaks pytest_elsewhere $python $root/tests/unit/test_discard.py"
-  [ -z "$(own_reports "$work/asan.log")" ] || { cat "$work"/asan.log.*; return 1; }
-  eval "$leaks $python .ci/planted/leak.py"
-  own_reports "$work/asan.log" | grep range_type.cc >/dev/null
-  echo "planted leak found"
+# in_python PYTHON ARGUMENTS...: the wheel in a virtual environment of that Python, and these tests.
+in_python() {
+  local here
+  here=$(mktemp -d)
+  "$1" -VV
+  # A copy: a build in the checkout writes into it.
+  mkdir "$here/source"
+  git ls-files -z | xargs -0 cp --parents -t "$here/source"
+  "$1" -m venv "$here/venv"
+  CCACHE_BASEDIR=$here/source "$here/venv/bin/pip" install -q "$here/source[test]"
+  pytest_elsewhere "$here/venv/bin/python" -n 2 "${@:2}"
 }
 
-job_tsan() {
-  sanitized tsan thread RelWithDebInfo
-  drivers tsan-drivers thread RelWithDebInfo
-  local preload
-  preload=$(g++ -print-file-name=libtsan.so)
-  export PYTHONPATH=$work/tsan
-  export TSAN_OPTIONS=exitcode=66:log_path=$work/tsan.log
-
-  "$work/tsan-drivers/chunk_map_driver" --rounds 20
-  "$work/tsan-drivers/torture" --seconds 120 --operations 6000 --bytes-max 67108864
-  # Not: terabytes of address space, which ThreadSanitizer has no room for.
-  LD_PRELOAD=$preload pytest_elsewhere "$python" -n 2 -k 'not tib and not hundreds' \
-    "$root"/tests/unit/test_{references,reclaim,eviction,usage,discard}.py
-  LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
-  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
-  if compgen -G "$work/tsan.log*" >/dev/null; then
-    cat "$work"/tsan.log*
-    return 1
+# One of them, in turn by the day; the night has them all.
+job_other_python() {
+  local found
+  mapfile -t found < <(other_pythons)
+  if [ "${#found[@]}" = 0 ]; then
+    echo "this machine has no other CPython"
+    return
   fi
-  must_fail "$work/tsan-drivers/chunk_map_driver" --rounds 5 --plant
-  must_fail env LD_PRELOAD="$preload" "$python" .ci/planted/race.py
-}
-
-job_valgrind() {
-  drivers debug "" RelWithDebInfo
-  local check="valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full \
-    --errors-for-leak-kinds=definite $work/debug"
-  local torture="torture --seconds 120 --operations 1000 --bytes-max 16777216"
-  together "$check/segment_set_driver --operations 3000 && $check/image_driver --edits 500" \
-    "$check/$torture && must_fail $check/$torture --plant dirty"
-}
-
-job_stress() {
-  drivers release "" Release
-  local release=$work/release
-  together "$release/segment_set_driver --operations 1000000 &&
-      must_fail $release/segment_set_driver --operations 1000000 --plant" \
-    "$release/image_driver --edits 200000 --every-bit"
-  together "$python stress/sharing.py --seconds 75" \
-    "$release/torture --seconds 30 && $python stress/torture.py --seconds 20 --fork &&
-      $python stress/snapshots.py --seconds 20"
-  local bug planted=()
-  for bug in data usage index; do
-    planted+=("must_fail $release/image_driver --plant $bug")
-  done
-  for bug in shared dirty lost epoch; do
-    planted+=("must_fail $release/torture --seconds 60 --plant $bug")
-  done
-  for bug in dirty view; do
-    planted+=("must_fail $python stress/torture.py --seconds 60 --plant $bug")
-  done
-  for bug in page decommit; do
-    planted+=("must_fail $python stress/snapshots.py --seconds 60 --plant $bug")
-  done
-  for bug in lost early; do
-    planted+=("must_fail $python stress/sharing.py --seconds 60 --plant $bug")
-  done
-  planted+=("must_fail env PGALLOC_PLANT=discards $python -m pytest -q tests/stateful/test_discardable.py")
-  local i
-  for ((i = 0; i < ${#planted[@]}; i += 2)); do
-    together "${planted[@]:i:2}"
-  done
+  # shellcheck disable=SC2046
+  in_python "${found[$(date +%s) / 86400 % ${#found[@]}]}" -m 'not slow' \
+    $(rooms allocation references save restore discard cache fork sharing readme)
 }
 
 # Against the memory limit of this machine's controller. With --plant what protects is switched off,
@@ -251,8 +196,198 @@ job_vm() {
 
 # In a virtual environment of its own, as a newcomer's.
 job_readme_demo() {
-  git clone -q . "$work/fresh"
-  (cd "$work/fresh" && CCACHE_BASEDIR=$PWD bash -euxc "$(readme_command demo)" | tee "$work/demo.log")
-  tail -n 1 "$work/demo.log" | grep '^demo: OK'
-  "$work/fresh/.venv/bin/pgalloc" doctor
+  git clone -q . "$TMPDIR/fresh"
+  cd "$TMPDIR/fresh"
+  CCACHE_BASEDIR=$PWD bash -euxc "$(readme_command demo)" | tee "$CI_LOGS/demo.log"
+  tail -n 1 "$CI_LOGS/demo.log" | grep '^demo: OK'
+  .venv/bin/pgalloc doctor
 }
+
+# --- Sanitizers ---------------------------------------------------------------------------------------
+
+# A sanitizer's own memory is not what these measure, and one run of them is enough.
+not_sanitized='not takes_no_memory and not development and not enormous'
+
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+
+# asan_settings OPTIONS: for what runs with LD_PRELOAD=$preload.
+asan_settings() {
+  preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
+  export PYTHONPATH=$work/asan/site
+  export ASAN_OPTIONS=exitcode=99:allocator_may_return_null=1:log_path=$CI_LOGS/asan:$1
+}
+
+# Reports that have pgalloc's own code in a stack.
+own_reports() {
+  cat "$CI_LOGS"/asan.* 2>/dev/null | grep -E '/csrc/|_core\.cpython' || true
+}
+
+asan_clean() {
+  [ -z "$(own_reports)" ] || { cat "$CI_LOGS"/asan.*; return 1; }
+}
+
+# asan_rooms NAME...: their tests.
+asan_rooms() {
+  asan_settings detect_leaks=0
+  # shellcheck disable=SC2046
+  LD_PRELOAD=$preload pytest_elsewhere "$python" -k "$not_sanitized" -m 'not slow' $(rooms "$@")
+  asan_clean
+}
+
+job_asan_rooms_1() {
+  asan_rooms construction placement allocation references reclaim eviction usage discard hostile_input
+}
+
+job_asan_rooms_2() {
+  asan_rooms cache cache_discards cache_snapshots cache_threads guard_decisions save restore \
+    fork_peers sharing
+}
+
+job_asan_faults() {
+  asan_settings detect_leaks=0
+  LD_PRELOAD=$preload pytest_elsewhere "$python" "$root/tests/unit/test_faults.py" \
+    -k always
+  asan_clean
+}
+
+job_asan_sharing() {
+  asan_settings detect_leaks=0
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
+  asan_clean
+}
+
+job_asan_images() {
+  "$work/asan/image_driver" --edits 30000 --every-bit
+}
+
+# CPython and numpy leave memory behind at exit: leaks count where pgalloc is in the stack. Full
+# stacks need the slow unwinder, and Python objects mallocs of their own.
+job_asan_leaks() {
+  asan_settings detect_leaks=0
+  must_fail env LD_PRELOAD="$preload" ASAN_OPTIONS="$ASAN_OPTIONS:log_path=stderr" \
+    "$python" .ci/planted/overflow.py
+  asan_settings detect_leaks=1:fast_unwind_on_malloc=0
+  export PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0
+  LD_PRELOAD=$preload pytest_elsewhere "$python" "$root/tests/unit/test_discard.py"
+  asan_clean
+  LD_PRELOAD=$preload "$python" .ci/planted/leak.py
+  own_reports | grep range_type.cc >/dev/null
+  echo "planted leak found"
+}
+
+tsan_settings() {
+  preload=$(g++ -print-file-name=libtsan.so)
+  export PYTHONPATH=$work/tsan/site TSAN_OPTIONS=exitcode=66:log_path=$CI_LOGS/tsan
+}
+
+# No report, of pgalloc's or anything else's.
+tsan_clean() {
+  if compgen -G "$CI_LOGS/tsan.*" >/dev/null; then
+    cat "$CI_LOGS"/tsan.*
+    return 1
+  fi
+}
+
+job_tsan_rooms() {
+  tsan_settings
+  # Not: terabytes of address space, which ThreadSanitizer has no room for.
+  # shellcheck disable=SC2046
+  LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' \
+    $(rooms references reclaim eviction usage discard)
+  tsan_clean
+}
+
+job_tsan_torture() {
+  tsan_settings
+  "$work/tsan/chunk_map_driver" --rounds 20
+  "$work/tsan/torture" --seconds 120 --operations 6000 --bytes-max 67108864
+  tsan_clean
+  must_fail "$work/tsan/chunk_map_driver" --rounds 5 --plant
+}
+
+job_tsan_api() {
+  tsan_settings
+  LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
+  tsan_clean
+  must_fail env LD_PRELOAD="$preload" "$python" .ci/planted/race.py
+}
+
+# --- Valgrind -----------------------------------------------------------------------------------------
+
+# checked DRIVER ARGUMENTS...
+checked() {
+  valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full \
+    --errors-for-leak-kinds=definite "$work/debug/$1" "${@:2}"
+}
+
+job_valgrind_sets() {
+  checked segment_set_driver --operations 3000
+  checked image_driver --edits 500
+}
+
+job_valgrind_torture() {
+  checked torture --seconds 120 --operations 1000 --bytes-max 16777216
+  must_fail checked torture --seconds 120 --operations 1000 --bytes-max 16777216 --plant dirty
+}
+
+# --- Stress, and the bugs that it must find -----------------------------------------------------------
+
+job_stress_sets() {
+  "$work/release/segment_set_driver" --operations 1000000
+  must_fail "$work/release/segment_set_driver" --operations 1000000 --plant
+}
+
+job_stress_images() {
+  "$work/release/image_driver" --edits 200000 --every-bit
+}
+
+job_stress_torture() {
+  "$work/release/torture" --seconds 30
+  "$python" stress/torture.py --seconds 20 --fork
+}
+
+job_stress_sharing() {
+  "$python" stress/sharing.py --seconds 75
+}
+
+job_stress_snapshots() {
+  "$python" stress/snapshots.py --seconds 20
+}
+
+job_planted_images() {
+  local bug
+  for bug in data usage index; do
+    must_fail "$work/release/image_driver" --plant $bug
+  done
+}
+
+job_planted_torture() {
+  local bug
+  for bug in shared dirty lost epoch; do
+    must_fail "$work/release/torture" --seconds 60 --plant $bug
+  done
+}
+
+job_planted_api() {
+  local bug
+  for bug in dirty view; do
+    must_fail "$python" stress/torture.py --seconds 60 --plant $bug
+  done
+  for bug in page decommit; do
+    must_fail "$python" stress/snapshots.py --seconds 60 --plant $bug
+  done
+}
+
+job_planted_sharing() {
+  local bug
+  for bug in lost early; do
+    must_fail "$python" stress/sharing.py --seconds 60 --plant $bug
+  done
+}
+
+job_planted_discards() {
+  must_fail env PGALLOC_PLANT=discards "$python" -m pytest -q tests/stateful/test_discardable.py
+}
+
+source .ci/night.sh

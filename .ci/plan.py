@@ -1,0 +1,95 @@
+"""The jobs: what each weighs, how long it should take, and what it needs.
+
+Invariants:
+1. Every job has a function ``job_NAME`` in jobs.sh or night.sh, and every such function is a job.
+2. Every job of CI needs ``readme_test``, directly or through another: it runs first, and alone.
+3. Seconds are what a machine of two cores took, with a neighbour for jobs of weight 1; the order of
+   the jobs depends on them, their success does not. Only ``limit_s`` ends a job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job. ``seconds`` is what is expected; ``limit_s`` is when it counts as hanging."""
+
+    name: str
+    weight: int  # in cores
+    seconds: float
+    needs: tuple[str, ...] = ()
+    limit_s: float = 600
+    # Neighbours would falsify what it shows.
+    alone: bool = False
+    # A path that it leaves in the checkout. A run of named jobs does not repeat the job for the
+    # sake of those that need it if this is there.
+    leaves: str = ""
+
+
+_TOOLS = ("tools",)
+_RELEASE = ("drivers_release",)
+_ASAN = ("asan_build",)
+_TSAN = ("tsan_build",)
+_DEBUG = ("drivers_debug",)
+
+CI = (
+    Job("readme_test", 2, 380, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
+    Job("tools", 1, 60, ("readme_test",)),
+    # What others need.
+    Job("drivers_release", 1, 60, _TOOLS),
+    Job("asan_build", 1, 90, _TOOLS),
+    Job("tsan_build", 1, 90, _TOOLS),
+    Job("drivers_debug", 1, 45, _TOOLS),
+    # What is written.
+    Job("ci_self", 1, 30, _TOOLS, limit_s=180),
+    Job("lint", 1, 50, _TOOLS),
+    Job("tidy", 1, 200, _TOOLS, limit_s=900),
+    # Elsewhere.
+    Job("other_python", 2, 120, _TOOLS, limit_s=900),
+    Job("limits", 2, 80, _TOOLS),
+    Job("vm", 2, 180, _TOOLS, limit_s=1200),
+    Job("readme_demo", 2, 50, _TOOLS),
+    # Sanitizers and valgrind.
+    Job("asan_rooms_1", 1, 120, _ASAN, limit_s=1200),
+    Job("asan_rooms_2", 1, 120, _ASAN, limit_s=1200),
+    Job("asan_faults", 1, 120, _ASAN, limit_s=1200),
+    Job("asan_leaks", 1, 90, _ASAN, limit_s=900),
+    Job("asan_images", 1, 60, _ASAN),
+    Job("asan_sharing", 2, 40, _ASAN),
+    Job("tsan_rooms", 1, 120, _TSAN, limit_s=1200),
+    Job("tsan_torture", 2, 100, _TSAN),
+    Job("tsan_api", 2, 70, _TSAN),
+    Job("valgrind_sets", 1, 90, _DEBUG, limit_s=900),
+    Job("valgrind_torture", 1, 120, _DEBUG, limit_s=900),
+    # Stress, and the bugs that it must find.
+    Job("stress_sets", 1, 60, _RELEASE),
+    Job("stress_images", 1, 60, _RELEASE),
+    Job("stress_torture", 2, 60, _RELEASE),
+    Job("stress_sharing", 2, 85, _TOOLS),
+    Job("stress_snapshots", 1, 30, _TOOLS),
+    Job("planted_images", 1, 20, _RELEASE),
+    Job("planted_torture", 1, 40, _RELEASE),
+    Job("planted_api", 1, 40, _TOOLS),
+    Job("planted_sharing", 1, 40, _TOOLS),
+    Job("planted_discards", 1, 30, _TOOLS),
+)
+
+_HOUR = 3600.0
+_NIGHT = 12 * _HOUR
+
+LONG = (
+    Job("night_segment_set", 1, 8 * _HOUR, _RELEASE, limit_s=_NIGHT),
+    Job("night_state_machines", 1, 1.5 * _HOUR, _TOOLS, limit_s=_NIGHT),
+    Job("night_torture", 2, 1 * _HOUR, _RELEASE, limit_s=1.5 * _HOUR),
+    Job("night_torture_api", 2, 1 * _HOUR, _TOOLS, limit_s=1.5 * _HOUR),
+    Job("night_sharing", 2, 1 * _HOUR, _TOOLS, limit_s=1.5 * _HOUR),
+    Job("night_snapshots", 1, 1 * _HOUR, _TOOLS, limit_s=1.5 * _HOUR),
+    Job("night_limits", 2, 0.3 * _HOUR, _TOOLS, limit_s=2 * _HOUR),
+    Job("night_vm", 2, 1.5 * _HOUR, _TOOLS, limit_s=5 * _HOUR),
+    Job("night_other_pythons", 2, 0.3 * _HOUR, _TOOLS, limit_s=2 * _HOUR),
+    Job("night_save_killed", 1, 0.3 * _HOUR, _TOOLS, limit_s=4 * _HOUR),
+    Job("night_hostile_images", 1, 1 * _HOUR, _TOOLS, limit_s=4 * _HOUR),
+    Job("night_faults", 1, 0.5 * _HOUR, _TOOLS, limit_s=4 * _HOUR),
+)
