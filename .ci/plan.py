@@ -64,7 +64,7 @@ CI = (
     Job("valgrind_sets", 1, 90, _DEBUG, limit_s=900),
     Job("valgrind_torture", 1, 120, _DEBUG, limit_s=900),
     # Stress, and the bugs that it must find.
-    Job("stress_sets", 1, 60, _RELEASE),
+    Job("stress_sets", 1, 15, _RELEASE),
     Job("stress_images", 1, 60, _RELEASE),
     Job("stress_torture", 2, 60, _RELEASE),
     Job("stress_sharing", 2, 85, _TOOLS),
@@ -80,7 +80,8 @@ _HOUR = 3600.0
 _NIGHT = 12 * _HOUR
 
 LONG = (
-    Job("night_segment_set", 1, 8 * _HOUR, _RELEASE, limit_s=_NIGHT),
+    Job("night_segment_set_1", 1, 7 * _HOUR, _RELEASE, limit_s=_NIGHT),
+    Job("night_segment_set_2", 1, 7 * _HOUR, _RELEASE, limit_s=_NIGHT),
     Job("night_state_machines", 1, 1.5 * _HOUR, _TOOLS, limit_s=_NIGHT),
     Job("night_torture", 2, 1 * _HOUR, _RELEASE, limit_s=1.5 * _HOUR),
     Job("night_torture_api", 2, 1 * _HOUR, _TOOLS, limit_s=1.5 * _HOUR),
