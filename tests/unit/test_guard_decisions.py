@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 from conftest import PAGE
+from waiting import eventually
 
 from pgalloc import Allocation, AllocationMode, Cache, MemoryFile, OutOfMemoryError, _core
+from pgalloc._core import _testing
 from pgalloc.pressure import default_guard
+from pgalloc.testing import FaultPlan
 
 MIB = 1 << 20
 COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
@@ -297,8 +300,8 @@ def test_small_commits_cost_no_look(bench: Bench) -> None:
         _core.Room(PAGE)
     assert bench.counts()["looks"] - before == 1, "only the one that asks for the count"
     group.set(usage=999 * MIB)
-    for _ in range(200_000):
-        _core.Room(PAGE)
+    for _ in range(5000):
+        _core.Room(200 << 10)
     assert bench.counts()["looks"] - before > 1, "credit ends"
 
 
@@ -401,31 +404,54 @@ def test_looks_get_rarer_while_nothing_can_be_discarded(bench: Bench) -> None:
     assert delays[-1] >= 200_000
 
 
-def test_the_thread_does_not_spin(bench: Bench, mf: MemoryFile) -> None:
-    """At its limit with nothing to give, and with pages that nobody can give back."""
+@pytest.fixture
+def at_the_limit(bench: Bench, mf: MemoryFile) -> Allocation:
+    """All that could be given back is, and this one is pinned again."""
     group = bench.level()
     group.set(limit=100 * MIB, usage=99 * MIB)
     bench.watch(group)
     (allocation,) = unpinned(mf, 1)
-    _core.guard_resume()
-    try:
-        assert _core.guard_status()["running"]
-        time.sleep(1)
-        assert not allocation.pin()
-        before = bench.counts()["looks"]
-        time.sleep(0.5)
-        assert bench.counts()["looks"] - before < 50
-        # What might be written to has to be watched, but not all the time.
-        other = allocation.clone()
-        allocation.unpin()
-        time.sleep(0.1)
-        cpu = time.process_time()
-        time.sleep(0.5)
-        assert time.process_time() - cpu < 0.2
-        assert allocation.pin()
-        other.release()
-    finally:
-        _core.guard_park()
+    _core.guard_step()
+    assert not allocation.pin()
+    return allocation
+
+
+def test_looking_in_vain_takes_a_ninth_of_the_time(at_the_limit: Allocation) -> None:
+    """What others pin cannot be given back. It has to be watched, but not all the time."""
+    with at_the_limit.clone():
+        at_the_limit.unpin()
+        for took_ms in (1, 10, 100):
+            _testing.use_manual_guard_clock(10**18, took_ms * 10**6)
+            try:
+                delays = [_core.guard_step() for _ in range(5)]
+            finally:
+                _testing.use_real_guard_clock()
+            assert delays == [8000 * took_ms] * 5
+        assert at_the_limit.pin()
+
+
+@pytest.mark.parametrize("others_pin_it", [False, True])
+def test_the_thread_sleeps_as_long_as_it_is_to(
+    at_the_limit: Allocation, others_pin_it: bool
+) -> None:
+    """At its limit with nothing to give, and with pages that nobody can give back."""
+    with at_the_limit.clone():
+        if others_pin_it:
+            at_the_limit.unpin()
+        # None that comes is shorter: test_looks_get_rarer_while_nothing_can_be_discarded.
+        delay_us = 1000 if others_pin_it else [_core.guard_step() for _ in range(3)][-1]
+        with FaultPlan("poll") as sleeps:
+            begin = time.monotonic()
+            _core.guard_resume()
+            try:
+                eventually(lambda: sleeps.calls > 3, "sleeping four times")
+                took_s = time.monotonic() - begin
+            finally:
+                _core.guard_park()
+        # time: a sleep is never shorter than it was to be, however busy the machine is
+        assert took_s * 1e6 >= 3 * delay_us
+        if others_pin_it:
+            assert at_the_limit.pin()
 
 
 def test_far_from_the_limit_it_looks_once_a_second(bench: Bench) -> None:
