@@ -65,7 +65,9 @@ def of_job(leader: int, folder: Path) -> list[Process]:
     while before != len(found):
         before = len(found)
         found |= {process.pid for process in everything.values() if process.ppid in found}
-    return [everything[pid] for pid in sorted(found) if everything[pid].state not in "ZX"]
+    family = [everything[pid] for pid in sorted(found)]
+    _bury([process for process in family if process.state in "ZX"])
+    return [process for process in family if process.state not in "ZX"]
 
 
 def end(leader: int, folder: Path, patience_s: float = 5) -> list[Process]:
@@ -80,18 +82,14 @@ def end(leader: int, folder: Path, patience_s: float = 5) -> list[Process]:
             break
         _signal(left, signal.SIGKILL)
         time.sleep(0.05)
-    _bury(first)
     return first
 
 
 def _bury(dead: list[Process]) -> None:
-    """Of those that were adopted here, not even a zombie stays."""
+    """Of what was adopted here, not even a zombie stays. Leaders are their Popen's business."""
     for process in dead:
-        if process.pid not in leaders:
-            try:
-                os.waitpid(process.pid, os.WNOHANG)
-            except ChildProcessError:  # it was another's child
-                continue
+        if process.ppid == os.getpid() and process.pid not in leaders:
+            os.waitpid(process.pid, os.WNOHANG)
 
 
 def _signal(processes: list[Process], number: int) -> None:
