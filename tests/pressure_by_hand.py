@@ -1,4 +1,4 @@
-"""Monitors on sources that are signalled by hand and a fake guard: fixtures, and waiting.
+"""Monitors on sources that are signalled by hand and a fake guard: fixtures.
 
 A test module imports the fixtures that it uses.
 """
@@ -6,22 +6,12 @@ A test module imports the fixtures that it uses.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from fake_guard import FakeGuard, fake_guard
 
 from pgalloc.pressure import ManualSource, Monitor
-
-WAIT_S = 10.0
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.001)
 
 
 def threads() -> int:

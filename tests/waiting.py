@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 60.0
@@ -36,6 +39,28 @@ def join(threads: Iterable[threading.Thread], timeout_s: float = TIMEOUT_S) -> N
         thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
             raise _hang(f"the end of {thread.name}")
+
+
+def is_inside(thread: threading.Thread, function: str) -> bool:
+    """Whether a thread runs a Python function of that qualified name, or waits in it, right now."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_code.co_qualname == function:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def removed(directory: Path) -> bool:
+    """To be waited for: a cgroup is busy until its last task has been reaped."""
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+    return not directory.exists()
+
+
+def environment() -> dict[str, str]:
+    """For scripts in processes of their own that import what tests import."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
 
 class Aim:

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import TIMEOUT_S, environment, eventually, is_inside, join
 
 from pgalloc.pressure import MemoryCgroup, NoMemoryCgroupError, PressureLevelListener
 from pgalloc.pressure.memcg_sources import open_sources
 from pgalloc.pressure.psi import PsiTrigger
 from pgalloc.pressure.signals import Level, V1PressureLevel, V2Events
-
-WAIT_S = 10.0
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.001)
 
 
 def open_fds() -> set[str]:
@@ -46,13 +38,30 @@ class FakeGroup:
     def registration(self) -> list[str]:
         return (self.directory / "cgroup.event_control").read_text().split()
 
+    @property
+    def event_fd(self) -> int:
+        return int(self.registration[0])
+
     def signal(self, count: int = 1) -> None:
-        os.eventfd_write(int(self.registration[0]), count)
+        os.eventfd_write(self.event_fd, count)
 
 
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeGroup:
     return FakeGroup(tmp_path / "group")
+
+
+def listening() -> bool:
+    """Whether there is a thread that could call back."""
+    return "pgalloc-pressure" in {thread.name for thread in threading.enumerate()}
+
+
+def assert_quiet(listener: PressureLevelListener, fake: FakeGroup) -> None:
+    """It has nothing left to call back for, and is not about to."""
+    assert select.select([fake.event_fd], [], [], 0)[0] == []
+    listener.park()  # waits for what it is about to do
+    assert not listening()
+    listener.resume()
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +129,7 @@ def test_n1_ancestors_are_watched_where_they_allow_it(tmp_path: Path) -> None:
         assert len(listener.sources) == 2
         assert (own.registration[2], top.registration[2]) == ("low", "low,local")
         top.signal()
-        wait_for(lambda: bool(calls))
+        eventually(lambda: bool(calls))
     (top.directory / "memory.pressure_level").unlink()
     with PressureLevelListener(lambda: None, cgroup=group) as listener:
         assert len(listener.sources) == 1
@@ -128,11 +137,11 @@ def test_n1_ancestors_are_watched_where_they_allow_it(tmp_path: Path) -> None:
 
 def test_n2_one_call_per_wake_up_however_many_events(fake: FakeGroup) -> None:
     calls: list[int] = []
-    with PressureLevelListener(lambda: calls.append(1), cgroup=fake.group):
+    with PressureLevelListener(lambda: calls.append(1), cgroup=fake.group) as listener:
         for expected in (1, 2, 3):
             fake.signal(count=50)
-            wait_for(lambda: len(calls) >= expected)  # noqa: B023
-            time.sleep(0.01)
+            eventually(lambda: len(calls) >= expected)  # noqa: B023
+            assert_quiet(listener, fake)
             assert len(calls) == expected
 
 
@@ -143,16 +152,16 @@ def test_n2_events_during_a_callback_bring_one_more(fake: FakeGroup) -> None:
     def callback() -> None:
         calls.append(1)
         entered.set()
-        assert let_go.wait(WAIT_S)
+        assert let_go.wait(TIMEOUT_S)
 
-    with PressureLevelListener(callback, cgroup=fake.group):
+    with PressureLevelListener(callback, cgroup=fake.group) as listener:
         fake.signal()
-        assert entered.wait(WAIT_S)
+        assert entered.wait(TIMEOUT_S)
         for _ in range(10):
             fake.signal()
         let_go.set()
-        wait_for(lambda: len(calls) == 2)
-        time.sleep(0.02)
+        eventually(lambda: len(calls) >= 2)
+        assert_quiet(listener, fake)
         assert len(calls) == 2
 
 
@@ -163,24 +172,21 @@ def test_n2_stop_waits_for_a_running_callback_after_which_none_runs(fake: FakeGr
     def callback() -> None:
         log.append("in")
         entered.set()
-        assert let_go.wait(WAIT_S)
+        assert let_go.wait(TIMEOUT_S)
         log.append("out")
 
     listener = PressureLevelListener(callback, cgroup=fake.group)
     fake.signal()
-    assert entered.wait(WAIT_S)
+    assert entered.wait(TIMEOUT_S)
     fake.signal()  # would be a second call
     stoppers = [threading.Thread(target=listener.stop) for _ in range(3)]
     for stopper in stoppers:
         stopper.start()
-    time.sleep(0.05)
-    assert all(stopper.is_alive() for stopper in stoppers)
+    eventually(lambda: all(is_inside(one, "Thread.join") for one in stoppers), "stop()'s waiting")
     let_go.set()
-    for stopper in stoppers:
-        stopper.join(WAIT_S)
+    join(stoppers)
     assert log == ["in", "out"]
-    time.sleep(0.02)
-    assert log == ["in", "out"]
+    assert not listening()
     listener.stop()
     assert listener.sources == ()
 
@@ -195,7 +201,7 @@ def test_n2_stop_from_the_callback_does_not_wait_for_itself(fake: FakeGroup) -> 
 
     listener = PressureLevelListener(callback, cgroup=fake.group)
     fake.signal()
-    wait_for(lambda: listener.sources == ())
+    eventually(lambda: listener.sources == ())
     listener.stop()
     assert calls == [1]
 
@@ -215,9 +221,9 @@ def test_n2_an_exception_is_logged_and_stops_nothing(
         PressureLevelListener(callback, cgroup=fake.group),
     ):
         fake.signal()
-        wait_for(lambda: len(calls) == 1)
+        eventually(lambda: len(calls) == 1)
         fake.signal()
-        wait_for(lambda: len(calls) == 2)
+        eventually(lambda: len(calls) == 2)
     assert [record.exc_info is not None for record in caplog.records] == [True, True]
 
 
@@ -228,7 +234,7 @@ def test_n2_a_group_that_is_removed_calls_back_no_more(
     with PressureLevelListener(lambda: calls.append(1), cgroup=fake.group):
         (fake.directory / "memory.pressure_level").unlink()
         fake.signal()  # the kernel does this when it removes a v1 group
-        wait_for(lambda: "no more pressure signals" in caplog.text)
+        eventually(lambda: "no more pressure signals" in caplog.text)
     assert calls == []
 
 
@@ -237,12 +243,11 @@ def test_park_ends_the_thread_and_keeps_what_happens_meanwhile(fake: FakeGroup) 
     listener = PressureLevelListener(lambda: calls.append(1), cgroup=fake.group)
     for round_number in range(1, 6):
         listener.park()
-        assert "pgalloc-pressure" not in {thread.name for thread in threading.enumerate()}
+        assert not listening()
         fake.signal()
-        time.sleep(0.005)
         assert len(calls) == round_number - 1
         listener.resume()
-        wait_for(lambda: len(calls) == round_number)  # noqa: B023
+        eventually(lambda: len(calls) == round_number)  # noqa: B023
     listener.park()
     listener.stop()
     listener.resume()
@@ -255,12 +260,12 @@ def test_parks_of_several_threads_count_and_any_thread_may_resume(fake: FakeGrou
         for step in (listener.park, listener.park, listener.resume):
             thread = threading.Thread(target=step)
             thread.start()
-            thread.join(WAIT_S)
+            join([thread])
+        assert not listening()
         fake.signal()
-        time.sleep(0.01)
         assert calls == []
         listener.resume()
-        wait_for(lambda: calls == [1])
+        eventually(lambda: calls == [1])
 
 
 def test_stop_after_park_alone_closes_everything(fake: FakeGroup) -> None:
@@ -272,23 +277,26 @@ def test_stop_after_park_alone_closes_everything(fake: FakeGroup) -> None:
 
 def test_park_waits_for_a_callback_that_stops_the_listener(fake: FakeGroup) -> None:
     entered = threading.Event()
+    forking = threading.current_thread()
 
     def callback() -> None:
         entered.set()
-        time.sleep(0.05)
+        eventually(lambda: is_inside(forking, "Watcher.park"), "parking")
         listener.stop()
 
     listener = PressureLevelListener(callback, cgroup=fake.group)
     fake.signal()
-    assert entered.wait(WAIT_S)
+    assert entered.wait(TIMEOUT_S)
     listener.park()
+    assert not listening()
     listener.resume()
     assert listener.sources == ()
 
 
 FORKS = """
-import os, sys, threading, time
+import os, sys, threading
 from pathlib import Path
+from waiting import eventually
 from pgalloc.pressure import MemoryCgroup, PressureLevelListener
 group = MemoryCgroup("v1", "/fake", Path(sys.argv[1]), Path(sys.argv[1]), True)
 calls = []
@@ -306,17 +314,15 @@ for i in range(50):
     assert os.waitpid(pid, 0)[1] == 0
 before = len(calls)
 os.eventfd_write(efd, 1)
-deadline = time.monotonic() + 10
-while len(calls) == before and time.monotonic() < deadline:
-    time.sleep(0.001)
-assert len(calls) > before
+eventually(lambda: len(calls) > before)
 listener.stop()
 print("done")
 """
 
 FORK_AND_RETURN = """
-import os, sys, time
+import os, sys
 from pathlib import Path
+from waiting import eventually
 from pgalloc.pressure import MemoryCgroup, PressureLevelListener
 group = MemoryCgroup("v1", "/fake", Path(sys.argv[1]), Path(sys.argv[1]), True)
 status = []
@@ -328,15 +334,15 @@ listener = PressureLevelListener(callback, cgroup=group)
 efd = int(Path(sys.argv[1], "cgroup.event_control").read_text().split()[0])
 for n in (1, 2):
     os.eventfd_write(efd, 1)
-    while len(status) < n:
-        time.sleep(0.001)
+    eventually(lambda: len(status) >= n)
 listener.stop()
 print(*status)
 """
 
 FORK_IN_CALLBACK = """
-import os, sys, time
+import os, sys
 from pathlib import Path
+from waiting import eventually
 from pgalloc.pressure import MemoryCgroup, PressureLevelListener
 group = MemoryCgroup("v1", "/fake", Path(sys.argv[1]), Path(sys.argv[1]), True)
 status = []
@@ -352,8 +358,7 @@ os.register_at_fork(before=listener.park, after_in_parent=listener.resume,
 efd = int(Path(sys.argv[1], "cgroup.event_control").read_text().split()[0])
 for n in (1, 2):
     os.eventfd_write(efd, 1)
-    while len(status) < n:
-        time.sleep(0.001)
+    eventually(lambda: len(status) >= n)
 listener.stop()
 print(*status)
 """
@@ -366,6 +371,7 @@ def run_script(script: str, directory: Path, *options: str) -> str:
         text=True,
         check=False,
         timeout=60,
+        env=environment(),
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from waiting import TIMEOUT_S, eventually
 
 from pgalloc import EvictableRange, MemoryFile
 from pgalloc.pressure import ManualSource, default_monitor, discovery
 from pgalloc.pressure.discovery import Candidate
 
-WAIT_S = 10.0
 KINDS = ("guard", "v1", "v2", "systemd", "psi")
 DISTANCES = {"systemd": 1, "psi": 2}
 
@@ -24,13 +23,6 @@ class User:
 
     def evict(self, range: EvictableRange) -> None:
         self.ranges.append(range)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ManualSource]
         ),
     )
     yield opened
-    wait_for(lambda: all(source.fd == -1 for source in opened.values()))
+    eventually(lambda: all(source.fd == -1 for source in opened.values()))
 
 
 def threads() -> int:
@@ -66,8 +58,8 @@ def test_a4_every_source_starts_evictions(sources: dict[str, ManualSource], kind
         for count, level in enumerate(("low", "medium", "critical"), start=1):
             mf.mark_evictable(user, EvictableRange(0, count))
             sources[kind].signal(level)
-            wait_for(lambda: len(user.ranges) == count)  # noqa: B023
-        assert mf.wait_for_evictions(WAIT_S)
+            eventually(lambda: len(user.ranges) == count)  # noqa: B023
+        assert mf.wait_for_evictions(TIMEOUT_S)
 
 
 def test_a4_all_files_share_one_thread_and_each_stops_by_itself(
@@ -82,19 +74,19 @@ def test_a4_all_files_share_one_thread_and_each_stops_by_itself(
     for n in (0, 2):
         files[n].mark_evictable(users[n], EvictableRange(0, 1))
     sources["v2"].signal()
-    wait_for(lambda: all(users[n].ranges for n in (0, 2)))
+    eventually(lambda: all(users[n].ranges for n in (0, 2)))
     assert users[1].ranges == []
     files.clear()  # forgotten, not closed
     gc.collect()
     assert monitor.stats().subscribers == 0
     del monitor
-    wait_for(lambda: threads() == 0)
+    eventually(lambda: threads() == 0)
 
 
 def test_a4_a_closed_file_leaves_no_thread(sources: dict[str, ManualSource]) -> None:
     with MemoryFile(use_host_memcg_pressure=True):
         assert threads() == 1
-    wait_for(lambda: threads() == 0)
+    eventually(lambda: threads() == 0)
 
 
 def test_a4_construction_that_fails_leaves_no_thread(
@@ -123,4 +115,4 @@ def test_a4_a_user_may_close_the_file_in_evict(sources: dict[str, ManualSource])
 
     mf.mark_evictable(Closer(), EvictableRange(0, 1))
     sources["guard"].signal()
-    assert closed.wait(WAIT_S)
+    assert closed.wait(TIMEOUT_S)

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pressure_by_hand import WAIT_S, monitor, native, source, threads, wait_for  # noqa: F401
+import pytest
+from pressure_by_hand import monitor, native, source, threads  # noqa: F401
+from waiting import TIMEOUT_S, eventually, is_inside
 
 from pgalloc import ForkedError, fork
 from pgalloc.pressure import (
@@ -18,6 +19,7 @@ from pgalloc.pressure import (
     Monitor,
     PressureEvent,
     default_monitor,
+    watcher,
 )
 
 
@@ -67,7 +69,7 @@ def test_forks_with_a_running_monitor(source: ManualSource, monitor: Monitor) ->
     for round_number in range(1, 21):
         assert in_child(child) == 0
         source.signal()
-        wait_for(lambda: len(seen) == round_number)  # noqa: B023
+        eventually(lambda: len(seen) == round_number)  # noqa: B023
 
 
 def test_a_child_can_have_monitors_of_its_own(source: ManualSource, monitor: Monitor) -> None:
@@ -79,7 +81,7 @@ def test_a_child_can_have_monitors_of_its_own(source: ManualSource, monitor: Mon
         with Monitor(sources=[mine]) as own:
             own.subscribe(lambda event: seen.append(1))
             mine.signal()
-            wait_for(lambda: seen == [1])
+            eventually(lambda: seen == [1])
         return default_monitor() is not monitor
 
     assert in_child(child) == 0
@@ -90,7 +92,7 @@ def test_a_callback_may_fork(source: ManualSource, monitor: Monitor) -> None:
     monitor.subscribe(lambda event: statuses.append(in_child(lambda: monitor.close() is None)))
     for count in (1, 2):
         source.signal()
-        wait_for(lambda: len(statuses) == count)  # noqa: B023
+        eventually(lambda: len(statuses) == count)  # noqa: B023
     assert statuses == [0, 0]
 
 
@@ -101,17 +103,18 @@ def test_a_child_that_returns_from_the_callback_ends(
     pids: list[int] = []
     monitor.subscribe(lambda event: pids.append(os.fork()))
     source.signal()
-    wait_for(lambda: len(pids) == 1)
+    eventually(lambda: len(pids) == 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
     source.signal()
-    wait_for(lambda: len(pids) == 2)
+    eventually(lambda: len(pids) == 2)
     assert os.waitstatus_to_exitcode(os.waitpid(pids[1], 0)[1]) == 0
 
 
 def test_a_fork_does_not_wait_for_ever_for_a_callback(
-    source: ManualSource, monitor: Monitor
+    source: ManualSource, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A callback that needs what the forking thread holds: it goes on beside the fork."""
+    monkeypatch.setattr(watcher, "_PARK_TIMEOUT_S", 0.01)
     held, entered = threading.Lock(), threading.Event()
     seen: list[int] = []
 
@@ -123,12 +126,12 @@ def test_a_fork_does_not_wait_for_ever_for_a_callback(
     monitor.subscribe(callback)
     with held:
         source.signal()
-        assert entered.wait(WAIT_S)
+        assert entered.wait(TIMEOUT_S)
         assert in_child(lambda: monitor.stats().subscribers == 0) == 0
         assert threads() == 1
-    wait_for(lambda: seen == [1])
+    eventually(lambda: seen == [1])
     source.signal()
-    wait_for(lambda: seen == [1, 1])
+    eventually(lambda: seen == [1, 1])
     assert threads() == 1
 
 
@@ -142,7 +145,7 @@ def test_pressure_during_a_fork_is_told_after_it(source: ManualSource, monitor: 
     unsubscribe()
     assert (threads(), seen) == (0, [])
     monitor.resume()
-    wait_for(lambda: seen == ["critical"])
+    eventually(lambda: seen == ["critical"])
 
 
 def test_a_monitor_made_between_the_halves_of_a_fork(source: ManualSource) -> None:
@@ -154,7 +157,7 @@ def test_a_monitor_made_between_the_halves_of_a_fork(source: ManualSource) -> No
         assert threads() == 0
         monitor.resume()
         source.signal()
-        wait_for(lambda: seen == [1])
+        eventually(lambda: seen == [1])
 
 
 def test_monitors_are_parked_around_forks(monitor: Monitor) -> None:
@@ -171,26 +174,26 @@ def test_forks_of_the_callback_and_of_another_thread_at_once(
     for _ in range(4):
         source.signal()
         others.append(in_child(lambda: True))
-    wait_for(lambda: len(statuses) == 4)
+    eventually(lambda: len(statuses) == 4)
     assert statuses + others == [0] * 8
 
 
 def test_a_callback_may_make_things_with_threads_during_a_fork(
-    source: ManualSource, monitor: Monitor
+    source: ManualSource, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(watcher, "_PARK_TIMEOUT_S", TIMEOUT_S)  # the fork waits, and not in vain
     entered, made = threading.Event(), threading.Event()
+    forking = threading.current_thread()
 
     def callback(event: PressureEvent) -> None:
         entered.set()
-        time.sleep(0.05)
+        eventually(lambda: is_inside(forking, "Watcher.park"), "parking")
         with Monitor(sources=[ManualSource()]) as other:
             other.subscribe(print)
             made.set()
 
     monitor.subscribe(callback)
     source.signal()
-    assert entered.wait(WAIT_S)
-    begin = time.monotonic()
+    assert entered.wait(TIMEOUT_S)
     assert in_child(lambda: True) == 0
-    assert made.is_set()  # it was waited for, and not in vain
-    assert time.monotonic() - begin < WAIT_S
+    assert made.is_set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import itertools
 import logging
 import os
 import random
@@ -14,7 +15,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 from fake_guard import FakeGuard
-from pressure_by_hand import WAIT_S, monitor, native, source, threads, wait_for  # noqa: F401
+from pressure_by_hand import monitor, native, source, threads  # noqa: F401
+from waiting import TIMEOUT_S, Aim, eventually, is_inside, join
 
 from pgalloc import ClosedError, OptionError, RangeError
 from pgalloc.pressure import (
@@ -88,7 +89,7 @@ def test_events_come_in_order_on_one_daemon_thread(source: ManualSource, monitor
     assert threads() == 1
     for level in ("low", "critical", "medium"):
         source.signal(level)
-    wait_for(lambda: len(seen) == 6)
+    eventually(lambda: len(seen) == 6)
     assert [name for name, _ in seen] == ["low", "second", "critical", "second", "medium", "second"]
     assert {thread.name for _, thread in seen} == {"pgalloc-pressure"}
     assert all(thread.daemon for _, thread in seen)
@@ -100,13 +101,13 @@ def test_an_event_says_where_it_comes_from(
     seen: list[PressureEvent] = []
     monitor.subscribe(seen.append)
     source.signal("medium")
-    wait_for(lambda: len(seen) == 1)
+    eventually(lambda: len(seen) == 1)
     assert seen == [PressureEvent("medium", "manual", "manual", 123, 1)]
     with pytest.raises(AttributeError):
         seen[0].level = "low"  # type: ignore[misc]
     native.available = None
     source.signal()
-    wait_for(lambda: len(seen) == 2)
+    eventually(lambda: len(seen) == 2)
     assert (seen[1].headroom or 0) > 0  # from the files of this machine
 
 
@@ -116,7 +117,7 @@ def test_levels_and_above(source: ManualSource, monitor: Monitor) -> None:
         monitor.subscribe(lambda event, events=events: events.append(event.level), level)
     for level in ("critical", "medium", "low"):
         source.signal(level)
-    wait_for(lambda: len(seen["low"]) == 3)
+    eventually(lambda: len(seen["low"]) == 3)
     assert seen == {
         "low": ["critical", "medium", "low"],
         "medium": ["critical", "medium"],
@@ -138,7 +139,7 @@ def test_signals_before_the_first_subscription_wait_for_it(
     source.signal("critical")
     seen: list[str] = []
     monitor.subscribe(lambda event: seen.append(event.level))
-    wait_for(lambda: seen == ["critical"])
+    eventually(lambda: seen == ["critical"])
 
 
 def test_several_sources_of_one_moment_are_one_event() -> None:
@@ -148,7 +149,7 @@ def test_several_sources_of_one_moment_are_one_event() -> None:
         one.signal(level)
     with Monitor(sources=sources) as monitor:
         monitor.subscribe(seen.append)
-        wait_for(lambda: sum(event.signals for event in seen) == 3)
+        eventually(lambda: sum(event.signals for event in seen) == 3)
         assert (seen[0].level, seen[0].detail, seen[0].signals) == ("critical", "b", 3)
         stats = monitor.stats()
         assert (stats.events, stats.signals) == (1, 3)
@@ -173,7 +174,7 @@ def test_exceptions_are_logged_and_counted_and_stop_nothing(
     with caplog.at_level(logging.ERROR, "pgalloc.pressure"):
         for _ in range(3):
             source.signal()
-        wait_for(lambda: len(seen) == 3)
+        eventually(lambda: len(seen) == 3)
     assert (monitor.stats().failures, monitor.stats().callbacks) == (3, 6)
     assert [record.exc_info is not None for record in caplog.records] == [True] * 3
     caplog.clear()  # the records hold the exceptions, and those the frames
@@ -188,7 +189,7 @@ def test_unsubscribe_waits_for_a_running_callback_after_which_none_runs(
     def callback(event: PressureEvent) -> None:
         log.append("in")
         entered.set()
-        assert let_go.wait(WAIT_S)
+        assert let_go.wait(TIMEOUT_S)
         log.append("out")
 
     unsubscribe = monitor.subscribe(callback)
@@ -196,17 +197,16 @@ def test_unsubscribe_waits_for_a_running_callback_after_which_none_runs(
     monitor.subscribe(lambda event: other.append(1))
     source.signal()
     source.signal()
-    assert entered.wait(WAIT_S)
+    assert entered.wait(TIMEOUT_S)
     stoppers = [threading.Thread(target=unsubscribe) for _ in range(3)]
     for stopper in stoppers:
         stopper.start()
-    time.sleep(0.05)
-    assert all(stopper.is_alive() for stopper in stoppers)
+    waits = "Subscribers.remove"
+    eventually(lambda: all(is_inside(one, waits) for one in stoppers), "unsubscribe()'s waiting")
     let_go.set()
-    for stopper in stoppers:
-        stopper.join(WAIT_S)
+    join(stoppers)
     assert log == ["in", "out"]
-    wait_for(lambda: len(other) == 2)
+    eventually(lambda: len(other) == 2)
     assert log == ["in", "out"]
     unsubscribe()
     assert monitor.stats().subscribers == 1
@@ -216,10 +216,10 @@ def test_unsubscribing_one_does_not_wait_for_another(
     source: ManualSource, monitor: Monitor
 ) -> None:
     entered, let_go = threading.Event(), threading.Event()
-    monitor.subscribe(lambda event: (entered.set(), let_go.wait(WAIT_S)))
+    monitor.subscribe(lambda event: (entered.set(), let_go.wait(TIMEOUT_S)))
     unsubscribe = monitor.subscribe(lambda event: None)
     source.signal()
-    assert entered.wait(WAIT_S)
+    assert entered.wait(TIMEOUT_S)
     unsubscribe()
     let_go.set()
 
@@ -238,7 +238,7 @@ def test_unsubscribe_from_callbacks(source: ManualSource, monitor: Monitor) -> N
     monitor.subscribe(lambda event: log.append("third"))
     source.signal()
     source.signal()
-    wait_for(lambda: log.count("third") == 2)
+    eventually(lambda: log.count("third") == 2)
     assert log == ["first", "third", "third"]
 
 
@@ -252,48 +252,57 @@ def test_subscribe_from_a_callback(source: ManualSource, monitor: Monitor) -> No
     unsubscribe = monitor.subscribe(first)
     source.signal()
     source.signal()
-    wait_for(lambda: log == ["new"])
+    eventually(lambda: log == ["new"])
 
 
 def test_races_of_subscribing_and_unsubscribing(source: ManualSource, monitor: Monitor) -> None:
     """Row N2 under load: no callback runs after its unsubscribe() returned."""
     late: list[int] = []
     errors: list[BaseException] = []
-    done = threading.Event()
+    caught = 0  # callbacks that ran when they were unsubscribed
+    aim = Aim(lambda: caught >= 100 or errors, "unsubscribing callbacks that run")
 
     def work(seed: int) -> None:
+        nonlocal caught
+        pause = random.Random(seed)
         try:
-            pause = random.Random(seed)
-            for _ in range(100):
-                over = False
+            while aim.goes_on():
+                calls, inside, over = 0, False, False
 
                 def callback(event: PressureEvent) -> None:
-                    time.sleep(0)
+                    nonlocal calls, inside
+                    calls, inside = calls + 1, True
+                    os.sched_yield()
                     if over:  # noqa: B023
                         late.append(1)
+                    inside = False
 
                 unsubscribe = monitor.subscribe(callback)
-                time.sleep(pause.random() * 0.002)
+                wanted = pause.randrange(3)
+                while calls < wanted and aim.goes_on():
+                    os.sched_yield()
+                caught += inside
                 unsubscribe()
                 over = True
         except BaseException as error:
             errors.append(error)
 
+    def signal() -> None:
+        for number in itertools.count(1):
+            source.signal()
+            while monitor.stats().events < number:
+                if not aim.goes_on():
+                    return
+                os.sched_yield()
+
     workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    pump = threading.Thread(target=lambda: [signal_slowly() for _ in iter(done.is_set, True)])
-
-    def signal_slowly() -> None:
-        source.signal()
-        time.sleep(0.0005)
-
+    pump = threading.Thread(target=signal)
     for thread in (pump, *workers):
         thread.start()
-    for worker in workers:
-        worker.join(50)
-    done.set()
-    pump.join(WAIT_S)
+    join([*workers, pump])
     assert errors == []
     assert late == []
+    aim.assert_hit()
     assert monitor.stats().subscribers == 0
     assert monitor.stats().callbacks > 0
 
@@ -308,22 +317,20 @@ def test_close_waits_for_a_running_callback_after_which_none_runs(source: Manual
 
     def callback(event: PressureEvent) -> None:
         entered.set()
-        assert let_go.wait(WAIT_S)
+        assert let_go.wait(TIMEOUT_S)
         log.append("out")
 
     monitor.subscribe(callback)
     monitor.subscribe(lambda event: log.append("second"))
     source.signal()
     source.signal()
-    assert entered.wait(WAIT_S)
+    assert entered.wait(TIMEOUT_S)
     closers = [threading.Thread(target=monitor.close) for _ in range(3)]
     for closer in closers:
         closer.start()
-    time.sleep(0.05)
-    assert all(closer.is_alive() for closer in closers)
+    eventually(lambda: all(is_inside(one, "Thread.join") for one in closers), "close()'s waiting")
     let_go.set()
-    for closer in closers:
-        closer.join(WAIT_S)
+    join(closers)
     assert log == ["out"]
     assert threads() == 0
     assert source.fd == -1
@@ -342,8 +349,8 @@ def test_close_from_a_callback(source: ManualSource, native: FakeGuard) -> None:
     unsubscribe = monitor.subscribe(callback)
     monitor.subscribe(lambda event: log.append("too late"))
     source.signal()
-    wait_for(lambda: source.fd == -1)
-    wait_for(lambda: threads() == 0)
+    eventually(lambda: source.fd == -1)
+    eventually(lambda: threads() == 0)
     assert log == ["closed"]
     assert native.headrooms == {}
     unsubscribe()
@@ -409,12 +416,12 @@ def test_a_source_that_fails_is_dropped_and_the_others_go_on(
     with Monitor(sources=[failing, source]) as monitor:
         seen: list[int] = []
         monitor.subscribe(lambda event: seen.append(1))
-        wait_for(lambda: monitor.stats().dropped_sources == 1)
+        eventually(lambda: monitor.stats().dropped_sources == 1)
         assert "no more pressure signals from failing" in caplog.text
         assert failing.fd == -1
         assert monitor.info().sources == ("manual",)
         source.signal()
-        wait_for(lambda: seen == [1])
+        eventually(lambda: seen == [1])
 
 
 def test_a_forgotten_monitor_ends_its_thread(native: FakeGuard) -> None:
@@ -433,16 +440,13 @@ def test_a_forgotten_monitor_ends_its_thread(native: FakeGuard) -> None:
     owner = Owner()
     gone = weakref.ref(owner.monitor)
     source.signal()
-    deadline = time.monotonic() + WAIT_S
-    while owner.monitor.stats().callbacks == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    eventually(lambda stats=owner.monitor.stats: stats().callbacks > 0)
     assert threads() == 1
     unsubscribe = owner.unsubscribe
     del owner
-    wait_for(lambda: gc.collect() >= 0 and gone() is None)
-    wait_for(lambda: threads() == 0)
-    wait_for(lambda: source.fd == -1)
+    eventually(lambda: gc.collect() >= 0 and gone() is None)
+    eventually(lambda: threads() == 0)
+    eventually(lambda: source.fd == -1)
     assert native.headrooms == {}
     unsubscribe()
 
@@ -452,8 +456,8 @@ def test_a_monitor_forgotten_during_its_own_callback() -> None:
     holder = [Monitor(sources=[source])]
     holder[0].subscribe(lambda event: holder.clear())
     source.signal()
-    wait_for(lambda: source.fd == -1)
-    wait_for(lambda: threads() == 0)
+    eventually(lambda: source.fd == -1)
+    eventually(lambda: threads() == 0)
 
 
 def test_without_subscribers_forgetting_closes_the_sources(native: FakeGuard) -> None:
@@ -472,7 +476,7 @@ def test_a_crossing_of_the_guard_is_an_event(native: FakeGuard) -> None:
         monitor.subscribe(lambda event: event.source == "guard" and seen.append(event))
         assert monitor.info().sources[0] == "the native guard"
         native.cross("critical")
-        wait_for(lambda: len(seen) == 1)
+        eventually(lambda: len(seen) == 1)
         assert seen[0].level == "critical"
     assert native.watched == []
 
@@ -484,9 +488,9 @@ def test_the_default_monitor_is_shared_and_goes_with_its_last_user(native: FakeG
     seen: list[int] = []
     two.subscribe(lambda event: seen.append(1))
     native.cross()
-    wait_for(lambda: len(seen) >= 1)
+    eventually(lambda: len(seen) >= 1)
     del one, two
-    wait_for(lambda: threads() == 0)
+    eventually(lambda: threads() == 0)
     assert native.headrooms == {}
     monitor = default_monitor()
     monitor.close()
@@ -545,7 +549,7 @@ def test_the_examples_of_the_manual_run(native: FakeGuard) -> None:
     with contextlib.redirect_stdout(printed):
         exec(compile(tour, str(manual), "exec"), names)
         native.cross("critical")
-        wait_for(lambda: "critical guard" in printed.getvalue())
+        eventually(lambda: "critical guard" in printed.getvalue())
         names["monitor"].close()
     heard: list[PressureEvent] = []
     names = {"cache": SimpleNamespace(shrink=heard.append)}

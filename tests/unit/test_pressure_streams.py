@@ -10,10 +10,10 @@ import gc
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
-from pressure_by_hand import WAIT_S, monitor, native, source, threads, wait_for  # noqa: F401
+from pressure_by_hand import monitor, native, source, threads  # noqa: F401
+from waiting import TIMEOUT_S, eventually, join
 
 from pgalloc.pressure import (
     EventStream,
@@ -29,7 +29,7 @@ def test_async_for(source: ManualSource, monitor: Monitor) -> None:
         stream = monitor.events("medium")
         for level in ("low", "medium", "critical"):
             source.signal(level)
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 if level != "low":
                     levels.append((await anext(stream)).level)
         return levels
@@ -42,15 +42,15 @@ def test_async_slow_consumers_get_one_event_for_many(
 ) -> None:
     async def main() -> PressureEvent:
         stream = monitor.events()
+        told: list[PressureEvent] = []
+        monitor.subscribe(told.append)  # after the stream
         for level in ("low", "critical", "medium"):
             source.signal(level)
-        wait_for(lambda: monitor.stats().events == 3)
-        async with asyncio.timeout(WAIT_S):
+        eventually(lambda: len(told) == 3)
+        async with asyncio.timeout(TIMEOUT_S):
             event = await anext(stream)
-            waiter = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
-            await asyncio.sleep(0.02)
-            assert not waiter.done()
-            waiter.cancel()
+            source.signal("low")
+            assert (await anext(stream)).signals == 1
         return event
 
     event = asyncio.run(main())
@@ -62,7 +62,7 @@ def test_async_several_streams_and_two_loops(source: ManualSource, monitor: Moni
 
     async def read(stream: EventStream) -> int:
         count = 0
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(TIMEOUT_S):
             async for event in stream:
                 count += event.signals
                 if count == 50:
@@ -75,11 +75,10 @@ def test_async_several_streams_and_two_loops(source: ManualSource, monitor: Moni
     loops = [threading.Thread(target=asyncio.run, args=(main(),)) for _ in range(2)]
     for loop in loops:
         loop.start()
-    wait_for(lambda: monitor.stats().subscribers == 6)
+    eventually(lambda: monitor.stats().subscribers == 6)
     for _ in range(50):
         source.signal()
-    for loop in loops:
-        loop.join(WAIT_S)
+    join(loops)
     assert counts == [50] * 6
     gc.collect()
     assert monitor.stats().subscribers == 0
@@ -94,8 +93,13 @@ def test_async_the_loop_ends_with_its_monitor_or_its_stream(
     async def main() -> None:
         stream = monitor.events()
         end = monitor.close if ending == "monitor" else stream.close
-        asyncio.get_running_loop().run_in_executor(None, lambda: (time.sleep(0.05), end()))
-        async with asyncio.timeout(WAIT_S):
+
+        def end_when_it_waits() -> None:
+            eventually(lambda: stream._mailbox._waiter is not None, "waiting")
+            end()
+
+        asyncio.get_running_loop().run_in_executor(None, end_when_it_waits)
+        async with asyncio.timeout(TIMEOUT_S):
             async for _ in stream:
                 pytest.fail("there was no pressure")
         with pytest.raises(StopAsyncIteration):
@@ -110,24 +114,27 @@ def test_async_breaking_out_leaves_nothing(source: ManualSource, monitor: Monito
     async def main() -> None:
         for _ in range(100):
             source.signal()
-            async with asyncio.timeout(WAIT_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 async for _ in monitor.events():
                     break
             assert monitor.stats().subscribers == 0
 
     asyncio.run(main())
     source.signal()
-    wait_for(lambda: monitor.stats().events == 101)
+    eventually(lambda: monitor.stats().events == 101)
     assert len(monitor._subscribers._all) == 0
 
 
 def test_async_a_cancelled_wait_loses_no_event(source: ManualSource, monitor: Monitor) -> None:
     async def main() -> str:
         stream = monitor.events()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(anext(stream), 0.01)  # type: ignore[arg-type]
+        task = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
+        await asyncio.sleep(0)  # time: none, the task begins
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         source.signal("critical")
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(TIMEOUT_S):
             return (await anext(stream)).level
 
     assert asyncio.run(main()) == "critical"
@@ -137,7 +144,7 @@ def test_async_two_tasks_on_one_stream_is_an_error(monitor: Monitor) -> None:
     async def main() -> None:
         stream = monitor.events()
         first = asyncio.create_task(anext(stream))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # time: none, the task begins
         with pytest.raises(RuntimeError, match="another task"):
             await anext(stream)
         first.cancel()
@@ -152,14 +159,14 @@ def test_async_a_loop_that_was_closed_hurts_nobody(source: ManualSource, monitor
     with contextlib.closing(loop):
         asyncio.set_event_loop(loop)
         task = loop.create_task(step)  # type: ignore[arg-type]
-        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.sleep(0))  # time: none, the task begins
         task._log_destroy_pending = False  # type: ignore[attr-defined]
     asyncio.set_event_loop(None)
     source.signal()
-    wait_for(lambda: monitor.stats().events == 1)
+    eventually(lambda: monitor.stats().events == 1)
     del task, step
     gc.collect()
-    assert asyncio.run(asyncio.wait_for(anext(stream), WAIT_S)).signals == 1  # type: ignore[arg-type]
+    assert asyncio.run(asyncio.wait_for(anext(stream), TIMEOUT_S)).signals == 1  # type: ignore[arg-type]
 
 
 def test_import_needs_no_asyncio() -> None:
