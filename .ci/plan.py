@@ -36,14 +36,14 @@ _DEBUG = ("drivers_debug",)
 
 CI = (
     Job("readme_test", 2, 380, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
-    Job("tools", 1, 60, ("readme_test",)),
+    Job("tools", 1, 30, ("readme_test",)),
     # What others need.
-    Job("drivers_release", 1, 60, _TOOLS),
-    Job("asan_build", 1, 90, _TOOLS),
-    Job("tsan_build", 1, 90, _TOOLS),
-    Job("drivers_debug", 1, 45, _TOOLS),
+    Job("drivers_release", 1, 70, _TOOLS),
+    Job("asan_build", 1, 200, _TOOLS, limit_s=1200),
+    Job("tsan_build", 1, 180, _TOOLS, limit_s=1200),
+    Job("drivers_debug", 1, 90, _TOOLS),
     # What is written.
-    Job("ci_self", 1, 30, _TOOLS, limit_s=180),
+    Job("ci_self", 1, 22, _TOOLS, limit_s=180),
     Job("lint", 1, 50, _TOOLS),
     Job("tidy", 1, 200, _TOOLS, limit_s=900),
     # Elsewhere.
