@@ -13,7 +13,8 @@ class HeldCall:
     """Context manager: the answer to one system call is kept back until let_go().
 
     ``number`` is which call of ``name`` from here on. The kernel has done its work, and the core
-    does not know yet. The end of the block lets go as well. There can be no FaultPlan beside it.
+    does not know yet. The end of the block lets go as well, and fails if the call was held so long
+    that it went on by itself. There can be no FaultPlan beside it.
     """
 
     def __init__(self, name: str, number: int = 1) -> None:
@@ -24,7 +25,9 @@ class HeldCall:
         return self
 
     def __exit__(self, *error: object) -> None:
+        expired = _testing.hold_expired()
         _testing.remove_fault()
+        assert not expired, "it went on by itself, a minute later: all others were blocked"
 
     @property
     def reached(self) -> bool:

@@ -189,7 +189,8 @@ void bind_faults(py::module_& module) {
   module.def("install_hold", [](const std::string& name, uint64_t number) {
     return os::install_fault({.name = name, .hold = true, .first = number});
   });
-  module.def("hold_reached", &os::fault_holds);
+  module.def("hold_reached", &os::hold_reached);
+  module.def("hold_expired", &os::hold_expired);
   module.def("let_go", &os::let_go);
   module.def("remove_fault", &os::remove_fault);
   module.def("fault_calls", &os::fault_calls);

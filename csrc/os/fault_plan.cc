@@ -6,11 +6,17 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
 
 #include "os/syscalls.h"
 
 namespace pgalloc::os {
 namespace {
+
+// Who was to let go may need the GIL, which somebody has who needs what the held call has.
+constexpr std::chrono::seconds kHoldMax{60};
 
 enum class Call : uint32_t {
 #define PGALLOC_NAME(result, name, parameters, arguments) name,
@@ -38,6 +44,9 @@ constinit std::atomic<uint64_t> plan_number{0};
 constinit std::atomic<uint64_t> let_go_number{0};
 constinit std::atomic<bool> holds{false};
 constinit std::atomic<bool> held{false};
+constinit std::atomic<bool> expired{false};
+constinit std::mutex hold_mutex;
+std::condition_variable hold_changed;
 
 // Which of the calls that the plan is about this is, from 1; 0 for any other call.
 uint64_t counted(Call call) {
@@ -62,7 +71,12 @@ void keep_back(uint64_t number) {
   const int error = errno;
   const uint64_t plan = plan_number;
   held = true;
-  for (uint64_t past = let_go_number; past < plan; past = let_go_number) let_go_number.wait(past);
+  {
+    std::unique_lock lock(hold_mutex);
+    if (!hold_changed.wait_for(lock, kHoldMax, [&] { return let_go_number >= plan; })) {
+      expired = true;
+    }
+  }
   errno = error;
 }
 
@@ -93,6 +107,7 @@ bool install_fault(const Fault& fault) {
     kills = fault.kill;
     holds = fault.hold;
     held = false;
+    expired = false;
     ++plan_number;
     first_failing = fault.first;
     failing_times = fault.times;
@@ -113,11 +128,15 @@ void remove_fault() {
 uint64_t fault_calls() { return calls; }
 uint64_t fault_failures() { return failures; }
 
-bool fault_holds() { return held; }
+bool hold_reached() { return held; }
+bool hold_expired() { return expired; }
 
 void let_go() {
-  let_go_number = plan_number.load();
-  let_go_number.notify_all();
+  {
+    const std::lock_guard lock(hold_mutex);
+    let_go_number = plan_number.load();
+  }
+  hold_changed.notify_all();
 }
 
 }  // namespace pgalloc::os
