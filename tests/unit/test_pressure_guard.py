@@ -8,13 +8,13 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_guard import FakeGuard, fake_guard
+from waiting import environment, eventually, removed
 
 from pgalloc import OptionError, RangeError
 from pgalloc.pressure import configure, default_guard, find_memory_cgroup, guard
@@ -210,8 +210,9 @@ def test_the_native_guard_knows_this_machine() -> None:
 # MemoryFile's evictable user, which then stops and lets go. No GIL is needed for the discarding,
 # but nothing here is discardable: this is about hearing of it in time.
 CROSSING = """
-import os, sys, threading, time
+import os, sys, time
 from pathlib import Path
+from waiting import eventually
 Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
 import pgalloc
 from pgalloc.pressure import Monitor
@@ -226,13 +227,12 @@ mf = pgalloc.MemoryFile(use_host_memcg_pressure=True)
 mf.mark_evictable(user, pgalloc.EvictableRange(0, 1))
 found = monitor.info()
 held = []
-deadline = time.monotonic() + 30
-while not (events and evicted) and time.monotonic() < deadline:
-    if len(held) < int(sys.argv[2]):
-        pages = mf.allocate(1 << 20)
-        pages.view()[:] = b"x" * (1 << 20)
-        held.append(pages)
-    time.sleep(0.005)
+while len(held) < int(sys.argv[2]) and not (events and evicted):
+    pages = mf.allocate(1 << 20)
+    pages.view()[:] = b"x" * (1 << 20)
+    held.append(pages)
+    time.sleep(0.005)  # time: how fast it fills: there is to be memory left when it is told
+eventually(lambda: events and evicted, "hearing of it")
 print(found.pressure.limit, found.guard.headroom, bool(evicted), events[0].source,
       events[0].headroom is not None, monitor.stats().by_source.get("guard", 0) > 0)
 """
@@ -254,14 +254,11 @@ def test_a_real_crossing_reaches_monitors_and_evictable_users() -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=50,
+            timeout=100,
+            env=environment(),
         )
     finally:
-        deadline = time.monotonic() + 10
-        while directory.exists() and time.monotonic() < deadline:
-            with contextlib.suppress(OSError):
-                directory.rmdir()
-            time.sleep(0.01)
+        eventually(lambda: removed(directory), f"removing {directory}")
     expected = [str(128 * MIB), str(32 * MIB), "True", "guard", "True", "True"]
     assert run.stdout.split() == expected, run.stderr
 
