@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-import pytest
-
-TIMEOUT_S = 30
+from waiting import eventually
 
 
 class Child:
@@ -24,16 +21,20 @@ class Child:
 
     def wait(self) -> None:
         """Reap it. A child that hangs is killed, and fails the test."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while time.monotonic() < deadline:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid != 0:
-                assert os.waitstatus_to_exitcode(status) == 0
-                return
-            time.sleep(0.001)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        pytest.fail("the child hangs")
+        status: list[int] = []
+
+        def reaped() -> bool:
+            pid, code = os.waitpid(self.pid, os.WNOHANG)
+            status.append(code)
+            return pid != 0
+
+        try:
+            eventually(reaped, "the child's end")
+        except AssertionError:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            raise
+        assert os.waitstatus_to_exitcode(status[-1]) == 0
 
 
 def _run_and_exit(run: Callable[[], None]) -> NoReturn:

@@ -9,15 +9,14 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from children import TIMEOUT_S, Child, in_child
+from children import Child, in_child
 from conftest import CHUNK, HUGE, PAGE, stored, update_usage
-from waiting import eventually
+from waiting import TIMEOUT_S, eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -47,12 +46,10 @@ def _quiet() -> Iterator[None]:
 class User:
     """An evictable user that counts."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.asked = 0
-        self.seconds = seconds
 
     def evict(self, range: EvictableRange) -> None:
-        time.sleep(self.seconds)
         self.asked += 1
 
 
@@ -176,9 +173,7 @@ def test_a_child_has_files_of_its_own(mf: MemoryFile) -> None:
             assert own.wait_for_reclaim(10)
             assert stored(own) == 0
             own.mark_evictable(user, EvictableRange(0, 1))
-            deadline = time.monotonic() + 10
-            while user.asked == 0 and time.monotonic() < deadline:
-                time.sleep(0.001)
+            eventually(lambda: user.asked, "the eviction")
             assert user.asked == 1
             testing.verify(own)
         assert pgalloc.memory_accounting().total() == 0
@@ -245,13 +240,10 @@ def test_the_parent_goes_on_after_a_fork(mf: MemoryFile) -> None:
         in_child(lambda: None)
         with mf.allocate(HUGE, mode=COMMIT):
             pass
-        deadline = time.monotonic() + 10
-        while stored(mf) > 0 and time.monotonic() < deadline:
-            time.sleep(0.001)  # nobody waits for it in pgalloc: the thread does it by itself
-        assert stored(mf) == 0
+        # Nothing waits for it in pgalloc: the thread does it by itself.
+        eventually(lambda: stored(mf) == 0, "reclaim")
         mf.mark_evictable(user, EvictableRange(0, 1))
-        while user.asked <= round_ and time.monotonic() < deadline:
-            time.sleep(0.001)
+        eventually(lambda: user.asked > round_, "the eviction")  # noqa: B023
         assert user.asked == round_ + 1
 
 
@@ -332,8 +324,7 @@ def test_forks_from_busy_threads() -> None:
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    join(threads, 2 * TIMEOUT_S)
     assert failures == []
     eventually(lambda: mf.leases() == [])
     assert mf.wait_for_reclaim(10)
@@ -343,17 +334,26 @@ def test_forks_from_busy_threads() -> None:
 
 
 def test_forks_while_evictions_run() -> None:
+    """Each callback lasts until a child has been forked and has ended."""
+    running, may_end = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Lasting(User):
+        def evict(self, range: EvictableRange) -> None:
+            running.release()
+            assert may_end.acquire(timeout=TIMEOUT_S)
+            super().evict(range)
+
     with MemoryFile(delayed_eviction=DelayedEviction.DISABLED) as mf:
-        users = [User(0.002) for _ in range(12)]
+        users = [Lasting() for _ in range(12)]
         for i in range(20):
             for user in users:
                 mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+            assert running.acquire(timeout=TIMEOUT_S)
             in_child(lambda: None)
-        assert mf.wait_for_evictions(30)
-        deadline = time.monotonic() + 10
-        while any(user.asked < 20 for user in users) and time.monotonic() < deadline:
-            time.sleep(0.001)
+            may_end.release(12)
+        assert mf.wait_for_evictions(TIMEOUT_S)
         assert [user.asked for user in users] == [20] * 12
+        assert mf.stats().eviction_failures == 0
 
 
 def test_a_callback_may_fork() -> None:

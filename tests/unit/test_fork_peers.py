@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from children import TIMEOUT_S, Child, in_child
+from children import Child, in_child
 from conftest import CHUNK, PAGE, stored
-from waiting import eventually
+from waiting import TIMEOUT_S, eventually
 
 import pgalloc
 from pgalloc import AllocationMode, FileRange, ForkedError, MemoryFile, RangeError, testing
@@ -257,7 +257,7 @@ def test_a_child_of_a_child_outlives_it(mf: MemoryFile, steps: Steps) -> None:
 def test_orphans_keep_their_pages() -> None:
     """The owner dies; its child reads on, and is told when it asks."""
     program = """
-import os, sys, time, pgalloc
+import os, sys, pgalloc
 mf = pgalloc.MemoryFile()
 a = mf.allocate(4096)
 a.view()[:6] = b"orphan"

@@ -19,7 +19,7 @@ import pytest
 from children import Child, in_child
 from conftest import PAGE, stored
 from peers import Peer
-from waiting import eventually
+from waiting import environment, eventually, join
 
 import pgalloc
 from pgalloc import MemoryFile, OwnerGoneError, SharingError, testing
@@ -65,7 +65,7 @@ def _be_busy(a: pgalloc.Allocation, pipe: Connection) -> None:
         rng.choice(kept).unpin()
         pipe.send(kept[-1])  # a token that nobody will ever claim
         if rng.random() < 0.05 and os.fork() == 0:
-            time.sleep(rng.random() * 0.01)
+            time.sleep(rng.random() * 0.01)  # time: the load: children that live for a while
             os._exit(0)
         while len(kept) > 10:
             kept.pop(rng.randrange(1, len(kept))).release()
@@ -81,10 +81,13 @@ class _Busy:
         self.process.start()
         theirs.close()
 
-    def read(self) -> None:
-        """Take what it sent, unopened."""
+    def read(self) -> int:
+        """Take what it sent, unopened: how much that was."""
+        count = 0
         while self.pipe.poll():
             self.pipe.recv_bytes()
+            count += 1
+        return count
 
     def kill(self) -> int:
         pid = self.process.pid
@@ -97,14 +100,13 @@ class _Busy:
 
 
 def _kill_at_random(mf: MemoryFile, a: pgalloc.Allocation, *, kills: int) -> None:
-    """Of four busy peers one after the other is killed and replaced."""
+    """Of four busy peers one after the other is killed, some acts later, and replaced."""
     rng = random.Random(1)
     crew = [_Busy(a) for _ in range(4)]
-    for _ in range(kills):
-        deadline = time.monotonic() + rng.random() * 0.04
-        while time.monotonic() < deadline:
-            for busy in crew:
-                busy.read()
+    for kill in range(kills):
+        left = rng.randrange(40)
+        while left > 0:
+            left -= eventually(lambda: sum(busy.read() for busy in crew), "an act")
         victim = crew.pop(rng.randrange(len(crew)))
         pid = victim.kill()
         eventually(
@@ -112,6 +114,8 @@ def _kill_at_random(mf: MemoryFile, a: pgalloc.Allocation, *, kills: int) -> Non
             "references come back",
         )
         crew.append(_Busy(a))
+        if kill % 20 == 19:
+            mf.drop_unclaimed()  # leases() gets long
     for busy in crew:
         busy.kill()
 
@@ -161,6 +165,7 @@ FORKS_FROM_BUSY_THREADS = """
 import multiprocessing, os, signal, sys, threading, time
 import pgalloc
 from pgalloc import MemoryFile, PAGE_SIZE, testing
+from waiting import eventually
 
 signal.alarm(200)  # a hang ends here
 FORKS = int(sys.argv[1])
@@ -181,7 +186,7 @@ def work(number):
                 ours.send(a)
                 with theirs.recv() as b:
                     assert bytes(memoryview(b)[:PAGE_SIZE]) == stamp, "lost"
-            time.sleep(0.001)
+            time.sleep(0.001)  # time: the load: the forking thread gets its turn
     except BaseException as error:
         failures.append(error)
 
@@ -208,8 +213,7 @@ for thread in threads:
     thread.join()
 assert failures == [], failures
 mf.drop_unclaimed()
-while mf.leases():
-    time.sleep(0.002)
+eventually(lambda: not mf.leases(), "the end of all leases")
 assert mf.has_unique_ref(kept.range)
 assert bytes(kept.view()[:5]) == b"still"
 kept.release()
@@ -233,6 +237,7 @@ def test_forks_from_a_process_whose_threads_share(forks: int) -> None:
         text=True,
         timeout=240,
         check=False,
+        env=environment(),
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -366,22 +371,22 @@ def test_a_token_whose_owner_died(owner: _Owner) -> None:
 def test_an_owner_dies_with_requests_under_way(owner: _Owner) -> None:
     """Every one of them ends, as gone."""
     a = owner.share()
-    ended = []
+    asked, ended = [0] * 4, []
 
-    def ask() -> None:
+    def ask(number: int) -> None:
         try:
             while True:
                 a.file.allocate(PAGE).release()
+                asked[number] += 1
         except OwnerGoneError:
             ended.append(True)
 
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    threads = [threading.Thread(target=ask, args=(n,), daemon=True) for n in range(4)]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    eventually(lambda: min(asked) >= 3, "asking")
     owner.kill()
-    for thread in threads:
-        thread.join(30)
+    join(threads)
     assert len(ended) == 4
     a.release()
 

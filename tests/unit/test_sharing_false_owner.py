@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import PAGE
 from false_owner import FILE_BYTES, HONEST, NAME, Answer, FalseOwner, Reply, well
+from waiting import TIMEOUT_S, join
 
 import pgalloc
 from pgalloc import OwnerGoneError
@@ -86,9 +86,19 @@ def _use(path: Path) -> None:
         peer.close()
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "REQUEST_MAX_S", 0.5)
+Impatience = Callable[..., None]
+
+
+@pytest.fixture
+def lose_patience(monkeypatch: pytest.MonkeyPatch) -> Impatience:
+    """From now on, what is not answered at once is not answered; of one that is connected, too."""
+
+    def lose(peer: Any = None) -> None:
+        monkeypatch.setattr(connection, "REQUEST_MAX_S", 0.05)
+        if peer is not None:
+            peer._connection._socket.settimeout(0.05)
+
+    return lose
 
 
 @pytest.fixture
@@ -210,36 +220,39 @@ def _in_time(run: Callable[[], Any]) -> BaseException | None:
 
     thread = threading.Thread(target=guarded, daemon=True)
     thread.start()
-    thread.join(20)
-    assert not thread.is_alive(), "it hangs"
+    join([thread])
     return raised[0] if raised else None
 
 
 @pytest.mark.parametrize("asked", [Op.HELLO, Op.SERVED, Op.OPEN])
-def test_an_owner_that_never_answers_lets_nobody_in(path: Path, asked: Op) -> None:
+def test_an_owner_that_never_answers_lets_nobody_in(
+    path: Path, asked: Op, lose_patience: Impatience
+) -> None:
     silence = threading.Event()
 
     def stay_silent(number: int) -> None:
-        silence.wait(20)
+        silence.wait(TIMEOUT_S)
 
+    lose_patience()
     with FalseOwner(path, {asked: stay_silent}):
         raised = _in_time(lambda: pgalloc.connect(path))
         silence.set()
     assert isinstance(raised, OwnerGoneError)
 
 
-def test_an_owner_that_stops_answering(path: Path) -> None:
+def test_an_owner_that_stops_answering(path: Path, lose_patience: Impatience) -> None:
     """It counts as gone: the pages stay, and further requests fail at once."""
     silence = threading.Event()
 
     def stay_silent(number: int) -> None:
-        silence.wait(20)
+        silence.wait(TIMEOUT_S)
 
     with FalseOwner(path, {Op.USAGE: stay_silent}):
         peer = pgalloc.connect(path)
         allocation = peer.allocate(PAGE)
         view = allocation.view()
         view[:4] = b"kept"
+        lose_patience(peer)
         assert isinstance(_in_time(peer.usage), OwnerGoneError)
         assert isinstance(_in_time(lambda: peer.allocate(PAGE)), OwnerGoneError)
         silence.set()
@@ -261,14 +274,15 @@ class _Talkative(FalseOwner):
                 self.send(connection, reply)
                 continue
             while self.send(connection, Reply(protocol.pack(0, number + 1000))):
-                time.sleep(0.01)
+                pass
             return
 
 
-def test_an_owner_that_answers_what_nobody_asked(path: Path) -> None:
+def test_an_owner_that_answers_what_nobody_asked(path: Path, lose_patience: Impatience) -> None:
     """Answers to other requests do not count, however many come."""
     with _Talkative(path, {}):
         peer = pgalloc.connect(path)
+        lose_patience(peer)
         assert isinstance(_in_time(peer.usage), OwnerGoneError)
         peer.close()
 
@@ -280,6 +294,6 @@ def test_close_hangs_up(path: Path) -> None:
         allocation = peer.allocate(PAGE)
         assert not owner.left.is_set()
         peer.close()
-        assert owner.left.wait(20)
+        assert owner.left.wait(TIMEOUT_S)
         assert peer.closed
         allocation.release()
