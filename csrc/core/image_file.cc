@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/crc32c.h"
+#include "image/checks.h"
 #include "image/decode.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -14,12 +15,11 @@
 
 namespace pgalloc {
 
+using image::corrupt;
 using os::retry_interrupted;
 using os::sys;
 
 namespace {
-
-Status corrupt(const char* message) { return Status::error(ErrorCode::kSnapshotCorrupt, message); }
 
 // Opening a pipe must not wait for somebody to write; regular files are not affected.
 constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;

@@ -2,14 +2,16 @@
 
 #include <algorithm>
 
+#include "image/checks.h"
 #include "image/decode.h"
 
 namespace pgalloc {
+
+using image::corrupt;
+
 namespace {
 
 constexpr size_t kPiece = size_t{1} << 20;
-
-Status corrupt(const char* message) { return Status::error(ErrorCode::kSnapshotCorrupt, message); }
 
 }  // namespace
 
