@@ -71,6 +71,7 @@ def torture(options: argparse.Namespace, methods: list[str]) -> None:
         try:
             owner.start(options.peers)
             end = time.monotonic() + options.seconds
+            # time: how long the run is
             while time.monotonic() < end and owner.counts["operations"] < options.operations:
                 owner.round()
             owner.finish()

@@ -209,7 +209,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pgalloc-snapshots-") as folder:
         faulthandler.dump_traceback_later(options.patience, exit=True)  # it has a thread
         leftovers = audit.Leftovers()
-        while time.monotonic() < end:
+        while time.monotonic() < end:  # time: how long the run is
             faulthandler.dump_traceback_later(options.patience, exit=True)
             try:
                 Round(number, options, Path(folder), counts).run()

@@ -86,7 +86,7 @@ class Run:
         if not self.file.wait_for_evictions(timeout=60) or not self.file.wait_for_reclaim(60):
             raise PromiseBrokenError("evictions or the reclaimer do not come to an end")
         while not self.file.update_usage():
-            time.sleep(0.01)
+            time.sleep(0.01)  # time: scans are throttled
         pgalloc.testing.verify(self.file)
         booked, stored = sum(self.file.usage().values()), self.file.total_usage()
         if booked != stored:

@@ -220,7 +220,7 @@ def guarded(run: Run) -> None:
             written = run.attempt(lambda: unpinned._write(0, b"d" * (4 * PAGE)) is None)
             _core.guard_configure([(str(tree), True)], None)
             unpinned.unpin()
-            time.sleep(0.005)  # its first look, and a sleep
+            time.sleep(0.005)  # time: for its first look, and a sleep
     finally:
         _core.guard_park()
         _core.guard_configure([], None)

@@ -31,6 +31,7 @@ class Hog:
             self.longest_s = max(self.longest_s, time.perf_counter() - begin)
             self.copies += 1
             del copy
+            # time: a rest in which others may run, or there is no limit to keep
             time.sleep(_REST_S)
 
     def __enter__(self) -> Self:

@@ -52,7 +52,7 @@ def watch(process: subprocess.Popen[str], usage_file: Path, near: int) -> Closen
             elif near_since is None:
                 near_since = now
             last = now
-            time.sleep(_PERIOD_S)
+            time.sleep(_PERIOD_S)  # time: how often it samples
     finally:
         os.close(fd)
     return seen

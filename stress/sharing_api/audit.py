@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Ranges = Iterable[tuple[int, int]]
 
-_SETTLE_S_MAX = 30.0  # those who were killed or ended are noticed meanwhile
+_SETTLE_S_MAX = 60.0  # those who were killed or ended are noticed meanwhile
 
 
 def expect(file: MemoryFile, peers: Mapping[int, Ranges], own: Ranges) -> None:
@@ -36,9 +36,9 @@ def expect(file: MemoryFile, peers: Mapping[int, Ranges], own: Ranges) -> None:
 
     deadline = time.monotonic() + _SETTLE_S_MAX
     while (fault := _fault(file, bytes_leased, references)) is not None:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline:  # time: a bound on a hang
             raise PromiseBrokenError(fault)
-        time.sleep(0.002)
+        time.sleep(0.002)  # time: it polls
 
 
 def _pages(ranges: Ranges) -> set[int]:
@@ -72,7 +72,7 @@ def expect_kernel_agrees(file: MemoryFile) -> None:
     if not file.wait_for_reclaim(60):
         raise PromiseBrokenError("the reclaimer does not come to an end")
     while not file.update_usage():
-        time.sleep(0.01)
+        time.sleep(0.01)  # time: scans are throttled
     pgalloc.testing.verify(file)
     booked, stored = sum(file.usage().values()), file.total_usage()
     if booked != stored:

@@ -51,13 +51,13 @@ class Children:
         now = time.monotonic()
         for child, deadline in list(self._deadlines.items()):
             killed_on = self._killed_on[child]
-            if killed_on is not None and now >= killed_on:
+            if killed_on is not None and now >= killed_on:  # time: the load: when it is killed
                 os.kill(child, signal.SIGKILL)
             reaped, status = os.waitpid(child, os.WNOHANG)
             if reaped:
                 del self._deadlines[child], self._killed_on[child]
                 _judge(os.waitstatus_to_exitcode(status), killed=killed_on is not None)
-            elif now >= deadline:
+            elif now >= deadline:  # time: a bound on a hang
                 os.kill(child, signal.SIGKILL)
                 raise marks.PromiseBrokenError("a forked child hangs")
 
@@ -65,7 +65,7 @@ class Children:
         """Until all have ended."""
         while self._deadlines:
             self.look_after()
-            time.sleep(0.001)
+            time.sleep(0.001)  # time: it polls
 
 
 def _judge(status: int, *, killed: bool) -> None:
@@ -82,7 +82,7 @@ def _be_the_child(holdings: Sequence[Holding], peer: int) -> NoReturn:
                 holding.check("in a forked child")
             if holdings:
                 own.append(_new_holding(holdings[0].file, os.getpid() << 32 | number << 16))
-            time.sleep(_PAUSE_S)
+            time.sleep(_PAUSE_S)  # time: the load: how long it lives
         status = 0
     except BaseException:
         if os.getppid() == peer:  # else the run may be over, and nobody asks

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pgalloc import MemoryFile
 
 METHODS = ("fork", "spawn", "forkserver")
-_RETURN_S_MAX = 30.0
+_RETURN_S_MAX = 60.0
 _END_S_MAX = 60.0
 
 
@@ -70,9 +70,9 @@ class Crew:
         member.process.kill()
         since = time.monotonic()
         while pid in self._holders():
-            if time.monotonic() > since + _RETURN_S_MAX:
+            if time.monotonic() > since + _RETURN_S_MAX:  # time: a bound on a hang
                 raise PromiseBrokenError(f"the references of dead peer {pid} do not come back")
-            time.sleep(0.0005)
+            time.sleep(0.0005)  # time: how exactly the delay is measured
         if held:
             self.delays_s.append(time.monotonic() - since)
         self._bury(member)
@@ -88,6 +88,7 @@ class Crew:
         member = self.members.pop(number)
         give_up = time.monotonic() + _END_S_MAX
         last = None
+        # time: a bound on a hang
         while member.process.exitcode is None and time.monotonic() < give_up:
             member.process.join(0.01)
             last = member.line.last_waiting() or last

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torture_api.marks import PromiseBrokenError
 
-_SETTLE_S_MAX = 10.0  # the broker's thread ends a moment after its last peer
+_SETTLE_S_MAX = 60.0  # the broker's thread ends a moment after its last peer
 
 
 class Leftovers(NamedTuple):
@@ -31,6 +31,6 @@ def expect(before: Leftovers) -> None:
         after = Leftovers.now()
         if all(now <= then for now, then in zip(after, before, strict=True)):
             return
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline:  # time: a bound on a hang
             raise PromiseBrokenError(f"left behind: {after} instead of {before}")
-        time.sleep(0.01)
+        time.sleep(0.01)  # time: it polls

@@ -68,10 +68,10 @@ class Owner:
         """Let the peers loose for a while; some die. Then all are quiet, and audited."""
         end = time.monotonic() + _ROUND_S
         next_kill = time.monotonic() + self._random.expovariate(1 / self._kill_every_s)
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < end:  # time: how long a round is
             for number, envelope in self._post(min(next_kill, end) - now):
                 self._deliver(number, envelope)
-            if time.monotonic() >= next_kill:
+            if time.monotonic() >= next_kill:  # time: the load: when it is killed
                 self._start(self._crew.kill_any())
                 next_kill += self._random.expovariate(1 / self._kill_every_s)
             if self._random.random() < 0.02:
@@ -138,7 +138,7 @@ class Owner:
         deadline = time.monotonic() + _REPORT_S_MAX
         reports: dict[int, Report] = {}
         while len(reports) < len(self._crew.members):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline:  # time: a bound on a hang
                 raise PromiseBrokenError("a peer does not answer")
             for number, envelope in self._post(1.0):
                 if envelope.to != OWNER:

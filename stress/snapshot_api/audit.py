@@ -24,7 +24,7 @@ def at_rest(file: MemoryFile) -> None:
     if file.loading or progress.pending_bytes:
         raise PromiseBrokenError(f"loaded, and yet loading: {progress}")
     while not file.update_usage():
-        time.sleep(0.002)
+        time.sleep(0.002)  # time: scans are throttled
     testing.verify(file)
     booked, stored = sum(file.usage().values()), file.total_usage()
     if booked != stored:
@@ -55,7 +55,7 @@ class Leftovers:
         An exception out of a signal handler can leave a thread of Python stuck before it begins
         (threading.Event is not made for them); such a one is not counted.
         """
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _PATIENCE_S
         while True:
             gc.collect()
             now = self._now()
@@ -64,12 +64,12 @@ class Leftovers:
             if after_interrupts and now[0] <= self._before[0] and not _own_threads():
                 self._before = now
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline:  # time: a bound on a hang
                 raise PromiseBrokenError(
                     "left behind: (descriptors, mappings, threads, booked bytes) "
                     f"are {now} instead of {self._before}; {threading.enumerate()}"
                 )
-            time.sleep(0.005)
+            time.sleep(0.005)  # time: it polls
 
     def _now(self) -> tuple[int, ...]:
         return (

@@ -59,7 +59,7 @@ def _churn(crew: Crew, file: MemoryFile, rng: random.Random, owner: int, counts:
             with allocation.view(readonly=True) as view:
                 stamp.expect(view, "beside a save")
             allocation.release()
-        time.sleep(rng.choice([0, 0, 0.001]))
+        time.sleep(rng.choice([0, 0, 0.001]))  # time: the load
     for allocation, _ in kept:
         allocation.release()
 
@@ -98,11 +98,11 @@ def _be_the_child(file: MemoryFile, piece: Piece) -> None:
 
 def _wait_for(child: int) -> int:
     deadline = time.monotonic() + _CHILD_SECONDS_MAX
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline:  # time: a bound on a hang
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
+        time.sleep(0.001)  # time: it polls
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     raise PromiseBrokenError("a forked child hangs")

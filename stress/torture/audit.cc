@@ -52,7 +52,7 @@ void settle(MemoryFile& file) {
     const Result<bool> current = file.update_usage(nullptr);
     if (!current.ok()) expect_ok(current.status(), "update_usage");
     if (*current) return;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // time: it polls
   }
 }
 

@@ -10,6 +10,7 @@
 namespace pgalloc::torture {
 namespace {
 
+// time: the load: workers need the lock, too
 void pause(std::chrono::microseconds time) { std::this_thread::sleep_for(time); }
 
 }  // namespace

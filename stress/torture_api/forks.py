@@ -64,11 +64,11 @@ def _be_the_child(file: MemoryFile, holding: Holding) -> None:
 
 def _wait_for(child: int) -> int:
     deadline = time.monotonic() + _CHILD_SECONDS_MAX
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline:  # time: a bound on a hang
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
+        time.sleep(0.001)  # time: it polls
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     raise marks.PromiseBrokenError("a forked child hangs")

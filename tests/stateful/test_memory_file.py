@@ -579,8 +579,9 @@ class MemoryFileMachine(RuleBasedStateMachine):
         for number in users:
             user, expected = self.users[number], self.evictables.evict(number)
             deadline = time.monotonic() + 30
+            # time: a bound on a hang
             while len(user.asked) < len(expected) and time.monotonic() < deadline:
-                time.sleep(0.0002)
+                time.sleep(0.0002)  # time: it polls
             assert user.asked == expected
             user.asked.clear()
         assert self.mf.wait_for_evictions(30)

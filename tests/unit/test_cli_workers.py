@@ -181,8 +181,8 @@ def test_a_signal_ends_everybody(tree: Path) -> None:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 15
-        while not segments(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.005)
+        while not segments(process.pid) and time.monotonic() < deadline:  # time: a bound on a hang
+            time.sleep(0.005)  # time: it polls
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=15)
     finally:
@@ -202,8 +202,8 @@ def test_owners_end_with_the_command_however_it_ends(tree: Path, tmp_path: Path)
     running._process.stdin.close()  # as the kernel does when the command dies
     assert running._process.wait(timeout=10) == 0
     deadline = time.monotonic() + 10
-    while members(running._process.pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    while members(running._process.pid) and time.monotonic() < deadline:  # time: a bound on a hang
+        time.sleep(0.01)  # time: it polls
     assert members(running._process.pid) == []
     running.close()
 
@@ -311,13 +311,15 @@ def test_who_belongs_to_a_session() -> None:
     process = subprocess.Popen(["sh", "-c", command], start_new_session=True)
     try:
         deadline = time.monotonic() + 10
+        # time: a bound on a hang
         while len(members(process.pid)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(0.01)  # time: it polls
         assert process.pid in members(process.pid)
         assert len(members(process.pid)) == 2
         process.send_signal(signal.SIGKILL)
+        # time: a bound on a hang
         while process.pid in members(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.01)
+            time.sleep(0.01)  # time: it polls
         assert (
             len(members(process.pid)) == 1
         )  # one that is killed but not waited for does not count

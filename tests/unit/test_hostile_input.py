@@ -246,8 +246,9 @@ def test_hostile_values(
 def _settled(hands: Hands, descriptors: int) -> tuple[Any, ...]:
     """Its state when the descriptors of a monitor have gone with the monitor's thread."""
     deadline = time.monotonic() + 1
+    # time: a bound on what will not come; the caller asserts
     while (state := hands.state())[-2] > descriptors and time.monotonic() < deadline:
-        time.sleep(0.001)
+        time.sleep(0.001)  # time: it polls
     return state
 
 

@@ -133,7 +133,7 @@ def test_killed_at_random(tmp_path: Path) -> None:
         os.close(writer)
         assert os.read(reader, 1) == b"1"
         os.close(reader)
-        time.sleep(rng.random() * 0.03)
+        time.sleep(rng.random() * 0.03)  # time: the load: when it is killed
         os.kill(pid, signal.SIGKILL)
         assert ending(pid) == -signal.SIGKILL
         pgalloc.verify_image(target)
