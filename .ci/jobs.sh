@@ -94,12 +94,9 @@ PYTHON
   "$work/tools/bin/python" -m pip install -q cmake ninja 'pybind11>=3' py-spy "${extras[@]}"
 }
 
-job_drivers_release() {
-  build release "" Release segment_set_driver image_driver torture core_driver
-}
-
-job_drivers_debug() {
-  build debug "" RelWithDebInfo segment_set_driver image_driver torture
+# With what valgrind needs to name lines.
+job_drivers() {
+  build drivers "" RelWithDebInfo segment_set_driver image_driver torture
 }
 
 job_asan_build() {
@@ -206,7 +203,7 @@ job_readme_demo() {
 # --- Sanitizers ---------------------------------------------------------------------------------------
 
 # A sanitizer's own memory is not what these measure, and one run of them is enough.
-not_sanitized='not takes_no_memory and not development and not enormous'
+not_sanitized='not takes_no_memory and not enormous'
 
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
@@ -226,21 +223,23 @@ asan_clean() {
   [ -z "$(own_reports)" ] || { cat "$CI_LOGS"/asan.*; return 1; }
 }
 
-# asan_rooms NAME...: their tests.
-asan_rooms() {
+# asan_tests NAME...: of these rooms.
+asan_tests() {
   asan_settings detect_leaks=0
   # shellcheck disable=SC2046
   LD_PRELOAD=$preload pytest_elsewhere "$python" -k "$not_sanitized" -m 'not slow' $(rooms "$@")
   asan_clean
 }
 
-job_asan_rooms_1() {
-  asan_rooms construction placement allocation references reclaim eviction usage discard hostile_input
+job_asan_rooms() {
+  asan_tests construction placement allocation references reclaim eviction usage discard \
+    cache cache_discards cache_snapshots cache_threads guard_decisions save restore fork_peers sharing
 }
 
-job_asan_rooms_2() {
-  asan_rooms cache cache_discards cache_snapshots cache_threads guard_decisions save restore \
-    fork_peers sharing
+# What callers do wrong, in Python's development mode: its allocators check their blocks, and that they
+# are called with the GIL, and an error that is set where a call succeeded is noticed.
+job_asan_hostile() {
+  PYTHONDEVMODE=1 asan_tests hostile_input hostile_callbacks hostile_hooks
 }
 
 job_asan_faults() {
@@ -318,7 +317,7 @@ job_tsan_api() {
 # checked DRIVER ARGUMENTS...
 checked() {
   valgrind -q --fair-sched=yes --error-exitcode=9 --leak-check=full \
-    --errors-for-leak-kinds=definite "$work/debug/$1" "${@:2}"
+    --errors-for-leak-kinds=definite "$work/drivers/$1" "${@:2}"
 }
 
 job_valgrind_sets() {
@@ -331,19 +330,29 @@ job_valgrind_torture() {
   must_fail checked torture --seconds 120 --operations 1000 --bytes-max 16777216 --plant dirty
 }
 
+# --- Long forms of what the suite samples --------------------------------------------------------------
+
+job_state_machines() {
+  HYPOTHESIS_PROFILE=ci "$python" -m pytest -q -p no:cacheprovider tests/stateful
+}
+
+job_faults() {
+  PGALLOC_FAULTS=all "$python" -m pytest -q -p no:cacheprovider tests/unit/test_faults.py -k failing
+}
+
 # --- Stress, and the bugs that it must find -----------------------------------------------------------
 
 job_stress_sets() {
-  "$work/release/segment_set_driver" --operations 1000000
-  must_fail "$work/release/segment_set_driver" --operations 1000000 --plant
+  "$work/drivers/segment_set_driver" --operations 1000000
+  must_fail "$work/drivers/segment_set_driver" --operations 1000000 --plant
 }
 
 job_stress_images() {
-  "$work/release/image_driver" --edits 200000 --every-bit
+  "$work/drivers/image_driver" --edits 200000 --every-bit
 }
 
 job_stress_torture() {
-  "$work/release/torture" --seconds 30
+  "$work/drivers/torture" --seconds 30
   "$python" stress/torture.py --seconds 20 --fork
 }
 
@@ -358,14 +367,14 @@ job_stress_snapshots() {
 job_planted_images() {
   local bug
   for bug in data usage index; do
-    must_fail "$work/release/image_driver" --plant $bug
+    must_fail "$work/drivers/image_driver" --plant $bug
   done
 }
 
 job_planted_torture() {
   local bug
   for bug in shared dirty lost epoch; do
-    must_fail "$work/release/torture" --seconds 60 --plant $bug
+    must_fail "$work/drivers/torture" --seconds 60 --plant $bug
   done
 }
 

@@ -17,7 +17,7 @@ unhurried() {
 segment_set() {
   local i
   for ((i = 1; i <= 500; ++i)); do
-    with_seed "$work/release/segment_set_driver" --operations 10000000
+    with_seed "$work/drivers/segment_set_driver" --operations 10000000
     echo "round $i of 500, $SECONDS s"
   done
 }
@@ -35,7 +35,7 @@ job_night_state_machines() {
 }
 
 job_night_torture() {
-  with_seed "$work/release/torture" --seconds 3600 --bytes-max 1073741824
+  with_seed "$work/drivers/torture" --seconds 3600 --bytes-max 1073741824
 }
 
 job_night_torture_api() {
@@ -76,8 +76,4 @@ job_night_save_killed() {
 
 job_night_hostile_images() {
   PGALLOC_BIT_STEP=1 PGALLOC_EDITS=100000 unhurried tests/unit/test_hostile_images.py
-}
-
-job_night_faults() {
-  PGALLOC_FAULTS=all unhurried tests/unit/test_faults.py
 }
