@@ -20,8 +20,7 @@
 //      takes a reference on them before the punch is through.
 //
 // Where to find what: memory_file.cc construction, close, small calls; allocate.cc section B;
-// reclaim.cc section F; update_usage.cc section H; discard.cc unpinned memory; save.cc and load.cc section J; threads.cc the
-// background threads.
+// reclaim.cc F; update_usage.cc H; discard.cc unpinned memory; save.cc, load.cc J; threads.cc threads.
 #pragma once
 
 #include <chrono>
