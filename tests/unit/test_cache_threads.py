@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import PAGE
+from held_call import HeldCall
 from waiting import TIMEOUT_S, Aim, eventually, join
 
 import pgalloc
@@ -154,6 +155,24 @@ def test_a_value_that_is_looked_at_while_it_is_discarded() -> None:
                     pressure.demand(8 * PAGE)
 
         run_threads(read, read, read, discard, aim=aim)
+        testing.verify_cache(cache)
+
+
+def test_a_look_in_the_middle_of_a_discard() -> None:
+    """The pages are empty, and nobody has been told yet."""
+    seen: list[memoryview | None] = []
+    with Cache(policy="lru") as cache, testing.ManualPressure() as pressure:
+        cache["k"] = b"\xff" * 4 * PAGE
+        with HeldCall("fallocate") as punch:
+            discarder = threading.Thread(target=pressure.demand, args=(1 << 40,))
+            discarder.start()
+            punch.wait()
+            readers = [threading.Thread(target=lambda: seen.append(cache.get("k"))) for _ in "ab"]
+            for reader in readers:
+                reader.start()
+            punch.let_go()
+            join([discarder, *readers])
+        assert seen == [None, None]
         testing.verify_cache(cache)
 
 
