@@ -118,7 +118,7 @@ class Run:
             worker.step()
 
     def _watch_usage(self) -> None:
-        while not self.stop.wait(0.01):
+        while not self.stop.wait(0.01):  # time: the load
             self.file.update_usage()
             self.file.update_usage([1, 3])
             str(self.file)
@@ -127,7 +127,7 @@ class Run:
                 raise PromiseBrokenError("pages could be neither punched nor zeroed")
 
     def _watch_invariants(self) -> None:
-        while not self.stop.wait(0.02):
+        while not self.stop.wait(0.02):  # time: the load
             pgalloc.testing.verify(self.file)
 
     def _fork(self) -> None:

@@ -65,7 +65,7 @@ def _churn(crew: Crew, file: MemoryFile, rng: random.Random, owner: int, counts:
 
 
 def _scan(crew: Crew, file: MemoryFile) -> None:
-    while not crew.stop.wait(0.003):
+    while not crew.stop.wait(0.003):  # time: the load
         file.update_usage()
         testing.verify(file)
 
@@ -73,7 +73,7 @@ def _scan(crew: Crew, file: MemoryFile) -> None:
 def keep_forking(crew: Crew, file: MemoryFile, piece: Piece, counts: Tally) -> None:
     """Fork until the crew stops. A child sees the stamp of a piece that stays, or an error."""
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
-    while not crew.stop.wait(0.02):
+    while not crew.stop.wait(0.02):  # time: the load
         child = os.fork()
         if child == 0:
             _be_the_child(file, piece)

@@ -31,7 +31,7 @@ def keep_forking(file: MemoryFile, stop: threading.Event) -> int:
     marks.write(allocation, first)
     holding = Holding(first, allocation)
     forks = 0
-    while not stop.wait(0.05):
+    while not stop.wait(0.05):  # time: the load
         child = os.fork()
         if child == 0:
             _be_the_child(file, holding)

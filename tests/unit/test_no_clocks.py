@@ -63,9 +63,16 @@ def faults_of_python(source: str) -> set[int]:
 
 
 def _sleeps(tree: ast.AST) -> Iterator[ast.expr]:
+    """Waiting for an event for less than a second is meant to end without it."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and _name(node.func) == "sleep":
-            yield node
+        if not isinstance(node, ast.Call):
+            continue
+        match node.args:
+            case [ast.Constant(value=float(seconds))] if _name(node.func) == "wait":
+                if 0 < seconds < 1:
+                    yield node
+            case _ if _name(node.func) == "sleep":
+                yield node
 
 
 def _comparisons_with_a_time(tree: ast.AST) -> Iterator[ast.expr]:
@@ -146,6 +153,8 @@ from time import nap, monotonic
 time.nap(1)  # FAULT
 nap(1)  # FAULT
 async def main(): await asyncio.nap(1)  # FAULT
+while not stop.wait(0.01): pass  # FAULT
+stop.wait(5), stop.wait(0), stop.wait(timeout)
 time.nap(1)  # time: the load
 # time: the load
 time.nap(1)
