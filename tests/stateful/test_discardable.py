@@ -335,4 +335,7 @@ class DiscardMachine(RuleBasedStateMachine):
 @pytest.mark.timeout(0 if settings().max_examples > 1000 else 300)
 def test_discards_do_what_the_model_does() -> None:
     phases = [Phase.generate] if PLANTED else list(settings().phases)
-    run_state_machine_as_test(DiscardMachine, settings=settings(phases=phases))
+    examples = 2 * settings().max_examples  # they are cheap, and a lost handle is rare
+    run_state_machine_as_test(
+        DiscardMachine, settings=settings(phases=phases, max_examples=examples)
+    )
