@@ -332,6 +332,12 @@ class ModelFile:
             self.stored.add(page)
             self.content[page] = stamp
 
+    def spill(self, pages: set[int]) -> None:
+        """What a file system stores around pages that are touched: it goes by large folios."""
+        assert not self.in_memory
+        assert not pages & self.content.keys()
+        self.stored |= pages
+
     def read(self, start: int, end: int) -> bytes:
         """Through a mapping, which stores a page of shared memory that was a hole."""
         if self.in_memory:
@@ -361,9 +367,8 @@ class ModelFile:
 
     # --- H: usage ---------------------------------------------------------------------------------
 
-    def update_usage(self, memcg_ids: list[int] | None = None) -> bool:
-        """Row H2. False if a scan was due but came too soon."""
-        stored = len(self.stored) * PAGE
+    def update_usage(self, stored: int, memcg_ids: list[int] | None = None) -> bool:
+        """Row H2, with the bytes that fstat() tells. False if a scan was due but came too soon."""
         if stored == self.known_bytes() or self.last_scan == (self.changes, stored):
             return True
         if memcg_ids is None:
