@@ -1,8 +1,8 @@
 """What a test leaves behind: descriptors, mappings, threads and booked bytes, counted around each.
 
-Counting is cheap, and collecting garbage is not: it happens where something seems to be left over, and
-once before the first test of each module. A test can therefore only be compared with a count that is
-too high if the module before left garbage behind, which that one collection rules out.
+Counting is cheap, and collecting garbage is not: it happens where something seems to be left over,
+and once before the first test of each module. A count would be too high only if the module before
+had left garbage behind, which that one collection rules out.
 """
 
 from __future__ import annotations

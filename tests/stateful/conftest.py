@@ -1,7 +1,7 @@
 """Hypothesis profiles, by HYPOTHESIS_PROFILE.
 
-"suite", the default, has as many examples as it takes to find the planted bugs of docs/testing.md; CI
-runs "ci" in a job of its own, and a night's run "long", of a hundred thousand steps a machine.
+"suite", the default, is for every change; CI runs "ci" in a job of its own, and a night's run
+"long", of a hundred thousand steps a machine.
 """
 
 from __future__ import annotations

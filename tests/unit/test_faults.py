@@ -24,7 +24,7 @@ from conftest import PAGE
 from fault_scenarios import LIVES, POPULATE, Run, Scenario, abandoned
 from fault_sharing import SHARING
 from fault_snapshots import SNAPSHOTS
-from waiting import eventually
+from waiting import eventually, is_inside
 
 import pgalloc
 from pgalloc import MemoryFile, _core, testing
@@ -211,8 +211,8 @@ def _sites(directory: Path, name: str) -> Iterator[tuple[Scenario, int]]:
 def _with_errors(name: str, sites: list[Site]) -> Iterator[tuple[Site, list[int]]]:
     """The errors to try at each site: every one with PGALLOC_FAULTS=all.
 
-    Else two, in turn, so that neighbours fail in other ways; or as many more as it takes to try each
-    error of the name somewhere.
+    Else two, in turn, so that neighbours fail in other ways; or as many more as it takes to try
+    each error of the name somewhere.
     """
     errors = _errors(name)
     each = len(errors)
@@ -252,7 +252,7 @@ def test_a_thread_that_waits_for_a_save_learns_why_it_failed() -> None:
 
         first = threading.Thread(target=take)  # it has the front, which nobody takes from it
         first.start()
-        first.join(0.2)
+        eventually(lambda: is_inside(first, take.__qualname__))
         with FaultPlan("pread", errno.EIO), pytest.raises(OSError):
             writer.next_item()
         first.join()

@@ -113,7 +113,7 @@ def test_flipped_bits(slot: Slot, encoding: int) -> None:
 )
 @pytest.mark.usefixtures("alone")
 def test_flipped_bits_of_a_page(slot: Slot, encoding: int, page: int) -> None:
-    """One bit in 61; every one with PGALLOC_BIT_STEP=1, as `image_driver --every-bit` does natively."""
+    """One bit in 61; every one with PGALLOC_BIT_STEP=1, as `image_driver --every-bit` does."""
     bits = list(range(page * PAGE * 8, (page + 1) * PAGE * 8, BIT_STEP))
     refuse_flips(slot, build(sample(encoding)), bits)
 

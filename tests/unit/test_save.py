@@ -17,6 +17,7 @@ import pytest
 from conftest import CHUNK, GIB, PAGE, stored, update_usage
 from image_model import parse
 from snapshots import contents, files_in, image_of, merged, random_file
+from waiting import eventually, is_inside
 
 import pgalloc
 from pgalloc import (
@@ -158,8 +159,7 @@ def test_j1_saving_waits_until_nothing_is_reclaimable(mf: MemoryFile) -> None:
         mf.dec_ref(freed)
         thread = threading.Thread(target=lambda: images.append(image_of(mf)))
         thread.start()
-        thread.join(0.2)
-        assert thread.is_alive()
+        eventually(lambda: is_inside(thread, "image_of"))
     thread.join()
     image = parse(images[0])
     assert [(u.start, u.end) for u in image.usage] == [(kept.start, kept.end)]
