@@ -239,7 +239,9 @@ job_asan_rooms() {
 # What callers do wrong, in Python's development mode: its allocators check their blocks, and that they
 # are called with the GIL, and an error that is set where a call succeeded is noticed.
 job_asan_hostile() {
-  PYTHONDEVMODE=1 asan_tests hostile_input hostile_callbacks hostile_hooks
+  export PYTHONDEVMODE=1
+  asan_tests hostile_input hostile_callbacks hostile_hooks
+  must_fail env LD_PRELOAD="$preload" "$python" .ci/planted/block.py
 }
 
 job_asan_faults() {
@@ -299,7 +301,7 @@ job_tsan_rooms() {
 job_tsan_torture() {
   tsan_settings
   "$work/tsan/chunk_map_driver" --rounds 20
-  "$work/tsan/torture" --seconds 120 --operations 6000 --bytes-max 67108864
+  "$work/tsan/torture" --seconds 240 --operations 200000 --bytes-max 67108864
   tsan_clean
   must_fail "$work/tsan/chunk_map_driver" --rounds 5 --plant
 }
@@ -321,12 +323,12 @@ checked() {
 }
 
 job_valgrind_sets() {
-  checked segment_set_driver --operations 3000
-  checked image_driver --edits 500
+  checked segment_set_driver --operations 20000
+  checked image_driver --edits 3000
 }
 
 job_valgrind_torture() {
-  checked torture --seconds 120 --operations 1000 --bytes-max 16777216
+  checked torture --seconds 240 --operations 10000 --bytes-max 16777216
   must_fail checked torture --seconds 120 --operations 1000 --bytes-max 16777216 --plant dirty
 }
 
@@ -343,7 +345,7 @@ job_faults() {
 # --- Stress, and the bugs that it must find -----------------------------------------------------------
 
 job_stress_sets() {
-  "$work/drivers/segment_set_driver" --operations 1000000
+  "$work/drivers/segment_set_driver" --operations 20000000
   must_fail "$work/drivers/segment_set_driver" --operations 1000000 --plant
 }
 
@@ -357,7 +359,9 @@ job_stress_torture() {
 }
 
 job_stress_sharing() {
-  "$python" stress/sharing.py --seconds 75
+  "$python" stress/sharing.py --seconds 30
+  # More than five hundred deaths.
+  "$python" stress/sharing.py --seconds 45 --start-method fork --kill-every 0.06
 }
 
 job_stress_snapshots() {
