@@ -15,20 +15,18 @@ readme_command() {
   sed -n "/<!-- command: $1 -->/,/^\`\`\`\$/p" README.md | sed '1,2d;$d'
 }
 
-# A planted bug has to be found.
+# must_fail STATUS PATTERN COMMAND...: a planted bug has to be found, by this exit status and with output
+# that matches; any other failure finds nothing.
 must_fail() {
   local log status=0
   log=$(mktemp)
-  "$@" >"$log" 2>&1 || status=$?
-  case $status in
-    # 126 and 127: the shell could not run it.
-    0 | 126 | 127)
-      echo "planted bug NOT found (exit $status): $*"
-      tail -20 "$log"
-      return 1
-      ;;
-  esac
-  echo "planted bug found: $*"
+  "${@:3}" >"$log" 2>&1 || status=$?
+  if [ "$status" != "$1" ] || ! grep -E "$2" "$log" >/dev/null; then
+    echo "planted bug NOT found (exit $status, not $1 with '$2'): ${*:3}"
+    tail -20 "$log"
+    return 1
+  fi
+  echo "planted bug found: ${*:3}"
 }
 
 # build NAME SANITIZERS BUILD_TYPE TARGET...: into $work/NAME; _core is the extension module.
@@ -94,9 +92,9 @@ PYTHON
   "$work/tools/bin/python" -m pip install -q cmake ninja 'pybind11>=3' py-spy "${extras[@]}"
 }
 
-# With what valgrind needs to name lines.
+# As users get the core.
 job_drivers() {
-  build drivers "" RelWithDebInfo segment_set_driver image_driver torture
+  build drivers "" Release segment_set_driver image_driver torture core_driver
 }
 
 job_asan_build() {
@@ -133,7 +131,7 @@ job_tidy() {
     -Dpybind11_DIR="$(pybind11-config --cmakedir)" >"$CI_LOGS/cmake.log"
   git ls-files 'csrc/*.cc' | xargs -P "$CI_WEIGHT" -n 4 clang-tidy -p "$work/tidy" --quiet \
     --extra-arg=-Wthread-safety 2>"$CI_LOGS/tidy.log"
-  must_fail clang-tidy --quiet --checks='-*,clang-diagnostic-thread-safety*' \
+  must_fail 1 thread-safety clang-tidy --quiet --checks='-*,clang-diagnostic-thread-safety*' \
     --warnings-as-errors='*' --extra-arg=-Wthread-safety .ci/planted/unlocked.cc -- \
     -std=c++20 -Icsrc
 }
@@ -212,6 +210,7 @@ asan_settings() {
   preload="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)"
   export PYTHONPATH=$work/asan/site
   export ASAN_OPTIONS=exitcode=99:allocator_may_return_null=1:log_path=$CI_LOGS/asan:$1
+  ASAN_OPTIONS=detect_leaks=0 sanitized_is_found asan
 }
 
 # Reports that have pgalloc's own code in a stack.
@@ -221,6 +220,15 @@ own_reports() {
 
 asan_clean() {
   [ -z "$(own_reports)" ] || { cat "$CI_LOGS"/asan.*; return 1; }
+}
+
+# The extension that Python finds is the one that was built with the sanitizer.
+sanitized_is_found() {
+  LD_PRELOAD=$preload "$python" -P - "$work/$1/site" <<'PYTHON'
+import sys
+from pgalloc import _core
+assert _core.__file__.startswith(sys.argv[1]), _core.__file__
+PYTHON
 }
 
 # asan_tests NAME...: of these rooms.
@@ -241,13 +249,14 @@ job_asan_rooms() {
 job_asan_hostile() {
   export PYTHONDEVMODE=1
   asan_tests hostile_input hostile_callbacks hostile_hooks
-  must_fail env LD_PRELOAD="$preload" "$python" .ci/planted/block.py
+  must_fail 134 "Debug memory block" env LD_PRELOAD="$preload" "$python" .ci/planted/block.py
 }
 
 job_asan_faults() {
   asan_settings detect_leaks=0
-  LD_PRELOAD=$preload pytest_elsewhere "$python" "$root/tests/unit/test_faults.py" \
-    -k failing
+  PGALLOC_FAULTS=all LD_PRELOAD=$preload pytest_elsewhere "$python" "$root/tests/unit/test_faults.py" \
+    -k failing_always
+  LD_PRELOAD=$preload pytest_elsewhere "$python" "$root/tests/unit/test_faults.py" -k failing_once
   asan_clean
 }
 
@@ -265,7 +274,7 @@ job_asan_images() {
 # stacks need the slow unwinder, and Python objects mallocs of their own.
 job_asan_leaks() {
   asan_settings detect_leaks=0
-  must_fail env LD_PRELOAD="$preload" ASAN_OPTIONS="$ASAN_OPTIONS:log_path=stderr" \
+  must_fail 99 heap-buffer-overflow env LD_PRELOAD="$preload" ASAN_OPTIONS="$ASAN_OPTIONS:log_path=stderr" \
     "$python" .ci/planted/overflow.py
   asan_settings detect_leaks=1:fast_unwind_on_malloc=0
   export PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0
@@ -279,6 +288,7 @@ job_asan_leaks() {
 tsan_settings() {
   preload=$(g++ -print-file-name=libtsan.so)
   export PYTHONPATH=$work/tsan/site TSAN_OPTIONS=exitcode=66:log_path=$CI_LOGS/tsan
+  sanitized_is_found tsan
 }
 
 # No report, of pgalloc's or anything else's.
@@ -303,7 +313,7 @@ job_tsan_torture() {
   "$work/tsan/chunk_map_driver" --rounds 20
   "$work/tsan/torture" --seconds 240 --operations 200000 --bytes-max 67108864
   tsan_clean
-  must_fail "$work/tsan/chunk_map_driver" --rounds 5 --plant
+  must_fail 66 "" "$work/tsan/chunk_map_driver" --rounds 5 --plant
 }
 
 job_tsan_api() {
@@ -311,7 +321,7 @@ job_tsan_api() {
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
   LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
   tsan_clean
-  must_fail env LD_PRELOAD="$preload" "$python" .ci/planted/race.py
+  must_fail 66 "" env LD_PRELOAD="$preload" "$python" .ci/planted/race.py
 }
 
 # --- Valgrind -----------------------------------------------------------------------------------------
@@ -329,7 +339,7 @@ job_valgrind_sets() {
 
 job_valgrind_torture() {
   checked torture --seconds 240 --operations 10000 --bytes-max 16777216
-  must_fail checked torture --seconds 120 --operations 1000 --bytes-max 16777216 --plant dirty
+  must_fail 1 "" checked torture --seconds 120 --operations 10000 --bytes-max 16777216 --plant dirty
 }
 
 # --- Long forms of what the suite samples --------------------------------------------------------------
@@ -346,7 +356,7 @@ job_faults() {
 
 job_stress_sets() {
   "$work/drivers/segment_set_driver" --operations 20000000
-  must_fail "$work/drivers/segment_set_driver" --operations 1000000 --plant
+  must_fail 1 "" "$work/drivers/segment_set_driver" --operations 1000000 --plant
 }
 
 job_stress_images() {
@@ -371,36 +381,36 @@ job_stress_snapshots() {
 job_planted_images() {
   local bug
   for bug in data usage index; do
-    must_fail "$work/drivers/image_driver" --plant $bug
+    must_fail 1 "" "$work/drivers/image_driver" --plant $bug
   done
 }
 
 job_planted_torture() {
   local bug
   for bug in shared dirty lost epoch; do
-    must_fail "$work/drivers/torture" --seconds 60 --plant $bug
+    must_fail 1 "" "$work/drivers/torture" --seconds 60 --plant $bug
   done
 }
 
 job_planted_api() {
   local bug
   for bug in dirty view; do
-    must_fail "$python" stress/torture.py --seconds 60 --plant $bug
+    must_fail 1 FAILED "$python" stress/torture.py --seconds 60 --plant $bug
   done
   for bug in page decommit; do
-    must_fail "$python" stress/snapshots.py --seconds 60 --plant $bug
+    must_fail 1 FAILED "$python" stress/snapshots.py --seconds 60 --plant $bug
   done
 }
 
 job_planted_sharing() {
   local bug
   for bug in lost early; do
-    must_fail "$python" stress/sharing.py --seconds 60 --plant $bug
+    must_fail 1 FAILED "$python" stress/sharing.py --seconds 60 --plant $bug
   done
 }
 
 job_planted_discards() {
-  must_fail env PGALLOC_PLANT=discards "$python" -m pytest -q tests/stateful/test_discardable.py
+  must_fail 1 AssertionError env PGALLOC_PLANT=discards "$python" -m pytest -q tests/stateful/test_discardable.py
 }
 
 source .ci/night.sh

@@ -62,12 +62,12 @@ job_night_vm() {
 }
 
 job_night_other_pythons() {
-  local candidate found=0
-  while read -r candidate; do
-    found=$((found + 1))
+  local candidate found
+  mapfile -t found < <(other_pythons)
+  for candidate in "${found[@]}"; do
     in_python "$candidate" "$root/tests"
-  done < <(other_pythons)
-  echo "other CPythons tested: $found"
+  done
+  echo "other CPythons tested: ${#found[@]}"
 }
 
 job_night_save_killed() {

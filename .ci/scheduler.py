@@ -157,6 +157,8 @@ def wanted(plan: ModuleType, names: Sequence[str]) -> list[Job]:
     for name in names:
         expanded += [job.name for job in plan.LONG] if name == "long" else [name]
     there = {job.name for job in table if job.leaves and Path(job.leaves).exists()}
+    if "long" in names:
+        there.clear()  # a night is not spent on an extension of yesterday
     return with_needs(expanded, table, frozenset(there))
 
 

@@ -67,11 +67,10 @@ job_{_name}() {{
 
 @dataclass(frozen=True)
 class Done:
-    """What a run printed, its exit status, and how long it took."""
+    """What a run printed, its exit status."""
 
     output: str
     status: int
-    seconds: float
 
     def block(self, name: str) -> str:
         """What was printed from the end of a job to the start or end of another, or the table."""
@@ -106,12 +105,10 @@ class Toys:
 
     def run(self, *jobs: Job, names: tuple[str, ...] = ()) -> Done:
         """Run them to the end; afterwards no process is left."""
-        begin = time.monotonic()
         process = self.start(*jobs, names=names)
         output = process.communicate(timeout=120)[0]
-        seconds = time.monotonic() - begin
         self.expect_nothing_left()
-        return Done(output, process.returncode, seconds)
+        return Done(output, process.returncode)
 
     def expect_nothing_left(self) -> None:
         """No process knows this folder, nor is the one that knows nothing."""
@@ -217,7 +214,7 @@ def test_a_failed_job(toys: Toys) -> None:
         Job("reads", 1, 1),
     )
     bad = done.block("bad")
-    assert "=== bad FAILED (exit 7) after 0 s" in bad
+    assert "=== bad FAILED (exit 7) after " in bad
     assert "\n1101\n" not in bad  # the last 200 of 302 lines
     assert "\n1102\n" in bad
     assert "bad.log:302: Falsifying example: test(x=1)" in bad
@@ -242,9 +239,9 @@ def test_a_failed_job(toys: Toys) -> None:
 
 def test_a_job_that_hangs(toys: Toys) -> None:
     """Its processes, their threads and stacks are shown, wherever they went; then it ends."""
-    done = toys.run(Job("hang", 1, 1, limit_s=3), Job("good", 1, 1))
+    done = toys.run(Job("hang", 1, 1, limit_s=10), Job("good", 1, 1))
     hang = done.block("hang")
-    assert "=== hang FAILED (time-out, limit 3 s) after 3 s" in hang
+    assert "=== hang FAILED (time-out, limit 10 s) after " in hang
     assert re.search(r"^--- pid \d+, ppid \d+, state S: sleep 1000$", hang, re.M)
     assert re.search(r"^--- pid \d+, ppid \d+, state S: \S*python3 -c", hang, re.M)
     assert len(re.findall(r"^  thread \d+ 'python3", hang, re.M)) == 3
@@ -252,7 +249,6 @@ def test_a_job_that_hangs(toys: Toys) -> None:
     assert re.search(r"^\s+the_first_waits \(", hang, re.M), hang
     assert re.search(r"^\s+the_second_waits \(", hang, re.M)
     assert done.status == 1
-    assert done.seconds < 60
     assert "=== good passed" in done.output
 
 
@@ -271,7 +267,7 @@ def test_a_signal_ends_everything(toys: Toys, number: signal.Signals) -> None:
     process = toys.start(Job("slow", 1, 1))
     assert process.stdout is not None
     assert "=== slow started" in process.stdout.readline()
-    time.sleep(0.5)
+    time.sleep(0.5)  # time: it has children by now, or none; both have to end
     process.send_signal(number)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 1

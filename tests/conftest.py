@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import leaks
 import numpy as np  # noqa: F401 - starts its threads now, before the guard counts them
 import pytest
 
 import pgalloc
-from pgalloc import FileRange, MemoryFile, testing
+from pgalloc import FileRange, MemoryFile, _core, testing
 from pgalloc.pressure import default_guard
 from pgalloc.pressure.guard import GuardSource
 
@@ -29,15 +29,16 @@ CHUNK = pgalloc.CHUNK_SIZE
 GIB = 1 << 30
 
 
+def pytest_sessionstart() -> None:
+    """Tests of an extension that is older than its sources would say nothing of them."""
+    sources = [path for path in (Path(__file__).parents[1] / "csrc").rglob("*") if path.is_file()]
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    if newest.stat().st_mtime > Path(_core.__file__).stat().st_mtime:
+        raise pytest.UsageError(f"{newest} is newer than {_core.__file__}: install it again")
+
+
 def pytest_collection_finish() -> None:
-    """What was imported and collected stays: no collection of garbage has to look at it again."""
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_garbage_of_the_module_before() -> None:
-    gc.collect()
+    leaks.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def leak_guard(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("leaks_allowed"):
         yield
         return
-    before = leaks.holdings()
+    before = leaks.begin()
     yield
     leaks.check(before)
 

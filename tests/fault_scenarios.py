@@ -219,8 +219,9 @@ def guarded(run: Run) -> None:
         if unpinned is not None:
             written = run.attempt(lambda: unpinned._write(0, b"d" * (4 * PAGE)) is None)
             _core.guard_configure([(str(tree), True)], None)
+            looks = _core.guard_status()["looks"]
             unpinned.unpin()
-            time.sleep(0.005)  # time: for its first look, and a sleep
+            _wait_for_looks(looks + 2, 0.02 if run.planned else 20)
     finally:
         _core.guard_park()
         _core.guard_configure([], None)
@@ -228,6 +229,14 @@ def guarded(run: Run) -> None:
     if unpinned is not None and written:
         expected = b"d" if unpinned.pin() else b"\0"
         run.checks.append(lambda: _check_contents(unpinned, expected))
+
+
+def _wait_for_looks(count: int, patience_s: float) -> None:
+    """The guard sleeps between two looks. One whose calls fail may not look at all."""
+    deadline = time.monotonic() + patience_s
+    # time: a bound on a wait for what may not come
+    while _core.guard_status()["looks"] < count and time.monotonic() < deadline:
+        time.sleep(0.0005)  # time: between two tries
 
 
 def _check_contents(allocation: Allocation, letter: bytes) -> None:

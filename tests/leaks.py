@@ -1,8 +1,7 @@
 """What a test leaves behind: descriptors, mappings, threads and booked bytes, counted around each.
 
-Counting is cheap, and collecting garbage is not: it happens where something seems to be left over,
-and once before the first test of each module. A count would be too high only if the module before
-had left garbage behind, which that one collection rules out.
+Garbage is collected before each test, so that none of an earlier one is counted. That is cheap
+because what was there when the tests began is frozen: no collection looks at it again.
 """
 
 from __future__ import annotations
@@ -28,6 +27,18 @@ class Holdings(NamedTuple):
     mappings: int
     threads: int
     booked_bytes: int
+
+
+def freeze() -> None:
+    """What there is now stays."""
+    gc.collect()
+    gc.freeze()
+
+
+def begin() -> Holdings:
+    """What there is before a test."""
+    gc.collect()
+    return holdings()
 
 
 def holdings() -> Holdings:

@@ -60,7 +60,8 @@ def removed(directory: Path) -> bool:
 
 def environment() -> dict[str, str]:
     """For scripts in processes of their own that import what tests import."""
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
 
 class Aim:

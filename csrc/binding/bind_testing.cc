@@ -230,6 +230,8 @@ void bind_file_hooks(py::module_& module) {
   module.def("loaders_allowed", [] { return testing::loaders_allowed.load(); });
   module.def("load_waiters",
              [](Self<FileHandle> handle) { return handle->file()->load_waiters(); });
+  module.def("reclaim_waiters",
+             [](Self<FileHandle> handle) { return handle->file()->reclaim_waiters(); });
   module.def("bookkeeping_bytes",
              [](Self<FileHandle> handle) { return handle->file()->bookkeeping_bytes(); });
   module.def("prefault_methods", [] {

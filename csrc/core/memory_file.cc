@@ -360,6 +360,11 @@ void MemoryFile::use_real_clock() {
   next_scan_ = {};
 }
 
+int MemoryFile::reclaim_waiters() const {
+  MutexLock lock(mu_);
+  return reclaim_waiters_;
+}
+
 size_t MemoryFile::bookkeeping_bytes() const {
   MutexLock lock(mu_);
   return pages_.bookkeeping_bytes();

@@ -13,8 +13,7 @@
 //   2. operations_ counts the calls that use the descriptor without mu_; close() waits for them.
 //   3. A result of a commit scan is applied only to pages outside disturbed_: those whose contents
 //      or owner changed while the scan looked (row H3).
-//   4. In a forked child no lock of this object is ever taken. What handles ask is answered by heir_,
-//      once the child has become a peer of its parent.
+//   4. In a forked child no lock here is ever taken: handles ask heir_, once the child is a peer.
 //   5. gate_ is 0 only while the file is open and no page is pending: then map() needs no lock.
 //   6. Pages in discarding_ are being punched because nobody has them pinned. Nobody pins them or
 //      takes a reference on them before the punch is through.
@@ -306,6 +305,7 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
   Clock& clock() { return clock_; }
   void use_real_clock() EXCLUDES(mu_);  // and forget what a manual one said about the next scan
   int load_waiters() const { return load_waiters_; }  // threads that need pages right now
+  int reclaim_waiters() const EXCLUDES(mu_);          // that wait until nothing is reclaimable
   size_t bookkeeping_bytes() const EXCLUDES(mu_);
 
  private:

@@ -238,8 +238,10 @@ def test_closing_while_others_use_it() -> None:
                     used[seed] += 1  # noqa: B023
 
         def close() -> None:
-            eventually(lambda: min(used) > 20, "using it")  # noqa: B023
-            cache.close()  # noqa: B023
+            try:
+                eventually(lambda: min(used) > 20, "using it")  # noqa: B023
+            finally:
+                cache.close()  # noqa: B023
 
         run_threads(*(lambda seed=seed: use(seed) for seed in range(3)), close)
         testing.verify(mf)

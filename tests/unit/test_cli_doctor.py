@@ -70,7 +70,7 @@ def test_the_trial_leaves_nothing_behind() -> None:
     fds = set(os.listdir("/proc/self/fd"))
     before = pgalloc.memory_accounting().total()
     assert all(step.error == "" for step in run_trial())
-    assert set(os.listdir("/proc/self/fd")) == fds
+    assert set(os.listdir("/proc/self/fd")) <= fds
     assert pgalloc.memory_accounting().total() == before
 
 
@@ -118,7 +118,7 @@ def test_sources_are_tried_and_closed_again() -> None:
     assert {"kind": "guard", "name": "the native guard", "error": ""} in found["sources"]
     assert found["guard"]["headroom"] >= 0
     assert found["at_the_limit"]
-    assert set(os.listdir("/proc/self/fd")) == fds
+    assert set(os.listdir("/proc/self/fd")) <= fds
 
 
 def level(directory: str, limit: int | None, usage: int) -> LimitLevel:
@@ -177,7 +177,7 @@ def test_probes_agree_with_what_can_be_checked_otherwise() -> None:
     release = tuple(int(number) for number in os.uname().release.split("-")[0].split(".")[:2])
     if release < (6, 5):
         assert not features["cachestat"].available or features["cachestat"].detail == ""
-    assert set(os.listdir("/proc/self/fd")) == fds
+    assert set(os.listdir("/proc/self/fd")) <= fds
 
 
 def test_a_probe_that_the_kernel_refuses_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,14 +208,15 @@ def test_swapped_extents(slot: Slot) -> None:
 def test_every_field_says_something_hostile(slot: Slot, encoding: int) -> None:
     """One field at a time, with its copies and without; the checksums always fit.
 
-    Each image is shown to verify_image() and to one of the other readers in turn.
+    Each image is shown to verify_image() and to one of the other readers in turn; to all of them
+    with PGALLOC_BIT_STEP=1.
     """
     data = build(sample(encoding))
     others = itertools.cycle(READERS[1:])
     taken = 0
     for field, value in number_fields(data):
         for number in hostile_numbers(value, field.width):
-            readers = [READERS[0], next(others)]
+            readers = READERS if BIT_STEP == 1 else [READERS[0], next(others)]
             taken += judge(slot, forge(data, {field.name: number}), readers)
             if copies := twins(data, field.name):
                 forged = forge(data, dict.fromkeys([field.name, *copies], number))

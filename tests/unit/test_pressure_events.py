@@ -68,8 +68,8 @@ def assert_quiet(listener: PressureLevelListener, fake: FakeGroup) -> None:
 def nothing_left_behind() -> Iterator[None]:
     fds, threads = open_fds(), threading.active_count()
     yield
-    assert open_fds() == fds
-    assert threading.active_count() == threads
+    assert open_fds() <= fds
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.parametrize("level", ["low", "medium", "critical"])

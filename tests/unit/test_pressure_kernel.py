@@ -266,7 +266,7 @@ def test_n1_psi_refuses_figures_that_make_no_sense() -> None:
     fds = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="Invalid argument"):
         PsiTrigger(file, "some", stall_us=3_000_000, window_us=2_000_000)
-    assert set(os.listdir("/proc/self/fd")) == fds
+    assert set(os.listdir("/proc/self/fd")) <= fds
 
 
 def test_a_v1_group_that_is_removed_is_dropped(

@@ -17,7 +17,7 @@ import pytest
 from conftest import CHUNK, GIB, PAGE, stored, update_usage
 from image_model import parse
 from snapshots import contents, files_in, image_of, merged, random_file
-from waiting import eventually, is_inside
+from waiting import eventually
 
 import pgalloc
 from pgalloc import (
@@ -33,6 +33,7 @@ from pgalloc import (
     SnapshotError,
     testing,
 )
+from pgalloc._core import _testing
 from pgalloc.testing import FaultPlan
 
 COMPRESSIONS = [None, "zstd"]
@@ -159,7 +160,8 @@ def test_j1_saving_waits_until_nothing_is_reclaimable(mf: MemoryFile) -> None:
         mf.dec_ref(freed)
         thread = threading.Thread(target=lambda: images.append(image_of(mf)))
         thread.start()
-        eventually(lambda: is_inside(thread, "image_of"))
+        eventually(lambda: _testing.reclaim_waiters(mf) == 1, "waiting")
+        assert not images
     thread.join()
     image = parse(images[0])
     assert [(u.start, u.end) for u in image.usage] == [(kept.start, kept.end)]
