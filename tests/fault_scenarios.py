@@ -219,9 +219,9 @@ def guarded(run: Run) -> None:
         if unpinned is not None:
             written = run.attempt(lambda: unpinned._write(0, b"d" * (4 * PAGE)) is None)
             _core.guard_configure([(str(tree), True)], None)
-            looks = _core.guard_status()["looks"]
+            in_vain = _core.guard_status()["shortfalls"]
             unpinned.unpin()
-            _wait_for_looks(looks + 2, 0.02 if run.planned else 20)
+            _wait_for_shortfalls(in_vain + 2, 0.1 if run.planned else 20)
     finally:
         _core.guard_park()
         _core.guard_configure([], None)
@@ -231,11 +231,11 @@ def guarded(run: Run) -> None:
         run.checks.append(lambda: _check_contents(unpinned, expected))
 
 
-def _wait_for_looks(count: int, patience_s: float) -> None:
-    """The guard sleeps between two looks. One whose calls fail may not look at all."""
+def _wait_for_shortfalls(count: int, patience_s: float) -> None:
+    """The guard's thread sleeps between two. One whose calls fail may not find any."""
     deadline = time.monotonic() + patience_s
     # time: a bound on a wait for what may not come
-    while _core.guard_status()["looks"] < count and time.monotonic() < deadline:
+    while _core.guard_status()["shortfalls"] < count and time.monotonic() < deadline:
         time.sleep(0.0005)  # time: between two tries
 
 

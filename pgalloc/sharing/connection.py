@@ -133,6 +133,7 @@ class Connection:
     def _exchange(self, operation: Op, payload: bytes) -> _Reply:
         with self.lock:
             if self.broken:
+                self.break_off()  # the link may have been the first to notice
                 raise OwnerGoneError("the process that owns these pages has ended")
             self._number = number = self._number % (2**32 - 1) + 1
             packet = protocol.pack(operation, number, payload)
