@@ -131,9 +131,11 @@ class Broker:
     def _ensure_running(self) -> None:
         fork.register(self)
         if self._selector is None:
-            self._selector = selectors.DefaultSelector()
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._selector.register(self._wake, selectors.EVENT_READ)
+            if self._wake < 0:
+                self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            selector = selectors.DefaultSelector()
+            selector.register(self._wake, selectors.EVENT_READ)
+            self._selector = selector
         if self._own_door is None:
             listener = socket.socket(socket.AF_UNIX, _KIND)
             listener.bind(self._address.name)
@@ -190,8 +192,10 @@ class Broker:
             door.listener.close()
         for channel in self._channels.values():
             channel.abandon()
+        # Another thread may be in the middle of _ensure_running() or _shut_down(), and is not here.
         if self._selector is not None:
             self._selector.close()
+        if self._wake >= 0:
             os.close(self._wake)
         address, held = self._address, [self.offers, self._channels]
         self.__init__()  # type: ignore[misc]
@@ -234,8 +238,9 @@ class Broker:
         self._own_door = None
         self._selector.close()
         self._selector = None
-        os.close(self._wake)
-        self._wake = -1
+        # What is closed has no name any more, or a child that is forked now would close it again.
+        wake, self._wake = self._wake, -1
+        os.close(wake)
 
     def _timeout(self, idle_since: float | None) -> float | None:
         if any(channel.steps is not None for channel in self._channels.values()):

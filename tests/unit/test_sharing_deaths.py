@@ -197,7 +197,8 @@ def child():
         own.view()[:1] = b"x"
     os._exit(0)
 
-threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+# Daemons: what goes wrong here ends the program.
+threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(4)]
 for thread in threads:
     thread.start()
 for _ in range(FORKS):
@@ -237,6 +238,56 @@ def test_forks_from_a_process_whose_threads_share(forks: int) -> None:
         capture_output=True,
         text=True,
         timeout=240,
+        check=False,
+        env=environment(),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+FORKS_INSIDE = """
+import ctypes, os, selectors, traceback
+from pgalloc import MemoryFile, PAGE_SIZE
+from pgalloc.sharing.broker import broker
+from waiting import eventually
+
+fork = ctypes.PyDLL(None).fork  # without hooks: those of the parent wait for the broker
+real = os.eventfd, selectors.DefaultSelector, os.close
+statuses = []
+
+def then_fork(call):
+    def both(*arguments):
+        result = call(*arguments)
+        pid = fork()
+        if pid == 0:
+            os.eventfd, selectors.DefaultSelector, os.close = real
+            try:
+                broker.leave_to_parent()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        return result
+    return both
+
+os.eventfd, selectors.DefaultSelector, os.close = map(then_fork, real)
+with MemoryFile() as mf:
+    broker.offer(mf.allocate(PAGE_SIZE))
+    mf.drop_unclaimed()
+    eventually(lambda: broker._selector is None and broker._wake < 0, "the broker's end")
+    eventually(lambda: len(statuses) >= 3, "a fork in the start, and in the end")
+os.eventfd, selectors.DefaultSelector, os.close = real
+assert set(statuses) == {0}, statuses
+"""
+
+
+def test_a_fork_in_the_middle_of_the_brokers_start_and_end() -> None:
+    """What another thread has half done does not confuse the child."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS_INSIDE],
+        capture_output=True,
+        text=True,
+        timeout=60,
         check=False,
         env=environment(),
     )
