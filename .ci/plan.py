@@ -30,16 +30,18 @@ class Job:
 
 _TOOLS = ("tools",)
 _DRIVERS = ("drivers",)
+_DEBUG = ("drivers_debug",)
 _ASAN = ("asan_build",)
 _TSAN = ("tsan_build",)
 
 CI = (
-    Job("readme_test", 2, 160, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
+    Job("readme_test", 2, 175, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
     Job("tools", 1, 10, ("readme_test",)),
     # What others need.
-    Job("drivers", 1, 100, _TOOLS),
-    Job("asan_build", 1, 120, _TOOLS, limit_s=1200),
-    Job("tsan_build", 1, 140, _TOOLS, limit_s=1200),
+    Job("drivers", 1, 75, _TOOLS),
+    Job("drivers_debug", 1, 80, _TOOLS),
+    Job("asan_build", 1, 110, _TOOLS, limit_s=1200),
+    Job("tsan_build", 1, 120, _TOOLS, limit_s=1200),
     # What is written.
     Job("ci_self", 1, 20, _TOOLS, limit_s=180),
     Job("lint", 1, 40, _TOOLS),
@@ -59,13 +61,13 @@ CI = (
     Job("tsan_rooms", 1, 25, _TSAN, limit_s=1200),
     Job("tsan_torture", 2, 35, _TSAN),
     Job("tsan_api", 2, 70, _TSAN),
-    Job("valgrind_sets", 1, 30, _DRIVERS, limit_s=900),
-    Job("valgrind_torture", 1, 40, _DRIVERS, limit_s=900),
+    Job("valgrind_sets", 1, 30, _DEBUG, limit_s=900),
+    Job("valgrind_torture", 1, 40, _DEBUG, limit_s=900),
     # Long forms of what the suite samples.
     Job("state_machines", 1, 65, _TOOLS),
     Job("faults", 1, 100, _TOOLS, limit_s=900),
     # Stress, and the bugs that it must find.
-    Job("stress_sets", 1, 110, _DRIVERS),
+    Job("stress_sets", 1, 65, _DRIVERS),
     Job("stress_images", 1, 10, _DRIVERS),
     Job("stress_torture", 2, 55, _DRIVERS),
     Job("stress_sharing", 2, 85, _TOOLS),
