@@ -15,7 +15,7 @@
 namespace pgalloc::os {
 namespace {
 
-// Who was to let go may need the GIL, which somebody has who needs what the held call has.
+// The thread that is to let go may need the GIL, whose owner may need what the held call holds.
 constexpr std::chrono::seconds kHoldMax{60};
 
 enum class Call : uint32_t {

@@ -29,8 +29,8 @@ void remove_fault();
 // Calls of the named kind since install_fault, and how many of them were made to fail.
 uint64_t fault_calls();
 uint64_t fault_failures();
-// Whether the call whose answer is kept back was made; whether it went on by itself, after a minute;
-// and its answer for whoever made it. remove_fault() lets go, too.
+// Whether the held call was made; whether it went on by itself, after a minute. let_go() lets it
+// return to its caller; so does remove_fault().
 bool hold_reached();
 bool hold_expired();
 void let_go();
