@@ -136,9 +136,8 @@ job_tidy() {
     -Dpybind11_DIR="$(pybind11-config --cmakedir)" >"$CI_LOGS/cmake.log"
   git ls-files 'csrc/*.cc' | xargs -P "$CI_WEIGHT" -n 4 clang-tidy -p "$work/tidy" --quiet \
     --extra-arg=-Wthread-safety 2>"$CI_LOGS/tidy.log"
-  must_fail 1 thread-safety clang-tidy --quiet --checks='-*,clang-diagnostic-thread-safety*' \
-    --warnings-as-errors='*' --extra-arg=-Wthread-safety .ci/planted/unlocked.cc -- \
-    -std=c++20 -Icsrc
+  must_fail 1 thread-safety-analysis clang-tidy --quiet --extra-arg=-Wthread-safety \
+    .ci/planted/unlocked.cc -- -std=c++20 -Icsrc
 }
 
 # --- Elsewhere ----------------------------------------------------------------------------------------
@@ -318,7 +317,7 @@ job_tsan_torture() {
   "$work/tsan/chunk_map_driver" --rounds 20
   "$work/tsan/torture" --seconds 240 --operations 200000 --bytes-max 67108864
   tsan_clean
-  must_fail 66 "" "$work/tsan/chunk_map_driver" --rounds 5 --plant
+  TSAN_OPTIONS=exitcode=66 must_fail 66 "data race" "$work/tsan/chunk_map_driver" --rounds 5 --plant
 }
 
 job_tsan_api() {
@@ -326,7 +325,8 @@ job_tsan_api() {
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
   LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
   tsan_clean
-  must_fail 66 "" env LD_PRELOAD="$preload" "$python" .ci/planted/race.py
+  TSAN_OPTIONS=exitcode=66 must_fail 66 "data race" env LD_PRELOAD="$preload" "$python" \
+    .ci/planted/race.py
 }
 
 # --- Valgrind -----------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ job_valgrind_sets() {
 
 job_valgrind_torture() {
   checked torture --seconds 240 --operations 10000 --bytes-max 16777216
-  must_fail 1 "" checked torture --seconds 120 --operations 10000 --bytes-max 16777216 --plant dirty
+  must_fail 1 FAILED checked torture --seconds 120 --operations 10000 --bytes-max 16777216 --plant dirty
 }
 
 # --- Long forms of what the suite samples --------------------------------------------------------------
@@ -361,7 +361,7 @@ job_faults() {
 
 job_stress_sets() {
   "$work/drivers/segment_set_driver" --operations 20000000
-  must_fail 1 "" "$work/drivers/segment_set_driver" --operations 1000000 --plant
+  must_fail 1 FAILED "$work/drivers/segment_set_driver" --operations 1000000 --plant
 }
 
 job_stress_images() {
@@ -386,14 +386,14 @@ job_stress_snapshots() {
 job_planted_images() {
   local bug
   for bug in data usage index; do
-    must_fail 1 "" "$work/drivers/image_driver" --plant $bug
+    must_fail 1 FAILED "$work/drivers/image_driver" --plant $bug
   done
 }
 
 job_planted_torture() {
   local bug
   for bug in shared dirty lost epoch; do
-    must_fail 1 "" "$work/drivers/torture" --seconds 60 --plant $bug
+    must_fail 1 FAILED "$work/drivers/torture" --seconds 60 --plant $bug
   done
 }
 

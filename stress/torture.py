@@ -99,12 +99,21 @@ class Run:
         for worker in self.workers:
             worker.drop_all()
         gc.collect()
+        self._wait_for_children()
         self.audit_at_rest()
         self.raise_failure()
         if self.file.segments():
             raise PromiseBrokenError(f"references are lost: {self.file}")
         if self.file.total_usage() != 0:
             raise PromiseBrokenError("the kernel still stores pages")
+
+    def _wait_for_children(self) -> None:
+        """The owner hears of a child's end a moment after its parent has reaped it."""
+        deadline = time.monotonic() + 60
+        while self.file.leases():
+            if time.monotonic() > deadline:  # time: a bound on a hang
+                raise PromiseBrokenError(f"children that ended have leases: {self.file.leases()}")
+            time.sleep(0.01)  # time: it polls
 
     def _guarded(self, job: Callable[[], None]) -> None:
         try:

@@ -229,7 +229,7 @@ py::list take_leases_for_child() {
   for (InheritedFile& inherited : files) {
     if (!inherited.ready) continue;
     auto table = std::make_unique<LeaseTable>(inherited.file);
-    for (const auto& [range, refs] : inherited.pages) throw_if_error(table->add(range));
+    for (const auto& [range, refs] : inherited.pages) throw_if_error(table->add_lease(range));
     result.append(py::make_tuple(inherited.file->id(), std::move(table)));
   }
   WithoutGil release;  // it may be a file's last owner

@@ -3,18 +3,31 @@
 namespace pgalloc {
 
 Status LeaseTable::add(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(file_->begin_lease(range));
+  Status status = add_lease(range);
+  if (!status.ok()) (void)file_->end_lease(range);
+  return status;
+}
+
+Status LeaseTable::add_lease(FileRange range) {
   if (held_.add(range)) return {};
   return Status::error(ErrorCode::kRefCount, "a peer has leased a page too often");
 }
 
-Status LeaseTable::hand_over(FileRange range) {
+Status LeaseTable::take_out(FileRange range) {
   if (!range.empty() && held_.remove(range, nullptr)) return {};
   return Status::error(ErrorCode::kRefCount, "the peer has no lease on all of these pages");
 }
 
+Status LeaseTable::hand_over(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(take_out(range));
+  (void)file_->end_lease(range);  // fails where it does not matter: closed, or forked
+  return {};
+}
+
 Status LeaseTable::remove(FileRange range) {
-  PGALLOC_RETURN_IF_ERROR(hand_over(range));
-  (void)file_->dec_ref(range);  // fails where it does not matter: closed, or forked
+  PGALLOC_RETURN_IF_ERROR(take_out(range));
+  (void)file_->drop_lease(range);  // the same
   return {};
 }
 
@@ -33,7 +46,7 @@ void LeaseTable::drop_all() {
   CountedPages dropped;
   dropped.swap(held_);
   for (auto part = dropped.set().first(); part.ok(); part = part.next()) {
-    for (uint32_t i = 0; i < part.value(); ++i) (void)file_->dec_ref(part.range());
+    for (uint32_t i = 0; i < part.value(); ++i) (void)file_->drop_lease(part.range());
   }
 }
 

@@ -2,8 +2,8 @@
 //
 // Thread safety: externally synchronised.
 //
-// Invariant: the table owns as many references on each page as it counts. It gives them back when it
-// goes, so a peer that dies, however it dies, leaves none.
+// Invariant: the table owns as many references on each page as it counts, and its file knows them as
+// leases. It gives them back when it goes, so a peer that dies, however it dies, leaves none.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,11 @@ class LeaseTable {
   bool has(FileRange range) const { return !range.empty() && held_.has(range); }
   const CountedPages& held() const { return held_; }
 
-  // Takes over a reference on each page of `range` from the caller. On an error it is still his.
+  // Takes over a reference on each page of `range` from the caller. On an error it is still the
+  // caller's.
   Status add(FileRange range);
+  // The same of a reference that is a lease already.
+  Status add_lease(FileRange range);
   // Gives one back, or to the caller. kRefCount, without effect, unless each page is held.
   Status remove(FileRange range);
   Status hand_over(FileRange range);
@@ -38,6 +41,8 @@ class LeaseTable {
   void drop_all();
 
  private:
+  Status take_out(FileRange range);
+
   const std::shared_ptr<MemoryFile> file_;
   CountedPages held_;
 };

@@ -130,6 +130,10 @@ Status MemoryFile::dec_ref(FileRange range) {
   if (forked()) return heir_ ? heir_->dec_ref(range) : check_open();
   MutexLock lock(mu_);
   if (closed()) return check_open();
+  return drop_ref(range);
+}
+
+Status MemoryFile::drop_ref(FileRange range) {
   Result<uint64_t> wasted = pages_.dec_ref(range);
   if (!wasted.ok()) return std::move(wasted).status();
   if (*wasted > 0) {
@@ -240,8 +244,33 @@ void MemoryFile::lease_to_child(InheritedFile* inherited) {
   MutexLock lock(mu_);
   if (closed() || incomplete()) return;
   inherited->pages = pages_.pinned();
-  for (const auto& [range, refs] : inherited->pages) PGALLOC_CHECK(pages_.inc_ref(range, 0).ok());
+  for (const auto& [range, refs] : inherited->pages) {
+    PGALLOC_CHECK(pages_.inc_ref(range, 0).ok());
+    PGALLOC_CHECK(pages_.begin_lease(range).ok());
+  }
   inherited->ready = true;
+}
+
+Status MemoryFile::begin_lease(FileRange range) {
+  if (forked()) return check_open();
+  MutexLock lock(mu_);
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  return pages_.begin_lease(range);
+}
+
+Status MemoryFile::end_lease(FileRange range) {
+  if (forked()) return check_open();
+  MutexLock lock(mu_);
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  return pages_.end_lease(range);
+}
+
+Status MemoryFile::drop_lease(FileRange range) {
+  if (forked()) return check_open();
+  MutexLock lock(mu_);
+  PGALLOC_RETURN_IF_ERROR(check_open());
+  PGALLOC_RETURN_IF_ERROR(pages_.end_lease(range));
+  return drop_ref(range);
 }
 
 bool MemoryFile::begin_use() {

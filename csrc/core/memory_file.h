@@ -257,6 +257,11 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
   // forked.
   uint64_t id() const { return id_; }
   void lease_to_child(InheritedFile* inherited) EXCLUDES(mu_);
+  // A reference of the caller on each page becomes a lease of another process, or is one no more.
+  Status begin_lease(FileRange range) EXCLUDES(mu_);
+  Status end_lease(FileRange range) EXCLUDES(mu_);
+  // Ends a lease and drops its reference.
+  Status drop_lease(FileRange range) EXCLUDES(mu_);
   // In the child: `heir` has the leases, and answers from here on.
   // REQUIRES: forked(), and no other thread yet.
   void inherit(std::shared_ptr<PeerFile> heir) { heir_ = std::move(heir); }
@@ -354,6 +359,7 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
   bool wait_for_waste(size_t& ranges_until_linger) REQUIRES(mu_);
   void linger() REQUIRES(mu_);
   bool release_pages(FileRange range) EXCLUDES(mu_);
+  Status drop_ref(FileRange range) REQUIRES(mu_);
   void wake_reclaimer() REQUIRES(mu_);
   void warn(std::string message) REQUIRES(mu_);
 

@@ -146,6 +146,7 @@ uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32
   change_used(first, range, [&](FileRange part, PageUse& use) {
     use.refs -= count;
     if (!unadopted_.empty()) unadopted_.limit(part, use.refs);
+    if (!leased_.empty()) leased_.limit(part, use.refs);
     if (use.refs > 0) return;
     if (!pending_.empty()) pending_.forget(part);
     if (!unpinned_.empty()) unpinned_.forget(part);
@@ -252,6 +253,47 @@ uint64_t PageStates::drop_unadopted() {
   return wasted;
 }
 
+Status PageStates::begin_lease(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  bool owned = true;
+  leased_.set().visit_range(range, [&](FileRange part, const uint32_t& leases) {
+    usage_.visit_range(part,
+                       [&](FileRange, const PageUse& use) { owned = owned && use.refs > leases; });
+    return owned;
+  });
+  if (owned && leased_.add(range)) return {};
+  return Status::error(ErrorCode::kRefCount, text(range) + " has pages of which all are leased");
+}
+
+Status PageStates::end_lease(FileRange range) {
+  if (!range.empty() && leased_.remove(range, nullptr)) return {};
+  return Status::error(ErrorCode::kRefCount, text(range) + " has pages without a lease");
+}
+
+std::vector<PageSegment> PageStates::owned_segments() const {
+  std::vector<PageSegment> result;
+  const auto append = [&](FileRange range, PageUse use, uint32_t leases) {
+    use.refs = std::max(use.refs - leases, 1u);
+    if (!result.empty() && result.back().range.end == range.start && result.back().use == use) {
+      result.back().range.end = range.end;
+    } else {
+      result.push_back({range, use});
+    }
+  };
+  for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
+    const PageUse& use = segment.value();
+    if (use.refs == 0) continue;
+    uint64_t from = segment.start();
+    leased_.set().visit_range(segment.range(), [&](FileRange part, const uint32_t& leases) {
+      if (from < part.start) append({from, part.start}, use, 0);
+      append(part, use, leases);
+      from = part.end;
+    });
+    if (from < segment.end()) append({from, segment.end()}, use, 0);
+  }
+  return result;
+}
+
 Status PageStates::unpin(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(check_shape(range));
   if (!find_used(usage_, range, kAny).ok()) return unused_error(range);
@@ -314,6 +356,7 @@ void PageStates::clear() {
   waste_.clear();
   pending_.clear();
   unadopted_.clear();
+  leased_.clear();
   unpinned_.clear();
   used_bytes_ = releasing_bytes_ = lost_bytes_ = known_committed_bytes_ = 0;
 }
@@ -340,13 +383,18 @@ std::optional<std::string> PageStates::verify_restored() const {
       return "pending pages " + text(pending.range()) + " are not in use";
     }
   }
-  for (auto left = unadopted_.set().first(); left.ok(); left = left.next()) {
+  return std::nullopt;
+}
+
+std::optional<std::string> PageStates::verify_counts(const CountedPages& counts,
+                                                     const char* what) const {
+  for (auto part = counts.set().first(); part.ok(); part = part.next()) {
     uint64_t covered = 0;
-    usage_.visit_range(left.range(), [&](FileRange part, const PageUse& use) {
-      if (use.refs >= left.value()) covered += part.length();
+    usage_.visit_range(part.range(), [&](FileRange used, const PageUse& use) {
+      if (use.refs >= part.value()) covered += used.length();
     });
-    if (left.value() == 0 || covered != left.range().length()) {
-      return "unadopted references " + text(left.range()) + " exceed the references";
+    if (part.value() == 0 || covered != part.range().length()) {
+      return std::string(what) + " of " + text(part.range()) + " exceed the references";
     }
   }
   return std::nullopt;
@@ -407,6 +455,8 @@ std::optional<std::string> PageStates::verify(uint64_t file_size) const {
     if (dead != waste.range().length()) return "waste range " + text(waste.range()) + " is in use";
   }
   if (auto broken = verify_restored()) return broken;
+  if (auto broken = verify_counts(unadopted_, "unadopted references")) return broken;
+  if (auto broken = verify_counts(leased_, "leases")) return broken;
   if (auto broken = verify_unpinned()) return broken;
   if (booked.sum() != known_committed_bytes_) {
     return "known_committed_bytes differs from the committed segments";

@@ -14,7 +14,8 @@
 //      kind by kind and memory cgroup by memory cgroup.
 //   6. Pages that wait for their contents, or whose contents are broken, are used; pages whose
 //      contents are arriving are used or waste, and stay out of take_waste() and recycle().
-//   7. No page has more unadopted references than references, or more unpinned handles.
+//   7. No page has more unadopted references than references, or more leases, or more unpinned
+//      handles.
 #pragma once
 
 #include <cstdint>
@@ -100,6 +101,15 @@ class PageStates {
   // For whoever loads the contents of an image.
   PendingPages& pending() { return pending_; }
 
+  // Leases: references that other processes hold. One of each page's references becomes a lease;
+  // kRefCount if all are leases already.
+  Status begin_lease(FileRange range);
+  // A lease becomes a reference like any other. kRefCount unless each page has one.
+  Status end_lease(FileRange range);
+  // What an image records: the used pages with their references, without leases. A page of which only
+  // other processes have references keeps one.
+  std::vector<PageSegment> owned_segments() const;
+
   // Discardable memory. One more handle of each page is unpinned; kRefCount if all are already.
   Status unpin(FileRange range);
   // Whether nobody needs the contents: all references are unpinned, and nothing is on its way.
@@ -124,6 +134,7 @@ class PageStates {
   template <class Change>
   void change_used(UsageSet::Iterator first, FileRange range, Change change);
   std::optional<std::string> verify_restored() const;
+  std::optional<std::string> verify_counts(const CountedPages& counts, const char* what) const;
   std::optional<std::string> verify_unpinned() const;
   bool has_pinned(FileRange range) const;
   // Why `range` is not used throughout.
@@ -136,6 +147,7 @@ class PageStates {
   RangeSet waste_;
   PendingPages pending_;
   CountedPages unadopted_;
+  CountedPages leased_;
   UnpinnedPages unpinned_;
   uint64_t used_bytes_ = 0;
   uint64_t releasing_bytes_ = 0;

@@ -27,12 +27,7 @@ Result<std::optional<MemoryFile::Capture>> MemoryFile::capture(
     if (!in_time) return std::optional<Capture>();
   }
   PGALLOC_RETURN_IF_ERROR(check_open());
-  Capture capture{.file_size = file_->size(), .segments = {}};
-  for (const PageSegment& segment : pages_.segments()) {
-    // Lost pages have no owner who could want them back.
-    if (segment.use.refs > 0) capture.segments.push_back(segment);
-  }
-  return std::optional<Capture>(std::move(capture));
+  return std::optional<Capture>({.file_size = file_->size(), .segments = pages_.owned_segments()});
 }
 
 Result<uint64_t> MemoryFile::next_data(uint64_t offset) const {

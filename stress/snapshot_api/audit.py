@@ -35,11 +35,21 @@ def nothing_left(file: MemoryFile) -> None:
     """Everybody has let go of everything."""
     if file.unadopted():
         raise PromiseBrokenError(f"references that nobody adopted: {file.unadopted()}")
+    _wait_for_children(file)
     at_rest(file)
     if file.segments():
         raise PromiseBrokenError(f"references are lost: {file}")
     if file.total_usage() != 0:
         raise PromiseBrokenError("the kernel still stores pages")
+
+
+def _wait_for_children(file: MemoryFile) -> None:
+    """The owner hears of a child's end a moment after its parent has reaped it."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while file.leases():
+        if time.monotonic() > deadline:  # time: a bound on a hang
+            raise PromiseBrokenError(f"children that ended have leases: {file.leases()}")
+        time.sleep(0.002)  # time: it polls
 
 
 class Leftovers:

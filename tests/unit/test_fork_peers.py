@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -307,3 +308,27 @@ def test_without_leases_a_child_is_told(
     assert mf.leases() == []
     view.release()
     a.release()
+
+
+@pytest.mark.parametrize("owned", [True, False], ids=["shared", "the child's alone"])
+def test_an_image_does_not_record_leases(mf: MemoryFile, steps: Steps, owned: bool) -> None:
+    """Nobody could adopt them. A page that only a child still has keeps one reference."""
+    a, b = mf.allocate(3 * PAGE), mf.allocate(2 * PAGE)
+    mf.inc_ref(FileRange(a.range.start, a.range.start + PAGE))
+    child = steps.start(steps.wait)
+    eventually(lambda: leased(mf) == 5 * PAGE, "the child's leases")
+    if not owned:
+        b.release()
+    image = io.BytesIO()
+    mf.save(image)
+    steps.let()
+    child.wait()
+    image.seek(0)
+    with MemoryFile.restore(image) as restored:
+        left = {(row.start, row.end): row.refs for row in restored.unadopted()}
+        whole, first = a.range, a.range.start + PAGE
+        assert left.pop((whole.start, first)) == 2
+        rest = {page for row in left for page in range(*row, PAGE)}
+        assert rest == {*range(first, whole.end, PAGE), *range(*b.range, PAGE)}
+        assert set(left.values()) == {1}
+        assert testing.verify(restored) is None
