@@ -44,7 +44,7 @@ def fill(allocation: Allocation, reader: Reader) -> Allocation:
     """
     filled = 0
     try:
-        room = _core.Room(allocation.nbytes)
+        reservation = _core.CommitReservation(allocation.nbytes)
         view = allocation.view()
     except BaseException:
         allocation.release()
@@ -68,7 +68,7 @@ def fill(allocation: Allocation, reader: Reader) -> Allocation:
     else:
         return allocation
     finally:
-        room.done()
+        reservation.end()
         _release_if_unused(view)
         if filled < allocation.nbytes:
             allocation.release()

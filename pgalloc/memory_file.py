@@ -226,7 +226,7 @@ class MemoryFile(Sharable):
         """
         if memcg_id is not None:
             memcg_id = checked_memcg_id(memcg_id)
-        if self._inherited:
+        if self._is_peer:
             return remote.usage(self, memcg_id or 0)
         if self._forked:
             self._check_usable()
@@ -306,7 +306,7 @@ class MemoryFile(Sharable):
         Views that are alive stay valid; their memory goes with the last of them. Calling it again
         does nothing.
         """
-        if self._inherited:
+        if self._is_peer:
             self._leave()
             return
         if self._forked:

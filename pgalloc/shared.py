@@ -72,7 +72,7 @@ def _write(parts: list[Any], kind: bytes, file: MemoryFile | PeerFile | None) ->
         end = start + part.nbytes
         places.append((start, part.nbytes))
     size = -(-end // _core.PAGE_SIZE) * _core.PAGE_SIZE
-    room = _core.Room(size)
+    reservation = _core.CommitReservation(size)
     try:
         pages = (_default.file() if file is None else file).allocate(size)
         head = bytearray(table + _PART.size * len(parts))
@@ -84,7 +84,7 @@ def _write(parts: list[Any], kind: bytes, file: MemoryFile | PeerFile | None) ->
             if length:
                 pages._write(start, part)
     finally:
-        room.done()
+        reservation.end()
     return pages
 
 

@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "base/check.h"
-#include "core/chunk_map.h"
+#include "backing/chunk_map.h"
 
 namespace pgalloc {
 namespace {

@@ -17,7 +17,7 @@
 #include <thread>
 #include <vector>
 
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 #include "torture/audit.h"
 #include "torture/mailbox.h"
 #include "torture/shelf.h"

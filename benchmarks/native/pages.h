@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 
 namespace pgalloc::benchmarks {
 

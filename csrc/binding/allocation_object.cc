@@ -12,9 +12,9 @@ namespace py = pybind11;
 void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
-  self->core->forget(self->entry);
+  pages_of(self).forget(self->entry);
   if (self->unpinned && self->generation != process_generation()) return;  // invariant 4
-  const Status status = self->core->dec_ref(self->range);
+  const Status status = pages_of(self).dec_ref(self->range);
   // A closed file has let go of everything; a forked child never owned it.
   if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked ||
       status.code() == ErrorCode::kOwnerGone) {
@@ -35,20 +35,20 @@ bool check_owned(AllocationObject* self) {
 
 bool check_usable(AllocationObject* self) {
   if (!check_owned(self)) return false;
-  const Status status = self->core->check_usable();
+  const Status status = pages_of(self).check_usable();
   if (!status.ok()) set_error(status);
   return status.ok();
 }
 
 void pin_in_core(AllocationObject* self, bool in_place) {
-  if (!self->core->discarding()) {
-    self->core->pin(self->entry, in_place);
+  if (!pages_of(self).discarding()) {
+    pages_of(self).pin(self->entry, in_place);
     return;
   }
   ++self->pinning;
   {
     WithoutGil release;
-    self->core->pin(self->entry, in_place);
+    pages_of(self).pin(self->entry, in_place);
   }
   --self->pinning;
 }
@@ -67,11 +67,11 @@ int ask_owner(AllocationObject* self, const char* method) {
   return truth;
 }
 
-bool pin_elsewhere(AllocationObject* self) {
-  const int intact = ask_owner(self, "_pin_at_owner");
+bool pin_remote(AllocationObject* self) {
+  const int intact = ask_owner(self, "_pin_remote");
   if (intact < 0) return false;
   if (self->generation != process_generation()) {  // invariant 4: its pages are others', too
-    const Status status = self->core->inc_ref(self->range, 0);
+    const Status status = pages_of(self).inc_ref(self->range, 0);
     if (!status.ok()) {
       PyErr_SetString(error_type(ErrorCode::kForked),
                       "this allocation was unpinned when the process forked: it is the parent's");
@@ -80,7 +80,7 @@ bool pin_elsewhere(AllocationObject* self) {
     self->generation = process_generation();
   }
   self->unpinned = false;
-  self->lost_elsewhere = intact == 0;
+  self->discarded_remotely = intact == 0;
   return true;
 }
 
@@ -89,23 +89,23 @@ void drop_export(AllocationObject* self) {
   self->mapping.reset();
   if (self->released) {
     give_back(self);
-  } else if (self->unpinned && !self->core->discards_elsewhere()) {
-    (void)self->core->unpin(self->entry);  // fails where it does not matter: closed, or forked
+  } else if (self->unpinned && !pages_of(self).is_remote()) {
+    (void)pages_of(self).unpin(self->entry);  // fails where it does not matter: closed, or forked
   }
 }
 
 char* add_export(AllocationObject* self) {
-  if (!await_pages(self->memory_file, *self->core, self->range) || !check_owned(self)) {
+  if (!await_pages(self->memory_file, pages_of(self), self->range) || !check_owned(self)) {
     return nullptr;
   }
-  if (self->unpinned && self->core->discards_elsewhere() && !pin_elsewhere(self)) return nullptr;
+  if (self->unpinned && pages_of(self).is_remote() && !pin_remote(self)) return nullptr;
   ++self->exports;
   // While another thread pins, only the core's lock says what became of the contents.
   if (self->pinning > 0 || self->entry.unpinned) pin_in_core(self, /*in_place=*/true);
   if (check_owned(self)) {
-    const Result<char*> address = self->core->map(self->range);
+    const Result<char*> address = pages_of(self).map(self->range);
     if (address.ok()) {
-      if (self->mapping == nullptr) self->mapping = self->core->chunks();
+      if (self->mapping == nullptr) self->mapping = pages_of(self).chunks();
       return *address;
     }
     set_error(address.status());

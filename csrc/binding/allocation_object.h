@@ -18,13 +18,13 @@
 #include <memory>
 
 #include "binding/file_handle.h"
-#include "core/discard_queue.h"
+#include "pages/discard_queue.h"
 
 namespace pgalloc::binding {
 
 struct AllocationObject {
   PyObject_HEAD PyObject* memory_file;  // nullptr once collected
-  std::shared_ptr<Pages> core;
+  std::shared_ptr<FileSeat> seat;  // where it finds its pages
   FileRange range;
   Py_ssize_t exports;
   Py_ssize_t pinning;                 // threads that are in core->pin() without the GIL
@@ -35,7 +35,7 @@ struct AllocationObject {
   bool released;
   bool unpinned;  // as far as its user is concerned
   bool
-      lost_elsewhere;  // a view has pinned it, and found its contents gone; pin() has not said so yet
+      discarded_remotely;  // a view has pinned it, and found its contents gone; pin() has not said so yet
   uint32_t generation;  // of the process that made it, or unpinned it last
   PyObject* weak_references;
 };
@@ -43,6 +43,8 @@ struct AllocationObject {
 inline AllocationObject* self_of(PyObject* self) {
   return reinterpret_cast<AllocationObject*>(self);
 }
+
+inline Pages& pages_of(AllocationObject* self) { return self->seat->pages(); }
 
 // Drops the reference, if the handle has one.
 void give_back(AllocationObject* self);
@@ -59,13 +61,13 @@ void pin_in_core(AllocationObject* self, bool in_place);
 // Asks the owner of the pages, which only Python can: the answer to `method`, or -1 with an exception
 // set.
 int ask_owner(AllocationObject* self, const char* method);
-bool pin_elsewhere(AllocationObject* self);
+bool pin_remote(AllocationObject* self);
 
 // Methods, for discardable memory.
 PyObject* allocation_unpin(PyObject* object, PyObject*);
 PyObject* allocation_pin(PyObject* object, PyObject*);
-PyObject* allocation_let_go(PyObject* object, PyObject* const* args, Py_ssize_t count);
+PyObject* allocation_unpin_into(PyObject* object, PyObject* const* args, Py_ssize_t count);
 PyObject* allocation_count_hits_in(PyObject* object, PyObject* queue_object);
-PyObject* allocation_peek(PyObject* object, PyObject* const* args, Py_ssize_t count);
+PyObject* allocation_pinned_view(PyObject* object, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace pgalloc::binding

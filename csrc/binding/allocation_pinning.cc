@@ -17,9 +17,9 @@ bool unpin_in(AllocationObject* self, std::shared_ptr<DiscardQueue> queue, uint6
   self->entry.queue = self->queue.get();
   self->entry.id = id;
   self->entry.hash = hash;
-  self->entry.lost = false;
+  self->entry.discarded = false;
   if (self->exports == 0) {
-    const Status status = self->core->unpin(self->entry);
+    const Status status = pages_of(self).unpin(self->entry);
     if (!status.ok()) {
       set_error(status);
       return false;
@@ -31,14 +31,14 @@ bool unpin_in(AllocationObject* self, std::shared_ptr<DiscardQueue> queue, uint6
 
 // While a view is alive, or another handle of this process is on the pages, they stay pinned: true,
 // as far as anybody can tell.
-bool unpin_elsewhere(AllocationObject* self) {
+bool unpin_remote(AllocationObject* self) {
   if (!check_usable(self)) return false;
   if (self->unpinned || self->exports > 0) return true;
-  const int unpinned = ask_owner(self, "_unpin_at_owner");
+  const int unpinned = ask_owner(self, "_unpin_remote");
   if (unpinned < 0) return false;
   self->unpinned = unpinned > 0;
   self->generation = process_generation();
-  self->lost_elsewhere = false;
+  self->discarded_remotely = false;
   return true;
 }
 
@@ -47,15 +47,15 @@ bool unpin_elsewhere(AllocationObject* self) {
 PyObject* allocation_unpin(PyObject* object, PyObject*) {
   AllocationObject* self = self_of(object);
   const bool done =
-      self->core->discards_elsewhere() ? unpin_elsewhere(self) : unpin_in(self, nullptr, 0, 0);
+      pages_of(self).is_remote() ? unpin_remote(self) : unpin_in(self, nullptr, 0, 0);
   if (!done) return nullptr;
   Py_RETURN_NONE;
 }
 
 // For caches, whose queues know what they hold by a number.
-PyObject* allocation_let_go(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+PyObject* allocation_unpin_into(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) {
-    PyErr_SetString(PyExc_TypeError, "_let_go() takes a queue, an id and a hash");
+    PyErr_SetString(PyExc_TypeError, "_unpin_into() takes a queue, an id and a hash");
     return nullptr;
   }
   auto queue = queue_of(args[0]);
@@ -78,23 +78,23 @@ PyObject* allocation_count_hits_in(PyObject* object, PyObject* queue_object) {
 PyObject* allocation_pin(PyObject* object, PyObject*) {
   AllocationObject* self = self_of(object);
   if (!check_usable(self)) return nullptr;
-  if (self->core->discards_elsewhere()) {
-    if (self->unpinned && !pin_elsewhere(self)) return nullptr;
-    return PyBool_FromLong(!std::exchange(self->lost_elsewhere, false));
+  if (pages_of(self).is_remote()) {
+    if (self->unpinned && !pin_remote(self)) return nullptr;
+    return PyBool_FromLong(!std::exchange(self->discarded_remotely, false));
   }
   if (!self->unpinned) Py_RETURN_TRUE;
   self->unpinned = false;
   pin_in_core(self, /*in_place=*/false);
-  return PyBool_FromLong(!self->entry.lost);
+  return PyBool_FromLong(!self->entry.discarded);
 }
 
 // A read-only view of [start, stop) that pins, or None if the contents were discarded.
-PyObject* allocation_peek(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+PyObject* allocation_pinned_view(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   AllocationObject* self = self_of(object);
   uint64_t start = 0;
   uint64_t stop = 0;
   if (count != 2) {
-    PyErr_SetString(PyExc_TypeError, "_peek() takes start and stop");
+    PyErr_SetString(PyExc_TypeError, "_pinned_view() takes start and stop");
     return nullptr;
   }
   if (!as_u64(args[0], "start", &start) || !as_u64(args[1], "stop", &stop)) return nullptr;
@@ -110,7 +110,7 @@ PyObject* allocation_peek(PyObject* object, PyObject* const* args, Py_ssize_t co
   }
   char* const address = add_export(self);
   if (address == nullptr) return nullptr;
-  if (self->entry.lost) {
+  if (self->entry.discarded) {
     drop_export(self);
     Py_RETURN_NONE;
   }

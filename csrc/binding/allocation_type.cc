@@ -33,14 +33,14 @@ PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
       !as_file_range(range_object, &range)) {
     return nullptr;
   }
-  std::shared_ptr<Pages> pages = pages_of(file);
-  if (pages == nullptr) return nullptr;
-  const Result<bool> used = pages->has_unique_ref(range);
+  std::shared_ptr<FileSeat> seat = seat_of(file);
+  if (seat == nullptr) return nullptr;
+  const Result<bool> used = seat->pages().has_unique_ref(range);
   if (!used.ok()) return set_error(used.status());
 
   auto* self = self_of(type->tp_alloc(type, 0));
   if (self == nullptr) return nullptr;
-  new (&self->core) std::shared_ptr<Pages>(std::move(pages));
+  new (&self->seat) std::shared_ptr<FileSeat>(std::move(seat));
   new (&self->mapping) std::shared_ptr<ChunkMap>;
   new (&self->entry) Discardable;
   new (&self->queue) std::shared_ptr<DiscardQueue>;
@@ -72,7 +72,7 @@ void tp_dealloc(PyObject* object) {
     WithoutGil release;
     self->mapping.~shared_ptr();
     self->queue.~shared_ptr();
-    self->core.~shared_ptr();
+    self->seat.~shared_ptr();
   }
   Py_TYPE(object)->tp_free(object);
 }
@@ -85,7 +85,7 @@ int get_buffer(PyObject* object, Py_buffer* buffer, int flags) {
   char* const address = add_export(self);
   if (address == nullptr) return -1;
   if (PyBuffer_FillInfo(buffer, object, address, static_cast<Py_ssize_t>(self->range.length()),
-                        self->core->readonly() ? 1 : 0, flags) == 0) {
+                        pages_of(self).readonly() ? 1 : 0, flags) == 0) {
     return 0;
   }
   drop_export(self);
@@ -100,7 +100,7 @@ PyObject* release(PyObject* object, PyObject*) {
   if (self->exports == 0) {
     give_back(self);
   } else if (self->owned) {
-    self->core->forget(self->entry);  // the queue's owner has no use of it any more
+    pages_of(self).forget(self->entry);  // the queue's owner has no use of it any more
   }
   Py_RETURN_NONE;
 }
@@ -123,7 +123,7 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   const auto size = static_cast<uint64_t>(data.len);
   if (offset > self->range.length() || size > self->range.length() - offset) {
     status = Status::error(ErrorCode::kRange, "more than the Allocation holds");
-  } else if (self->core->readonly()) {
+  } else if (pages_of(self).readonly()) {
     status = Status::system_error(EACCES, "write");
   } else if (char* const address = add_export(self); address != nullptr) {
     if (data.len < kByKernel) {
@@ -131,7 +131,7 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
     } else {
       WithoutGil release;
       status =
-          self->core->write(self->range.start + offset, static_cast<const char*>(data.buf), size);
+          pages_of(self).write(self->range.start + offset, static_cast<const char*>(data.buf), size);
     }
     drop_export(self);
   }
@@ -156,7 +156,7 @@ PyObject* disown(PyObject* object, PyObject*) {
     PyErr_SetString(PyExc_BufferError, "a view of the Allocation is alive");
     return nullptr;
   }
-  self->core->forget(self->entry);
+  pages_of(self).forget(self->entry);
   self->released = true;
   self->owned = false;
   return new_file_range(self->range);
@@ -190,10 +190,10 @@ PyObject* get_file(PyObject* self, void*) {
 }
 PyObject* get_address(PyObject* object, void*) {
   AllocationObject* self = self_of(object);
-  if (!await_pages(self->memory_file, *self->core, self->range) || !check_owned(self)) {
+  if (!await_pages(self->memory_file, pages_of(self), self->range) || !check_owned(self)) {
     return nullptr;
   }
-  const Result<char*> address = self->core->map(self->range);
+  const Result<char*> address = pages_of(self).map(self->range);
   return address.ok() ? PyLong_FromVoidPtr(*address) : set_error(address.status());
 }
 
@@ -232,12 +232,12 @@ PyMethodDef methods[] = {
      "Keep the contents from here on. False if they were discarded since unpin(), in part at\n"
      "least; True if they are what they were.\n\n"
      "Raises ClosedError after release(), ForkedError in a forked child."},
-    {"_let_go", erased(allocation_let_go), METH_FASTCALL,
-     "_let_go($self, queue, id, hash, /)\n--\n\nunpin(), into a cache's own queue."},
+    {"_unpin_into", erased(allocation_unpin_into), METH_FASTCALL,
+     "_unpin_into($self, queue, id, hash, /)\n--\n\nunpin(), into a cache's own queue."},
     {"_count_hits_in", allocation_count_hits_in, METH_O,
-     "_count_hits_in($self, queue, /)\n--\n\nHave _peek() count for a queue before _let_go()."},
-    {"_peek", erased(allocation_peek), METH_FASTCALL,
-     "_peek($self, start, stop, /)\n--\n\n"
+     "_count_hits_in($self, queue, /)\n--\n\nHave _pinned_view() count for a queue before _unpin_into()."},
+    {"_pinned_view", erased(allocation_pinned_view), METH_FASTCALL,
+     "_pinned_view($self, start, stop, /)\n--\n\n"
      "A read-only view of a part, or None if the contents were discarded."},
     {"_write", erased(write), METH_FASTCALL,
      "_write($self, offset, data, /)\n--\n\nCopy a buffer into the pages."},

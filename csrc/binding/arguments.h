@@ -13,7 +13,7 @@
 #include <cstdint>
 
 #include "base/units.h"
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 
 namespace pgalloc::binding {
 

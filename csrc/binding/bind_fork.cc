@@ -1,6 +1,6 @@
 // Purpose: getting background threads out of the way of os.fork(), for Python's fork hooks.
 #include "binding/bind.h"
-#include "core/live_files.h"
+#include "file/file_registry.h"
 #include "os/thread.h"
 
 namespace pgalloc::binding {
@@ -8,8 +8,8 @@ namespace pgalloc::binding {
 namespace py = pybind11;
 
 void bind_fork(py::module_& module) {
-  module.def("park_threads", &LiveFiles::park_threads, py::call_guard<WithoutGil>());
-  module.def("resume_threads", &LiveFiles::resume_threads, py::call_guard<WithoutGil>());
+  module.def("park_threads", &FileRegistry::park_threads, py::call_guard<WithoutGil>());
+  module.def("resume_threads", &FileRegistry::resume_threads, py::call_guard<WithoutGil>());
   module.def("wait_until_thread_is_gone", &os::wait_until_gone, py::call_guard<WithoutGil>());
 }
 

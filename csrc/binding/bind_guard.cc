@@ -7,7 +7,7 @@
 #include "binding/bind.h"
 #include "binding/file_handle.h"
 #include "binding/self.h"
-#include "core/guard.h"
+#include "guard/guard.h"
 
 namespace pgalloc::binding {
 
@@ -45,7 +45,7 @@ py::dict status() {
   }
   return py::dict(py::arg("running") = status.running,
                   py::arg("level") = kAlarms[static_cast<size_t>(status.alarm)],
-                  py::arg("available") = status.available, py::arg("looks") = status.looks,
+                  py::arg("available") = status.available, py::arg("looks") = status.samples,
                   py::arg("crossings") = status.crossings,
                   py::arg("shortfalls") = status.shortfalls, py::arg("discards") = status.discards,
                   py::arg("discarded_bytes") = status.discarded_bytes,
@@ -54,7 +54,7 @@ py::dict status() {
 
 // A queue of its own within a file's unpinned memory.
 struct QueueHandle {
-  std::shared_ptr<MemoryFile> file;
+  std::shared_ptr<FileSeat> seat;
   std::shared_ptr<DiscardQueue> queue;
 };
 
@@ -64,29 +64,31 @@ std::unique_ptr<QueueHandle> make_queue(const py::object& memory_file, int polic
   if (policy < 0 || policy > static_cast<int>(DiscardPolicy::kS3Fifo)) {
     throw_if_error(Status::error(ErrorCode::kOption, "unknown policy"));
   }
-  auto queue = handle->file()->add_queue(static_cast<DiscardPolicy>(policy));
-  return std::make_unique<QueueHandle>(QueueHandle{handle->file(), std::move(queue)});
+  auto queue = handle->core().discarder().add_queue(static_cast<DiscardPolicy>(policy));
+  return std::make_unique<QueueHandle>(QueueHandle{handle->seat(), std::move(queue)});
 }
 
 // Nothing of a file is discarded while this lives: whatever interrupts its owner.
 class HeldDiscards {
  public:
-  explicit HeldDiscards(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {
+  explicit HeldDiscards(const FileHandle& handle) : seat_(handle.seat()) {
+    MemoryFile& file = handle.core();
     WithoutGil release;
-    file_->hold_discards();
+    file.discarder().hold();
   }
   ~HeldDiscards() { release(); }
   HeldDiscards(const HeldDiscards&) = delete;
   HeldDiscards& operator=(const HeldDiscards&) = delete;
 
   void release() {
-    if (file_ != nullptr) file_->resume_discards();
+    MemoryFile* const file = seat_ == nullptr ? nullptr : seat_->owned();
+    if (file != nullptr) file->discarder().resume();
     WithoutGil release;  // it may be the file's last owner
-    file_.reset();
+    seat_.reset();
   }
 
  private:
-  std::shared_ptr<MemoryFile> file_;
+  std::shared_ptr<FileSeat> seat_;
 };
 
 }  // namespace
@@ -124,25 +126,25 @@ void bind_guard(py::module_& module) {
   });
   module.def("guard_park", [] { Guard::instance().park(); }, py::call_guard<WithoutGil>());
   module.def("guard_resume", [] { Guard::instance().resume(); }, py::call_guard<WithoutGil>());
-  py::class_<Guard::Room>(module, "Room")
+  py::class_<CommitReservation>(module, "CommitReservation")
       .def(py::init([](uint64_t nbytes) {
-             auto room = std::make_unique<Guard::Room>();
+             auto reservation = std::make_unique<CommitReservation>();
              Status status;
              {
                WithoutGil release;
-               status = Guard::instance().make_room(nbytes, *room);
+               status = commit_gate().reserve(nbytes, *reservation);
              }
              throw_if_error(status);
-             return room;
+             return reservation;
            }),
            py::arg("nbytes"))
-      .def("done", [](Self<Guard::Room> self) { self->done(); });
+      .def("end", [](Self<CommitReservation> self) { self->end(); });
 
   py::class_<HeldDiscards>(module, "HeldDiscards")
       .def(py::init([](const py::object& memory_file) {
              const FileHandle* handle = handle_of(memory_file.ptr());
              if (handle == nullptr) throw py::error_already_set();
-             return std::make_unique<HeldDiscards>(handle->file());
+             return std::make_unique<HeldDiscards>(*handle);
            }),
            py::arg("memory_file"))
       .def("release", [](Self<HeldDiscards> self) { self->release(); });
@@ -153,9 +155,15 @@ void bind_guard(py::module_& module) {
                              [](Self<QueueHandle> self) { return self->queue->discards(); })
       .def_property_readonly("hits", [](Self<QueueHandle> self) { return self->queue->hits(); })
       .def("take_discarded",
-           [](Self<QueueHandle> self) { return self->file->take_discarded_ids(*self->queue); })
+           [](Self<QueueHandle> self) {
+             MemoryFile* const file = self->seat->owned();
+             return file == nullptr ? std::vector<uint64_t>()
+                                    : file->discarder().take_discarded_ids(*self->queue);
+           })
       .def("take_victims", [](Self<QueueHandle> self, uint64_t nbytes) {
-        return self->file->take_victims(*self->queue, nbytes);
+        MemoryFile* const file = self->seat->owned();
+        return file == nullptr ? std::vector<uint64_t>()
+                               : file->discarder().take_victims(*self->queue, nbytes);
       });
 }
 

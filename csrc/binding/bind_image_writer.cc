@@ -8,7 +8,7 @@
 #include "binding/file_handle.h"
 #include "binding/images.h"
 #include "binding/self.h"
-#include "core/image_writer.h"
+#include "imageio/image_writer.h"
 
 namespace pgalloc::binding {
 
@@ -28,7 +28,7 @@ class Writer {
          const std::vector<std::pair<std::string, py::bytes>>& hooks, bool keep_zeros) {
     SaveOptions options{.keep_zeros = keep_zeros, .restore_id = std::move(restore_id), .hooks = {}};
     for (const auto& [name, payload] : hooks) options.hooks.push_back({name, payload});
-    const std::shared_ptr<MemoryFile> file = handle->file();
+    const std::shared_ptr<MemoryFile> file = handle->shared();
 
     Result<std::optional<MemoryFile::Capture>> captured = std::optional<MemoryFile::Capture>();
     wait_interruptibly(py::none(), [&](SteadyTime deadline) {

@@ -4,8 +4,8 @@
 #include "binding/bind.h"
 #include "binding/errors.h"
 #include "binding/self.h"
-#include "core/ledger.h"
-#include "core/live_files.h"
+#include "pages/ledger.h"
+#include "file/file_registry.h"
 
 namespace pgalloc::binding {
 
@@ -42,8 +42,8 @@ void bind_ledger(py::module_& module) {
              throw_if_error(ledger->move(bytes, as_kind(to), as_kind(from), memcg_id));
            })
       .def("snapshot", [](Self<Ledger> ledger) { return as_tuple(ledger->snapshot()); });
-  module.def("process_ledger", &LiveFiles::booked_by_hand, py::return_value_policy::reference);
-  module.def("process_account", [] { return as_tuple(LiveFiles::account()); });
+  module.def("process_ledger", &FileRegistry::booked_by_hand, py::return_value_policy::reference);
+  module.def("process_account", [] { return as_tuple(FileRegistry::account()); });
   module.def("total_memory", &total_memory);
 }
 

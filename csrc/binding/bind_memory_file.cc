@@ -54,18 +54,20 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
 void decommit(Self<FileHandle> handle, const py::object& range_object) {
   FileRange range;
   if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
+  MemoryFile& file = handle->core();
   Status status;
   {
     WithoutGil release;
-    status = handle->core().decommit(range);
+    status = file.decommit(range);
   }
   throw_if_error(status);
 }
 
 bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
+  MemoryFile& file = handle->core();
   auto current = [&] {
     WithoutGil release;
-    return handle->core().update_usage(memcg_ids ? &*memcg_ids : nullptr);
+    return file.scanner().update(memcg_ids ? &*memcg_ids : nullptr);
   }();
   return value_or_throw(std::move(current));
 }
@@ -93,7 +95,7 @@ py::dict stats(Self<FileHandle> handle) {
   PGALLOC_STAT(punched_bytes);
   PGALLOC_STAT(decommitted_bytes);
   PGALLOC_STAT(punch_failures);
-  PGALLOC_STAT(lost_bytes);
+  result["lost_bytes"] = stats.quarantined_bytes;
   PGALLOC_STAT(discards);
   PGALLOC_STAT(discarded_bytes);
   PGALLOC_STAT(unpinned_bytes);
@@ -160,9 +162,9 @@ void bind_memory_file(py::module_& module) {
                              [](Self<FileHandle> handle) { return handle->core().evictables(); })
       .def("_wait_for_reclaim",
            [](Self<FileHandle> handle, const py::object& timeout_s) {
-             return wait_interruptibly(timeout_s, [&](auto deadline) {
-               return handle->core().wait_for_reclaim(deadline);
-             });
+             MemoryFile& file = handle->core();
+             return wait_interruptibly(
+                 timeout_s, [&](auto deadline) { return file.wait_for_reclaim(deadline); });
            })
       .def("_update_usage", &update_usage)
       .def(
@@ -170,19 +172,19 @@ void bind_memory_file(py::module_& module) {
           [](Self<FileHandle> handle) { return value_or_throw(handle->core().total_usage()); },
           "Bytes the backing file occupies, as its file system counts them (st_blocks x 512).")
       .def_property_readonly(
-          "total_size", [](Self<FileHandle> handle) { return handle->core().total_size(); },
+          "total_size", [](Self<FileHandle> handle) { return handle->facts().total_size(); },
           "Size of the backing file in bytes. It grows by chunks.")
       .def_property_readonly(
-          "capacity", [](Self<FileHandle> handle) { return handle->core().capacity(); },
+          "capacity", [](Self<FileHandle> handle) { return handle->facts().capacity(); },
           "No byte at or beyond this offset is ever allocated.")
       .def_property_readonly(
           "should_cache_evictable",
-          [](Self<FileHandle> handle) { return handle->core().should_cache_evictable(); },
+          [](Self<FileHandle> handle) { return handle->facts().should_cache_evictable(); },
           "Whether marking ranges evictable may keep them for long: true with MANUAL eviction or "
           "memory-cgroup pressure.")
       .def("_usage",
            [](Self<FileHandle> handle, const std::optional<uint32_t>& memcg_id) {
-             const Ledger& ledger = handle->core().ledger();
+             const Ledger& ledger = handle->facts().ledger();
              return memcg_id ? ledger.memcg(*memcg_id) : ledger.total();
            })
       .def("_segments", &segments)
@@ -192,9 +194,10 @@ void bind_memory_file(py::module_& module) {
              AllocateRequest request;
              request.length = length;
              request.will_be_overwritten = true;
+             MemoryFile& file = handle->core();
              auto range = [&] {
                WithoutGil release;
-               return handle->core().allocate(request, /*may_wait=*/true);
+               return file.allocate(request, /*may_wait=*/true);
              }();
              PyObject* object = new_file_range(value_or_throw(std::move(range)));
              if (object == nullptr) throw py::error_already_set();
@@ -205,25 +208,22 @@ void bind_memory_file(py::module_& module) {
                         bool keep_descriptor) { throw_if_error(handle->close(keep_descriptor)); })
       .def_property_readonly(
           "closed",
-          [](Self<FileHandle> handle) {
-            const auto& heir = handle->core().heir();
-            return heir == nullptr ? handle->core().closed() : heir->closed();
-          },
+          [](Self<FileHandle> handle) { return handle->closed(); },
           "Whether close() was called.")
-      .def_property_readonly("_id", [](Self<FileHandle> handle) { return handle->core().id(); })
+      .def_property_readonly("_id", [](Self<FileHandle> handle) { return handle->facts().id(); })
       .def_property_readonly(
-          "_inherited", [](Self<FileHandle> handle) { return handle->core().heir() != nullptr; },
+          "_is_peer", [](Self<FileHandle> handle) { return handle->peer() != nullptr; },
           "Whether this is a forked child that has leases of its own.")
       .def_property_readonly("_forked",
-                             [](Self<FileHandle> handle) { return handle->core().forked(); })
+                             [](Self<FileHandle> handle) { return handle->owned() == nullptr; })
       .def_property_readonly("_delayed_eviction",
                              [](Self<FileHandle> handle) {
-                               return static_cast<int>(handle->core().delayed_eviction());
+                               return static_cast<int>(handle->facts().options().delayed_eviction);
                              })
       .def_property_readonly(
           "_uses_memcg_pressure",
-          [](Self<FileHandle> handle) { return handle->core().options().use_host_memcg_pressure; })
-      .def_property_readonly("_fd", [](Self<FileHandle> handle) { return handle->core().fd(); });
+          [](Self<FileHandle> handle) { return handle->facts().options().use_host_memcg_pressure; })
+      .def_property_readonly("_fd", [](Self<FileHandle> handle) { return handle->facts().fd(); });
   if (!add_hot_calls(type.ptr())) throw py::error_already_set();
 }
 

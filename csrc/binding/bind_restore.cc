@@ -9,7 +9,6 @@
 #include "binding/file_handle.h"
 #include "binding/images.h"
 #include "binding/self.h"
-#include "core/arriving_extent.h"
 
 namespace pgalloc::binding {
 
@@ -21,16 +20,16 @@ using SteadyTime = std::chrono::steady_clock::time_point;
 
 struct Arriving {
   std::shared_ptr<MemoryFile> file;  // outlives the extent
-  std::unique_ptr<MemoryFile::ArrivingExtent> extent;
+  std::unique_ptr<ArrivingExtent> extent;
 
-  MemoryFile::ArrivingExtent& open() const {
+  ArrivingExtent& open() const {
     if (extent == nullptr) throw py::value_error("the extent is settled");
     return *extent;
   }
 };
 
 py::object arriving_or_none(const std::shared_ptr<MemoryFile>& file,
-                            std::unique_ptr<MemoryFile::ArrivingExtent> extent) {
+                            std::unique_ptr<ArrivingExtent> extent) {
   if (extent == nullptr) return py::none();
   return py::cast(std::make_unique<Arriving>(Arriving{file, std::move(extent)}));
 }
@@ -46,11 +45,11 @@ FileRange range_or_everything(const py::object& object) {
 py::tuple load(Self<FileHandle> handle, const py::object& range_object, const py::object& timeout_s,
                bool ignore_broken) {
   const FileRange range = range_or_everything(range_object);
-  const std::shared_ptr<MemoryFile> file = handle->file();
-  std::unique_ptr<MemoryFile::ArrivingExtent> encoded;
+  const std::shared_ptr<MemoryFile> file = handle->shared();
+  std::unique_ptr<ArrivingExtent> encoded;
   Result<bool> there = false;
   wait_interruptibly(timeout_s, [&](SteadyTime deadline) {
-    there = file->load(range, deadline, &encoded, ignore_broken);
+    there = file->loader().load(range, deadline, &encoded, ignore_broken);
     return !there.ok() || *there || encoded != nullptr;
   });
   const bool all_there = value_or_throw(std::move(there));
@@ -59,11 +58,11 @@ py::tuple load(Self<FileHandle> handle, const py::object& range_object, const py
 
 // (False, None): nothing waits any more. (True, None): one extent was loaded.
 py::tuple load_next(Self<FileHandle> handle) {
-  const std::shared_ptr<MemoryFile> file = handle->file();
-  std::unique_ptr<MemoryFile::ArrivingExtent> encoded;
+  const std::shared_ptr<MemoryFile> file = handle->shared();
+  std::unique_ptr<ArrivingExtent> encoded;
   const bool any = [&] {
     WithoutGil release;
-    return file->load_next(&encoded);
+    return file->loader().load_next(&encoded);
   }();
   return py::make_tuple(any, arriving_or_none(file, std::move(encoded)));
 }
@@ -117,30 +116,32 @@ void bind_restore(py::module_& module) {
              std::span<const char> raw = image->stream.data();
              if (!decoded.is_none()) raw = as_span(py::reinterpret_borrow<py::bytes>(decoded));
              if (raw.size() < head->raw_length()) throw py::value_error("raw");
+             MemoryFile& file = handle->core();
              Status status = [&] {
                WithoutGil release;
-               return handle->core().write_restored(*head, raw.data());
+               return file.loader().write_restored(*head, raw.data());
              }();
              throw_if_error(status);
            })
       .def("_start_loading",
            [](Self<FileHandle> handle, Self<OpenImage> image, unsigned threads) {
+             MemoryFile& file = handle->core();
              Status status = [&] {
                WithoutGil release;
-               return handle->core().start_loading(image->file, threads);
+               return file.start_loading(image->file, threads);
              }();
              throw_if_error(status);
            })
       .def("_load", &load)
       .def("_load_next", &load_next)
       .def_property_readonly("_incomplete",
-                             [](Self<FileHandle> handle) { return handle->core().incomplete(); })
+                             [](Self<FileHandle> handle) { return handle->pages().incomplete(); })
       .def_property_readonly(
-          "loading", [](Self<FileHandle> handle) { return handle->core().loading(); },
+          "loading", [](Self<FileHandle> handle) { return handle->core().loader().loading(); },
           "Whether pages are still on their way from the image.")
       .def("_load_progress",
            [](Self<FileHandle> handle) {
-             const MemoryFile::LoadProgress progress = handle->core().load_progress();
+             const Loader::Progress progress = handle->core().loader().progress();
              return py::make_tuple(progress.total_bytes, progress.pending_bytes,
                                    progress.dropped_bytes, progress.failed_bytes);
            })
@@ -149,7 +150,7 @@ void bind_restore(py::module_& module) {
           [](Self<FileHandle> handle, const py::object& range_object) {
             FileRange range;
             if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
-            throw_if_error(handle->core().adopt(range));
+            throw_if_error(handle->core().references().adopt(range));
           },
           py::arg("range"),
           "Take over one reference on each page of `range` that the image recorded; balance it\n"
@@ -157,18 +158,18 @@ void bind_restore(py::module_& module) {
           "if a page has no such reference left.")
       .def_property_readonly(
           "_unadopted_bytes",
-          [](Self<FileHandle> handle) { return handle->core().unadopted_bytes(); })
+          [](Self<FileHandle> handle) { return handle->core().references().unadopted_bytes(); })
       .def("_unadopted",
            [](Self<FileHandle> handle) {
              py::list result;
-             for (const auto& [range, count] : handle->core().unadopted()) {
+             for (const auto& [range, count] : handle->core().references().unadopted()) {
                result.append(py::make_tuple(range.start, range.end, count));
              }
              return result;
            })
       .def(
           "drop_unadopted",
-          [](Self<FileHandle> handle) { return value_or_throw(handle->core().drop_unadopted()); },
+          [](Self<FileHandle> handle) { return value_or_throw(handle->core().references().drop_unadopted()); },
           "Drop the references of a restored file that nobody adopted. Returns the bytes of the\n"
           "pages that had any.");
 }

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "binding/arguments.h"
@@ -11,9 +12,9 @@
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
 #include "binding/self.h"
-#include "core/inheritance.h"
-#include "core/lease_table.h"
-#include "core/peer_file.h"
+#include "sharing/fork_leases.h"
+#include "sharing/lease_table.h"
+#include "sharing/peer_file.h"
 
 namespace pgalloc::binding {
 
@@ -57,28 +58,16 @@ void bind_link(py::module_& module) {
 
 // --- Peers ---------------------------------------------------------------------------------------
 
-struct PeerHandle {
-  std::shared_ptr<PeerFile> file;
-  WholeViews views;
-  ~PeerHandle() {
-    views.clear();
-    WithoutGil release;
-    file.reset();
-  }
-};
-
 std::unique_ptr<PeerHandle> make_peer(int fd, uint64_t id, uint64_t capacity, bool readonly,
                                       Self<OwnerLink> link) {
-  auto handle = std::make_unique<PeerHandle>();
-  handle->file =
-      value_or_throw(PeerFile::create(fd, {id, capacity, readonly}, link->shared_from_this()));
-  return handle;
+  return std::make_unique<PeerHandle>(
+      value_or_throw(PeerFile::create(fd, {id, capacity, readonly}, link->shared_from_this())));
 }
 
 py::object map_range(Self<PeerHandle> handle, const py::object& range_object, bool readonly) {
   const FileRange range = file_range(range_object);
-  value_or_throw(handle->file->map(range));
-  PyObject* view = handle->views.view(*handle->file, range, readonly || handle->file->readonly());
+  value_or_throw(handle->pages().map(range));
+  PyObject* view = handle->view(range, readonly || handle->facts().readonly());
   if (view == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(view);
 }
@@ -96,97 +85,91 @@ void prepare(PeerFile& file, FileRange range, int mode) {
   throw_if_error(status);
 }
 
-PeerFile& heir_of(const py::object& memory_file) {
-  const FileHandle* handle = handle_of(memory_file.ptr());
-  if (handle == nullptr) throw py::error_already_set();
-  if (handle->file()->heir() == nullptr) {
-    throw_if_error(Status::error(ErrorCode::kForked, "this process is no peer of its parent"));
-  }
-  return *handle->file()->heir();
+// The file as this process, a peer, has it.
+template <class Handle>
+PeerFile& local(Self<Handle> handle) {
+  PeerFile* const peer = handle->peer();
+  if (peer == nullptr) throw_if_error(OrphanedPages::refuse());
+  return *peer;
 }
 
-// The same for a MemoryFile in a forked child as a PeerFile has as methods.
-void bind_heir(py::module_& module) {
-  module.def("heir_adopt_lease", [](const py::object& file, const py::object& range) {
-    throw_if_error(heir_of(file).adopt(file_range(range)));
-  });
-  module.def("heir_has_unique_ref", [](const py::object& file, const py::object& range) {
-    return value_or_throw(heir_of(file).has_unique_ref(file_range(range)));
-  });
-  module.def("heir_inc_ref", [](const py::object& file, const py::object& range) {
-    throw_if_error(heir_of(file).inc_ref(file_range(range), 0));
-  });
-  module.def("heir_holds", [](const py::object& file, const py::object& range) {
-    return heir_of(file).holds(file_range(range));
-  });
-  module.def("heir_prepare", [](const py::object& file, const py::object& range, int mode) {
-    prepare(heir_of(file), file_range(range), mode);
-  });
-  module.def("heir_leave", [](const py::object& file) { heir_of(file).close(); });
-  module.def("heir_rehome",
-             [](const py::object& file, Self<OwnerLink> link, const py::iterable& unpinned) {
-               heir_of(file).rehome(link->shared_from_this(), file_ranges(unpinned));
-             });
+// What this process, as a peer, does by itself, for pgalloc.sharing: with a PeerFile, and in a forked
+// child with its parent's MemoryFile.
+template <class Handle>
+void bind_local_calls(py::class_<Handle>& type) {
+  type.def("_adopt_local",
+           [](Self<Handle> handle, const py::object& range) {
+             throw_if_error(local(handle).adopt(file_range(range)));
+           })
+      .def("_has_unique_ref_local",
+           [](Self<Handle> handle, const py::object& range) {
+             return value_or_throw(local(handle).has_unique_ref(file_range(range)));
+           })
+      .def("_holds_local",
+           [](Self<Handle> handle, const py::object& range) {
+             const PeerFile* const peer = handle->peer();
+             return peer != nullptr && peer->holds(file_range(range));
+           })
+      .def("_prepare_local", [](Self<Handle> handle, const py::object& range,
+                                int mode) { prepare(local(handle), file_range(range), mode); })
+      .def("_inherit_from_peer",
+           [](Self<Handle> handle, Self<OwnerLink> link, const py::iterable& unpinned) {
+             handle->become(value_or_throw(PeerFile::inherit(
+                 handle->parents_peer(), link->shared_from_this(), file_ranges(unpinned))));
+           });
 }
 
 void bind_peer(py::module_& module) {
-  py::class_<PeerHandle>(module, "PeerFile")
-      .def(py::init(&make_peer), py::arg("fd"), py::arg("id"), py::arg("capacity"),
+  py::class_<PeerHandle> type(module, "PeerFile");
+  type.def(py::init(&make_peer), py::arg("fd"), py::arg("id"), py::arg("capacity"),
            py::arg("readonly"), py::arg("link"))
-      .def("_adopt_lease",
-           [](Self<PeerHandle> handle, const py::object& range) {
-             throw_if_error(handle->file->adopt(file_range(range)));
-           })
       .def("inc_ref",
            [](Self<PeerHandle> handle, const py::object& range) {
-             throw_if_error(handle->file->inc_ref(file_range(range), 0));
+             throw_if_error(handle->pages().inc_ref(file_range(range), 0));
            })
       .def("dec_ref",
            [](Self<PeerHandle> handle, const py::object& range) {
-             throw_if_error(handle->file->dec_ref(file_range(range)));
+             throw_if_error(handle->pages().dec_ref(file_range(range)));
            })
-      .def("_has_unique_ref_here",
-           [](Self<PeerHandle> handle, const py::object& range) {
-             return value_or_throw(handle->file->has_unique_ref(file_range(range)));
-           })
-      .def("_holds_here",
-           [](Self<PeerHandle> handle, const py::object& range) {
-             return handle->file->holds(file_range(range));
-           })
-      .def("_prepare", [](Self<PeerHandle> handle, const py::object& range,
-                          int mode) { prepare(*handle->file, file_range(range), mode); })
       .def("_map_range", &map_range)
-      .def("_leave",
-           [](Self<PeerHandle> handle) {
-             handle->file->close();
-             handle->views.clear();
-           })
-      .def("_rehome",
-           [](Self<PeerHandle> handle, Self<OwnerLink> link, const py::iterable& unpinned) {
-             handle->file->rehome(link->shared_from_this(), file_ranges(unpinned));
-           })
+      .def("_leave", [](Self<PeerHandle> handle) { handle->leave(); })
       .def("_check_usable",
-           [](Self<PeerHandle> handle) { throw_if_error(handle->file->check_usable()); })
+           [](Self<PeerHandle> handle) { throw_if_error(handle->pages().check_usable()); })
       .def_property_readonly(
-          "closed", [](Self<PeerHandle> handle) { return handle->file->closed(); },
+          "closed", [](Self<PeerHandle> handle) { return handle->facts().closed(); },
           "Whether close() was called.")
       .def_property_readonly("_forked",
-                             [](Self<PeerHandle> handle) { return handle->file->forked(); })
+                             [](Self<PeerHandle> handle) { return handle->seat()->orphaned(); })
       .def_property_readonly("_id",
-                             [](Self<PeerHandle> handle) { return handle->file->identity().id; })
-      .def_property_readonly("_fd", [](Self<PeerHandle> handle) { return handle->file->fd(); })
+                             [](Self<PeerHandle> handle) { return handle->facts().identity().id; })
+      .def_property_readonly("_fd", [](Self<PeerHandle> handle) { return handle->facts().fd(); })
       .def_property_readonly(
-          "capacity", [](Self<PeerHandle> handle) { return handle->file->identity().capacity; },
+          "capacity", [](Self<PeerHandle> handle) { return handle->facts().identity().capacity; },
           "No byte at or beyond this offset is ever allocated.")
       .def_property_readonly(
-          "readonly", [](Self<PeerHandle> handle) { return handle->file->readonly(); },
+          "readonly", [](Self<PeerHandle> handle) { return handle->facts().readonly(); },
           "Whether this process can only read the pages.")
       .def_property_readonly(
-          "total_size", [](Self<PeerHandle> handle) { return handle->file->size(); },
+          "total_size", [](Self<PeerHandle> handle) { return handle->facts().size(); },
           "Size of the backing file in bytes.")
       .def_property_readonly(
-          "leased", [](Self<PeerHandle> handle) { return handle->file->leased_bytes(); },
+          "leased",
+          [](Self<PeerHandle> handle) {
+            const PeerFile* const peer = handle->peer();
+            return peer == nullptr ? 0 : peer->leased_bytes();
+          },
           "Bytes of the pages that this process has handles on.");
+  bind_local_calls(type);
+
+  // bind_memory_file() made the class; these are further methods of it.
+  auto file_type = py::reinterpret_borrow<py::class_<FileHandle>>(module.attr("MemoryFile"));
+  file_type
+      .def("_inc_ref_peer",
+           [](Self<FileHandle> handle, const py::object& range) {
+             throw_if_error(local(handle).inc_ref(file_range(range), 0));
+           })
+      .def("_leave", [](Self<FileHandle> handle) { local(handle).close(); });
+  bind_local_calls(file_type);
 }
 
 // --- The owner -----------------------------------------------------------------------------------
@@ -194,7 +177,7 @@ void bind_peer(py::module_& module) {
 std::unique_ptr<LeaseTable> make_table(const py::object& memory_file) {
   const FileHandle* handle = handle_of(memory_file.ptr());
   if (handle == nullptr) throw py::error_already_set();
-  return std::make_unique<LeaseTable>(handle->file());
+  return std::make_unique<LeaseTable>(handle->shared());
 }
 
 void bind_leases(py::module_& module) {
@@ -224,30 +207,37 @@ void bind_leases(py::module_& module) {
 
 // In the parent: (file id, table of the child's leases) for each file.
 py::list take_leases_for_child() {
-  std::vector<InheritedFile> files = Inheritance::take();
+  std::vector<ForkLease> leases = ForkLeases::take();
   py::list result;
-  for (InheritedFile& inherited : files) {
-    if (!inherited.ready) continue;
-    auto table = std::make_unique<LeaseTable>(inherited.file);
-    for (const auto& [range, refs] : inherited.pages) throw_if_error(table->add_lease(range));
-    result.append(py::make_tuple(inherited.file->id(), std::move(table)));
+  for (ForkLease& lease : leases) {
+    if (!lease.taken) continue;
+    auto table = std::make_unique<LeaseTable>(lease.file);
+    for (const auto& [range, refs] : lease.pages) throw_if_error(table->add_lease(range));
+    result.append(py::make_tuple(lease.file->id(), std::move(table)));
   }
   WithoutGil release;  // it may be a file's last owner
-  files.clear();
+  leases.clear();
   return result;
 }
 
-// In the child: its files become peers of the parent's. The ids of those that did.
-py::list inherit(Self<OwnerLink> link) {
+// In the child: those of `files` on which it has leases become a peer's. The ids of these.
+py::list become_fork_peers(Self<OwnerLink> link, const py::iterable& files) {
+  std::unordered_map<uint64_t, ForkLease> leases;
+  for (ForkLease& lease : ForkLeases::take()) {
+    if (lease.taken) leases.emplace(lease.file->id(), std::move(lease));
+  }
   py::list ids;
-  for (InheritedFile& inherited : Inheritance::take()) {
-    if (!inherited.ready) continue;
-    MemoryFile& file = *inherited.file;
+  for (const py::handle& object : files) {
+    FileHandle* const handle = handle_of(object.ptr());
+    if (handle == nullptr) throw py::error_already_set();
+    const auto lease = leases.find(handle->facts().id());
+    if (lease == leases.end()) continue;
+    const MemoryFile& file = handle->facts();
     file.chunks()->reset_after_fork();
-    auto heir = PeerFile::inherit(file.chunks(), file.fd(), {file.id(), file.capacity(), false},
-                                  link->shared_from_this(), inherited.pages);
-    if (!heir.ok()) continue;  // it stays the parent's
-    file.inherit(std::move(*heir));
+    auto peer = PeerFile::inherit(file.chunks(), file.fd(), {file.id(), file.capacity(), false},
+                                  link->shared_from_this(), lease->second.pages);
+    if (!peer.ok()) continue;  // it stays the parent's
+    handle->become(std::move(*peer));
     ids.append(file.id());
   }
   return ids;
@@ -255,20 +245,17 @@ py::list inherit(Self<OwnerLink> link) {
 
 }  // namespace
 
-std::shared_ptr<PeerFile> peer_of(PyObject* object) {
-  if (!py::isinstance<PeerHandle>(object)) return nullptr;
-  const PeerHandle* handle = constructed<PeerHandle>(object);
-  return handle == nullptr ? nullptr : handle->file;
+PeerHandle* peer_handle_of(PyObject* object) {
+  return py::isinstance<PeerHandle>(object) ? constructed<PeerHandle>(object) : nullptr;
 }
 
 void bind_sharing(py::module_& module) {
   bind_link(module);
   bind_peer(module);
   bind_leases(module);
-  bind_heir(module);
-  module.def("arm_inheritance", &Inheritance::arm);
+  module.def("arm_fork_leases", &ForkLeases::arm);
   module.def("take_leases_for_child", &take_leases_for_child);
-  module.def("inherit", &inherit, py::arg("link"));
+  module.def("become_fork_peers", &become_fork_peers, py::arg("link"), py::arg("files"));
 }
 
 }  // namespace pgalloc::binding

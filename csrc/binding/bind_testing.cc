@@ -9,11 +9,12 @@
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
 #include "binding/self.h"
-#include "core/commit_probe.h"
-#include "core/guard.h"
-#include "core/placement.h"
-#include "core/prefault.h"
+#include "backing/commit_probe.h"
+#include "guard/guard.h"
+#include "pages/placement.h"
+#include "backing/prefault.h"
 #include "os/fault_plan.h"
+#include "file/file_registry.h"
 
 namespace pgalloc::binding {
 
@@ -198,29 +199,31 @@ void bind_faults(py::module_& module) {
 }
 
 void bind_file_hooks(py::module_& module) {
-  module.def("verify", [](Self<FileHandle> handle) { return handle->file()->verify(); });
-  module.def(
-      "pause_reclaimer", [](Self<FileHandle> handle) { handle->file()->pause_reclaimer(); },
-      py::call_guard<WithoutGil>());
+  module.def("verify", [](Self<FileHandle> handle) { return handle->core().verify(); });
+  module.def("pause_reclaimer", [](Self<FileHandle> handle) {
+    Reclaimer& reclaimer = handle->core().reclaimer();
+    WithoutGil release;
+    reclaimer.pause();
+  });
   module.def("resume_reclaimer",
-             [](Self<FileHandle> handle) { handle->file()->resume_reclaimer(); });
+             [](Self<FileHandle> handle) { handle->core().reclaimer().resume(); });
   module.def("start_reclaim_log",
-             [](Self<FileHandle> handle) { handle->file()->start_reclaim_log(); });
+             [](Self<FileHandle> handle) { handle->core().reclaimer().start_log(); });
   module.def("stop_reclaim_log",
-             [](Self<FileHandle> handle) { handle->file()->stop_reclaim_log(); });
+             [](Self<FileHandle> handle) { handle->core().reclaimer().stop_log(); });
   module.def("reclaim_log", [](Self<FileHandle> handle) {
     py::list log;
-    for (const FileRange& range : handle->file()->reclaim_log()) log.append(range_object(range));
+    for (const FileRange& range : handle->core().reclaimer().log()) log.append(range_object(range));
     return log;
   });
   module.def("use_manual_clock", [](Self<FileHandle> handle, int64_t start_ns, int64_t tick_ns) {
-    handle->file()->clock().use_manual(std::chrono::nanoseconds(start_ns),
+    handle->core().clock().use_manual(std::chrono::nanoseconds(start_ns),
                                        std::chrono::nanoseconds(tick_ns));
   });
   module.def("advance_clock", [](Self<FileHandle> handle, int64_t by_ns) {
-    handle->file()->clock().advance(std::chrono::nanoseconds(by_ns));
+    handle->core().clock().advance(std::chrono::nanoseconds(by_ns));
   });
-  module.def("use_real_clock", [](Self<FileHandle> handle) { handle->file()->use_real_clock(); });
+  module.def("use_real_clock", [](Self<FileHandle> handle) { handle->core().use_real_clock(); });
   module.def("use_manual_guard_clock", [](int64_t start_ns, int64_t tick_ns) {
     Guard::instance().clock().use_manual(std::chrono::nanoseconds(start_ns),
                                          std::chrono::nanoseconds(tick_ns));
@@ -229,20 +232,21 @@ void bind_file_hooks(py::module_& module) {
   module.def("allow_loaders", [](bool allowed) { testing::loaders_allowed = allowed; });
   module.def("loaders_allowed", [] { return testing::loaders_allowed.load(); });
   module.def("load_waiters",
-             [](Self<FileHandle> handle) { return handle->file()->load_waiters(); });
+             [](Self<FileHandle> handle) { return handle->core().loader().waiters(); });
   module.def("reclaim_waiters",
-             [](Self<FileHandle> handle) { return handle->file()->reclaim_waiters(); });
+             [](Self<FileHandle> handle) { return handle->core().reclaimer().waiters(); });
   module.def("bookkeeping_bytes",
-             [](Self<FileHandle> handle) { return handle->file()->bookkeeping_bytes(); });
+             [](Self<FileHandle> handle) { return handle->core().bookkeeping_bytes(); });
   module.def("prefault_methods", [] {
     return py::make_tuple(testing::prefault_by_populate(), testing::prefault_by_mlock());
   });
   module.def("reset_prefault", &testing::reset_prefault);
   module.def("discard", [](uint64_t nbytes) {
     WithoutGil release;
-    const auto done = LiveFiles::discard(nbytes, std::chrono::steady_clock::time_point::max());
+    DiscardSource& files = FileRegistry::all();
+    const auto done = files.discard(nbytes, std::chrono::steady_clock::time_point::max());
     if (!done.no_use() || done.given_back >= nbytes) return done.given_back;
-    return done.given_back + LiveFiles::discard_leftovers(nbytes - done.given_back, done.fruitless);
+    return done.given_back + files.sweep(nbytes - done.given_back, done.fruitless);
   });
 }
 

@@ -10,28 +10,47 @@ namespace pgalloc::binding {
 
 namespace py = pybind11;
 
-FileHandle::~FileHandle() {
+PagesHandle::~PagesHandle() {
   views_.clear();
   // The last owner closes the file and waits for the reclaimer, which may be in a punch.
   WithoutGil release;
+  peer_.reset();
+  seat_.reset();
+}
+
+FileHandle::~FileHandle() {
+  views_.clear();
+  WithoutGil release;
+  seat_.reset();
   file_.reset();
 }
 
+MemoryFile& FileHandle::core() const {
+  MemoryFile* const file = owned();
+  if (file == nullptr) throw_if_error(OrphanedPages::refuse());
+  return *file;
+}
+
+bool FileHandle::closed() const {
+  const PeerFile* const share = peer();
+  return share == nullptr ? file_->closed() : share->closed();
+}
+
 Status FileHandle::close(bool keep_descriptor) {
-  Status status;
-  if (const auto& heir = file_->heir(); heir != nullptr) {  // a forked child lets go of its share
-    heir->close();
-    return status;
+  if (PeerFile* const share = peer()) {
+    share->close();
+    return {};
   }
+  Status status;
+  if (owned() == nullptr) return status;
   {
     WithoutGil release;
     if (keep_descriptor) {
-      file_->abandon();
+      file_->roll_back();
     } else {
       status = file_->close();
     }
   }
-  if (file_->forked()) return status;
   // Every address is turned into a view without letting go of the GIL in between, and after the
   // close there are no more addresses; so with the GIL held nobody is half-way.
   views_.clear();
@@ -64,10 +83,10 @@ FileHandle* handle_of(PyObject* memory_file) {
   return handle;
 }
 
-std::shared_ptr<Pages> pages_of(PyObject* object) {
-  if (auto peer = peer_of(object)) return peer;
+std::shared_ptr<FileSeat> seat_of(PyObject* object) {
+  if (const PeerHandle* peer = peer_handle_of(object)) return peer->seat();
   const FileHandle* handle = handle_of(object);
-  return handle == nullptr ? nullptr : handle->file();
+  return handle == nullptr ? nullptr : handle->seat();
 }
 
 bool await_pages(PyObject* memory_file, const Pages& pages, FileRange range) {

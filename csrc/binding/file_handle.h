@@ -1,5 +1,5 @@
-// Purpose: what Python's MemoryFile object holds, and PeerFile's: the core file, and the two views over
-// its whole address range that map_range() cuts its results from.
+// Purpose: what Python's MemoryFile object holds, and PeerFile's: the seat where its handles find the
+// pages, and the two views over its whole address range that map_range() cuts its results from.
 //
 // Invariant: a view over the whole range never leaves its object; only slices of it that were
 // checked against the file do.
@@ -10,7 +10,9 @@
 #include <memory>
 
 #include "binding/without_gil.h"
-#include "core/memory_file.h"
+#include "file/file_seat.h"
+#include "file/memory_file.h"
+#include "sharing/peer_file.h"
 
 namespace pgalloc::binding {
 
@@ -34,32 +36,78 @@ class WholeViews {
   PyObject* readonly_ = nullptr;
 };
 
-class FileHandle {
+// Both kinds of file have these; what is here works in a forked child, too.
+class PagesHandle {
  public:
-  explicit FileHandle(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {}
-  ~FileHandle();
-  FileHandle(const FileHandle&) = delete;
-  FileHandle& operator=(const FileHandle&) = delete;
+  const std::shared_ptr<FileSeat>& seat() const { return seat_; }
+  Pages& pages() const { return seat_->pages(); }
+  PyObject* view(FileRange range, bool readonly) { return views_.view(pages(), range, readonly); }
+  // The file as a peer of its owner has it; nullptr where this process is none.
+  PeerFile* peer() const { return seat_->orphaned() ? nullptr : peer_.get(); }
+  // In a forked child: what the parent was, if it was a peer, too. REQUIRES: it was.
+  PeerFile& parents_peer() const { return *peer_; }
+  // In a forked child: it is a peer from here on.
+  void become(std::shared_ptr<PeerFile> peer) {
+    seat_->become(peer);
+    peer_ = std::move(peer);
+  }
 
-  const std::shared_ptr<MemoryFile>& file() const { return file_; }
-  MemoryFile& core() const { return *file_; }
-  PyObject* view(FileRange range, bool readonly) { return views_.view(*file_, range, readonly); }
-  // Closes the file, and lets go of its mapping: what is still viewed keeps it (row I2).
+ protected:
+  PagesHandle(std::shared_ptr<FileSeat> seat, std::shared_ptr<PeerFile> peer)
+      : seat_(std::move(seat)), peer_(std::move(peer)) {}
+  ~PagesHandle();
+  PagesHandle(const PagesHandle&) = delete;
+  PagesHandle& operator=(const PagesHandle&) = delete;
+
+  std::shared_ptr<FileSeat> seat_;
+  std::shared_ptr<PeerFile> peer_;
+  WholeViews views_;
+};
+
+class FileHandle : public PagesHandle {
+ public:
+  explicit FileHandle(const std::shared_ptr<MemoryFile>& file)
+      : PagesHandle(std::make_shared<FileSeat>(file), nullptr), file_(file) {}
+  ~FileHandle();
+
+  // The file in the process that owns it; elsewhere nullptr, or ForkedError.
+  MemoryFile* owned() const { return seat_->owned(); }
+  MemoryFile& core() const;
+  std::shared_ptr<MemoryFile> shared() const { return core().shared_from_this(); }
+  // For what never changes, and is known without a lock: in a forked child, too.
+  const MemoryFile& facts() const { return *file_; }
+
+  bool closed() const;
+  // Closes the file, and lets go of its mapping: what is still viewed keeps it (row I2). In a peer,
+  // gives back its share.
   Status close(bool keep_descriptor);
 
  private:
   std::shared_ptr<MemoryFile> file_;
-  WholeViews views_;
+};
+
+class PeerHandle : public PagesHandle {
+ public:
+  explicit PeerHandle(const std::shared_ptr<PeerFile>& peer)
+      : PagesHandle(std::make_shared<FileSeat>(std::shared_ptr<Pages>(peer)), peer) {}
+
+  // For what never changes, as facts() above.
+  const PeerFile& facts() const { return *peer_; }
+  // Gives all leases back; what is viewed stays mapped.
+  void leave() {
+    peer_->close();
+    views_.clear();
+  }
 };
 
 // The handle of a MemoryFile object (or subclass); nullptr with TypeError set for anything else,
 // and with RuntimeError for one whose __init__ never ran.
 FileHandle* handle_of(PyObject* memory_file);
+// That of a PeerFile; nullptr, without an exception, for anything else.
+PeerHandle* peer_handle_of(PyObject* object);
 
-// What a handle on pages of `object`, a MemoryFile or a PeerFile, works on; nullptr as above.
-std::shared_ptr<Pages> pages_of(PyObject* object);
-// The peer behind a PeerFile object; nullptr, without an exception, for anything else.
-std::shared_ptr<PeerFile> peer_of(PyObject* object);
+// Where a handle on pages of `object`, a MemoryFile or a PeerFile, finds them; nullptr as above.
+std::shared_ptr<FileSeat> seat_of(PyObject* object);
 
 // Waits, without the GIL, until `range` has come from the image that is being loaded. False with an
 // exception set. To be called before the core's map() wherever that must not block.

@@ -82,9 +82,11 @@ Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request) {
   return file.allocate(request, /*may_wait=*/true);
 }
 
-// In a forked child the owner of the pages is another process, which Python asks.
-PyObject* ask_owner(PyObject* self, const char* name, PyObject* const* args, Py_ssize_t count,
-                    PyObject* names) {
+// In a forked child the owner of the pages is another process, which Python asks; or there is no way
+// to ask it.
+PyObject* ask_owner(PyObject* self, FileHandle* handle, const char* name, PyObject* const* args,
+                    Py_ssize_t count, PyObject* names) {
+  if (!handle->pages().is_remote()) return set_error(handle->pages().check_usable());
   PyObject* method = PyObject_GetAttrString(self, name);
   if (method == nullptr) return nullptr;
   PyObject* answer = PyObject_Vectorcall(method, args, static_cast<size_t>(count), names);
@@ -94,20 +96,20 @@ PyObject* ask_owner(PyObject* self, const char* name, PyObject* const* args, Py_
 
 PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   FileHandle* handle = handle_of(self);
-  if (handle != nullptr && handle->file()->discards_elsewhere()) {
-    return ask_owner(self, "_allocate_at_owner", args, count, names);
-  }
+  if (handle == nullptr) return nullptr;
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) return ask_owner(self, handle, "_allocate_remote", args, count, names);
   AllocateArguments arguments;
-  if (handle == nullptr || !parse_allocate(args, count, names, &arguments)) return nullptr;
+  if (!parse_allocate(args, count, names, &arguments)) return nullptr;
   if (arguments.reader != nullptr && !PyCallable_Check(arguments.reader)) {
     PyErr_SetString(PyExc_TypeError, "reader must be callable, like a file's readinto");
     return nullptr;
   }
-  const Result<FileRange> range = allocate(*handle->file(), arguments.request);
+  const Result<FileRange> range = allocate(*file, arguments.request);
   if (!range.ok()) return set_error(range.status());
   PyObject* result = new_file_range(*range);
   if (result == nullptr) {
-    (void)handle->file()->dec_ref(*range);
+    (void)file->dec_ref(*range);
     return nullptr;
   }
   if (arguments.reader == nullptr) return result;
@@ -121,9 +123,8 @@ PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count
 PyObject* inc_ref(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   FileHandle* handle = handle_of(self);
   if (handle == nullptr) return nullptr;
-  if (handle->file()->discards_elsewhere()) {
-    return ask_owner(self, "_inc_ref_here", args, count, names);
-  }
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) return ask_owner(self, handle, "_inc_ref_local", args, count, names);
   const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
   const bool by_keyword =
       count == 1 && keywords == 1 &&
@@ -136,24 +137,27 @@ PyObject* inc_ref(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObj
   uint32_t memcg_id = 0;
   if (!as_file_range(args[0], &range)) return nullptr;
   if (count + keywords == 2 && !as_u32(args[1], "memcg_id", &memcg_id)) return nullptr;
-  return none_or_error(handle->file()->inc_ref(range, memcg_id));
+  return none_or_error(file->inc_ref(range, memcg_id));
 }
 
 PyObject* dec_ref(PyObject* self, PyObject* argument) {
   FileHandle* handle = handle_of(self);
   FileRange range;
   if (handle == nullptr || !as_file_range(argument, &range)) return nullptr;
-  return none_or_error(handle->file()->dec_ref(range));
+  if (MemoryFile* const file = handle->owned()) return none_or_error(file->dec_ref(range));
+  return none_or_error(handle->pages().dec_ref(range));
 }
 
 PyObject* has_unique_ref(PyObject* self, PyObject* argument) {
   FileHandle* handle = handle_of(self);
-  if (handle != nullptr && handle->file()->discards_elsewhere()) {
-    return ask_owner(self, "_has_unique_ref_at_owner", &argument, 1, nullptr);
+  if (handle == nullptr) return nullptr;
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) {
+    return ask_owner(self, handle, "_has_unique_ref_remote", &argument, 1, nullptr);
   }
   FileRange range;
-  if (handle == nullptr || !as_file_range(argument, &range)) return nullptr;
-  const Result<bool> unique = handle->file()->has_unique_ref(range);
+  if (!as_file_range(argument, &range)) return nullptr;
+  const Result<bool> unique = file->has_unique_ref(range);
   return unique.ok() ? PyBool_FromLong(*unique) : set_error(unique.status());
 }
 
@@ -193,8 +197,9 @@ PyObject* map_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
   bool readonly = false;
   if (!as_file_range(args[0], &range)) return nullptr;
   if (access != nullptr && !parse_access(access, &readonly)) return nullptr;
-  if (!await_pages(self, *handle->file(), range)) return nullptr;
-  const Result<char*> address = handle->file()->map(range);
+  if (!await_pages(self, handle->pages(), range)) return nullptr;
+  MemoryFile* const file = handle->owned();
+  const Result<char*> address = file != nullptr ? file->map(range) : handle->pages().map(range);
   return address.ok() ? handle->view(range, readonly) : set_error(address.status());
 }
 

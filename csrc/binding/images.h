@@ -7,8 +7,8 @@
 #include <span>
 #include <string_view>
 
-#include "core/image_file.h"
-#include "core/image_stream.h"
+#include "imageio/image_file.h"
+#include "imageio/image_stream.h"
 
 namespace pgalloc::binding {
 

@@ -154,7 +154,7 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
             if entry is None or (entry.expires is not None and entry.expires <= time.monotonic()):
                 return self._missed(key, default)
             try:
-                view = entry.allocation._peek(entry.start, entry.stop)
+                view = entry.allocation._pinned_view(entry.start, entry.stop)
             except ClosedError:  # released by another thread, or the cache is closed
                 self._changes.check_usable()
                 continue
@@ -251,12 +251,12 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
                     act = self._put_in_slab
                     self._changes.make(act, key, data, length, expires, tag, keep, otherwise=None)
                     return
-        room = _core.Room(pages)
+        reservation = _core.CommitReservation(pages)
         allocation = self._store.pages_to_overwrite(pages)
         entry = Entry(key, allocation, 0, length, self._store.number(), None, expires, tag)
         allocation._write(0, data)  # without the lock: the others go on
         allocation._write(length, bytes(pages - length))
-        room.done()
+        reservation.end()
         self._changes.make(self._put_alone, entry, keep, otherwise=None)
 
     def _put_in_slab(

@@ -81,7 +81,7 @@ class Servable:
         entry = self._entries.get(key)
         if entry is not None and (entry.expires is None or entry.expires > time.monotonic()):
             try:
-                view = entry.allocation._peek(entry.start, entry.stop)
+                view = entry.allocation._pinned_view(entry.start, entry.stop)
             except ClosedError:
                 view = None
             if view is not None and self._entries.get(key) is entry:

@@ -130,7 +130,7 @@ class Slabs:
         del self._open[slab.slot]
         if slab.vacant:
             self._vacant.setdefault(slab.slot, {})[slab.id] = slab
-        slab.allocation._let_go(self._queue, slab.id, slab.id)
+        slab.allocation._unpin_into(self._queue, slab.id, slab.id)
 
     def vacate(self, slab: Slab, offset: int) -> bool:
         """The value in this slot is gone. True if the slab is, too."""

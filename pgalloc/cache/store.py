@@ -71,9 +71,9 @@ class Store:
         size = slab_size(length)
         self.make_way(size)
         number = self.number()
-        room = _core.Room(size)
+        reservation = _core.CommitReservation(size)
         slab = self.slabs.add(self.file.allocate(size), length, number)
-        room.done()
+        reservation.end()
         self.held_bytes += size
         self.holders[number] = slab
         offset = slab.take_slot()
@@ -92,7 +92,7 @@ class Store:
 
     def hold(self, holder: Entry | Slab) -> None:
         """Pages that the core may discard as one."""
-        holder.allocation._let_go(self.queue, holder.id, _known_by(holder))
+        holder.allocation._unpin_into(self.queue, holder.id, _known_by(holder))
         self.holders[holder.id] = holder
         self.held_bytes += holder.allocation.nbytes
 
@@ -180,7 +180,7 @@ class Store:
         entry = self.entries.get(key)
         if entry is None:
             return None
-        view = entry.allocation._peek(entry.start, entry.stop)
+        view = entry.allocation._pinned_view(entry.start, entry.stop)
         if view is None:
             self._lose(entry.slab or entry)
         else:
@@ -204,7 +204,7 @@ class Store:
                 return holder.key
             # Its other values wait on, as if it had come last.
             intact = holder.allocation.pin()
-            holder.allocation._let_go(self.queue, holder.id, holder.id)
+            holder.allocation._unpin_into(self.queue, holder.id, holder.id)
             if intact:
                 return next(iter(holder.entries.values())).key
         return next(iter(self.entries))
@@ -246,7 +246,7 @@ class Store:
         self.slabs.restart([holder for holder in holders.values() if isinstance(holder, Slab)])
         for holder in list(holders.values()):
             intact = holder.allocation.pin()
-            holder.allocation._let_go(self.queue, holder.id, _known_by(holder))
+            holder.allocation._unpin_into(self.queue, holder.id, _known_by(holder))
             if not intact:
                 self._lose(holder)
 

@@ -170,25 +170,16 @@ class PeerFile(_core.PeerFile):
     def _connection(self) -> Connection:
         return self._home
 
-    def _adopt_here(self, range: _core.FileRange) -> None:
-        self._adopt_lease(range)
-
-    def _prepare_here(self, range: _core.FileRange, mode: int) -> None:
-        self._prepare(range, mode)
-
-    def _is_unique_here(self, range: _core.FileRange) -> bool:
-        return self._has_unique_ref_here(range)
-
-    def _rehome_here(self, home: Connection) -> None:
+    def _inherit_from(self, home: Connection) -> None:
         self._home = home
-        self._rehome(home.link, self._unpinned.ranges())
+        self._inherit_from_peer(home.link, self._unpinned.ranges())
         self._unpinned = Unpinned()
 
-    def _unpin_at_owner(self, range: _core.FileRange) -> bool:
+    def _unpin_remote(self, range: _core.FileRange) -> bool:
         with self._home.lock:
             return self._unpinned.unpin(self, range)
 
-    def _pin_at_owner(self, range: _core.FileRange) -> bool:
+    def _pin_remote(self, range: _core.FileRange) -> bool:
         with self._home.lock:
             return self._unpinned.pin(self, range)
 

@@ -42,17 +42,17 @@ def allocate(
     if reader is not None and not callable(reader):
         raise TypeError("reader must be callable, like a file's readinto")
     commits = mode is not AllocationMode.ALLOCATE_ONLY
-    room = _core.Room(length) if commits else None
+    reservation = _core.CommitReservation(length) if commits else None
     try:
         range = adopt(file, file._connection.request(Op.ALLOCATE, request))
         try:
-            file._prepare_here(range, mode)
+            file._prepare_local(range, mode)
         except BaseException:
             file.dec_ref(range)
             raise
     finally:
-        if room is not None:
-            room.done()
+        if reservation is not None:
+            reservation.end()
     return range if reader is None else fill_range(Allocation(file, range), reader)
 
 
@@ -62,7 +62,7 @@ def adopt(file: Any, payload: bytes) -> _core.FileRange:
     try:
         with file._connection.lock:
             file._unpinned.before_another(file, range)
-            file._adopt_here(range)
+            file._adopt_local(range)
     except BaseException:
         file._connection.link.give_back(file._id, range)
         raise
@@ -71,14 +71,14 @@ def adopt(file: Any, payload: bytes) -> _core.FileRange:
 
 def decommit(file: Any, range: _core.FileRange) -> None:
     """As MemoryFile.decommit(), of pages that this process has a lease on."""
-    if not file._holds_here(_checked_range(range)):
+    if not file._holds_local(_checked_range(range)):
         raise RangeError("this process has no lease on all of these pages")
     _ask_about(file, Op.DECOMMIT, range)
 
 
 def has_unique_ref(file: Any, range: _core.FileRange) -> bool:
     """Whether one handle of one process holds each page, and this process it is."""
-    if not file._is_unique_here(_checked_range(range)):
+    if not file._has_unique_ref_local(_checked_range(range)):
         return False
     return _ask_about(file, Op.UNIQUE, range) == b"\1"
 

@@ -94,7 +94,7 @@ class Sharable(Savable):
         References stay as they are. Raises RangeError unless the whole range is allocated, OSError
         when the kernel refuses (nothing has changed then).
         """
-        if self._inherited:
+        if self._is_peer:
             remote.decommit(self, range)
         else:
             super().decommit(range)
@@ -116,41 +116,26 @@ class Sharable(Savable):
             raise ForkedError("this MemoryFile belongs to the parent process")
         return self._parent
 
-    def _allocate_at_owner(self, length: int, **options: Any) -> _core.FileRange:
+    def _allocate_remote(self, length: int, **options: Any) -> _core.FileRange:
         return remote.allocate(self, length, **options)
 
-    def _has_unique_ref_at_owner(self, range: _core.FileRange) -> bool:
+    def _has_unique_ref_remote(self, range: _core.FileRange) -> bool:
         return remote.has_unique_ref(self, range)
 
-    def _adopt_here(self, range: _core.FileRange) -> None:
-        _core.heir_adopt_lease(self, range)
-
-    def _prepare_here(self, range: _core.FileRange, mode: int) -> None:
-        _core.heir_prepare(self, range, mode)
-
-    def _is_unique_here(self, range: _core.FileRange) -> bool:
-        return _core.heir_has_unique_ref(self, range)
-
-    def _inc_ref_here(self, range: _core.FileRange, memcg_id: int = 0) -> None:
+    def _inc_ref_local(self, range: _core.FileRange, memcg_id: int = 0) -> None:
         with self._connection.lock:
             self._unpinned.before_another(self, range)
-        _core.heir_inc_ref(self, range)
+        self._inc_ref_peer(range)
 
-    def _holds_here(self, range: _core.FileRange) -> bool:
-        return _core.heir_holds(self, range)
-
-    def _unpin_at_owner(self, range: _core.FileRange) -> bool:
+    def _unpin_remote(self, range: _core.FileRange) -> bool:
         with self._connection.lock:
             return self._unpinned.unpin(self, range)
 
-    def _pin_at_owner(self, range: _core.FileRange) -> bool:
+    def _pin_remote(self, range: _core.FileRange) -> bool:
         with self._connection.lock:
             return self._unpinned.pin(self, range)
 
-    def _leave(self) -> None:
-        _core.heir_leave(self)
-
-    def _rehome_here(self, home: Connection) -> None:
+    def _inherit_from(self, home: Connection) -> None:
         self._parent = home
-        _core.heir_rehome(self, home.link, self._unpinned.ranges())
+        self._inherit_from_peer(home.link, self._unpinned.ranges())
         self._unpinned = Unpinned()

@@ -32,7 +32,7 @@ class Unpinned:
 
     def unpin(self, file: Any, range: _core.FileRange) -> bool:
         """Whether the owner counts the pages as unpinned: not if other handles hold them, too."""
-        if not file._is_unique_here(range):
+        if not file._has_unique_ref_local(range):
             return False
         remote.unpin(file, range)
         self._lost.discard((range.start, range.end))
@@ -57,7 +57,7 @@ class Unpinned:
             if not (pages[0] < range.end and range.start < pages[1]):
                 continue
             whole = _core.FileRange(*pages)
-            if not file._holds_here(whole):  # its handle has ended
+            if not file._holds_local(whole):  # its handle has ended
                 self._unpinned.discard(pages)
                 self._lost.discard(pages)
             elif pages in self._unpinned:

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 #include "torture/stamps.h"
 
 namespace pgalloc::torture {

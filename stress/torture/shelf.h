@@ -17,7 +17,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 #include "torture/random.h"
 #include "torture/source.h"
 #include "torture/stamps.h"

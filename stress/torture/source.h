@@ -9,7 +9,7 @@
 #include <string_view>
 
 #include "base/mutex.h"
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 
 namespace pgalloc::torture {
 

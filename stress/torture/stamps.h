@@ -16,7 +16,7 @@
 #include <optional>
 
 #include "base/units.h"
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 
 namespace pgalloc::torture {
 

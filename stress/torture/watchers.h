@@ -6,7 +6,7 @@
 
 #include <atomic>
 
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 
 namespace pgalloc::torture {
 

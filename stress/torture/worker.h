@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "core/memory_file.h"
+#include "file/memory_file.h"
 #include "torture/mailbox.h"
 #include "torture/random.h"
 #include "torture/shelf.h"

@@ -317,7 +317,7 @@ def test_a_forked_child_neither_pins_nor_discards(mf: MemoryFile) -> None:
     if pid == 0:
         status = 1
         try:
-            for act in (a.pin, lambda: a._peek(0, PAGE), a.view):
+            for act in (a.pin, lambda: a._pinned_view(0, PAGE), a.view):
                 with pytest.raises(pgalloc.ForkedError):
                     act()
             del a
@@ -333,7 +333,7 @@ def test_a_part_that_is_peeked_at(mf: MemoryFile) -> None:
     a = filled(mf, 4, b"a")
     a._write(PAGE - 1, b"xyz")
     a.unpin()
-    part = a._peek(PAGE - 1, PAGE + 2)
+    part = a._pinned_view(PAGE - 1, PAGE + 2)
     assert part is not None
     assert part.readonly
     assert bytes(part) == b"xyz"
@@ -342,11 +342,11 @@ def test_a_part_that_is_peeked_at(mf: MemoryFile) -> None:
     part.release()
     del part
     assert not a.pinned
-    assert a._peek(0, 0) is not None
+    assert a._pinned_view(0, 0) is not None
     with pytest.raises(pgalloc.RangeError):
-        a._peek(0, a.nbytes + 1)
+        a._pinned_view(0, a.nbytes + 1)
     discard(mf, MIB)
-    assert a._peek(0, 1) is None
+    assert a._pinned_view(0, 1) is None
     assert not a.pinned
 
 
@@ -355,10 +355,10 @@ def test_a_queue_with_a_policy(mf: MemoryFile, policy: int) -> None:
     queue = _core.DiscardQueue(mf, policy)
     allocations = [filled(mf, 1, b"q") for _ in range(40)]
     for i, a in enumerate(allocations):
-        a._let_go(queue, i, i)
+        a._unpin_into(queue, i, i)
     for a in allocations[:10]:
         for _ in range(3):
-            assert a._peek(0, 1) is not None
+            assert a._pinned_view(0, 1) is not None
     assert queue.hits == 30
     held = allocations[20].view()
     with testing.ManualPressure() as pressure:

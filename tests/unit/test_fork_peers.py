@@ -157,7 +157,7 @@ def test_a_child_does_what_peers_do(mf: MemoryFile) -> None:
     a.release()
 
 
-def test_a_child_lets_go_of_what_it_inherited(mf: MemoryFile, steps: Steps) -> None:
+def test_a_child_lets_go_of_what_it_is_peer(mf: MemoryFile, steps: Steps) -> None:
     held = [mf.allocate(PAGE) for _ in range(100)]
 
     def child() -> None:
@@ -302,7 +302,7 @@ def test_without_leases_a_child_is_told(
         a.release()
 
     with monkeypatch.context() as patched:
-        patched.setattr("pgalloc.sharing.inheritance.socket.socketpair", refuse)
+        patched.setattr("pgalloc.sharing.fork_leases.socket.socketpair", refuse)
         in_child(child)
     assert "without leases" in caplog.text
     assert mf.leases() == []

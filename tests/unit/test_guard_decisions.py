@@ -260,23 +260,23 @@ def test_a_limit_that_shrinks_is_noticed(bench: Bench, mf: MemoryFile) -> None:
     assert not held[0].pin()
 
 
-# --- room ----------------------------------------------------------------------------------------
+# --- room -----------------------------------------------------------------------------------------
 
 
 def test_rooms_count_as_used(bench: Bench) -> None:
     group = bench.level()
     group.set(limit=100 * MIB, usage=40 * MIB)
     bench.watch(group)
-    first = _core.Room(30 * MIB)
-    second = _core.Room(30 * MIB)  # within the limit, not within the headroom
+    first = _core.CommitReservation(30 * MIB)
+    second = _core.CommitReservation(30 * MIB)  # within the limit, not within the headroom
     assert _core.guard_status()["available"] == 0
-    first.done()
+    first.end()
     assert _core.guard_status()["available"] == 30 * MIB
-    first.done()
+    first.end()
     del second
     assert _core.guard_status()["available"] == 60 * MIB
     with pytest.raises(OutOfMemoryError):
-        _core.Room(61 * MIB)
+        _core.CommitReservation(61 * MIB)
     assert _core.guard_status()["available"] == 60 * MIB, "what was refused promises nothing"
     assert bench.counted("refusals") == 1
 
@@ -286,7 +286,7 @@ def test_room_is_made_by_discarding(bench: Bench, mf: MemoryFile) -> None:
     group.set(limit=100 * MIB, usage=85 * MIB)
     bench.watch(group)
     held = unpinned(mf, 64, 256)
-    _core.Room(10 * MIB)
+    _core.CommitReservation(10 * MIB)
     lost = [allocation.pin() for allocation in held].count(False)
     assert lost >= 5
 
@@ -298,11 +298,11 @@ def test_small_commits_cost_no_look(bench: Bench) -> None:
     _core.guard_step()
     before = bench.counts()["looks"]
     for _ in range(1000):
-        _core.Room(PAGE)
+        _core.CommitReservation(PAGE)
     assert bench.counts()["looks"] - before == 1, "only the one that asks for the count"
     group.set(usage=999 * MIB)
     for _ in range(5000):
-        _core.Room(200 << 10)
+        _core.CommitReservation(200 << 10)
     assert bench.counts()["looks"] - before > 1, "credit ends"
 
 
@@ -346,7 +346,7 @@ def test_what_can_never_fit_costs_nobody_anything(bench: Bench, mf: MemoryFile) 
     bench.watch(group)
     held = unpinned(mf, 4)
     with pytest.raises(OutOfMemoryError):
-        _core.Room(21 * MIB)
+        _core.CommitReservation(21 * MIB)
     assert all(allocation.pin() for allocation in held)
 
 
@@ -371,7 +371,7 @@ def test_garbage_is_no_limit(bench: Bench, mf: MemoryFile, name: str, text: str)
     expected = None if name in ("memory.max", "memory.current") else 50 * MIB
     assert _core.guard_status()["available"] == expected
     assert held[0].pin()
-    _core.Room(MIB).done()
+    _core.CommitReservation(MIB).end()
 
 
 @pytest.mark.parametrize("v1", [True, False])

@@ -1,0 +1,146 @@
+#include "backing/backing_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "os/retry.h"
+#include "os/syscalls.h"
+#include "os/transfer.h"
+
+namespace pgalloc {
+
+using os::retry_interrupted;
+using os::sys;
+
+Result<std::unique_ptr<BackingFile>> BackingFile::create_memfd() {
+  const int fd = sys().memfd_create("pgalloc", MFD_CLOEXEC);
+  if (fd < 0) return Status::system_error(errno, "memfd_create");
+  return truncated(fd, /*adopted=*/false, "");
+}
+
+Result<std::unique_ptr<BackingFile>> BackingFile::open_path(const std::string& path) {
+  constexpr mode_t kOwnerOnly = 0600;
+  constexpr int kFlags = O_RDWR | O_CLOEXEC;
+  bool created = true;
+  int fd = retry_interrupted(
+      [&] { return sys().open(path.c_str(), kFlags | O_CREAT | O_EXCL, kOwnerOnly); });
+  if (fd < 0 && errno == EEXIST) {
+    created = false;
+    fd = retry_interrupted([&] { return sys().open(path.c_str(), kFlags, kOwnerOnly); });
+  }
+  if (fd < 0) return Status::system_error(errno, "open");
+  return truncated(fd, /*adopted=*/false, created ? path : "");
+}
+
+Result<std::unique_ptr<BackingFile>> BackingFile::adopt(int fd) {
+  return truncated(fd, /*adopted=*/true, "");
+}
+
+Result<std::unique_ptr<BackingFile>> BackingFile::duplicate(int fd) {
+  const int own = sys().duplicate(fd);
+  if (own < 0) return Status::system_error(errno, "fcntl");
+  return truncated(own, /*adopted=*/false, "");
+}
+
+Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted,
+                                                            std::string created_path) {
+  struct statfs filesystem{};
+  const bool known = sys().fstatfs(fd, &filesystem) == 0;
+  const int statfs_error = errno;
+  const bool in_memory = known && filesystem.f_type == TMPFS_MAGIC;
+  std::unique_ptr<BackingFile> file(
+      new BackingFile(fd, in_memory, adopted, std::move(created_path)));
+  const auto fail = [&](int error_number, const char* call) {
+    file->disown();
+    return Status::system_error(error_number, call);
+  };
+  if (!known) return fail(statfs_error, "fstatfs");
+  struct stat status{};
+  if (sys().fstat(fd, &status) != 0) return fail(errno, "fstat");
+  if (!S_ISREG(status.st_mode)) {
+    file->disown();
+    return Status::error(ErrorCode::kOption, "the backing is not a regular file");
+  }
+  if (retry_interrupted([&] { return sys().ftruncate(fd, 0); }) != 0) {
+    return fail(errno, "ftruncate");
+  }
+  return file;
+}
+
+BackingFile::~BackingFile() { close(); }
+
+void BackingFile::close() {
+  if (fd_ >= 0) sys().close(fd_);
+  fd_ = -1;
+}
+
+void BackingFile::disown() {
+  if (adopted_) fd_ = -1;
+  if (!created_path_.empty()) sys().unlink(created_path_.c_str());
+  close();
+}
+
+Status BackingFile::grow(uint64_t size) {
+  const int result =
+      retry_interrupted([&] { return sys().ftruncate(fd_, static_cast<off_t>(size)); });
+  if (result != 0) return Status::system_error(errno, "ftruncate");
+  size_.store(size, std::memory_order_release);
+  return {};
+}
+
+Status BackingFile::commit(FileRange range) {
+  const int result = retry_interrupted([&] {
+    return sys().fallocate(fd_, 0, static_cast<off_t>(range.start),
+                           static_cast<off_t>(range.length()));
+  });
+  return result == 0 ? Status() : Status::system_error(errno, "fallocate");
+}
+
+Status BackingFile::punch(FileRange range) {
+  const int result = retry_interrupted([&] {
+    return sys().fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                           static_cast<off_t>(range.start), static_cast<off_t>(range.length()));
+  });
+  return result == 0 ? Status() : Status::system_error(errno, "fallocate");
+}
+
+Status BackingFile::write(FileRange range, const char* data) {
+  return os::write_at(fd_, range.start, data, range.length());
+}
+
+Status BackingFile::write_zeros(FileRange range) {
+  static constexpr size_t kBlock = size_t{1} << 20;
+  static const std::vector<char> zeros(kBlock, 0);
+  uint64_t offset = range.start;
+  while (offset < range.end) {
+    // Step over holes. Where the file system cannot tell, treat everything as stored.
+    const off_t data = sys().lseek(fd_, static_cast<off_t>(offset), SEEK_DATA);
+    if (data < 0 && errno == ENXIO) return {};
+    if (data >= 0) offset = std::max(offset, static_cast<uint64_t>(data));
+    if (offset >= range.end) return {};
+    const off_t hole = data < 0 ? -1 : sys().lseek(fd_, static_cast<off_t>(offset), SEEK_HOLE);
+    const uint64_t stored_end =
+        hole < 0 ? range.end : std::min(range.end, static_cast<uint64_t>(hole));
+    while (offset < stored_end) {
+      const uint64_t size = std::min<uint64_t>(kBlock, stored_end - offset);
+      PGALLOC_RETURN_IF_ERROR(write({offset, offset + size}, zeros.data()));
+      offset += size;
+    }
+  }
+  return {};
+}
+
+Result<uint64_t> BackingFile::stored_bytes() const {
+  struct stat status{};
+  if (sys().fstat(fd_, &status) != 0) return Status::system_error(errno, "fstat");
+  return static_cast<uint64_t>(status.st_blocks) * 512;
+}
+
+}  // namespace pgalloc

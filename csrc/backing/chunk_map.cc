@@ -1,0 +1,88 @@
+#include "backing/chunk_map.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <new>
+
+#include "os/syscalls.h"
+
+namespace pgalloc {
+
+using os::sys;
+
+namespace {
+
+constexpr int kReserveFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+}  // namespace
+
+uint64_t default_capacity() {
+  const auto pages = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES));
+  return std::max(std::bit_ceil(4 * pages * page_size()), kChunkSize);
+}
+
+Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity,
+                                                    bool writable) {
+  uint64_t size = capacity.value_or(default_capacity());
+  while (true) {
+    void* base = sys().mmap(nullptr, size, PROT_NONE, kReserveFlags, -1, 0);
+    if (base != MAP_FAILED) {
+      // A core dump of terabytes of nothing helps nobody; failure to say so harms nobody.
+      sys().madvise(base, size, MADV_DONTDUMP);
+      return std::shared_ptr<ChunkMap>(new ChunkMap(static_cast<char*>(base), size, writable));
+    }
+    if (capacity || size <= kChunkSize) return Status::system_error(errno, "mmap");
+    size /= 2;
+  }
+}
+
+ChunkMap::ChunkMap(char* base, uint64_t capacity, bool writable)
+    : base_(base), capacity_(capacity), writable_(writable) {
+  const uint64_t chunks = (capacity + kChunkSize - 1) / kChunkSize;
+  mapped_ = std::make_unique<std::atomic<bool>[]>(chunks);
+}
+
+ChunkMap::~ChunkMap() { sys().munmap(base_, capacity_); }
+
+Status ChunkMap::map(int fd, FileRange range) {
+  MutexLock lock(mu_);
+  if (sealed_) return Status::error(ErrorCode::kClosed, "the file is closed");
+  const uint64_t last = (range.end - 1) / kChunkSize;
+  for (uint64_t chunk = range.start / kChunkSize; chunk <= last; ++chunk) {
+    // Somebody else may have won the race for it.
+    if (mapped_[chunk].load(std::memory_order_relaxed)) continue;
+    PGALLOC_RETURN_IF_ERROR(map_chunk(fd, chunk));
+  }
+  return {};
+}
+
+Status ChunkMap::map_chunk(int fd, uint64_t chunk) {
+  const uint64_t offset = chunk * kChunkSize;
+  const uint64_t length = std::min(kChunkSize, capacity_ - offset);
+  const int protection = writable_ ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* mapped = sys().mmap(address(offset), length, protection, MAP_SHARED | MAP_FIXED, fd,
+                            static_cast<off_t>(offset));
+  if (mapped == MAP_FAILED) {
+    const int error_number = errno;
+    // The kernel may have taken the reservation away before it failed. Take it back, unless it is
+    // still there, so that nobody else's mapping ever lands inside our range.
+    sys().mmap(address(offset), length, PROT_NONE, kReserveFlags | MAP_FIXED_NOREPLACE, -1, 0);
+    return Status::system_error(error_number, "mmap");
+  }
+  sys().madvise(mapped, length, MADV_DONTDUMP);
+  mapped_[chunk].store(true, std::memory_order_release);
+  return {};
+}
+
+void ChunkMap::reset_after_fork() { new (&mu_) Mutex(LockRank::kChunkMap); }
+
+void ChunkMap::seal() {
+  MutexLock lock(mu_);
+  sealed_ = true;
+}
+
+}  // namespace pgalloc

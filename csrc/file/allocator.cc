@@ -1,0 +1,121 @@
+#include "file/allocator.h"
+
+#include <string>
+
+#include "backing/prefault.h"
+#include "file/operation.h"
+#include "guard/commit_gate.h"
+
+namespace pgalloc {
+namespace {
+
+Status out_of_memory(const AllocateRequest& request, const char* why) {
+  return Status::error(ErrorCode::kOutOfMemory,
+                       "cannot allocate " + std::to_string(request.length) + " bytes: " + why);
+}
+
+}  // namespace
+
+Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_wait,
+                                      bool* must_wait) {
+  if (request.length == 0 || !is_aligned(request.length, page_size())) {
+    return Status::error(
+        ErrorCode::kRange,
+        "length must be a positive number of whole pages, not " + std::to_string(request.length));
+  }
+  bool recycled = false;
+  Result<FileRange> range = reserve(request, may_wait, must_wait, &recycled);
+  if (!range.ok()) return range;
+  if (request.mode != AllocationMode::kAllocateOnly || manual_zeroing_) {
+    if (Status status = prepare(request, *range, recycled); !status.ok()) {
+      // A concurrent close() has released the pages already.
+      (void)references_.dec_ref(*range);
+      return status;
+    }
+  }
+  return range;
+}
+
+Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wait,
+                                     bool* must_wait, bool* recycled) {
+  if (request.length > capacity_) return out_of_memory(request, "more than the capacity");
+  if (request.length > bytes_max_) return out_of_memory(request, "more than max_allocatable_bytes");
+
+  FileLock lock(state_);
+  while (true) {
+    PGALLOC_RETURN_IF_ERROR(state_.check_open());
+    if (request.mode == AllocationMode::kAllocateAndWritePopulate || request.will_be_overwritten) {
+      if (const auto range = recycle(request)) {
+        *recycled = true;
+        return *range;
+      }
+    }
+    const bool over_maximum = state_.pages.allocated_bytes() > bytes_max_ - request.length;
+    Result<FileRange> range =
+        over_maximum ? out_of_memory(request, "max_allocatable_bytes is reached") : place(request);
+    if (range.ok() || range.status().code() != ErrorCode::kOutOfMemory || !reclaimer_.pending()) {
+      return range;
+    }
+    // Memory that is on its way out counts against the limits until it is gone: wait for it.
+    if (!may_wait) {
+      *must_wait = true;
+      return range;
+    }
+    reclaimer_.wait_for_progress();
+  }
+}
+
+std::optional<FileRange> Allocator::recycle(const AllocateRequest& request) {
+  const auto range = state_.pages.recycle(request.length, default_alignment(request.length),
+                                          request.direction, request.kind, request.memcg_id);
+  if (!range) return std::nullopt;
+  state_.changes.note(*range);
+  ++state_.stats.allocations;
+  state_.stats.allocated_bytes += request.length;
+  state_.stats.recycled_bytes += request.length;
+  return range;
+}
+
+Result<FileRange> Allocator::place(const AllocateRequest& request) {
+  const auto found =
+      find_place(state_.pages.usage(), {.length = request.length,
+                                        .alignment = default_alignment(request.length),
+                                        .direction = request.direction,
+                                        .file_size = file_.size(),
+                                        .capacity = capacity_});
+  if (!found) return out_of_memory(request, "no free range below the capacity is long enough");
+  if (found->file_size > file_.size()) PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size));
+  state_.pages.mark_used(*found, request.kind, request.memcg_id);
+  state_.changes.count();
+  ++state_.stats.allocations;
+  state_.stats.allocated_bytes += request.length;
+  return found->range;
+}
+
+Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled) {
+  std::optional<Operation> operation;
+  PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
+  // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
+  if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
+
+  CommitReservation reservation;
+  if (request.mode != AllocationMode::kAllocateOnly && !recycled) {
+    PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(range.length(), reservation));
+  }
+  if (request.mode == AllocationMode::kAllocateAndCommit) return file_.commit(range);
+  if (request.mode == AllocationMode::kAllocateAndWritePopulate) return populate(range, recycled);
+  return {};
+}
+
+Status Allocator::populate(FileRange range, bool recycled) {
+  if (!chunks_.is_mapped(range)) PGALLOC_RETURN_IF_ERROR(chunks_.map(file_.fd(), range));
+  char* const address = chunks_.address(range.start);
+  if (recycled) {
+    clear_memory(address, range.length());
+  } else {
+    prefault(address, range.length());
+  }
+  return {};
+}
+
+}  // namespace pgalloc

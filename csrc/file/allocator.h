@@ -1,0 +1,57 @@
+// Purpose: finds, marks and prepares pages for new allocations (section B).
+//
+// Thread safety: any thread.
+//
+// Searching and marking are one step under the lock (row B19); committing, populating and zeroing
+// happen afterwards without it, while no other thread knows the range yet.
+#pragma once
+
+#include "backing/backing_file.h"
+#include "backing/chunk_map.h"
+#include "file/file_state.h"
+#include "file/options.h"
+#include "file/reclaimer.h"
+#include "file/references.h"
+
+namespace pgalloc {
+
+class Allocator {
+ public:
+  Allocator(FileState& state, BackingFile& file, ChunkMap& chunks, Reclaimer& reclaimer,
+            References& references, const MemoryFileOptions& options)
+      : state_(state),
+        file_(file),
+        chunks_(chunks),
+        reclaimer_(reclaimer),
+        references_(references),
+        capacity_(chunks.capacity()),
+        manual_zeroing_(options.manual_zeroing),
+        bytes_max_(options.max_allocatable_bytes.value_or(UINT64_MAX)) {}
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+
+  // With may_wait false, a request that would have to wait for the reclaimer before it is refused
+  // fails with kOutOfMemory and sets *must_wait.
+  Result<FileRange> allocate(const AllocateRequest& request, bool may_wait,
+                             bool* must_wait = nullptr) EXCLUDES(file_lock);
+
+ private:
+  Result<FileRange> reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
+                            bool* recycled) EXCLUDES(file_lock);
+  std::optional<FileRange> recycle(const AllocateRequest& request) REQUIRES(file_lock);
+  Result<FileRange> place(const AllocateRequest& request) REQUIRES(file_lock);
+  Status prepare(const AllocateRequest& request, FileRange range, bool recycled)
+      EXCLUDES(file_lock);
+  Status populate(FileRange range, bool recycled);
+
+  FileState& state_;
+  BackingFile& file_;
+  ChunkMap& chunks_;
+  Reclaimer& reclaimer_;
+  References& references_;
+  const uint64_t capacity_;  // chunks_ may be gone once the file is closed
+  const bool manual_zeroing_;
+  const uint64_t bytes_max_;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,153 @@
+#include "file/commit_scanner.h"
+
+#include <algorithm>
+#include <new>
+
+#include "file/operation.h"
+
+namespace pgalloc {
+namespace {
+
+constexpr size_t kSegmentsPerBatch = 4096;
+constexpr size_t kRunsPerLock = 512;
+
+// Row H2.
+constexpr std::chrono::nanoseconds kScanIntervalMin = std::chrono::milliseconds(10);
+constexpr int kScanTimeShare = 8;
+
+}  // namespace
+
+Result<bool> CommitScanner::update(const std::vector<uint32_t>* memcg_ids) {
+  std::optional<Operation> operation;
+  PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
+  const Result<uint64_t> stored = file_.stored_bytes();
+  if (!stored.ok()) return Status::system_error(stored.status().error_number(), "fstat");
+
+  uint64_t changes = 0;
+  {
+    FileLock lock(state_);
+    if (nothing_to_count(*stored)) return true;
+    changes = state_.changes.number();
+  }
+  if (memcg_ids == nullptr) return scan_all(*stored, changes);
+  MutexLock scan_lock(scan_mu_);
+  PGALLOC_RETURN_IF_ERROR(scan(memcg_ids));
+  return true;
+}
+
+bool CommitScanner::nothing_to_count(uint64_t stored_bytes) const {
+  if (stored_bytes == state_.pages.known_committed_bytes()) return true;
+  return state_.changes.number() == scanned_changes_ && stored_bytes == scanned_bytes_;
+}
+
+Result<bool> CommitScanner::scan_all(uint64_t stored_bytes, uint64_t changes) {
+  if (full_scan_runs_.exchange(true)) return false;
+  const struct Running {
+    std::atomic<bool>& flag;
+    ~Running() { flag = false; }  // memory may run out in between
+  } running{full_scan_runs_};
+  MutexLock scan_lock(scan_mu_);
+  const auto begin = clock_.now();
+  {
+    FileLock lock(state_);
+    if (begin < next_scan_) return false;
+  }
+  Status status = scan(nullptr);
+  const auto end = clock_.now();
+  FileLock lock(state_);
+  // Armed when the scan is over, so that a slow one cannot overlap the next.
+  next_scan_ = end + std::max(kScanIntervalMin, (end - begin) * kScanTimeShare);
+  PGALLOC_RETURN_IF_ERROR(std::move(status));
+  scanned_changes_ = changes;
+  scanned_bytes_ = stored_bytes;
+  return true;
+}
+
+Status CommitScanner::scan(const std::vector<uint32_t>* memcg_ids) try {
+  CommitProbe probe(file_, chunks_);
+  std::vector<FileRange> runs;
+  Status status;
+  uint64_t from = 0;
+  while (status.ok()) {
+    std::vector<Segment> batch;
+    {
+      FileLock lock(state_);
+      state_.changes.begin_batch();
+      batch = collect(from, memcg_ids);
+    }
+    if (batch.empty()) break;
+    from = batch.back().range.end;
+    runs.clear();
+    status = find_new(probe, batch, runs);
+    book(runs, memcg_ids);
+  }
+  finish_scan();
+  return status;
+} catch (const std::bad_alloc&) {
+  finish_scan();
+  throw;
+}
+
+void CommitScanner::finish_scan() {
+  FileLock lock(state_);
+  state_.changes.end_scan();
+  ++state_.stats.scans;
+}
+
+std::vector<CommitScanner::Segment> CommitScanner::collect(
+    uint64_t from, const std::vector<uint32_t>* memcg_ids) const {
+  std::vector<Segment> batch;
+  for (auto segment = state_.pages.usage().lower_bound_segment(from);
+       segment.ok() && batch.size() < kSegmentsPerBatch; segment = segment.next()) {
+    const PageUse& use = segment.value();
+    const bool passes = memcg_ids == nullptr || std::find(memcg_ids->begin(), memcg_ids->end(),
+                                                          use.memcg_id) != memcg_ids->end();
+    batch.push_back({segment.range(), use.committed, passes && use.refs > 0 && !use.committed});
+  }
+  return batch;
+}
+
+uint64_t CommitScanner::known_bytes(std::span<const Segment> segments) {
+  uint64_t bytes = 0;
+  for (const Segment& segment : segments) {
+    if (segment.committed) bytes += segment.range.length();
+  }
+  return bytes;
+}
+
+// Appends the committed runs of the wanted segments. Where the kernel counts what is known already,
+// there is nothing to find; so the cost follows what is new, not how fragmented the file is.
+Status CommitScanner::find_new(CommitProbe& probe, std::span<const Segment> segments,
+                               std::vector<FileRange>& runs) {
+  const bool any = std::any_of(segments.begin(), segments.end(),
+                               [](const Segment& segment) { return segment.wanted; });
+  if (!any) return {};
+  if (segments.size() == 1) return probe.find_runs(segments.front().range, runs);
+  const auto counted = probe.count({segments.front().range.start, segments.back().range.end});
+  if (counted == known_bytes(segments)) return {};
+  const size_t half = segments.size() / 2;
+  PGALLOC_RETURN_IF_ERROR(find_new(probe, segments.first(half), runs));
+  return find_new(probe, segments.subspan(half), runs);
+}
+
+void CommitScanner::book(const std::vector<FileRange>& runs,
+                         const std::vector<uint32_t>* memcg_ids) {
+  std::vector<FileRange> unchanged;  // parts of a run
+  for (size_t first = 0; first < runs.size(); first += kRunsPerLock) {
+    FileLock lock(state_);
+    const size_t last = std::min(runs.size(), first + kRunsPerLock);
+    for (size_t i = first; i < last; ++i) {
+      unchanged.clear();
+      state_.changes.visit_unchanged(runs[i], [&](FileRange part) { unchanged.push_back(part); });
+      for (const FileRange& part : unchanged) state_.pages.mark_committed(part, memcg_ids);
+      if (unchanged.size() != 1 || unchanged.front() != runs[i]) ++state_.stats.voided_results;
+    }
+  }
+}
+
+void CommitScanner::reset_throttle() {
+  FileLock lock(state_);
+  next_scan_ = {};
+}
+
+}  // namespace pgalloc

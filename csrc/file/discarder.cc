@@ -1,0 +1,323 @@
+#include "file/discarder.h"
+
+#include <algorithm>
+#include <array>
+#include <new>
+
+#include "file/operation.h"
+
+namespace pgalloc {
+
+// --- Handles -------------------------------------------------------------------------------------
+
+Status Discarder::unpin(Discardable& entry) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  if (entry.unpinned) return {};
+  PGALLOC_RETURN_IF_ERROR(state_.pages.unpin(entry.range));
+  entry.since = state_.pages.unpinned().now();
+  entry.unpinned = true;
+  queue_of(entry).unpinned(entry);
+  return {};
+}
+
+void Discarder::pin(Discardable& entry, bool in_place) {
+  FileLock lock(state_);
+  wait_for_discards(entry.range);
+  if (state_.closed()) return;
+  DiscardQueue& queue = queue_of(entry);
+  if (!in_place) {
+    queue.remove(entry);
+  } else if (entry.unpinned) {
+    queue.pinned(entry);
+  }
+  if (!entry.unpinned) return;
+  entry.unpinned = false;
+  if (!state_.pages.unpinned().remove(entry.range, entry.since)) entry.discarded = true;
+}
+
+void Discarder::forget(Discardable& entry) {
+  FileLock lock(state_);
+  if (entry.list != nullptr) queue_of(entry).remove(entry);
+  if (!entry.unpinned || state_.closed()) return;
+  entry.unpinned = false;
+  (void)state_.pages.unpinned().remove(entry.range, entry.since);
+}
+
+void Discarder::wait_for_discards(FileRange range) {
+  while (!discarding_.empty() && !range.empty() && !discarding_.is_empty_range(range)) {
+    state_.wait(ended_);
+  }
+}
+
+// --- Discarding ----------------------------------------------------------------------------------
+
+// What is being discarded at the same time: neighbours go in one punch.
+struct Discarder::Batch {
+  struct Item {
+    FileRange range;
+    Discardable* entry = nullptr;
+    DiscardQueue* queue = nullptr;
+  };
+  std::array<Item, 512> items;  // as they were chosen, then by address
+  size_t count = 0;
+  uint64_t bytes = 0;
+  std::array<FileRange, 512> runs;  // what is taken of them
+  std::array<bool, 512> punched{};
+  size_t run_count = 0;
+
+  bool full() const { return count == items.size(); }
+  void add(Discardable& entry, DiscardQueue& queue) {
+    items[count++] = {entry.range, &entry, &queue};
+    bytes += entry.range.length();
+  }
+  void sort() {
+    std::sort(items.begin(), items.begin() + count,
+              [](const Item& a, const Item& b) { return a.range.start < b.range.start; });
+  }
+  // Behind the last of the neighbours that follow item `first`. REQUIRES: sorted.
+  size_t run_end(size_t first) const {
+    size_t end = first + 1;
+    while (end < count && items[end].range.start == items[end - 1].range.end) ++end;
+    return end;
+  }
+};
+
+bool Discarder::may_discard() const { return enabled_ && !state_.closed() && held_ == 0; }
+
+// The queue whose next victim was unpinned before those of the others.
+DiscardQueue* Discarder::oldest_queue() const {
+  DiscardQueue* oldest = nullptr;
+  for (const auto& queue : queues_) {
+    const auto order = queue->front_order();
+    if (order && (oldest == nullptr || *order < *oldest->front_order())) oldest = queue.get();
+  }
+  return oldest;
+}
+
+std::optional<uint64_t> Discarder::next_order() const {
+  FileLock lock(state_);
+  if (!may_discard()) return std::nullopt;
+  const DiscardQueue* queue = oldest_queue();
+  return queue == nullptr ? std::nullopt : queue->front_order();
+}
+
+void Discarder::choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, size_t& left) {
+  batch.count = batch.bytes = 0;
+  while (left > 0 && !batch.full() && batch.bytes < bytes_max && may_discard()) {
+    DiscardQueue* const queue = oldest_queue();
+    if (queue == nullptr || *queue->front_order() > order_max) break;
+    --left;
+    if (Discardable* const victim = queue->take_victim()) batch.add(*victim, *queue);
+  }
+}
+
+// Takes what can go of the batch's items, and tells their queues.
+void Discarder::take(Batch& batch) {
+  batch.sort();
+  for (size_t first = 0; first < batch.count;) {
+    const size_t end = batch.run_end(first);
+    const FileRange run{batch.items[first].range.start, batch.items[end - 1].range.end};
+    const bool all = take_run(run, batch);
+    for (size_t i = first; i < end; ++i) {
+      const Batch::Item& item = batch.items[i];
+      const bool goes = all || (end - first > 1 && take_run(item.range, batch));
+      if (goes) {
+        item.queue->discarded(*item.entry);
+      } else {
+        item.queue->refuse(*item.entry);
+      }
+    }
+    first = end;
+  }
+}
+
+// Nothing happens to the pages of `range` from here to settle(), but what this batch does. False if
+// a handle needs them.
+bool Discarder::take_run(FileRange range, Batch& batch) try {
+  if (!state_.pages.is_discardable(range)) return false;
+  discarding_.insert(range, {});
+  if (!state_.pages.inc_ref(range, 0).ok()) {  // invariant 2
+    discarding_.remove_range(range);
+    return false;
+  }
+  batch.runs[batch.run_count++] = range;
+  return true;
+} catch (const std::bad_alloc&) {
+  discarding_.remove_range(range);
+  return false;
+}
+
+Discarder::Discarded Discarder::discard(uint64_t bytes_max, uint64_t order_max) {
+  Batch batch;
+  std::optional<Operation> operation;
+  FileLock lock(state_);
+  size_t left = 0;  // those that cannot go are put off: each entry is looked at once
+  for (const auto& queue : queues_) left += queue->size();
+  Discarded result;
+  while (true) {
+    choose(batch, bytes_max, order_max, left);
+    if (batch.count == 0) return result;
+    take(batch);
+    if (batch.run_count > 0) break;
+    lock.unlock();  // others may want it more
+    lock.lock();
+  }
+  ++under_way_;
+  for (size_t i = 0; i < batch.run_count; ++i) result.bytes += batch.runs[i].length();
+  operation.emplace(state_);
+  lock.unlock();
+  result.given_back = punch(batch);
+  lock.lock();
+  settle(batch, /*mark=*/true);
+  state_.stats.discards += batch.count;
+  state_.stats.discarded_bytes += result.bytes;
+  lock.unlock();
+  return result;
+}
+
+// Gives back what is committed of the pages. The bytes of that.
+uint64_t Discarder::punch(Batch& batch) {
+  const CommitProbe probe(file_, chunks_);
+  uint64_t given_back = 0;
+  for (size_t i = 0; i < batch.run_count; ++i) {
+    const FileRange run = batch.runs[i];
+    const std::optional<uint64_t> counted = probe.count(run);
+    batch.punched[i] = !counted || *counted > 0;
+    // Whether they could be emptied or not: no handle may rely on them any more.
+    if (!counted) {
+      given_back += punch_uncounted(run, probe);
+    } else if (*counted > 0) {
+      given_back += *counted;
+      (void)reclaimer_.release_pages(run);
+    }
+  }
+  return given_back;
+}
+
+// Empties the pages where the kernel does not count them. The bytes given back: what was written, or
+// by how much the file shrank, which tells of pages that were committed but never written, too.
+uint64_t Discarder::punch_uncounted(FileRange run, const CommitProbe& probe) {
+  const uint64_t written = probe.count_written(run);
+  const Result<uint64_t> before = file_.stored_bytes();
+  (void)reclaimer_.release_pages(run);
+  const Result<uint64_t> after = file_.stored_bytes();
+  const bool shrank = before.ok() && after.ok() && *after < *before;
+  return std::max(written, shrank ? *before - *after : 0);
+}
+
+// With `mark`, pages that were empty count as discarded, too: they are not looked at again soon.
+void Discarder::settle(const Batch& batch, bool mark) {
+  PageStates& pages = state_.pages;
+  pages.unpinned().tick();
+  for (size_t i = 0; i < batch.run_count; ++i) {
+    const FileRange run = batch.runs[i];
+    discarding_.remove_range(run);
+    if (mark || batch.punched[i]) pages.unpinned().mark_discarded(run);
+    if (batch.punched[i]) {
+      pages.mark_decommitted(run);
+      state_.changes.note(run);
+    }
+    const Result<uint64_t> wasted = pages.dec_ref(run);
+    PGALLOC_CHECK(wasted.ok());
+    reclaimer_.freed(*wasted);
+  }
+  state_.changes.count();
+  --under_way_;
+  ended_.notify_all();
+}
+
+// --- By address ----------------------------------------------------------------------------------
+
+// The next unpinned pages from `from` on, in pieces that are punched quickly; moves `from` behind
+// them: what was discarded before, page by page, and with `waiting` what waits in queues, too.
+std::vector<FileRange> Discarder::next_unpinned(uint64_t& from, bool waiting) const {
+  constexpr size_t kPieces = 64;
+  constexpr uint64_t kPieceBytes = uint64_t{8} << 20;
+  std::vector<FileRange> pieces;
+  const auto cut = [&](FileRange range) {
+    while (!range.empty()) {
+      if (pieces.size() == kPieces) return false;
+      pieces.push_back({range.start, std::min(range.end, range.start + kPieceBytes)});
+      from = range.start = pieces.back().end;
+    }
+    return true;
+  };
+  const auto& usage = state_.pages.usage();  // the analysis does not know the lock in the lambda
+  state_.pages.unpinned().set().visit_range(
+      {from, UINT64_MAX}, [&](FileRange part, const UnpinnedTraits::Value& value) {
+        if (value.discarded_at == 0) return !waiting || cut(part);
+        return usage.visit_range(part, [&](FileRange used, const PageUse& use) {
+          return use.refs > value.handles || cut(used);
+        });
+      });
+  return pieces;
+}
+
+uint64_t Discarder::sweep(uint64_t bytes_max, bool waiting) {
+  std::optional<Operation> operation;
+  FileLock lock(state_);
+  if (!may_discard()) return 0;
+  operation.emplace(state_);
+  const CommitProbe probe(file_, chunks_);
+  uint64_t given_back = 0;
+  for (uint64_t from = 0; given_back < bytes_max && may_discard();) {
+    std::vector<FileRange> pieces = next_unpinned(from, waiting);
+    if (pieces.empty()) break;
+    lock.unlock();
+    std::erase_if(pieces, [&](FileRange piece) { return probe.count_written(piece) == 0; });
+    lock.lock();
+    Batch batch;
+    for (const FileRange& piece : pieces) (void)take_run(piece, batch);
+    if (batch.run_count == 0) continue;
+    ++under_way_;
+    lock.unlock();
+    const uint64_t bytes = punch(batch);
+    lock.lock();
+    settle(batch, /*mark=*/false);
+    state_.stats.discarded_bytes += bytes;
+    given_back += bytes;
+  }
+  lock.unlock();
+  return given_back;
+}
+
+void Discarder::hold() {
+  FileLock lock(state_);
+  ++held_;
+  while (!discarding_.empty()) state_.wait(ended_);
+}
+
+void Discarder::resume() {
+  FileLock lock(state_);
+  --held_;
+}
+
+// --- Queues --------------------------------------------------------------------------------------
+
+std::shared_ptr<DiscardQueue> Discarder::add_queue(DiscardPolicy policy) {
+  auto queue = std::make_shared<DiscardQueue>(policy, /*tells_ids=*/true);
+  FileLock lock(state_);
+  // Of the others, those stay that are still held.
+  queues_.erase(std::remove_if(queues_.begin() + 1, queues_.end(),
+                               [](const auto& old) { return old.use_count() == 1; }),
+                queues_.end());
+  queues_.push_back(queue);
+  return queue;
+}
+
+std::vector<uint64_t> Discarder::take_discarded_ids(DiscardQueue& queue) {
+  FileLock lock(state_);
+  return queue.take_discarded_ids();
+}
+
+std::vector<uint64_t> Discarder::take_victims(DiscardQueue& queue, uint64_t bytes) {
+  FileLock lock(state_);
+  return queue.take_victims(bytes);
+}
+
+void Discarder::clear() {
+  for (const auto& queue : queues_) queue->clear();
+}
+
+}  // namespace pgalloc

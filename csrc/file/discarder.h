@@ -1,0 +1,103 @@
+// Purpose: unpinned memory: which handles can do without their contents, and giving back what no
+// handle has pinned.
+//
+// Thread safety: any thread.
+//
+// An entry belongs to a handle that owns a reference on each page of its range; it lives until
+// forget(). A discard runs in batches: entries are chosen and their pages taken under the lock,
+// punched without it, and settled under it again.
+//
+// Invariants
+//   1. Pages in discarding_ are being punched because no handle has them pinned. None pins them or
+//      takes a reference on them before the punch is through.
+//   2. Each batch owns one reference on the pages it has taken, so that they cannot reach a new owner.
+//   3. Between hold() and resume() nothing is discarded.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "backing/backing_file.h"
+#include "backing/chunk_map.h"
+#include "backing/commit_probe.h"
+#include "file/file_state.h"
+#include "file/reclaimer.h"
+#include "pages/discard_queue.h"
+
+namespace pgalloc {
+
+class Discarder {
+ public:
+  Discarder(FileState& state, BackingFile& file, ChunkMap& chunks, Reclaimer& reclaimer, bool enabled)
+      : state_(state), file_(file), chunks_(chunks), reclaimer_(reclaimer), enabled_(enabled) {}
+  Discarder(const Discarder&) = delete;
+  Discarder& operator=(const Discarder&) = delete;
+
+  // kRefCount if no handle had one of the entry's pages pinned.
+  Status unpin(Discardable& entry) EXCLUDES(file_lock);
+  // Waits for a discard of these pages that is under way; afterwards entry.discarded says if there
+  // was one. With `in_place` the entry keeps its place in a queue whose policy knows visits.
+  void pin(Discardable& entry, bool in_place) EXCLUDES(file_lock);
+  // The handle ends, or gives its reference back.
+  void forget(Discardable& entry) EXCLUDES(file_lock);
+  void wait_for_discards(FileRange range) REQUIRES(file_lock);
+  // Whether some are under way. Without a lock.
+  bool discarding() const { return under_way_.load(std::memory_order_acquire) > 0; }
+
+  // Discards unpinned allocations as their queues say, `bytes_max` or a little more, in one batch;
+  // none whose order is beyond `order_max`.
+  struct Discarded {
+    uint64_t bytes = 0;       // of those that were discarded; 0 when none is left that can go
+    uint64_t given_back = 0;  // of pages that went to the kernel: some may never have been used
+  };
+  Discarded discard(uint64_t bytes_max, uint64_t order_max) EXCLUDES(file_lock);
+  // Gives back unpinned pages by address: what was written to after it was discarded, and with
+  // `waiting` what discard() would come to too late. About `bytes_max`; the bytes that went.
+  uint64_t sweep(uint64_t bytes_max, bool waiting) EXCLUDES(file_lock);
+  // How long ago the next to go was unpinned, compared with other files; nothing if none waits.
+  std::optional<uint64_t> next_order() const EXCLUDES(file_lock);
+
+  // Calls nest.
+  void hold() EXCLUDES(file_lock);
+  void resume() EXCLUDES(file_lock);
+
+  // A queue beside the file's own; it lasts as long as its owner holds it, or entries are in it.
+  std::shared_ptr<DiscardQueue> add_queue(DiscardPolicy policy) EXCLUDES(file_lock);
+  std::vector<uint64_t> take_discarded_ids(DiscardQueue& queue) EXCLUDES(file_lock);
+  std::vector<uint64_t> take_victims(DiscardQueue& queue, uint64_t bytes) EXCLUDES(file_lock);
+  // The file was closed: its entries are forgotten.
+  void clear() REQUIRES(file_lock);
+
+ private:
+  struct Batch;
+  bool may_discard() const REQUIRES(file_lock);
+  DiscardQueue& queue_of(const Discardable& entry) REQUIRES(file_lock) {
+    return entry.queue == nullptr ? *queues_.front() : *entry.queue;
+  }
+  DiscardQueue* oldest_queue() const REQUIRES(file_lock);
+  void choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, size_t& left)
+      REQUIRES(file_lock);
+  void take(Batch& batch) REQUIRES(file_lock);
+  bool take_run(FileRange range, Batch& batch) REQUIRES(file_lock);
+  std::vector<FileRange> next_unpinned(uint64_t& from, bool waiting) const REQUIRES(file_lock);
+  uint64_t punch(Batch& batch) EXCLUDES(file_lock);
+  uint64_t punch_uncounted(FileRange run, const CommitProbe& probe) EXCLUDES(file_lock);
+  void settle(const Batch& batch, bool mark) REQUIRES(file_lock);
+
+  FileState& state_;
+  BackingFile& file_;
+  ChunkMap& chunks_;
+  Reclaimer& reclaimer_;
+  const bool enabled_;  // not where pages are zeroed by hand: what is punched there need not be zero
+  std::vector<std::shared_ptr<DiscardQueue>> queues_ GUARDED_BY(file_lock){
+      std::make_shared<DiscardQueue>(DiscardPolicy::kOldest)};  // the first is the file's own
+  RangeSet discarding_ GUARDED_BY(file_lock);
+  std::atomic<int> under_way_{0};
+  int held_ GUARDED_BY(file_lock) = 0;
+  CondVar ended_;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,232 @@
+#include "file/file_registry.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+#include <optional>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "file/memory_file.h"
+#include "guard/guard.h"
+
+namespace pgalloc {
+
+namespace {
+
+// All files, as the guard sees them.
+class AllFiles final : public DiscardSource {
+ public:
+  Discarded discard(uint64_t bytes_max, Time deadline) override;
+  uint64_t sweep(uint64_t bytes_max, bool waiting) override;
+  bool any_unpinned() override;
+  void start_evictions() override;
+  void wait_for_reclaim(Time deadline) override;
+};
+
+struct Registry {
+  Mutex mu{LockRank::kRegistry};
+  std::unordered_set<MemoryFile*> files GUARDED_BY(mu);
+  int parked GUARDED_BY(mu) = 0;
+  std::atomic<FileRegistry::ForkHook> fork_hook{nullptr};
+  Ledger booked_by_hand;
+  AllFiles all_files;
+};
+
+void before_fork();
+void after_fork_in_parent();
+void after_fork_in_child();
+
+// Never destroyed: files may outlive static destruction.
+Registry& registry() {
+  static Registry* const instance = [] {
+    auto* const created = new Registry;
+    Guard::set_source(created->all_files);
+    ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    return created;
+  }();
+  return *instance;
+}
+
+// The child gets a registry that no vanished thread holds, because this thread holds it now.
+void before_fork() NO_THREAD_SAFETY_ANALYSIS {
+  Guard::before_fork();
+  registry().mu.lock();
+  const FileRegistry::ForkHook hook = registry().fork_hook;
+  if (hook == nullptr) return;
+  for (MemoryFile* file : registry().files) hook(*file);
+}
+void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS {
+  registry().mu.unlock();
+  Guard::after_fork_in_parent();
+}
+void after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
+  Registry& registry = pgalloc::registry();
+  registry.files.clear();  // they are the parent's
+  registry.parked = 0;
+  // The hand-booked account starts anew too; its lock may be held by a thread that is gone.
+  new (&registry.booked_by_hand) Ledger;
+  begin_process_generation();
+  registry.mu.unlock();
+  Guard::after_fork_in_child();
+}
+
+}  // namespace
+
+Status FileRegistry::add(MemoryFile* file) {
+  MutexLock lock(registry().mu);
+  if (registry().parked == 0) PGALLOC_RETURN_IF_ERROR(file->start_threads());
+  registry().files.insert(file);
+  return {};
+}
+
+void FileRegistry::remove(MemoryFile* file) {
+  MutexLock lock(registry().mu);
+  registry().files.erase(file);
+  file->stop_threads();
+}
+
+Status FileRegistry::start_loaders(MemoryFile* file, unsigned count) {
+  MutexLock lock(registry().mu);
+  file->loader().use_threads(count);
+  return registry().parked == 0 ? file->start_threads() : Status();
+}
+
+void FileRegistry::park_threads() {
+  Guard::instance().park();  // it may be about to ask for the registry
+  MutexLock lock(registry().mu);
+  if (++registry().parked > 1) return;
+  for (MemoryFile* file : registry().files) file->stop_threads();
+}
+
+void FileRegistry::resume_threads() {
+  {
+    MutexLock lock(registry().mu);
+    if (registry().parked == 0) return;
+    if (--registry().parked == 0) {
+      for (MemoryFile* file : registry().files) file->restart_threads();
+    }
+  }
+  Guard::instance().resume();
+}
+
+DiscardSource& FileRegistry::all() { return registry().all_files; }
+
+void FileRegistry::set_fork_hook(ForkHook hook) { registry().fork_hook = hook; }
+
+LedgerSnapshot FileRegistry::account() {
+  LedgerSnapshot sum = registry().booked_by_hand.snapshot();
+  MutexLock lock(registry().mu);
+  for (const MemoryFile* file : registry().files) sum.add(file->ledger().snapshot());
+  return sum;
+}
+
+Ledger& FileRegistry::booked_by_hand() { return registry().booked_by_hand; }
+
+// --- All files together --------------------------------------------------------------------------
+
+namespace {
+
+// A file that cannot be closed meanwhile.
+class FileInUse {
+ public:
+  explicit FileInUse(MemoryFile* file) : file_(file) {}
+  FileInUse(FileInUse&& other) noexcept : file_(std::exchange(other.file_, nullptr)) {}
+  FileInUse& operator=(FileInUse&&) = delete;
+  ~FileInUse() {
+    if (file_ != nullptr) file_->end_use();
+  }
+  MemoryFile* operator->() const { return file_; }
+
+ private:
+  MemoryFile* file_;
+};
+
+std::vector<FileInUse> files_in_use() {
+  std::vector<FileInUse> files;
+  MutexLock lock(registry().mu);
+  files.reserve(registry().files.size());
+  for (MemoryFile* file : registry().files) {
+    if (file->begin_use()) files.emplace_back(file);
+  }
+  return files;
+}
+
+// The file whose unpinned memory is oldest, and how old it may be at most to go before the others'.
+std::optional<FileInUse> file_to_discard_from(uint64_t* order_max) {
+  MutexLock lock(registry().mu);
+  MemoryFile* oldest = nullptr;
+  uint64_t oldest_order = UINT64_MAX;
+  *order_max = UINT64_MAX;
+  for (MemoryFile* file : registry().files) {
+    const auto order = file->discarder().next_order();
+    if (!order) continue;
+    if (*order < oldest_order) {
+      *order_max = oldest_order;
+      oldest_order = *order;
+      oldest = file;
+    } else {
+      *order_max = std::min(*order_max, *order);
+    }
+  }
+  if (oldest == nullptr || !oldest->begin_use()) return std::nullopt;
+  return FileInUse(oldest);
+}
+
+DiscardSource::Discarded AllFiles::discard(uint64_t bytes_max, Time deadline) {
+  constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
+  constexpr int kFruitlessMax = 8;
+  int fruitless = 0;  // batches of allocations that were never touched
+  Discarded result;
+  while (result.given_back < bytes_max && std::chrono::steady_clock::now() < deadline) {
+    const uint64_t wanted = std::min(bytes_max - result.given_back, kBatchBytes);
+    uint64_t order_max = 0;
+    Discarder::Discarded batch;
+    if (const auto file = file_to_discard_from(&order_max)) {
+      batch = (*file)->discarder().discard(wanted, order_max);
+    }
+    if (batch.bytes == 0) {
+      // What is oldest cannot go, and was put off: another file's may.
+      for (const FileInUse& file : files_in_use()) {
+        if (batch.bytes == 0) batch = file->discarder().discard(wanted, UINT64_MAX);
+      }
+    }
+    result.given_back += batch.given_back;
+    fruitless = batch.given_back > 0 ? 0 : fruitless + 1;
+    result.exhausted = batch.bytes == 0;
+    result.fruitless = fruitless == kFruitlessMax;
+    if (result.no_use()) break;
+  }
+  return result;
+}
+
+uint64_t AllFiles::sweep(uint64_t bytes_max, bool waiting) {
+  uint64_t bytes = 0;
+  for (const FileInUse& file : files_in_use()) {
+    if (bytes < bytes_max) bytes += file->discarder().sweep(bytes_max - bytes, waiting);
+  }
+  return bytes;
+}
+
+bool AllFiles::any_unpinned() {
+  MutexLock lock(registry().mu);
+  return std::any_of(registry().files.begin(), registry().files.end(),
+                     [](const MemoryFile* file) { return file->stats().unpinned_bytes > 0; });
+}
+
+void AllFiles::start_evictions() {
+  for (const FileInUse& file : files_in_use()) {
+    if (file->options().use_host_memcg_pressure) file->evictables()->start_all();
+  }
+}
+
+void AllFiles::wait_for_reclaim(Time deadline) {
+  for (const FileInUse& file : files_in_use()) (void)file->wait_for_reclaim(deadline);
+}
+
+}  // namespace
+
+}  // namespace pgalloc

@@ -1,0 +1,53 @@
+// Purpose: how a MemoryFile is made, and what an allocation asks for.
+//
+// Thread safety: values only.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "pages/page_use.h"
+#include "pages/placement.h"
+
+namespace pgalloc {
+
+enum class AllocationMode : uint8_t {
+  kAllocateOnly = 0,
+  kAllocateAndCommit = 1,
+  kAllocateAndWritePopulate = 2,
+};
+
+enum class DelayedEviction : uint8_t { kDefault = 0, kDisabled = 1, kEnabled = 2, kManual = 3 };
+
+struct AdoptedDescriptor {
+  int fd;
+  bool duplicate = false;  // leave `fd` to the caller and work on a copy of it
+};
+struct BackingPath {
+  std::string path;
+};
+using Backing = std::variant<std::monostate, BackingPath, AdoptedDescriptor>;  // first: a memfd
+
+struct MemoryFileOptions {
+  std::optional<uint64_t> capacity;
+  DelayedEviction delayed_eviction = DelayedEviction::kDefault;
+  bool use_host_memcg_pressure = false;
+  bool decommit_on_destroy = false;
+  bool manual_zeroing = false;
+  bool disable_ima_workaround = false;
+  std::optional<uint64_t> max_allocatable_bytes;
+};
+
+struct AllocateRequest {
+  uint64_t length = 0;
+  MemoryKind kind = MemoryKind::kAnonymous;
+  Direction direction = Direction::kBottomUp;
+  AllocationMode mode = AllocationMode::kAllocateOnly;
+  uint32_t memcg_id = 0;
+  // The caller writes every byte before any is read: pages may come with what was there.
+  bool will_be_overwritten = false;
+};
+
+}  // namespace pgalloc

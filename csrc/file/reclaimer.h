@@ -1,0 +1,90 @@
+// Purpose: returns freed pages to the kernel, on a thread of its own (section F).
+//
+// Thread safety: any thread. start() and stop() are externally synchronised (the registry's lock).
+//
+// Invariants
+//   1. A range that was taken is punched without the lock, and is nothing else's until it is settled.
+//   2. Pages that could be neither punched nor zeroed are quarantined: they are never used again.
+//   3. The thread sleeps only while nothing can be taken; before that it starts due evictions (row F5).
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "backing/backing_file.h"
+#include "file/evictables.h"
+#include "file/file_state.h"
+
+namespace pgalloc {
+
+class Reclaimer {
+ public:
+  using Deadline = std::optional<std::chrono::steady_clock::time_point>;
+
+  Reclaimer(FileState& state, BackingFile& file, Evictables& evictables, bool manual_zeroing)
+      : state_(state), file_(file), evictables_(evictables), manual_zeroing_(manual_zeroing) {}
+  Reclaimer(const Reclaimer&) = delete;
+  Reclaimer& operator=(const Reclaimer&) = delete;
+
+  Status start() EXCLUDES(file_lock);
+  void stop() EXCLUDES(file_lock);
+
+  // There may be something to take now. `freed_bytes` have reached 0 references.
+  void wake() REQUIRES(file_lock);
+  void freed(uint64_t bytes) REQUIRES(file_lock) {
+    if (bytes == 0) return;
+    state_.stats.freed_bytes += bytes;
+    wake();
+  }
+  // Row F5: evictions start when there is nothing else to do.
+  void evict_when_idle() REQUIRES(file_lock);
+
+  // Whether freed pages are on their way to the kernel.
+  bool pending() const REQUIRES(file_lock);
+  // Waits until some of them have got there, or no more will.
+  void wait_for_progress() REQUIRES(file_lock);
+  // Waits for all of them. False when the deadline passed first.
+  bool wait_until_done(Deadline deadline) REQUIRES(file_lock);
+  // The pages were forgotten: what waits for them goes on.
+  void notify_waiters() { waste_shrank_.notify_all(); }
+
+  // Makes the pages read as zero, and gives them back if that is possible at all. False when neither
+  // could be done.
+  bool release_pages(FileRange range) EXCLUDES(file_lock);
+
+  // For tests.
+  void pause() EXCLUDES(file_lock);
+  void resume() EXCLUDES(file_lock);
+  int waiters() const EXCLUDES(file_lock);  // that wait until nothing is reclaimable
+  void start_log() EXCLUDES(file_lock);
+  void stop_log() EXCLUDES(file_lock);
+  std::vector<FileRange> log() const EXCLUDES(file_lock);
+
+ private:
+  void run() EXCLUDES(file_lock);
+  // False when the thread is to end. After coalescing, what has gathered is worked off at once.
+  bool wait_for_waste(size_t& ranges_until_coalesce) REQUIRES(file_lock);
+  void coalesce() REQUIRES(file_lock);
+  void settle(FileRange range, bool clean) REQUIRES(file_lock);
+
+  FileState& state_;
+  BackingFile& file_;
+  Evictables& evictables_;
+  const bool manual_zeroing_;
+  std::unique_ptr<std::thread> thread_;
+  std::atomic<pid_t> thread_id_{0};
+  CondVar work_;
+  CondVar waste_shrank_;
+  bool runs_ GUARDED_BY(file_lock) = false;
+  bool stops_ GUARDED_BY(file_lock) = false;
+  bool sleeps_ GUARDED_BY(file_lock) = false;
+  bool evictions_due_ GUARDED_BY(file_lock) = false;  // since it last slept
+  int pauses_ GUARDED_BY(file_lock) = 0;
+  int waiters_ GUARDED_BY(file_lock) = 0;  // while there are any, it does not coalesce
+  std::optional<std::vector<FileRange>> log_ GUARDED_BY(file_lock);
+};
+
+}  // namespace pgalloc

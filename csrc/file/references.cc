@@ -1,0 +1,93 @@
+#include "file/references.h"
+
+namespace pgalloc {
+
+Status References::inc_ref(FileRange range, uint32_t memcg_id) {
+  FileLock lock(state_);
+  discarder_.wait_for_discards(range);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.inc_ref(range, memcg_id);
+}
+
+Status References::dec_ref(FileRange range) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return drop_ref(range);
+}
+
+Status References::drop_ref(FileRange range) {
+  Result<uint64_t> wasted = state_.pages.dec_ref(range);
+  if (!wasted.ok()) return std::move(wasted).status();
+  if (*wasted > 0) {
+    reclaimer_.freed(*wasted);
+    if (state_.incomplete()) loader_.pending_changed();
+  }
+  return {};
+}
+
+Result<bool> References::has_unique_ref(FileRange range) const {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.has_unique_ref(range);
+}
+
+// --- After a restore -----------------------------------------------------------------------------
+
+Status References::adopt(FileRange range) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.adopt(range);
+}
+
+References::Counts References::unadopted() const {
+  FileLock lock(state_);
+  return state_.pages.unadopted().set().export_segments();
+}
+
+uint64_t References::unadopted_bytes() const {
+  FileLock lock(state_);
+  return state_.pages.unadopted().set().span();
+}
+
+Result<uint64_t> References::drop_unadopted() {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  const uint64_t bytes = state_.pages.unadopted().set().span();
+  reclaimer_.freed(state_.pages.drop_unadopted());
+  if (state_.incomplete()) loader_.pending_changed();
+  return bytes;
+}
+
+// --- Leases --------------------------------------------------------------------------------------
+
+Status References::begin_lease(FileRange range) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.begin_lease(range);
+}
+
+Status References::end_lease(FileRange range) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.end_lease(range);
+}
+
+Status References::drop_lease(FileRange range) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  PGALLOC_RETURN_IF_ERROR(state_.pages.end_lease(range));
+  return drop_ref(range);
+}
+
+bool References::lease_pinned(Counts* leases) {
+  FileLock lock(state_);
+  if (state_.closed() || state_.incomplete()) return false;
+  *leases = state_.pages.pinned();
+  for (const auto& [range, refs] : *leases) {
+    PGALLOC_CHECK(state_.pages.inc_ref(range, 0).ok());
+    PGALLOC_CHECK(state_.pages.begin_lease(range).ok());
+  }
+  return true;
+}
+
+}  // namespace pgalloc

@@ -1,0 +1,36 @@
+// Purpose: what the guard asks of all files together: to give memory back. It knows nothing else of
+// files.
+//
+// Thread safety: any thread.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+
+namespace pgalloc {
+
+class DiscardSource {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+  virtual ~DiscardSource() = default;
+
+  // Discards unpinned allocations of all files, those first that were unpinned first, until
+  // `bytes_max` are back with the kernel, or the deadline has passed, or it is no use.
+  struct Discarded {
+    uint64_t given_back = 0;
+    bool exhausted = false;  // nothing is left that can go
+    bool fruitless = false;  // what went lately had no pages
+    bool no_use() const { return exhausted || fruitless; }
+  };
+  virtual Discarded discard(uint64_t bytes_max, Time deadline) = 0;
+  // Gives back unpinned pages by address, see Discarder::sweep(). The bytes that went.
+  virtual uint64_t sweep(uint64_t bytes_max, bool waiting) = 0;
+  // Whether any page is unpinned.
+  virtual bool any_unpinned() = 0;
+  // Begins the evictions of every file whose users are to be asked under pressure (row A4).
+  virtual void start_evictions() = 0;
+  // Gives freed pages the time to get back to the kernel.
+  virtual void wait_for_reclaim(Time deadline) = 0;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,155 @@
+// Purpose: keeps this process away from its memory limits: a native thread that watches every level
+// that has one, and discards unpinned memory before a limit is reached. It needs no GIL, and no
+// signal from the kernel; those that come only make it sample sooner.
+//
+// Thread safety: every method may be called from any thread. mu_ guards all that is known of the
+// limits; it is not held while memory is given back.
+//
+// Lock order: mu_ before all other locks of the core.
+//
+// Invariants
+//   1. The thread runs from the moment there is something to do for it (something was unpinned, or
+//      an event is watched) and limits are known; never between park() and resume().
+//   2. credit_ is never more than what may be committed before the headroom of any level is touched,
+//      as it was at the last sample.
+//   3. reserved_bytes_ is the sum of all reservations: what is about to be committed counts as used.
+//   4. A forked child has a guard of its own that knows no limits yet.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/status.h"
+#include "base/clock.h"
+#include "guard/commit_gate.h"
+#include "guard/discard_source.h"
+#include "guard/guard_plan.h"
+#include "guard/memory_level.h"
+
+namespace pgalloc {
+
+class Guard final : public CommitGate {
+ public:
+  enum class Alarm : uint8_t {
+    kNone,
+    kLow,       // less than the headroom is left: memory is being given back
+    kMedium,    // and nothing more could be
+    kCritical,  // and less than a quarter of the headroom is left
+  };
+
+  struct LevelStatus {
+    LevelFiles files;
+    MemoryLevel::Reading reading;
+    uint64_t headroom = 0;
+  };
+  struct GuardStatus {
+    bool running = false;
+    Alarm alarm = Alarm::kNone;
+    std::optional<uint64_t> available;  // until the first limit; nothing without a limit
+    uint64_t samples = 0;
+    uint64_t crossings = 0;   // how often less than the headroom was left
+    uint64_t shortfalls = 0;  // how often nothing more could be given back then
+    uint64_t discards = 0;    // batches of unpinned allocations
+    uint64_t discarded_bytes = 0;
+    uint64_t refusals = 0;  // of commits that would have exceeded a limit
+    std::vector<LevelStatus> levels;
+  };
+
+  static Guard& instance() { return *instance_.load(std::memory_order_acquire); }
+
+  // The levels to watch; those that cannot be read are left out.
+  void configure(const std::vector<LevelFiles>& levels) EXCLUDES(mu_);
+  // Where there is memory to give back; for all guards of this process. REQUIRES: called once.
+  static void set_source(DiscardSource& source) { source_ = &source; }
+
+  // The largest of all requests counts; without any, a tenth of each limit.
+  uint64_t add_headroom(Headroom headroom) EXCLUDES(mu_);
+  void remove_headroom(uint64_t token) EXCLUDES(mu_);
+  // An eventfd of the caller's that is written to whenever the alarm rises, until unwatch().
+  void watch(int event_fd) EXCLUDES(mu_);
+  void unwatch(int event_fd) EXCLUDES(mu_);
+  GuardStatus status() EXCLUDES(mu_);
+
+  Status reserve(uint64_t bytes, CommitReservation& reservation) override EXCLUDES(mu_);
+
+  // What the thread does between two sleeps, for tests. How long it would sleep.
+  GuardPlan::Duration step() EXCLUDES(mu_);
+  // How long a discard pass takes is measured on it; for tests.
+  Clock& clock() { return clock_; }
+
+  // No thread between the two. Calls nest.
+  void park() EXCLUDES(mu_);
+  void resume() EXCLUDES(mu_);
+  static void before_fork();
+  static void after_fork_in_parent();
+  static void after_fork_in_child();
+
+ private:
+  struct Watched {
+    MemoryLevel level;
+    MemoryLevel::Reading reading;
+    os::Descriptor threshold;  // v1
+    uint64_t threshold_bytes = 0;
+  };
+
+  Guard();
+
+  // What was found to give back.
+  struct DiscardPass {
+    uint64_t given_back = 0;
+    bool exhausted = false;  // that is all there was
+    bool nothing_unpinned = false;
+    GuardPlan::Duration took{0};
+  };
+  DiscardPass discard(uint64_t bytes) EXCLUDES(mu_);
+
+  void on_unpinned() override EXCLUDES(mu_);
+  void start_if_wanted() REQUIRES(mu_);
+  void wake() REQUIRES(mu_);
+  void run() EXCLUDES(mu_);
+  GuardPlan::Duration sample_and_react() REQUIRES(mu_);
+  void sleep(GuardPlan::Duration delay) REQUIRES(mu_);
+
+  uint64_t headroom_of(const Watched& watched) const REQUIRES(mu_);
+  bool counts(const Watched& watched) const REQUIRES(mu_);
+  void sample(GuardPlan& plan) REQUIRES(mu_);
+  void arm_thresholds() EXCLUDES(mu_);
+  void raise(Alarm alarm) REQUIRES(mu_);
+  bool exceeds_a_limit(uint64_t bytes, bool even_if_empty) REQUIRES(mu_);
+  Status refuse(uint64_t bytes) REQUIRES(mu_);
+  void admit(uint64_t bytes, CommitReservation& reservation);
+  void set_credit(uint64_t slack);
+  void count(const DiscardPass& pass) REQUIRES(mu_);
+
+  static std::atomic<Guard*> instance_;
+  static std::atomic<DiscardSource*> source_;
+
+  Mutex mu_{LockRank::kGuard};
+  std::vector<Watched> levels_ GUARDED_BY(mu_);
+  uint64_t configurations_ GUARDED_BY(mu_) = 0;
+  std::map<uint64_t, Headroom> headroom_requests_ GUARDED_BY(mu_);
+  uint64_t last_token_ GUARDED_BY(mu_) = 0;
+  std::vector<int> watchers_ GUARDED_BY(mu_);
+  GuardPlan plan_ GUARDED_BY(mu_);
+  GuardStatus status_ GUARDED_BY(mu_);  // the counts; the rest is put together when asked for
+  Alarm alarm_ GUARDED_BY(mu_) = Alarm::kNone;
+  bool wanted_ GUARDED_BY(mu_) = false;
+  bool exhausted_ GUARDED_BY(mu_) = false;  // would discard if it could
+  int parks_ GUARDED_BY(mu_) = 0;
+  bool stops_ GUARDED_BY(mu_) = false;
+  std::thread thread_ GUARDED_BY(mu_);
+  std::atomic<pid_t> thread_id_{0};
+  Clock clock_;
+  os::Descriptor wake_;
+  std::atomic<bool> configured_{false};
+  std::atomic<int64_t> credit_{0};
+  std::atomic<uint64_t> reserved_bytes_{0};
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,60 @@
+// Purpose: an image in a file that can be read at any place: opened, checked, and read extent by
+// extent.
+//
+// Thread safety: immutable after open(); read_extent() may run in several threads.
+//
+// Nothing the file says is believed before it was compared with the file's real size and checked.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backing/buffer.h"
+#include "base/status.h"
+#include "file/extent_source.h"
+#include "image/format.h"
+
+namespace pgalloc {
+
+class ImageFile final : public ExtentSource {
+ public:
+  // Reads and checks everything but the extents.
+  static Result<std::shared_ptr<const ImageFile>> open_path(const std::string& path);
+  // On a descriptor of its own; `fd` stays the caller's.
+  static Result<std::shared_ptr<const ImageFile>> open_duplicate(int fd);
+  ~ImageFile() override;
+  ImageFile(const ImageFile&) = delete;
+  ImageFile& operator=(const ImageFile&) = delete;
+
+  uint64_t size() const { return size_; }
+  const image::Header& header() const { return header_; }
+  const image::Metadata& metadata() const { return metadata_; }
+  const std::vector<image::IndexEntry>& index() const override { return index_; }
+  const image::Trailer& trailer() const { return trailer_; }
+  bool has_encoded_extents() const override { return encoded_; }
+
+  size_t first_extent_after(uint64_t offset) const override;
+  Result<image::ExtentHead> read_extent(size_t i, Buffer& buffer) const override;
+
+ private:
+  explicit ImageFile(int fd) : fd_(fd) {}
+  static Result<std::shared_ptr<const ImageFile>> checked(int fd);
+  Status read_front();
+  Status read_back();
+  Status read_at(uint64_t offset, char* data, size_t size) const;
+  // Reads a part as a whole, once its checksum is right: holes in a file cost whoever announces them
+  // nothing, and should cost us nothing either.
+  Status read_part(FileRange part, uint32_t crc, const char* wrong, Buffer& buffer) const;
+
+  const int fd_;
+  uint64_t size_ = 0;
+  image::Header header_;
+  image::Metadata metadata_;
+  image::Trailer trailer_;
+  std::vector<image::IndexEntry> index_;
+  bool encoded_ = false;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,43 @@
+// Purpose: a file that appears under its name complete or not at all, and replaces what was there
+// in one step (row J8).
+//
+// Thread safety: externally synchronised.
+//
+// Where the file system can, the file has no name while it is written, so that not even a crash
+// leaves anything behind; elsewhere it has a temporary one beside its place.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "base/process_generation.h"
+#include "base/status.h"
+
+namespace pgalloc {
+
+class NewFile {
+ public:
+  static Result<std::unique_ptr<NewFile>> create(const std::string& path);
+  // Without publish(), nothing has happened.
+  ~NewFile();
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+
+  int fd() const { return fd_; }
+  // Everything on disk, then under the name, then the name on disk. If only the last step fails, the
+  // new file has taken its place, but a crash of the machine may undo that.
+  Status publish();
+
+ private:
+  NewFile(std::string path, int fd, std::string temporary)
+      : path_(std::move(path)), fd_(fd), temporary_(std::move(temporary)) {}
+  Status take_place();
+  Status name_it();
+
+  const std::string path_;
+  const uint32_t generation_ = process_generation();
+  const int fd_;
+  std::string temporary_;  // empty while the file has no name
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,471 @@
+#include "pages/page_states.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstdio>
+
+namespace pgalloc {
+namespace {
+
+std::string text(FileRange range) {
+  char buffer[64];
+  std::snprintf(buffer, sizeof buffer, "[%#" PRIx64 ", %#" PRIx64 ")", range.start, range.end);
+  return buffer;
+}
+
+Status range_error(FileRange range, const char* what) {
+  return Status::error(ErrorCode::kRange, text(range) + " " + what);
+}
+
+Status check_shape(FileRange range) {
+  if (range.empty()) return range_error(range, "is empty");
+  if (!is_aligned(range.start, page_size()) || !is_aligned(range.end, page_size())) {
+    return range_error(range, "is not page-aligned");
+  }
+  return {};
+}
+
+// The first of the referenced segments that together cover all of `range`; not ok() if none do, or
+// if `accept` refuses one of them.
+template <class Accept>
+UsageSet::Iterator find_used(const UsageSet& usage, FileRange range, Accept accept) {
+  const UsageSet::Iterator first = usage.find(range.start);
+  uint64_t reached = range.start;
+  for (auto segment = first; segment.ok(); segment = segment.next()) {
+    if (segment.start() > reached || segment.value().refs == 0) break;
+    if (!accept(segment.value())) break;
+    reached = segment.end();
+    if (reached >= range.end) return first;
+  }
+  return {};
+}
+
+constexpr auto kAny = [](const PageUse&) { return true; };
+
+}  // namespace
+
+void PageStates::book(uint64_t bytes, const PageUse& use) {
+  PGALLOC_CHECK(ledger_.inc(bytes, use.kind, use.memcg_id).ok());
+  known_committed_bytes_ += bytes;
+}
+
+void PageStates::unbook(uint64_t bytes, const PageUse& use) {
+  PGALLOC_CHECK(ledger_.dec(bytes, use.kind, use.memcg_id).ok());
+  known_committed_bytes_ -= bytes;
+}
+
+void PageStates::mark_used(const Place& place, MemoryKind kind, uint32_t memcg_id) {
+  usage_.insert_at(place.gap, place.range, PageUse{1, memcg_id, kind, false});
+  used_bytes_ += place.range.length();
+}
+
+std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment,
+                                             Direction direction, MemoryKind kind,
+                                             uint32_t memcg_id) {
+  constexpr int kCandidates = 16;
+  const bool up = direction == Direction::kBottomUp;
+  auto waste = up ? waste_.first() : waste_.last();
+  for (int i = 0; i < kCandidates && waste.ok(); ++i, waste = up ? waste.next() : waste.prev()) {
+    if (waste.end() - waste.start() < length) continue;
+    const uint64_t start =
+        up ? align_up(waste.start(), alignment) : align_down(waste.end() - length, alignment);
+    if (start < waste.start() || start > waste.end() - length) continue;
+    const FileRange range{start, start + length};
+    if (pending_.find(range, Arrival::kArriving)) continue;
+    waste_.remove_range(range);
+    usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+      const PageUse before = use;
+      use = PageUse{1, memcg_id, kind, before.committed};
+      if (!before.committed) return;
+      unbook(part.length(), before);
+      book(part.length(), use);
+    });
+    used_bytes_ += length;
+    return range;
+  }
+  return std::nullopt;
+}
+
+template <class Change>
+void PageStates::change_used(UsageSet::Iterator first, FileRange range, Change change) {
+  if (range.end <= first.end()) {
+    usage_.mutate_within(first, range, change);
+  } else {
+    usage_.mutate_range(range, change);
+  }
+}
+
+Status PageStates::unused_error(FileRange range) const {
+  // A page at 0 references awaits the reclaimer: it must not come back to life.
+  bool dead = false;
+  usage_.visit_range(range, [&](FileRange, const PageUse& use) { dead = dead || use.refs == 0; });
+  if (dead) return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 0 references");
+  return range_error(range, "is not allocated, or only in part");
+}
+
+Status PageStates::check_used(FileRange range) const {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  if (!find_used(usage_, range, kAny).ok()) {
+    return range_error(range, "is not allocated, or only in part");
+  }
+  return {};
+}
+
+Status PageStates::inc_ref(FileRange range, uint32_t memcg_id) {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  bool saturated = false;
+  const auto first = find_used(usage_, range, [&](const PageUse& use) {
+    saturated = saturated || use.refs == UINT32_MAX;
+    return true;
+  });
+  if (!first.ok()) return unused_error(range);
+  if (saturated) {
+    return Status::error(ErrorCode::kRefCount, text(range) + " has pages at 2^32-1 references");
+  }
+  change_used(first, range, [&](FileRange part, PageUse& use) {
+    ++use.refs;
+    if (memcg_id == 0 || use.memcg_id != 0) return;
+    const PageUse before = use;
+    use.memcg_id = memcg_id;
+    if (!use.committed) return;
+    unbook(part.length(), before);
+    book(part.length(), use);
+  });
+  return {};
+}
+
+Result<uint64_t> PageStates::dec_ref(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  const auto first = find_used(usage_, range, kAny);
+  if (!first.ok()) return unused_error(range);
+  return drop_refs(first, range, 1);
+}
+
+uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count) {
+  uint64_t wasted = 0;
+  change_used(first, range, [&](FileRange part, PageUse& use) {
+    use.refs -= count;
+    if (!unadopted_.empty()) unadopted_.limit(part, use.refs);
+    if (!leased_.empty()) leased_.limit(part, use.refs);
+    if (use.refs > 0) return;
+    if (!pending_.empty()) pending_.forget(part);
+    if (!unpinned_.empty()) unpinned_.forget(part);
+    if (use.committed) {
+      PGALLOC_CHECK(ledger_.move(part.length(), MemoryKind::kSystem, use.kind, use.memcg_id).ok());
+    } else {
+      use.memcg_id = 0;
+    }
+    use.kind = MemoryKind::kSystem;
+    waste_.insert(part, {});
+    wasted += part.length();
+  });
+  used_bytes_ -= wasted;
+  return wasted;
+}
+
+Result<bool> PageStates::has_unique_ref(FileRange range) const {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  return find_used(usage_, range, [](const PageUse& use) { return use.refs == 1; }).ok();
+}
+
+void PageStates::mark_decommitted(FileRange range) {
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    if (!use.committed) return;
+    unbook(part.length(), use);
+    use.committed = false;
+    if (use.refs == 0) use.memcg_id = 0;
+  });
+}
+
+uint64_t PageStates::mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids) {
+  uint64_t booked = 0;
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    if (use.refs == 0 || use.committed) return;
+    if (memcg_ids != nullptr &&
+        std::find(memcg_ids->begin(), memcg_ids->end(), use.memcg_id) == memcg_ids->end()) {
+      return;
+    }
+    use.committed = true;
+    book(part.length(), use);
+    booked += part.length();
+  });
+  return booked;
+}
+
+std::optional<FileRange> PageStates::next_waste() const {
+  for (auto waste = waste_.first(); waste.ok(); waste = waste.next()) {
+    if (const auto range = pending_.first_at_rest(waste.range())) return range;
+  }
+  return std::nullopt;
+}
+
+std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max) {
+  std::optional<FileRange> range = next_waste();
+  if (!range) return std::nullopt;
+  range->end = range->start + std::min(bytes_max, range->length());
+  waste_.remove_range(*range);
+  releasing_bytes_ += range->length();
+  return range;
+}
+
+void PageStates::finish_release(FileRange range) {
+  uint64_t covered_bytes = 0;
+  usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
+    PGALLOC_CHECK_OP(use.refs, ==, 0u);
+    PGALLOC_CHECK(use.kind == MemoryKind::kSystem);
+    if (use.committed) unbook(part.length(), use);
+    covered_bytes += part.length();
+  });
+  PGALLOC_CHECK_OP(covered_bytes, ==, range.length());
+  usage_.remove_range(range);
+  releasing_bytes_ -= range.length();
+}
+
+void PageStates::quarantine(FileRange range) {
+  releasing_bytes_ -= range.length();
+  quarantined_bytes_ += range.length();
+}
+
+void PageStates::restore(const std::vector<PageSegment>& segments) {
+  PGALLOC_CHECK(usage_.empty());
+  for (const auto& [range, use] : segments) {
+    PGALLOC_CHECK(use.refs > 0 && !use.committed);
+    usage_.insert(range, use);
+    unadopted_.record(range, use.refs);
+    used_bytes_ += range.length();
+  }
+}
+
+Status PageStates::adopt(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  if (unadopted_.remove(range, nullptr)) return {};
+  return Status::error(ErrorCode::kRefCount,
+                       text(range) + " has pages with no reference left to adopt");
+}
+
+uint64_t PageStates::drop_unadopted() {
+  const auto dropped = unadopted_.set().export_segments();
+  unadopted_.clear();
+  uint64_t wasted = 0;
+  for (const auto& [range, count] : dropped) {
+    wasted += drop_refs(usage_.find(range.start), range, count);
+  }
+  return wasted;
+}
+
+Status PageStates::begin_lease(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  bool owned = true;
+  leased_.set().visit_range(range, [&](FileRange part, const uint32_t& leases) {
+    usage_.visit_range(part,
+                       [&](FileRange, const PageUse& use) { owned = owned && use.refs > leases; });
+    return owned;
+  });
+  if (owned && leased_.add(range)) return {};
+  return Status::error(ErrorCode::kRefCount, text(range) + " has pages of which all are leased");
+}
+
+Status PageStates::end_lease(FileRange range) {
+  if (!range.empty() && leased_.remove(range, nullptr)) return {};
+  return Status::error(ErrorCode::kRefCount, text(range) + " has pages without a lease");
+}
+
+std::vector<PageSegment> PageStates::owned_segments() const {
+  std::vector<PageSegment> result;
+  const auto append = [&](FileRange range, PageUse use, uint32_t leases) {
+    use.refs = std::max(use.refs - leases, 1u);
+    if (!result.empty() && result.back().range.end == range.start && result.back().use == use) {
+      result.back().range.end = range.end;
+    } else {
+      result.push_back({range, use});
+    }
+  };
+  for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
+    const PageUse& use = segment.value();
+    if (use.refs == 0) continue;
+    uint64_t from = segment.start();
+    leased_.set().visit_range(segment.range(), [&](FileRange part, const uint32_t& leases) {
+      if (from < part.start) append({from, part.start}, use, 0);
+      append(part, use, leases);
+      from = part.end;
+    });
+    if (from < segment.end()) append({from, segment.end()}, use, 0);
+  }
+  return result;
+}
+
+Status PageStates::unpin(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_shape(range));
+  if (!find_used(usage_, range, kAny).ok()) return unused_error(range);
+  if (!unpinned_.empty() && !has_pinned(range)) {
+    return Status::error(ErrorCode::kRefCount, text(range) + " has pages that nobody has pinned");
+  }
+  unpinned_.add(range);
+  return {};
+}
+
+// Whether each page has more references than unpinned handles.
+bool PageStates::has_pinned(FileRange range) const {
+  bool pinned = true;
+  unpinned_.set().visit_range(range, [&](FileRange part, const UnpinnedTraits::Value& value) {
+    usage_.visit_range(
+        part, [&](FileRange, const PageUse& use) { pinned = pinned && use.refs > value.handles; });
+    return pinned;
+  });
+  return pinned;
+}
+
+bool PageStates::is_discardable(FileRange range) const {
+  if (!pending_.empty() && !pending_.set().is_empty_range(range)) return false;
+  uint64_t bytes = 0;
+  usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
+    if (use.refs == 0 || !unpinned_.has(part, use.refs)) return false;
+    bytes += part.length();
+    return true;
+  });
+  return bytes == range.length();
+}
+
+std::vector<std::pair<FileRange, uint32_t>> PageStates::pinned() const {
+  std::vector<std::pair<FileRange, uint32_t>> result;
+  const auto append = [&](FileRange range, uint32_t refs) {
+    if (!result.empty() && result.back().first.end == range.start && result.back().second == refs) {
+      result.back().first.end = range.end;
+    } else {
+      result.emplace_back(range, refs);
+    }
+  };
+  for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
+    const uint32_t refs = segment.value().refs;
+    if (refs == 0 || refs == UINT32_MAX) continue;
+    uint64_t from = segment.start();
+    unpinned_.set().visit_range(segment.range(),
+                                [&](FileRange part, const UnpinnedTraits::Value& value) {
+                                  if (from < part.start) append({from, part.start}, refs);
+                                  if (value.handles < refs) append(part, refs - value.handles);
+                                  from = part.end;
+                                });
+    if (from < segment.end()) append({from, segment.end()}, refs);
+  }
+  return result;
+}
+
+void PageStates::clear() {
+  ledger_.clear();
+  usage_.clear();
+  waste_.clear();
+  pending_.clear();
+  unadopted_.clear();
+  leased_.clear();
+  unpinned_.clear();
+  used_bytes_ = releasing_bytes_ = quarantined_bytes_ = known_committed_bytes_ = 0;
+}
+
+std::vector<PageSegment> PageStates::segments() const {
+  std::vector<PageSegment> result;
+  result.reserve(usage_.size());
+  for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
+    result.push_back({segment.range(), segment.value()});
+  }
+  return result;
+}
+
+std::optional<std::string> PageStates::verify_restored() const {
+  if (auto broken = pending_.verify()) return broken;
+  for (auto pending = pending_.set().first(); pending.ok(); pending = pending.next()) {
+    uint64_t used = 0;
+    uint64_t dead = 0;
+    usage_.visit_range(pending.range(), [&](FileRange part, const PageUse& use) {
+      (use.refs > 0 ? used : dead) += part.length();
+    });
+    if (pending.value().arrival == Arrival::kArriving) used += dead;
+    if (used != pending.range().length()) {
+      return "pending pages " + text(pending.range()) + " are not in use";
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> PageStates::verify_counts(const CountedPages& counts,
+                                                     const char* what) const {
+  for (auto part = counts.set().first(); part.ok(); part = part.next()) {
+    uint64_t covered = 0;
+    usage_.visit_range(part.range(), [&](FileRange used, const PageUse& use) {
+      if (use.refs >= part.value()) covered += used.length();
+    });
+    if (part.value() == 0 || covered != part.range().length()) {
+      return std::string(what) + " of " + text(part.range()) + " exceed the references";
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> PageStates::verify_unpinned() const {
+  if (auto broken = unpinned_.set().verify()) return "unpinned pages: " + *broken;
+  for (auto part = unpinned_.set().first(); part.ok(); part = part.next()) {
+    const auto& value = part.value();
+    uint64_t covered = 0;
+    usage_.visit_range(part.range(), [&](FileRange used, const PageUse& use) {
+      if (use.refs >= value.handles) covered += used.length();
+    });
+    if (value.handles == 0 || covered != part.range().length()) {
+      return "unpinned handles of " + text(part.range()) + " exceed the references";
+    }
+    if (value.discarded_at > unpinned_.now()) return "a discard has not happened yet";
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> PageStates::verify(uint64_t file_size) const {
+  if (auto broken = usage_.verify()) return "usage set: " + *broken;
+  if (auto broken = waste_.verify()) return "waste set: " + *broken;
+
+  uint64_t used = 0;
+  uint64_t unreferenced = 0;
+  LedgerSnapshot booked;
+  std::optional<PageSegment> previous;
+  for (const PageSegment& segment : segments()) {
+    const auto& [range, use] = segment;
+    if (!check_shape(range).ok()) return "segment " + text(range) + " is empty or misaligned";
+    if (range.end > file_size) return "segment " + text(range) + " reaches beyond the file";
+    if (previous && previous->range.end == range.start && previous->use == use) {
+      return "segments " + text(previous->range) + " and " + text(range) + " are equal neighbours";
+    }
+    (use.refs > 0 ? used : unreferenced) += range.length();
+    if (use.refs == 0 && use.kind != MemoryKind::kSystem) {
+      return "segment " + text(range) + " has no references but a kind other than SYSTEM";
+    }
+    if (use.committed) {
+      booked.total[static_cast<size_t>(use.kind)] += range.length();
+      if (use.memcg_id != 0) {
+        booked.memcgs[use.memcg_id][static_cast<size_t>(use.kind)] += range.length();
+      }
+    }
+    previous = segment;
+  }
+  if (used != used_bytes_) return "used_bytes differs from the referenced segments";
+  if (waste_.span() + releasing_bytes_ + quarantined_bytes_ != unreferenced) {
+    return "waste, releasing and quarantined bytes differ from the unreferenced segments";
+  }
+  for (auto waste = waste_.first(); waste.ok(); waste = waste.next()) {
+    uint64_t dead = 0;
+    usage_.visit_range(waste.range(), [&](FileRange part, const PageUse& use) {
+      if (use.refs == 0) dead += part.length();
+    });
+    if (dead != waste.range().length()) return "waste range " + text(waste.range()) + " is in use";
+  }
+  if (auto broken = verify_restored()) return broken;
+  if (auto broken = verify_counts(unadopted_, "unadopted references")) return broken;
+  if (auto broken = verify_counts(leased_, "leases")) return broken;
+  if (auto broken = verify_unpinned()) return broken;
+  if (booked.sum() != known_committed_bytes_) {
+    return "known_committed_bytes differs from the committed segments";
+  }
+  const LedgerSnapshot ledger = ledger_.snapshot();
+  if (ledger.total != booked.total || ledger.memcgs != booked.memcgs) {
+    return "the ledger differs from the committed segments";
+  }
+  return std::nullopt;
+}
+
+}  // namespace pgalloc

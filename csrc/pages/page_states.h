@@ -1,0 +1,158 @@
+// Purpose: the bookkeeping of one file's pages: which are used, by how many, as what; which wait to
+// be reclaimed. Pure data: no lock, no system call, no thread; that makes it testable as it stands.
+//
+// Thread safety: externally synchronised (the file's lock). It books to the ledger, which has a
+// lock of its own with a higher rank.
+//
+// Invariants, proved by verify()
+//   1. Every waste range is covered by usage segments with 0 references, kind SYSTEM.
+//   2. used_bytes + unreferenced bytes = usage.span(), and
+//      waste bytes + releasing_bytes + quarantined_bytes = the unreferenced bytes.
+//   3. No segment is empty, overlaps another or reaches beyond the file size; all are page-aligned.
+//   4. Neighbouring segments differ: the set is minimal.
+//   5. known_committed_bytes = the bytes of committed segments, and the ledger holds exactly these,
+//      kind by kind and memory cgroup by memory cgroup.
+//   6. Pages that wait for their contents, or whose contents are broken, are used; pages whose
+//      contents are arriving are used or waste, and stay out of take_waste() and recycle().
+//   7. No page has more unadopted references than references, or more leases, or more unpinned
+//      handles.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/status.h"
+#include "pages/counted_pages.h"
+#include "pages/ledger.h"
+#include "pages/page_use.h"
+#include "pages/pending_pages.h"
+#include "pages/placement.h"
+#include "pages/unpinned_pages.h"
+
+namespace pgalloc {
+
+struct PageSegment {
+  FileRange range;
+  PageUse use;
+};
+
+class PageStates {
+ public:
+  explicit PageStates(Ledger& ledger) : ledger_(ledger) {}
+  PageStates(const PageStates&) = delete;
+  PageStates& operator=(const PageStates&) = delete;
+
+  const UsageSet& usage() const { return usage_; }
+  uint64_t used_bytes() const { return used_bytes_; }
+  uint64_t waste_bytes() const { return waste_.span(); }
+  size_t waste_ranges() const { return waste_.size(); }
+  uint64_t releasing_bytes() const { return releasing_bytes_; }
+  uint64_t quarantined_bytes() const { return quarantined_bytes_; }
+  // Everything that is not free: what the maximum of row B3 limits.
+  uint64_t allocated_bytes() const { return usage_.span(); }
+  uint64_t known_committed_bytes() const { return known_committed_bytes_; }
+
+  // free -> used with one reference. REQUIRES: find_place() has just found `place` in usage().
+  void mark_used(const Place& place, MemoryKind kind, uint32_t memcg_id);
+  // waste -> used with one reference, contents unchanged: a place for `length` bytes inside waste,
+  // so that pages that are about to be written need not leave and come back. Nothing if no waste
+  // range of the few nearest to the asked end of the file has room.
+  std::optional<FileRange> recycle(uint64_t length, uint64_t alignment, Direction direction,
+                                   MemoryKind kind, uint32_t memcg_id);
+
+  // Row C1: the whole range is page-aligned, not empty, and every page has at least one reference.
+  Status check_used(FileRange range) const;
+  // Rows C1 to C3. Pages that no memory cgroup pays for yet are charged to `memcg_id` unless it is
+  // 0.
+  Status inc_ref(FileRange range, uint32_t memcg_id);
+  // Rows C1 and C4. The bytes that became waste.
+  Result<uint64_t> dec_ref(FileRange range);
+  // Row C5.
+  Result<bool> has_unique_ref(FileRange range) const;
+
+  // Row D2. Pages of `range` that are used are not committed any more.
+  void mark_decommitted(FileRange range);
+  // Row H3. Pages of `range` that are used and not known to be committed become so; a memory cgroup
+  // filter restricts it to pages that one of `memcg_ids` pays for. The bytes newly booked.
+  uint64_t mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids);
+
+  // Row F1: the lowest waste range that take_waste() would take, if there is one.
+  std::optional<FileRange> next_waste() const;
+  // waste -> releasing: that range, at most `bytes_max` of it.
+  std::optional<FileRange> take_waste(uint64_t bytes_max);
+  // releasing -> free. Checks row F4.
+  void finish_release(FileRange range);
+  // releasing -> quarantined: the pages could not be emptied (row F2) and are never used again.
+  void quarantine(FileRange range);
+
+  // Restoring (section J). Free pages -> used, by the references of an image.
+  // REQUIRES: nothing is used, and the segments are in ascending order and do not overlap.
+  void restore(const std::vector<PageSegment>& segments);
+  // Row J7: one reference on each page has found its owner. kRefCount if one has none left.
+  Status adopt(FileRange range);
+  // Drops all references that have no owner. The bytes that became waste.
+  uint64_t drop_unadopted();
+  // References that a restored file has because the image says so, without an owner yet.
+  const CountedPages& unadopted() const { return unadopted_; }
+  const PendingPages& pending() const { return pending_; }
+  // For whoever loads the contents of an image.
+  PendingPages& pending() { return pending_; }
+
+  // Leases: references that other processes hold. One of each page's references becomes a lease;
+  // kRefCount if all are leases already.
+  Status begin_lease(FileRange range);
+  // A lease becomes a reference like any other. kRefCount unless each page has one.
+  Status end_lease(FileRange range);
+  // What an image records: the used pages with their references, without leases. A page of which only
+  // other processes have references keeps one.
+  std::vector<PageSegment> owned_segments() const;
+
+  // Discardable memory. One more handle of each page is unpinned; kRefCount if all are already.
+  Status unpin(FileRange range);
+  // Whether nobody needs the contents: all references are unpinned, and nothing is on its way.
+  bool is_discardable(FileRange range) const;
+  // The pages whose contents somebody needs, in order, with the number of their pinned references.
+  std::vector<std::pair<FileRange, uint32_t>> pinned() const;
+  const UnpinnedPages& unpinned() const { return unpinned_; }
+  UnpinnedPages& unpinned() { return unpinned_; }
+
+  // Row I: forgets everything; the ledger returns to zero.
+  void clear();
+
+  size_t bookkeeping_bytes() const { return usage_.memory_bytes() + waste_.memory_bytes(); }
+  std::vector<PageSegment> segments() const;
+  // The first broken invariant in words.
+  std::optional<std::string> verify(uint64_t file_size) const;
+
+ private:
+  // Drops `count` references of every page: the bytes that became waste.
+  // REQUIRES: `first` begins the segments that cover `range`, all with at least `count`.
+  uint64_t drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count);
+  template <class Change>
+  void change_used(UsageSet::Iterator first, FileRange range, Change change);
+  std::optional<std::string> verify_restored() const;
+  std::optional<std::string> verify_counts(const CountedPages& counts, const char* what) const;
+  std::optional<std::string> verify_unpinned() const;
+  bool has_pinned(FileRange range) const;
+  // Why `range` is not used throughout.
+  Status unused_error(FileRange range) const;
+  void book(uint64_t bytes, const PageUse& use);
+  void unbook(uint64_t bytes, const PageUse& use);
+
+  Ledger& ledger_;
+  UsageSet usage_;
+  RangeSet waste_;
+  PendingPages pending_;
+  CountedPages unadopted_;
+  CountedPages leased_;
+  UnpinnedPages unpinned_;
+  uint64_t used_bytes_ = 0;
+  uint64_t releasing_bytes_ = 0;
+  uint64_t quarantined_bytes_ = 0;
+  uint64_t known_committed_bytes_ = 0;
+};
+
+}  // namespace pgalloc

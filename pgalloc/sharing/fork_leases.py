@@ -1,0 +1,159 @@
+"""What happens to shared pages when a process forks.
+
+A forked child becomes a peer of whoever owns the pages it inherits, with leases from before it was
+born: its views stay what they are, whatever its parent does. The owner and the child are connected
+by a pair of sockets that is made before the fork, so no child ever waits for a connection.
+
+``before`` runs while the parent's other threads go on; the leases on its own files are taken by the
+core at the very moment of the fork. Connections to other owners are locked across it, so no lease
+arrives in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from contextlib import suppress
+from typing import NamedTuple
+
+from pgalloc import _core
+from pgalloc.errors import Error, OwnerGoneError
+from pgalloc.sharing import connection as connections
+from pgalloc.sharing import files, protocol
+from pgalloc.sharing.broker import broker
+from pgalloc.sharing.connection import Connection
+from pgalloc.sharing.protocol import Op
+from pgalloc.sharing.session import Session
+from pgalloc.sharing.tokens import Address
+from pgalloc.sharing.unpinned import Unpinned
+
+LOCK_MAX_S = 2.0
+"""How long a fork waits for a request of another thread. The child does without, then."""
+
+_log = logging.getLogger("pgalloc")
+
+
+class _Pair(NamedTuple):
+    parents: socket.socket
+    childs: socket.socket
+
+    def close(self) -> None:
+        self.parents.close()
+        self.childs.close()
+
+
+class _Fork:
+    """One fork, from before to after."""
+
+    def __init__(self) -> None:
+        self.pair: _Pair | None = None  # for the parent's own files
+        self.locked: list[Connection] = []
+        self.childs: list[tuple[Connection, socket.socket]] = []  # to other owners
+
+    def prepare(self) -> None:
+        """In the parent, before. An error leaves the child without, not the parent."""
+        if any(not (file.closed or file._forked) for file in files.all_files()):
+            self.pair = _Pair(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            _core.arm_fork_leases()
+        for known in connections.known_connections():
+            if known.lock.acquire(timeout=LOCK_MAX_S):
+                self.locked.append(known)
+                if known.files:
+                    self._ask_for_child(known)
+
+    def _ask_for_child(self, known: Connection) -> None:
+        with suppress(OwnerGoneError):
+            _, descriptor = known.request_descriptor(Op.FORK)
+            self.childs.append((known, socket.socket(fileno=descriptor)))
+
+    def unlock(self) -> None:
+        """In the parent, after."""
+        while self.locked:
+            self.locked.pop().lock.release()
+
+    def close_childs(self) -> None:
+        """What only the child needs; or, in a child, what is another child's."""
+        for _, sock in self.childs:
+            sock.close()
+
+
+_forks: dict[int, _Fork] = {}  # by thread
+
+
+def _before() -> None:
+    fork = _forks[threading.get_ident()] = _Fork()
+    try:
+        fork.prepare()
+    except (Error, OSError):
+        _log.warning("a child is forked without leases on some pages", exc_info=True)
+
+
+def _after_in_parent() -> None:
+    fork = _forks.pop(threading.get_ident(), None)
+    if fork is None:
+        return
+    fork.unlock()
+    fork.close_childs()
+    if fork.pair is None:
+        return
+    leases = _core.take_leases_for_child()
+    fork.pair.childs.close()
+    broker.add_child(fork.pair.parents, Session.of_child(broker.offers, leases))
+
+
+def _after_in_child() -> None:
+    fork = _forks.pop(threading.get_ident(), None)
+    for other in _forks.values():  # of threads that are not here
+        other.close_childs()
+        if other.pair is not None:
+            other.pair.close()
+    _forks.clear()
+    connections.forget_all()
+    address, held_for_others = broker.leave_to_parent()
+    if fork is None:
+        return
+    for known, sock in fork.childs:
+        with suppress(OSError):
+            _rehome(known, sock)
+    if fork.pair is not None:
+        fork.pair.parents.close()
+        _inherit(fork.pair.childs, address)
+    del held_for_others  # not before it can be given back
+
+
+def _inherit(sock: socket.socket, address: Address) -> None:
+    """Become a peer of the parent."""
+    home = Connection(sock, address)
+    home.owner_pid = os.getppid()
+    inherited = {file._id: file for file in files.all_files()}
+    for name in _core.become_fork_peers(home.link, inherited.values()):
+        file = inherited[name]
+        file._parent, file._unpinned = home, Unpinned()
+        home.files[name] = file
+    connections.remember(home)
+    _introduce(sock)
+
+
+def _rehome(known: Connection, sock: socket.socket) -> None:
+    """Become a peer of somebody the parent is a peer of."""
+    home = Connection(sock, known.address)
+    home.owner_pid = known.owner_pid
+    for name, file in known.files.items():
+        if not file.closed:
+            file._inherit_from(home)
+            home.files[name] = file
+    connections.remember(home)
+    _introduce(sock)
+
+
+def _introduce(sock: socket.socket) -> None:
+    packet = protocol.pack(Op.HELLO, 0, protocol.HELLO.pack(os.getpid(), b""))
+    with suppress(OSError):
+        sock.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+os.register_at_fork(
+    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+)
