@@ -23,7 +23,7 @@ class Pages {
   virtual Status dec_ref(FileRange range) = 0;
   virtual Result<bool> has_unique_ref(FileRange range) const = 0;
 
-  // Row E. Whoever hands out the address keeps chunks() alive as long as it is in use.
+  // Section E. Whoever hands out the address keeps chunks() alive as long as it is in use.
   virtual Result<char*> map(FileRange range) = 0;
   virtual std::shared_ptr<ChunkMap> chunks() const = 0;  // REQUIRES: not closed
   virtual bool readonly() const = 0;
