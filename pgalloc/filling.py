@@ -1,4 +1,4 @@
-"""Filling new pages from a reader (row B17)."""
+"""Filling new pages from a reader: all of them, or whole pages as far as it got."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def _read_once(reader: Reader, rest: memoryview) -> int:
     return count
 
 
+# Row B17.
 def fill(allocation: Allocation, reader: Reader) -> Allocation:
     """Fill a new allocation, which this call takes over, and return it.
 

@@ -47,11 +47,11 @@ def find_available_range(
     alignment: int,
     direction: Direction,
 ) -> _core.FileRange | None:
-    """Where an allocation would go in an arbitrary picture (rows B5 to B8), or None.
+    """Where an allocation would go in an arbitrary picture, or None.
 
-    ``segments`` are (start, end, references) of what is not free, in any order. The capacity is
-    unlimited. Raises RangeError for segments that overlap and for an alignment that is not a power
-    of two.
+    ``segments`` are (start, end, references) of what is not free, in any order; what has 0
+    references is not free either. The capacity is unlimited. Raises RangeError for segments that
+    overlap and for an alignment that is not a power of two.
     """
     return _testing.find_available_range(
         list(segments), file_size, length, alignment, int(Direction(direction))

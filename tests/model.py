@@ -1,6 +1,6 @@
 """A model of MemoryFile in plain Python: obvious rather than fast.
 
-It follows behaviour.md, row by row, and shares no idea with the C++: pages are counted in page
+It follows docs/behaviour.md, row by row, and shares no idea with the C++: pages are counted in page
 numbers, the usage set is a sorted list of runs, and everything else is a dict or a set of pages.
 Time does not pass in it: freed pages stay waste until reclaim() is called.
 """

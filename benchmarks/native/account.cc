@@ -15,7 +15,7 @@ constexpr uint64_t kScanned = 8 * kGiB;
 void scan(MemoryFile& file, const char* workload) {
   file.use_real_clock();  // forgets that another scan was just now
   const double seconds = timed([&] {
-    const auto current = file.update_usage(nullptr);
+    const auto current = file.scanner().update(nullptr);
     PGALLOC_CHECK(current.ok() && *current);
   });
   report({.workload = workload, .implementation = "core", .bytes = kScanned, .seconds = seconds});

@@ -119,7 +119,7 @@ class PageStates {
   const UnpinnedPages& unpinned() const { return unpinned_; }
   UnpinnedPages& unpinned() { return unpinned_; }
 
-  // Row I: forgets everything; the ledger returns to zero.
+  // Section I: forgets everything; the ledger returns to zero.
   void clear();
 
   size_t bookkeeping_bytes() const { return usage_.memory_bytes() + waste_.memory_bytes(); }

@@ -28,7 +28,7 @@ WAIT_S = 120.0
 """How long to wait for evictions or reclaim before saying that they hang."""
 
 SETTLE_S = 5.0
-"""How long to wait for the account to agree with the kernel; scans are throttled (row H2)."""
+"""How long to wait for the account to agree with the kernel; scans are throttled."""
 
 
 class Demo:

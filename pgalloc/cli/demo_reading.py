@@ -39,9 +39,9 @@ class Identity(NamedTuple):
 class PaddingReader:
     """Reads ``size`` bytes of a descriptor and then reports the rest of the last page as read.
 
-    ``reader=`` must fill whole pages, or what it filled is cut down to whole pages (row B17). Fresh
-    pages read as zero (row B2), so nothing needs writing into the tail; the demo checks later that
-    it is zero indeed. A file that ends early is a short read (0), which the allocator reports.
+    ``reader=`` must fill whole pages, or what it filled is cut down to whole pages. Fresh pages
+    read as zero, so nothing needs writing into the tail; the demo checks later that it is zero
+    indeed. A file that ends early is a short read (0), which the allocator reports.
     """
 
     def __init__(self, fd: int, size: int) -> None:

@@ -128,7 +128,7 @@ def digest_of(pages: memoryview, size: int) -> tuple[bytes, bool]:
 
 
 class Shelf:
-    """An evictable user (row G1) over some of the slots; its number space is their numbers."""
+    """An evictable user over some of the slots; its number space is their numbers."""
 
     def __init__(self, slots: Mapping[int, Slot]) -> None:
         self._slots = slots

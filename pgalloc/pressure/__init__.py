@@ -7,9 +7,9 @@ For users: :class:`Monitor` (events for Python, headroom for the guard), :func:`
 * ``cgroup``: which memory cgroup this process is charged to (v1, v2, hybrid, containers).
 * ``limits``: limit, usage and headroom, all ancestors included: :func:`info`.
 * ``signals``, ``psi``, ``systemd``, ``manual``, ``guard``: single sources of signals.
-* ``memcg_sources``: which of a cgroup's to watch for a level of pressure (row N1).
+* ``memcg_sources``: which of a cgroup's to watch for a level of pressure.
 * ``discovery``: which sources there are here, and what came of trying them.
-* ``watcher``: the thread that waits for all of them (row N2).
+* ``watcher``: the thread that waits for all of them.
 * ``memcg_events``: :class:`PressureLevelListener`, for one level of one cgroup.
 * ``events``, ``subscribers``, ``monitor``: :class:`Monitor`, what it tells and whom.
 * ``default_guard``: tells the native guard where the limits are.

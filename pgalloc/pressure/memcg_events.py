@@ -1,4 +1,4 @@
-"""Calls back when this process's memory cgroup comes under pressure. Rows N1 and N2.
+"""Calls back when this process's memory cgroup comes under pressure.
 
 The listener watches one level of one group and tells nothing but that it happened; a
 :class:`pgalloc.pressure.Monitor` watches everything there is. Both wait in a ``Watcher``, whose
@@ -24,6 +24,7 @@ from pgalloc.pressure.watcher import Signal, Watcher
 _log = logging.getLogger("pgalloc.pressure")
 
 
+# Rows N1 and N2.
 class PressureLevelListener:
     """Calls ``callback()`` once per wake-up; several events may coalesce into one wake-up.
 
@@ -72,7 +73,7 @@ class PressureLevelListener:
         return self._watcher.names
 
     def stop(self) -> None:
-        """Ends the notification: no callback runs after this returns (row N2).
+        """Ends the notification: no callback runs after this returns.
 
         Waits for a running callback, unless called from it; so the caller must not hold a lock
         that the callback takes. Harmless when repeated. In a forked child the same as

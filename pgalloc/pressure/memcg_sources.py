@@ -1,4 +1,4 @@
-"""Which signals of a memory cgroup to watch for a level of pressure. Row N1.
+"""Which signals of a memory cgroup to watch for a level of pressure.
 
 The process's own group and every ancestor that lets us: reclaim at an ancestor's limit takes our
 memory too, but is reported to that ancestor and above, never below. Of an ancestor only its own
@@ -35,6 +35,7 @@ class NoMemoryCgroupError(NoPressureSourceError):
     """No memory controller, or none of its files can signal pressure here (errno ENOENT)."""
 
 
+# Row N1.
 def open_sources(group: MemoryCgroup, level: Level) -> list[PressureSource]:
     """Opens the signals of the group and of its ancestors.
 

@@ -49,7 +49,7 @@ void settle(MemoryFile& file) {
   if (!file.wait_for_reclaim(std::nullopt)) fail("the reclaimer did not finish");
   while (true) {
     file.use_real_clock();  // no waiting for the throttle
-    const Result<bool> current = file.update_usage(nullptr);
+    const Result<bool> current = file.scanner().update(nullptr);
     if (!current.ok()) expect_ok(current.status(), "update_usage");
     if (*current) return;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));  // time: it polls

@@ -19,7 +19,7 @@ void watch_usage(MemoryFile& file, const std::atomic<bool>& stop) {
   Random random(1);
   while (!stop) {
     const std::vector<uint32_t> one_memcg{static_cast<uint32_t>(random.below(4))};
-    const Result<bool> current = file.update_usage(random.one_in(4) ? &one_memcg : nullptr);
+    const Result<bool> current = file.scanner().update(random.one_in(4) ? &one_memcg : nullptr);
     if (!current.ok()) expect_ok(current.status(), "update_usage");
     // A scan of everything may not begin so soon after the last one. Here it may.
     file.use_real_clock();
@@ -30,7 +30,7 @@ void watch_usage(MemoryFile& file, const std::atomic<bool>& stop) {
       for (const auto& [id, bytes] : ledger.memcgs) memcgs += bytes[kind];
       if (memcgs > ledger.total[kind]) fail("the memory cgroups have more than there is");
     }
-    if (file.stats().lost_bytes > 0) fail("pages could be neither punched nor zeroed");
+    if (file.stats().quarantined_bytes > 0) fail("pages could be neither punched nor zeroed");
     pause(std::chrono::microseconds(random.below(500)));
   }
 }

@@ -1,4 +1,4 @@
-"""A hypothesis state machine drives the Python API against tests/model.py (rows B to H).
+"""A hypothesis state machine drives the Python API against tests/model.py (sections B to H).
 
 After each step the kernel, the account, the usage set and every byte are what the model says. The
 reclaimer is given time to finish after each step, unless it is paused; free_and_allocate() is the
@@ -748,7 +748,7 @@ def test_h3_what_a_file_system_stores_around_what_was_touched_is_booked() -> Non
     machine.teardown()
 
 
-# --- B4 to B9 on arbitrary pictures --------------------------------------------------------------
+# --- rows B4 to B9 on arbitrary pictures ---------------------------------------------------------
 
 UNITS = [PAGE, HUGE - PAGE, HUGE, CHUNK - HUGE, CHUNK]
 

@@ -213,7 +213,7 @@ def test_b16_only_eperm_turns_mlock_off(mf: MemoryFile) -> None:
         testing.reset_prefault()
 
 
-def test_populate_reuses_waste_zeroed_and_counted(mf: MemoryFile) -> None:
+def test_b5_populating_takes_waste_zeroed_and_counted(mf: MemoryFile) -> None:
     with testing.pause_reclaimer(mf):
         first = mf.allocate_range(16 * PAGE, kind=MemoryKind.TMPFS, memcg_id=3)
         mf.map_range(first)[:] = b"\xee" * (16 * PAGE)

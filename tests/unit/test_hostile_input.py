@@ -2,7 +2,7 @@
 
 A case is one parameter of one callable, with a predicate that says which values are fine there. All
 others must be refused with a typed exception. Most of it is about row C1 and the general rule of
-behaviour.md: "Nothing a caller passes can abort the interpreter". The values are in
+docs/behaviour.md that no argument can end the interpreter. The values are in
 tests/hostile_zoo.py, the cases in tests/hostile_cases.py and the others beside it.
 """
 

@@ -136,6 +136,23 @@ def test_f3_manual_zeroing_punches_only_whole_huge_pages() -> None:
         assert not any(s.refs == 0 for s in mf.segments())
 
 
+def test_f4_what_leaves_may_be_committed_and_charged_in_part(mf: MemoryFile) -> None:
+    mf.allocate_range(4 * PAGE, kind=MemoryKind.TMPFS, memcg_id=5)
+    mf.allocate_range(4 * PAGE)
+    mf.map_range(pages(1, 3))[:] = b"x" * (2 * PAGE)
+    update_usage(mf)
+    with testing.reclaim_log(mf) as log:
+        with testing.pause_reclaimer(mf):
+            mf.dec_ref(pages(0, 8))
+            known = [s.known_committed // PAGE for s in mf.segments()]
+            assert known == [0, 2, 0]
+            assert [s.memcg_id for s in mf.segments()] == [0, 5, 0]
+            assert {(s.kind, s.refs) for s in mf.segments()} == {(MemoryKind.SYSTEM, 0)}
+        mf.wait_for_reclaim()
+    assert log == [pages(0, 8)]
+    assert (mf.segments(), sum(mf.usage().values()), sum(mf.usage(5).values())) == ([], 0, 0)
+
+
 class Asked:
     """An evictable user that tells."""
 

@@ -10,7 +10,8 @@ import threading
 import numpy as np
 import pytest
 from conftest import CHUNK, GIB, HUGE, PAGE, stored, update_usage
-from waiting import eventually
+from held_call import HeldCall
+from waiting import eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -166,7 +167,7 @@ def test_c5_unique(mf: MemoryFile) -> None:
     assert mf.has_unique_ref(range_) is True
 
 
-def test_inc_ref_charges_pages_that_nobody_pays_for(mf: MemoryFile) -> None:
+def test_c3_inc_ref_charges_pages_that_nobody_pays_for(mf: MemoryFile) -> None:
     range_ = mf.allocate_range(2 * PAGE)
     mf.map_range(range_)[:] = b"x" * (2 * PAGE)
     update_usage(mf)
@@ -349,6 +350,30 @@ def test_e4_addresses_do_not_change(mf: MemoryFile) -> None:
         assert a.address == first
         assert big.address == first + big.range.start - a.range.start
         big.release()
+
+
+@pytest.mark.parametrize("call", ["ftruncate", "mmap"])
+def test_b11_addresses_are_found_without_a_lock(mf: MemoryFile, call: str) -> None:
+    """While another thread grows the file, or maps the chunk behind, with the lock for it."""
+    range_ = mf.allocate_range(CHUNK)
+    before = np.frombuffer(mf.map_range(range_), np.uint8)
+    before[-1] = 7
+    behind: list[FileRange] = []
+
+    def grow() -> None:
+        behind.append(mf.allocate_range(2 * PAGE, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE))
+
+    with HeldCall(call) as held:
+        grower = threading.Thread(target=grow)
+        grower.start()
+        held.wait()
+        meanwhile = np.frombuffer(mf.map_range(range_), np.uint8)
+        assert (meanwhile.ctypes.data, meanwhile[-1]) == (before.ctypes.data, 7)
+        assert behind == []
+        held.let_go()
+        join([grower])
+    after = np.frombuffer(mf.map_range(FileRange(range_.start, behind[0].end)), np.uint8)
+    assert (after.ctypes.data, after[CHUNK - 1]) == (before.ctypes.data, 7)
 
 
 def test_views_die_with_nothing_else() -> None:

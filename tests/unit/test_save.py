@@ -1,4 +1,4 @@
-"""Saving (rows J1 to J4, J8): what is in an image, and that the file stays as it was."""
+"""Saving (rows J1, J2, J4, J8): what is in an image, and that the file stays as it was."""
 
 from __future__ import annotations
 
