@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "file/memory_file.h"
+#include "file/registered_file.h"
 #include "guard/guard.h"
 
 namespace pgalloc {
@@ -29,7 +29,7 @@ class AllFiles final : public DiscardSource {
 
 struct Registry {
   Mutex mu{LockRank::kRegistry};
-  std::unordered_set<MemoryFile*> files GUARDED_BY(mu);
+  std::unordered_set<RegisteredFile*> files GUARDED_BY(mu);
   int parked GUARDED_BY(mu) = 0;
   std::atomic<FileRegistry::ForkHook> fork_hook{nullptr};
   Ledger booked_by_hand;
@@ -57,7 +57,7 @@ void before_fork() NO_THREAD_SAFETY_ANALYSIS {
   registry().mu.lock();
   const FileRegistry::ForkHook hook = registry().fork_hook;
   if (hook == nullptr) return;
-  for (MemoryFile* file : registry().files) hook(*file);
+  for (RegisteredFile* file : registry().files) hook(*file);
 }
 void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS {
   registry().mu.unlock();
@@ -76,22 +76,22 @@ void after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
 
 }  // namespace
 
-Status FileRegistry::add(MemoryFile* file) {
+Status FileRegistry::add(RegisteredFile* file) {
   MutexLock lock(registry().mu);
   if (registry().parked == 0) PGALLOC_RETURN_IF_ERROR(file->start_threads());
   registry().files.insert(file);
   return {};
 }
 
-void FileRegistry::remove(MemoryFile* file) {
+void FileRegistry::remove(RegisteredFile* file) {
   MutexLock lock(registry().mu);
   registry().files.erase(file);
   file->stop_threads();
 }
 
-Status FileRegistry::start_loaders(MemoryFile* file, unsigned count) {
+Status FileRegistry::start_loaders(RegisteredFile* file, unsigned count) {
   MutexLock lock(registry().mu);
-  file->loader().use_threads(count);
+  file->use_loaders(count);
   return registry().parked == 0 ? file->start_threads() : Status();
 }
 
@@ -99,7 +99,7 @@ void FileRegistry::park_threads() {
   Guard::instance().park();  // it may be about to ask for the registry
   MutexLock lock(registry().mu);
   if (++registry().parked > 1) return;
-  for (MemoryFile* file : registry().files) file->stop_threads();
+  for (RegisteredFile* file : registry().files) file->stop_threads();
 }
 
 void FileRegistry::resume_threads() {
@@ -107,7 +107,7 @@ void FileRegistry::resume_threads() {
     MutexLock lock(registry().mu);
     if (registry().parked == 0) return;
     if (--registry().parked == 0) {
-      for (MemoryFile* file : registry().files) file->restart_threads();
+      for (RegisteredFile* file : registry().files) file->restart_threads();
     }
   }
   Guard::instance().resume();
@@ -120,7 +120,7 @@ void FileRegistry::set_fork_hook(ForkHook hook) { registry().fork_hook = hook; }
 LedgerSnapshot FileRegistry::account() {
   LedgerSnapshot sum = registry().booked_by_hand.snapshot();
   MutexLock lock(registry().mu);
-  for (const MemoryFile* file : registry().files) sum.add(file->ledger().snapshot());
+  for (const RegisteredFile* file : registry().files) sum.add(file->ledger().snapshot());
   return sum;
 }
 
@@ -133,23 +133,23 @@ namespace {
 // A file that cannot be closed meanwhile.
 class FileInUse {
  public:
-  explicit FileInUse(MemoryFile* file) : file_(file) {}
+  explicit FileInUse(RegisteredFile* file) : file_(file) {}
   FileInUse(FileInUse&& other) noexcept : file_(std::exchange(other.file_, nullptr)) {}
   FileInUse& operator=(FileInUse&&) = delete;
   ~FileInUse() {
     if (file_ != nullptr) file_->end_use();
   }
-  MemoryFile* operator->() const { return file_; }
+  RegisteredFile* operator->() const { return file_; }
 
  private:
-  MemoryFile* file_;
+  RegisteredFile* file_;
 };
 
 std::vector<FileInUse> files_in_use() {
   std::vector<FileInUse> files;
   MutexLock lock(registry().mu);
   files.reserve(registry().files.size());
-  for (MemoryFile* file : registry().files) {
+  for (RegisteredFile* file : registry().files) {
     if (file->begin_use()) files.emplace_back(file);
   }
   return files;
@@ -158,10 +158,10 @@ std::vector<FileInUse> files_in_use() {
 // The file whose unpinned memory is oldest, and how old it may be at most to go before the others'.
 std::optional<FileInUse> file_to_discard_from(uint64_t* order_max) {
   MutexLock lock(registry().mu);
-  MemoryFile* oldest = nullptr;
+  RegisteredFile* oldest = nullptr;
   uint64_t oldest_order = UINT64_MAX;
   *order_max = UINT64_MAX;
-  for (MemoryFile* file : registry().files) {
+  for (RegisteredFile* file : registry().files) {
     const auto order = file->discarder().next_order();
     if (!order) continue;
     if (*order < oldest_order) {
@@ -214,13 +214,11 @@ uint64_t AllFiles::sweep(uint64_t bytes_max, bool waiting) {
 bool AllFiles::any_unpinned() {
   MutexLock lock(registry().mu);
   return std::any_of(registry().files.begin(), registry().files.end(),
-                     [](const MemoryFile* file) { return file->stats().unpinned_bytes > 0; });
+                     [](const RegisteredFile* file) { return file->has_unpinned(); });
 }
 
 void AllFiles::start_evictions() {
-  for (const FileInUse& file : files_in_use()) {
-    if (file->options().use_host_memcg_pressure) file->evictables()->start_all();
-  }
+  for (const FileInUse& file : files_in_use()) file->start_evictions_under_pressure();
 }
 
 void AllFiles::wait_for_reclaim(Time deadline) {

@@ -14,15 +14,15 @@
 
 namespace pgalloc {
 
-class MemoryFile;
+class RegisteredFile;
 
 class FileRegistry {
  public:
   // Starts the file's background thread too. On failure the file is not added.
-  static Status add(MemoryFile* file);
-  static void remove(MemoryFile* file);
+  static Status add(RegisteredFile* file);
+  static void remove(RegisteredFile* file);
   // Has `count` threads load what is pending in the file.
-  static Status start_loaders(MemoryFile* file, unsigned count);
+  static Status start_loaders(RegisteredFile* file, unsigned count);
 
   // Stops the background threads of all files, and starts them again. Calls nest: several threads
   // may be forking. Between the two, new files get no thread.
@@ -31,7 +31,7 @@ class FileRegistry {
 
   // Called for each file in the thread that forks, just before it does: nothing may be allocated or
   // freed in a file between this and the fork, but by that thread.
-  using ForkHook = void (*)(MemoryFile& file);
+  using ForkHook = void (*)(RegisteredFile& file);
   static void set_fork_hook(ForkHook hook);
 
   // All files, as the guard sees them.

@@ -363,6 +363,15 @@ void MemoryFile::restart_threads() {
   state_.warn("the reclaimer thread could not be started again: freed pages stay in memory");
 }
 
+bool MemoryFile::has_unpinned() const {
+  FileLock lock(state_);
+  return !state_.pages.unpinned().empty();
+}
+
+void MemoryFile::start_evictions_under_pressure() {
+  if (options_.use_host_memcg_pressure) evictables_->start_all();
+}
+
 // --- For tests -----------------------------------------------------------------------------------
 
 std::optional<std::string> MemoryFile::verify() const {

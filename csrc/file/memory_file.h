@@ -33,10 +33,13 @@
 #include "file/pages.h"
 #include "file/reclaimer.h"
 #include "file/references.h"
+#include "file/registered_file.h"
 
 namespace pgalloc {
 
-class MemoryFile final : public Pages, public std::enable_shared_from_this<MemoryFile> {
+class MemoryFile final : public Pages,
+                         public RegisteredFile,
+                         public std::enable_shared_from_this<MemoryFile> {
  public:
   using Deadline = Reclaimer::Deadline;
 
@@ -86,17 +89,16 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
 
   References& references() { return references_; }
   Reclaimer& reclaimer() { return reclaimer_; }
-  Discarder& discarder() { return discarder_; }
-  const Discarder& discarder() const { return discarder_; }
+  Discarder& discarder() override { return discarder_; }
   CommitScanner& scanner() { return scanner_; }
   Loader& loader() { return loader_; }
   // Shared, so that a thread that waits for evictions does not keep the file open.
   const std::shared_ptr<Evictables>& evictables() const { return evictables_; }
-  const Ledger& ledger() const { return state_.ledger; }
+  const Ledger& ledger() const override { return state_.ledger; }
   Clock& clock() { return clock_; }
 
   // Section F. False when the deadline passed first.
-  bool wait_for_reclaim(Deadline deadline) EXCLUDES(file_lock);
+  bool wait_for_reclaim(Deadline deadline) override EXCLUDES(file_lock);
   // Section G.
   Status mark_evictable(Evictables::UserId user, FileRange range) EXCLUDES(file_lock);
   bool should_cache_evictable() const;
@@ -151,11 +153,14 @@ class MemoryFile final : public Pages, public std::enable_shared_from_this<Memor
 
   // --- For FileRegistry --------------------------------------------------------------------------
 
-  bool begin_use() EXCLUDES(file_lock);  // false if closed; until end_use(), close() waits
-  void end_use() EXCLUDES(file_lock);
-  Status start_threads();
-  void stop_threads();
-  void restart_threads();  // a failure becomes a warning
+  bool begin_use() override EXCLUDES(file_lock);
+  void end_use() override EXCLUDES(file_lock);
+  Status start_threads() override;
+  void stop_threads() override;
+  void restart_threads() override;
+  void use_loaders(unsigned count) override { loader_.use_threads(count); }
+  bool has_unpinned() const override EXCLUDES(file_lock);
+  void start_evictions_under_pressure() override;
 
   // --- For tests ---------------------------------------------------------------------------------
 

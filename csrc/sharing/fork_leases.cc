@@ -15,8 +15,9 @@ struct State {
 // Not a thread_local object: its destructor would run in threads that never forked.
 thread_local State* state = nullptr;
 
-void lease_to_child(MemoryFile& file) try {
+void lease_to_child(RegisteredFile& registered) try {
   if (state == nullptr || !state->armed) return;
+  auto& file = static_cast<MemoryFile&>(registered);  // there is no other kind
   // Kept in any case: this may be the file's last owner, and it cannot be destroyed from here.
   ForkLease& lease = state->leases.emplace_back();
   lease.file = file.weak_from_this().lock();

@@ -1,0 +1,43 @@
+// Purpose: what the registry of files asks of each file: its threads, its account, and memory to give
+// back. MemoryFile is the only kind.
+//
+// Thread safety: any thread. start_threads(), stop_threads() and restart_threads() are called with the
+// registry's lock held.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <optional>
+
+#include "base/status.h"
+#include "file/discarder.h"
+#include "pages/ledger.h"
+
+namespace pgalloc {
+
+class RegisteredFile {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+
+  virtual Status start_threads() = 0;
+  virtual void stop_threads() = 0;
+  virtual void restart_threads() = 0;  // a failure becomes a warning
+  // How many threads load an image, from the next start_threads() on.
+  virtual void use_loaders(unsigned count) = 0;
+
+  // False if closed; else close() waits until end_use().
+  virtual bool begin_use() = 0;
+  virtual void end_use() = 0;
+
+  virtual const Ledger& ledger() const = 0;
+  virtual Discarder& discarder() = 0;
+  virtual bool has_unpinned() const = 0;
+  // Row A4: of users that are to be asked under memory pressure.
+  virtual void start_evictions_under_pressure() = 0;
+  virtual bool wait_for_reclaim(std::optional<Time> deadline) = 0;
+
+ protected:
+  ~RegisteredFile() = default;
+};
+
+}  // namespace pgalloc
