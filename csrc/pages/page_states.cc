@@ -42,6 +42,21 @@ UsageSet::Iterator find_used(const UsageSet& usage, FileRange range, Accept acce
 
 constexpr auto kAny = [](const PageUse&) { return true; };
 
+// Calls visit(part, count) for the parts of `range`, in order; 0 where the set has nothing.
+template <class Set, class CountOf, class Visit>
+void visit_counts(const Set& set, FileRange range, CountOf count_of, Visit visit) {
+  uint64_t from = range.start;
+  set.visit_range(range, [&](FileRange part, const auto& value) {
+    if (from < part.start) visit(FileRange{from, part.start}, 0u);
+    visit(part, count_of(value));
+    from = part.end;
+  });
+  if (from < range.end) visit(FileRange{from, range.end}, 0u);
+}
+
+constexpr auto kLeases = [](const uint32_t& count) { return count; };
+constexpr auto kHandles = [](const UnpinnedTraits::Value& value) { return value.handles; };
+
 }  // namespace
 
 void PageStates::book(uint64_t bytes, const PageUse& use) {
@@ -283,13 +298,8 @@ std::vector<PageSegment> PageStates::owned_segments() const {
   for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
     const PageUse& use = segment.value();
     if (use.refs == 0) continue;
-    uint64_t from = segment.start();
-    leased_.set().visit_range(segment.range(), [&](FileRange part, const uint32_t& leases) {
-      if (from < part.start) append({from, part.start}, use, 0);
-      append(part, use, leases);
-      from = part.end;
-    });
-    if (from < segment.end()) append({from, segment.end()}, use, 0);
+    visit_counts(leased_.set(), segment.range(), kLeases,
+                 [&](FileRange part, uint32_t leases) { append(part, use, leases); });
   }
   return result;
 }
@@ -328,24 +338,23 @@ bool PageStates::is_discardable(FileRange range) const {
 
 std::vector<std::pair<FileRange, uint32_t>> PageStates::pinned() const {
   std::vector<std::pair<FileRange, uint32_t>> result;
-  const auto append = [&](FileRange range, uint32_t refs) {
-    if (!result.empty() && result.back().first.end == range.start && result.back().second == refs) {
+  const auto append = [&](FileRange range, uint32_t count) {
+    if (!result.empty() && result.back().first.end == range.start &&
+        result.back().second == count) {
       result.back().first.end = range.end;
     } else {
-      result.emplace_back(range, refs);
+      result.emplace_back(range, count);
     }
   };
   for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
     const uint32_t refs = segment.value().refs;
     if (refs == 0 || refs == UINT32_MAX) continue;
-    uint64_t from = segment.start();
-    unpinned_.set().visit_range(segment.range(),
-                                [&](FileRange part, const UnpinnedTraits::Value& value) {
-                                  if (from < part.start) append({from, part.start}, refs);
-                                  if (value.handles < refs) append(part, refs - value.handles);
-                                  from = part.end;
-                                });
-    if (from < segment.end()) append({from, segment.end()}, refs);
+    visit_counts(unpinned_.set(), segment.range(), kHandles, [&](FileRange part, uint32_t handles) {
+      visit_counts(leased_.set(), part, kLeases, [&](FileRange piece, uint32_t leases) {
+        const uint64_t others = uint64_t{handles} + leases;
+        if (others < refs) append(piece, static_cast<uint32_t>(refs - others));
+      });
+    });
   }
   return result;
 }

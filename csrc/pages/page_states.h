@@ -114,7 +114,7 @@ class PageStates {
   Status unpin(FileRange range);
   // Whether nobody needs the contents: all references are unpinned, and nothing is on its way.
   bool is_discardable(FileRange range) const;
-  // The pages whose contents somebody needs, in order, with the number of their pinned references.
+  // The pages that handles of this process have pinned, in order, with the number of these handles.
   std::vector<std::pair<FileRange, uint32_t>> pinned() const;
   const UnpinnedPages& unpinned() const { return unpinned_; }
   UnpinnedPages& unpinned() { return unpinned_; }

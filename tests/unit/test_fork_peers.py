@@ -332,3 +332,28 @@ def test_an_image_does_not_record_leases(mf: MemoryFile, steps: Steps, owned: bo
         assert rest == {*range(first, whole.end, PAGE), *range(*b.range, PAGE)}
         assert set(left.values()) == {1}
         assert testing.verify(restored) is None
+
+
+def test_a_child_gets_leases_on_what_its_parent_has_handles_on(mf: MemoryFile) -> None:
+    """Not on what only another child holds: no handle of its own would ever give that back."""
+    first, second = Steps(), Steps()
+    kept = mf.allocate(PAGE)
+
+    def allocate() -> None:
+        b = mf.allocate(3 * PAGE)
+        first.let()
+        first.wait()
+        b.release()
+
+    one = first.start(allocate)
+    first.wait()
+    two = second.start(second.wait)
+    eventually(lambda: {lease.pid for lease in mf.leases()} == {one.pid, two.pid}, "their names")
+    assert {lease.pid: lease.nbytes for lease in mf.leases()} == {one.pid: 4 * PAGE, two.pid: PAGE}
+    for steps, child in ((first, one), (second, two)):
+        steps.let()
+        child.wait()
+        steps.close()
+    eventually(lambda: leased(mf) == 0, "their leases back")
+    assert [segment.refs for segment in mf.segments()] == [1]
+    kept.release()
