@@ -100,3 +100,6 @@ class Allocation(_core.Allocation):
     def __repr__(self) -> str:
         state = " released" if self.released else ""
         return f"<Allocation {self.range!r}, {self.nbytes} bytes{state}>"
+
+
+_core.set_allocation_class(Allocation)

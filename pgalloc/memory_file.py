@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import weakref
 from collections.abc import Callable, Collection
 from io import FileIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pgalloc import _core, fork
 from pgalloc.accounting import kinds_to_bytes
@@ -134,33 +133,23 @@ class MemoryFile(Sharable):
 
     # --- the safe layer --------------------------------------------------------------------------
 
-    def allocate(
-        self,
-        length: int,
-        *,
-        kind: MemoryKind = MemoryKind.ANONYMOUS,
-        direction: Direction = Direction.BOTTOM_UP,
-        memcg_id: int = 0,
-        mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
-        reader: Reader | None = None,
-    ) -> Allocation:
-        """Allocate ``length`` bytes (whole pages) that read as zero, as a handle that owns them.
+    if TYPE_CHECKING:  # native: one call for the pages and the handle that owns them
 
-        With a ``reader``, fill them: it is called with the writable rest of the buffer until all
-        bytes are there, like ``file.readinto``.
+        def allocate(
+            self,
+            length: SupportsIndex,
+            *,
+            kind: MemoryKind = MemoryKind.ANONYMOUS,
+            direction: Direction = Direction.BOTTOM_UP,
+            memcg_id: int = 0,
+            mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
+            reader: Reader | None = None,
+        ) -> Allocation:
+            """Allocate pages, as a handle that owns them: the native method has the details."""
 
-        Raises RangeError for a bad length, OutOfMemoryError when there is no place or
-        ``max_allocatable_bytes`` would be exceeded, FillError (which carries what was filled) when
-        the reader fails or ends early.
-        """
-        if reader is not None and not callable(reader):
-            raise TypeError("reader must be callable, like a file's readinto")
-        allocate = functools.partial(
-            self.allocate_range, kind=kind, direction=direction, memcg_id=memcg_id, mode=mode
-        )
-        # One native step: KeyboardInterrupt in between would leave the pages to nobody.
-        allocation = next(map(functools.partial(Allocation, self), map(allocate, (length,))))
-        return allocation if reader is None else fill(allocation, reader)
+    def _fill(self, allocation: Allocation, reader: Reader) -> Allocation:
+        """Called by allocate(), which is native."""
+        return fill(allocation, reader)
 
     def _fill_range(self, range: _core.FileRange, reader: Reader) -> _core.FileRange:
         """Called by allocate_range(), which is native."""

@@ -12,9 +12,8 @@ namespace py = pybind11;
 void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
-  pages_of(self).forget(self->entry);
   if (self->unpinned && self->generation != process_generation()) return;  // invariant 4
-  const Status status = pages_of(self).dec_ref(self->range);
+  const Status status = pages_of(self).end_handle(self->entry);
   // A closed file has let go of everything; a forked child never owned it.
   if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked ||
       status.code() == ErrorCode::kOwnerGone) {

@@ -46,6 +46,11 @@ inline AllocationObject* self_of(PyObject* self) {
 
 inline Pages& pages_of(AllocationObject* self) { return self->seat->pages(); }
 
+// A new handle, of the class that set_allocation_class() was told, on pages of `memory_file`, whose
+// references it takes over. New reference; or nullptr with an exception set, and the references are
+// still the caller's.
+PyObject* new_allocation(PyObject* memory_file, std::shared_ptr<FileSeat> seat, FileRange range);
+
 // Drops the reference, if the handle has one.
 void give_back(AllocationObject* self);
 // False with an exception set: released; and closed, or another process's.

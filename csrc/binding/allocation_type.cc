@@ -22,6 +22,23 @@ namespace pgalloc::binding {
 namespace {
 
 PyTypeObject allocation_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
+// The Python class; lives as long as the process.
+PyTypeObject* allocation_class = &allocation_type;
+
+PyObject* make(PyTypeObject* type, PyObject* memory_file, std::shared_ptr<FileSeat> seat,
+               FileRange range) {
+  auto* self = self_of(type->tp_alloc(type, 0));
+  if (self == nullptr) return nullptr;
+  new (&self->seat) std::shared_ptr<FileSeat>(std::move(seat));
+  new (&self->mapping) std::shared_ptr<ChunkMap>;
+  new (&self->entry) Discardable;
+  new (&self->queue) std::shared_ptr<DiscardQueue>;
+  self->memory_file = Py_NewRef(memory_file);
+  self->range = self->entry.range = range;
+  self->owned = true;
+  self->generation = process_generation();
+  return reinterpret_cast<PyObject*>(self);
+}
 
 PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   static const char* names[] = {"file", "range", nullptr};
@@ -37,18 +54,7 @@ PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   if (seat == nullptr) return nullptr;
   const Result<bool> used = seat->pages().has_unique_ref(range);
   if (!used.ok()) return set_error(used.status());
-
-  auto* self = self_of(type->tp_alloc(type, 0));
-  if (self == nullptr) return nullptr;
-  new (&self->seat) std::shared_ptr<FileSeat>(std::move(seat));
-  new (&self->mapping) std::shared_ptr<ChunkMap>;
-  new (&self->entry) Discardable;
-  new (&self->queue) std::shared_ptr<DiscardQueue>;
-  self->memory_file = Py_NewRef(file);
-  self->range = self->entry.range = range;
-  self->owned = true;
-  self->generation = process_generation();
-  return reinterpret_cast<PyObject*>(self);
+  return make(type, file, std::move(seat), range);
 }
 
 int tp_traverse(PyObject* self, visitproc visit, void* arg) {
@@ -247,7 +253,26 @@ PyMethodDef methods[] = {
 
 PyBufferProcs buffer_procs = {get_buffer, release_buffer};
 
+PyObject* set_allocation_class(PyObject*, PyObject* type) {
+  if (!PyType_Check(type) ||
+      !PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(type), &allocation_type)) {
+    PyErr_SetString(PyExc_TypeError, "expected a subclass of _core.Allocation");
+    return nullptr;
+  }
+  allocation_class = reinterpret_cast<PyTypeObject*>(Py_NewRef(type));
+  Py_RETURN_NONE;
+}
+
+PyMethodDef module_functions[] = {
+    {"set_allocation_class", set_allocation_class, METH_O,
+     "set_allocation_class(type, /)\n--\n\nThe class of what MemoryFile.allocate() returns."},
+    {nullptr, nullptr, 0, nullptr}};
+
 }  // namespace
+
+PyObject* new_allocation(PyObject* memory_file, std::shared_ptr<FileSeat> seat, FileRange range) {
+  return make(allocation_class, memory_file, std::move(seat), range);
+}
 
 bool add_allocation_type(PyObject* module) {
   allocation_type.tp_name = "pgalloc._core.Allocation";
@@ -262,7 +287,9 @@ bool add_allocation_type(PyObject* module) {
   allocation_type.tp_getset = properties;
   allocation_type.tp_methods = methods;
   allocation_type.tp_as_buffer = &buffer_procs;
-  if (PyType_Ready(&allocation_type) < 0) return false;
+  if (PyType_Ready(&allocation_type) < 0 || PyModule_AddFunctions(module, module_functions) < 0) {
+    return false;
+  }
   return PyModule_AddObjectRef(module, "Allocation",
                                reinterpret_cast<PyObject*>(&allocation_type)) == 0;
 }

@@ -8,6 +8,7 @@
 
 #include <array>
 
+#include "binding/allocation_object.h"
 #include "binding/arguments.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
@@ -24,14 +25,14 @@ PyObject* none_or_error(const Status& status) {
   Py_RETURN_NONE;
 }
 
-// --- allocate_range ------------------------------------------------------------------------------
+// --- allocate, allocate_range ------------------------------------------------------------------------------
 
 struct AllocateArguments {
   AllocateRequest request;
   PyObject* reader = nullptr;  // borrowed
 };
 
-bool set_keyword(PyObject* name, PyObject* value, AllocateArguments* out) {
+bool set_keyword(const char* function, PyObject* name, PyObject* value, AllocateArguments* out) {
   if (PyUnicode_CompareWithASCIIString(name, "kind") == 0)
     return as_kind(value, &out->request.kind);
   if (PyUnicode_CompareWithASCIIString(name, "direction") == 0) {
@@ -47,11 +48,11 @@ bool set_keyword(PyObject* name, PyObject* value, AllocateArguments* out) {
     out->reader = value == Py_None ? nullptr : value;
     return true;
   }
-  PyErr_Format(PyExc_TypeError, "allocate_range() got an unexpected keyword argument %R", name);
+  PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument %R", function, name);
   return false;
 }
 
-bool parse_allocate(PyObject* const* args, Py_ssize_t count, PyObject* names,
+bool parse_allocate(const char* function, PyObject* const* args, Py_ssize_t count, PyObject* names,
                     AllocateArguments* out) {
   PyObject* length = count == 1 ? args[0] : nullptr;
   const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
@@ -59,12 +60,16 @@ bool parse_allocate(PyObject* const* args, Py_ssize_t count, PyObject* names,
     PyObject* name = PyTuple_GET_ITEM(names, i);
     if (length == nullptr && PyUnicode_CompareWithASCIIString(name, "length") == 0) {
       length = args[count + i];
-    } else if (!set_keyword(name, args[count + i], out)) {
+    } else if (!set_keyword(function, name, args[count + i], out)) {
       return false;
     }
   }
   if (count > 1 || length == nullptr) {
-    PyErr_SetString(PyExc_TypeError, "allocate_range() takes one positional argument, length");
+    PyErr_Format(PyExc_TypeError, "%s() takes one positional argument, length", function);
+    return false;
+  }
+  if (out->reader != nullptr && !PyCallable_Check(out->reader)) {
+    PyErr_SetString(PyExc_TypeError, "reader must be callable, like a file's readinto");
     return false;
   }
   return as_u64(length, "length", &out->request.length);
@@ -98,13 +103,9 @@ PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count
   FileHandle* handle = handle_of(self);
   if (handle == nullptr) return nullptr;
   MemoryFile* const file = handle->owned();
-  if (file == nullptr) return ask_owner(self, handle, "_allocate_remote", args, count, names);
+  if (file == nullptr) return ask_owner(self, handle, "_allocate_range_remote", args, count, names);
   AllocateArguments arguments;
-  if (!parse_allocate(args, count, names, &arguments)) return nullptr;
-  if (arguments.reader != nullptr && !PyCallable_Check(arguments.reader)) {
-    PyErr_SetString(PyExc_TypeError, "reader must be callable, like a file's readinto");
-    return nullptr;
-  }
+  if (!parse_allocate("allocate_range", args, count, names, &arguments)) return nullptr;
   const Result<FileRange> range = allocate(*file, arguments.request);
   if (!range.ok()) return set_error(range.status());
   PyObject* result = new_file_range(*range);
@@ -114,6 +115,29 @@ PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count
   }
   if (arguments.reader == nullptr) return result;
   PyObject* filled = PyObject_CallMethod(self, "_fill_range", "OO", result, arguments.reader);
+  Py_DECREF(result);
+  return filled;
+}
+
+// No Python code runs between the allocation and the handle that owns it, so an interrupt cannot leave
+// pages without an owner.
+PyObject* allocate_handle(PyObject* self, PyObject* const* args, Py_ssize_t count,
+                          PyObject* names) {
+  FileHandle* handle = handle_of(self);
+  if (handle == nullptr) return nullptr;
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) return ask_owner(self, handle, "_allocate_remote", args, count, names);
+  AllocateArguments arguments;
+  if (!parse_allocate("allocate", args, count, names, &arguments)) return nullptr;
+  const Result<FileRange> range = allocate(*file, arguments.request);
+  if (!range.ok()) return set_error(range.status());
+  PyObject* result = new_allocation(self, handle->seat(), *range);
+  if (result == nullptr) {
+    (void)file->dec_ref(*range);
+    return nullptr;
+  }
+  if (arguments.reader == nullptr) return result;
+  PyObject* filled = PyObject_CallMethod(self, "_fill", "OO", result, arguments.reader);
   Py_DECREF(result);
   return filled;
 }
@@ -204,6 +228,17 @@ PyObject* map_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
 }
 
 std::array hot_methods = {
+    PyMethodDef{
+        "allocate", erased(allocate_handle), METH_FASTCALL | METH_KEYWORDS,
+        "allocate($self, length, *, kind=MemoryKind.ANONYMOUS, "
+        "direction=Direction.BOTTOM_UP, memcg_id=0, mode=AllocationMode.ALLOCATE_ONLY, "
+        "reader=None)\n--\n\n"
+        "Allocate `length` bytes (whole pages) that read as zero, as a handle that owns them.\n\n"
+        "With a `reader`, fill them: it is called with the writable rest of the buffer until all\n"
+        "bytes are there, like file.readinto.\n\n"
+        "Raises RangeError for a bad length, OutOfMemoryError when there is no place or\n"
+        "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the memory,\n"
+        "FillError (which carries what was filled) when the reader fails or ends early."},
     PyMethodDef{
         "allocate_range", erased(allocate_range), METH_FASTCALL | METH_KEYWORDS,
         "allocate_range($self, length, *, kind=MemoryKind.ANONYMOUS, "

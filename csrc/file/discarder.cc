@@ -38,6 +38,10 @@ void Discarder::pin(Discardable& entry, bool in_place) {
 
 void Discarder::forget(Discardable& entry) {
   FileLock lock(state_);
+  forget_locked(entry);
+}
+
+void Discarder::forget_locked(Discardable& entry) {
   if (entry.list != nullptr) queue_of(entry).remove(entry);
   if (!entry.unpinned || state_.closed()) return;
   entry.unpinned = false;

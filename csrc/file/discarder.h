@@ -43,6 +43,7 @@ class Discarder {
   void pin(Discardable& entry, bool in_place) EXCLUDES(file_lock);
   // The handle ends, or gives its reference back.
   void forget(Discardable& entry) EXCLUDES(file_lock);
+  void forget_locked(Discardable& entry) REQUIRES(file_lock);
   void wait_for_discards(FileRange range) REQUIRES(file_lock);
   // Whether some are under way. Without a lock.
   bool discarding() const { return under_way_.load(std::memory_order_acquire) > 0; }

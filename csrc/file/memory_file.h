@@ -83,6 +83,7 @@ class MemoryFile final : public Pages,
   void pin(Discardable& entry, bool in_place) override { discarder_.pin(entry, in_place); }
   void forget(Discardable& entry) override { discarder_.forget(entry); }
   bool discarding() const override { return discarder_.discarding(); }
+  Status end_handle(Discardable& entry) override { return references_.end_handle(entry); }
   Status check_usable() const override { return state_.check_open(); }
 
   // --- Components --------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ class OrphanedPages final : public Pages {
   void pin(Discardable&, bool) override {}
   void forget(Discardable&) override {}
   bool discarding() const override { return false; }
+  Status end_handle(Discardable&) override { return refuse(); }
   Status check_usable() const override { return refuse(); }
 
  private:

@@ -42,6 +42,8 @@ class Pages {
   virtual void pin(Discardable& entry, bool in_place) = 0;
   virtual void forget(Discardable& entry) = 0;
   virtual bool discarding() const = 0;
+  // The handle of `entry` ends: forget(), and dec_ref() of its range, in one step.
+  virtual Status end_handle(Discardable& entry) = 0;
 
   // ErrorCode::kClosed, kForked or kOwnerGone, if that is so.
   virtual Status check_usable() const = 0;

@@ -15,6 +15,13 @@ Status References::dec_ref(FileRange range) {
   return drop_ref(range);
 }
 
+Status References::end_handle(Discardable& entry) {
+  FileLock lock(state_);
+  discarder_.forget_locked(entry);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return drop_ref(entry.range);
+}
+
 Status References::drop_ref(FileRange range) {
   Result<uint64_t> wasted = state_.pages.dec_ref(range);
   if (!wasted.ok()) return std::move(wasted).status();

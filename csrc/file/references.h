@@ -28,6 +28,8 @@ class References {
   Status inc_ref(FileRange range, uint32_t memcg_id) EXCLUDES(file_lock);
   Status dec_ref(FileRange range) EXCLUDES(file_lock);
   Result<bool> has_unique_ref(FileRange range) const EXCLUDES(file_lock);
+  // A handle ends: what the discarder knows of it is forgotten, and its reference dropped.
+  Status end_handle(Discardable& entry) EXCLUDES(file_lock);
 
   // One reference on each page of `range` that came from the image has found its owner.
   Status adopt(FileRange range) EXCLUDES(file_lock);

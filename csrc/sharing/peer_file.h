@@ -72,6 +72,7 @@ class PeerFile final : public Pages {
   void pin(Discardable&, bool) override {}
   void forget(Discardable&) override {}
   bool discarding() const override { return false; }
+  Status end_handle(Discardable& entry) override { return dec_ref(entry.range); }
 
   // For new pages: fallocate, or prefaulting, which is best effort (rows B13 to B15).
   Status commit(FileRange range);

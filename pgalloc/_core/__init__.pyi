@@ -123,6 +123,16 @@ class MemoryFile:
         disable_ima_workaround: bool,
         max_allocatable_bytes: int | None,
     ) -> None: ...
+    def allocate(
+        self,
+        length: SupportsIndex,
+        *,
+        kind: MemoryKind = ...,
+        direction: Direction = ...,
+        memcg_id: int = 0,
+        mode: AllocationMode = ...,
+        reader: Callable[[memoryview], int | None] | None = None,
+    ) -> Any: ...
     def allocate_range(
         self,
         length: SupportsIndex,
@@ -223,6 +233,8 @@ class Allocation:
     def _disown(self) -> FileRange: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...
+
+def set_allocation_class(type: type[Allocation], /) -> None: ...
 
 class DiscardQueue:
     def __init__(self, memory_file: MemoryFile, policy: int) -> None: ...

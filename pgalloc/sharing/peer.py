@@ -10,7 +10,7 @@ from pgalloc.allocation import Allocation
 from pgalloc.arguments import checked_int, checked_memcg_id, checked_timeout
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
-from pgalloc.filling import Reader, fill
+from pgalloc.filling import Reader
 from pgalloc.sharing import protocol, remote
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
@@ -64,18 +64,21 @@ class PeerFile(_core.PeerFile):
         Raises what that raises, PermissionError if the pages are shared for reading only, and
         OwnerGoneError.
         """
-        if reader is not None and not callable(reader):
-            raise TypeError("reader must be callable, like a file's readinto")
-        range = self.allocate_range(
-            length, kind=kind, direction=direction, memcg_id=memcg_id, mode=mode
+        self._check_usable()
+        return remote.allocate(
+            self,
+            length,
+            kind=kind,
+            direction=direction,
+            memcg_id=memcg_id,
+            mode=mode,
+            reader=reader,
         )
-        allocation = Allocation(self, range)
-        return allocation if reader is None else fill(allocation, reader)
 
     def allocate_range(self, length: int, **options: Any) -> _core.FileRange:
         """As :meth:`MemoryFile.allocate_range`."""
         self._check_usable()
-        return remote.allocate(self, length, **options)
+        return remote.allocate_range(self, length, **options)
 
     def array(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
         """As :meth:`MemoryFile.array`."""

@@ -14,12 +14,20 @@ from pgalloc.allocation import Allocation
 from pgalloc.arguments import checked_int, checked_memcg_id
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import ClosedError, OptionError, OwnerGoneError, RangeError
-from pgalloc.filling import Reader, fill_range
+from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.sharing import protocol
 from pgalloc.sharing.protocol import Op
 
 
-def allocate(
+def allocate(file: Any, length: int, *, reader: Reader | None = None, **options: Any) -> Allocation:
+    """As MemoryFile.allocate()."""
+    if reader is not None and not callable(reader):
+        raise TypeError("reader must be callable, like a file's readinto")
+    allocation = Allocation(file, allocate_range(file, length, **options))
+    return allocation if reader is None else fill(allocation, reader)
+
+
+def allocate_range(
     file: Any,
     length: int,
     *,

@@ -15,6 +15,7 @@ from pgalloc.sharing.unpinned import Unpinned
 from pgalloc.snapshot.savable import Savable
 
 if TYPE_CHECKING:
+    from pgalloc.allocation import Allocation
     from pgalloc.sharing.connection import Connection
 
 
@@ -116,7 +117,10 @@ class Sharable(Savable):
             raise ForkedError("this MemoryFile belongs to the parent process")
         return self._parent
 
-    def _allocate_remote(self, length: int, **options: Any) -> _core.FileRange:
+    def _allocate_range_remote(self, length: int, **options: Any) -> _core.FileRange:
+        return remote.allocate_range(self, length, **options)
+
+    def _allocate_remote(self, length: int, **options: Any) -> Allocation:
         return remote.allocate(self, length, **options)
 
     def _has_unique_ref_remote(self, range: _core.FileRange) -> bool:

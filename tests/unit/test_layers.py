@@ -21,9 +21,7 @@ FLOORS = [
     {"binding"},
 ]
 ROOMS = {
-    room: {room}.union(*FLOORS[:floor])
-    for floor, rooms in enumerate(FLOORS)
-    for room in rooms
+    room: {room}.union(*FLOORS[:floor]) for floor, rooms in enumerate(FLOORS) for room in rooms
 }
 # What a room must not use although it lies below.
 NOT = {"image": {"os", "segment"}, "pages": {"os", "image"}, "guard": {"segment", "image"}}
