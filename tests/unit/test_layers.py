@@ -10,7 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 PACKAGE = ROOT / "pgalloc"
-LINES_MAX = 450
 
 # Which rooms a room may include.
 ROOMS = {
@@ -201,11 +200,6 @@ def test_a_header_says_what_it_is_for(path: Path) -> None:
         r"^\s*(?:template <[^>]*>\s*)?(class|struct) [^;{]*\{", code_of(path), re.MULTILINE
     ):
         assert "Thread safety:" in introduction
-
-
-@for_each([*SOURCES, *MODULES])
-def test_files_can_be_read_in_one_sitting(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LINES_MAX
 
 
 # --- Python --------------------------------------------------------------------------------------
