@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pgalloc.cli import oom_command
 from pgalloc.cli.app import cli
 from pgalloc.cli.memory_group import MemoryGroup, NoPlaceError, open_place
-from pgalloc.cli.oom_command import judge
-from pgalloc.cli.oom_half import Half, State, run_half
-from pgalloc.cli.oom_work import Progress, Work, Worker, WorkError, find_work
+from pgalloc.cli.oom import command as oom_command
+from pgalloc.cli.oom.command import judge
+from pgalloc.cli.oom.half import Half, State, run_half
+from pgalloc.cli.oom.work import Progress, Work, Worker, WorkError, find_work
 from pgalloc.pressure import MemoryCgroup, find_memory_cgroup
 
 MIB = 1 << 20
@@ -115,16 +115,16 @@ def test_a_group_that_is_here_already_will_do(tree: Path) -> None:
     """As in a container: nothing can be made, and the command itself is under the limit."""
     program = f"""
         import contextlib
-        from pgalloc.cli import oom_command
         from pgalloc.cli.app import cli
         from pgalloc.cli.memory_group import NoPlaceError
+        from pgalloc.cli.oom import command
 
         @contextlib.contextmanager
         def refused():
             raise NoPlaceError("as in a container")
             yield
 
-        oom_command.open_place = refused
+        command.open_place = refused
         cli(["demo", "oom", {str(tree)!r}, "--times", "2"])
     """
     with open_place() as place, place.make("pgalloc-test", 2 * LIMIT) as group:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pgalloc import MemoryKind
-from pgalloc.cli.html_map import render_map, row_bytes
-from pgalloc.cli.page_map import PageMap, PageState, Run
+from pgalloc.cli.demo.html_map import render_map, row_bytes
+from pgalloc.cli.demo.page_map import PageMap, PageState, Run
 
 PAGE = 4096
 MIB = 1 << 20

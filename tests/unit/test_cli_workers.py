@@ -16,13 +16,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pgalloc import MemoryFile
-from pgalloc.cli import workers_command
 from pgalloc.cli.app import cli
-from pgalloc.cli.oom_work import KnownFile
-from pgalloc.cli.workers_check import Checked
-from pgalloc.cli.workers_crew import Crew, RunningCrew, State
-from pgalloc.cli.workers_data import DataSet, find_data
-from pgalloc.cli.workers_procfs import (
+from pgalloc.cli.oom.work import KnownFile
+from pgalloc.cli.workers import command as workers_command
+from pgalloc.cli.workers.check import Checked
+from pgalloc.cli.workers.crew import Crew, RunningCrew, State
+from pgalloc.cli.workers.data import DataSet, find_data
+from pgalloc.cli.workers.procfs import (
     SHM,
     Left,
     MemoryObject,
@@ -31,8 +31,8 @@ from pgalloc.cli.workers_procfs import (
     memory_objects,
     proportional_bytes,
 )
-from pgalloc.cli.workers_verdict import GRAIN, judge
-from pgalloc.cli.workers_ways import NOTHING, PGALLOC, PLAIN, SHARED_MEMORY, WAYS
+from pgalloc.cli.workers.verdict import GRAIN, judge
+from pgalloc.cli.workers.ways import NOTHING, PGALLOC, PLAIN, SHARED_MEMORY, WAYS
 
 MIB = 1 << 20
 
@@ -48,7 +48,7 @@ def owners(folder: Path) -> list[str]:
     for pid in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             line = Path("/proc", pid, "cmdline").read_bytes().decode()
-            if "workers_owner" in line and str(folder) in line:
+            if "pgalloc.cli.workers.owner" in line and str(folder) in line:
                 found.append(line)
     return found
 

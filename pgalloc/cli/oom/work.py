@@ -1,0 +1,167 @@
+"""What ``pgalloc demo oom`` does twice: look values up in a cache, read them from disk on a miss.
+
+The values are files. Where the files are fewer than it takes to go far beyond the limit, they are
+read several times over, and every reading is a value of its own. Every value that comes from
+anywhere has to have the right digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Collection, MutableMapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from pgalloc.cli.files import find_files
+from pgalloc.cli.units import format_path
+
+# What the two processes must keep in mind of the files has to be small beside the limit.
+_FILES_MAX = 20_000
+_VALUES_MAX = 2_000_000
+_REPORT_PERIOD_S = 0.1
+
+
+class WorkError(Exception):
+    """The work cannot be done; the text says why."""
+
+
+class KnownFile(NamedTuple):
+    """A file and its SHA-256 digest, hexadecimal."""
+
+    path: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All ``files``, ``rounds`` times."""
+
+    files: tuple[KnownFile, ...]
+    rounds: int
+
+    @property
+    def values(self) -> int:
+        """How many values there are."""
+        return len(self.files) * self.rounds
+
+    @property
+    def nbytes(self) -> int:
+        """What a cache holds in the end that never forgets."""
+        return sum(file.size for file in self.files) * self.rounds
+
+    def save(self, file: Path) -> None:
+        """For the process that does it."""
+        file.write_text(json.dumps([self.rounds, *self.files]))
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """What was saved."""
+        saved = json.loads(file.read_text())
+        return cls(tuple(KnownFile(*entry) for entry in saved[1:]), saved[0])
+
+
+def find_work(path: str, *, nbytes: int, size_max: int, without: Collection[str] = ()) -> Work:
+    """Values of at least ``nbytes`` together, from files below ``path`` of at most ``size_max``.
+
+    Raises WorkError if there is not enough to make values of, OSError for ``path`` itself.
+    """
+    found = find_files(path, limit=nbytes, page_size=1, without=without)
+    files: list[KnownFile] = []
+    for source in found.files:
+        if 0 < source.size <= size_max and len(files) < _FILES_MAX:
+            try:
+                with open(source.path, "rb") as stream:
+                    digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError:
+                continue  # the demo is about memory: another file does as well
+            files.append(KnownFile(source.path, source.size, digest))
+    total = sum(file.size for file in files)
+    if nbytes * len(files) > total * _VALUES_MAX or not files:
+        raise WorkError(f"not enough readable data below {format_path(path)}")
+    return Work(tuple(files), -(-nbytes // total))
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the work is; ``done`` only when all of it is, and nothing was wrong.
+
+    Attributes:
+        values: how many have been read from disk for the first time.
+        nbytes: the bytes of those.
+        hits: lookups that found the value in the cache.
+        misses: lookups that did not, the first one of each value included.
+        discards: values that the cache gave up to stay below the limit.
+        wrong: values with a wrong digest.
+    """
+
+    values: int = 0
+    nbytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    discards: int = 0
+    wrong: int = 0
+    done: bool = False
+
+    def to_json(self) -> str:
+        """One line."""
+        return json.dumps(asdict(self))
+
+
+class Worker:
+    """Does the work with a cache; ``report`` gets the progress now and then, and at the end."""
+
+    def __init__(
+        self,
+        work: Work,
+        cache: MutableMapping[Any, Any],
+        discards: Callable[[], int],
+        report: Callable[[Progress], object],
+    ) -> None:
+        self._work = work
+        self._cache = cache
+        self._discards = discards
+        self._report = report
+        self._progress = Progress()
+        self._reported = time.monotonic()
+        self._random = random.Random(0)
+
+    def run(self) -> None:
+        """Asks for each value for the first time, and after each for one of those before it."""
+        files = len(self._work.files)
+        for number in range(self._work.values):
+            self._look_up(number)
+            self._progress.values += 1
+            self._progress.nbytes += self._work.files[number % files].size
+            # The ones from the beginning are much more popular, as a few always are.
+            self._look_up(int((number + 1) * self._random.random() ** 8))
+            if time.monotonic() > self._reported + _REPORT_PERIOD_S:
+                self._send()
+        self._progress.done = self._progress.wrong == 0
+        self._send()
+
+    def _look_up(self, number: int) -> None:
+        file = self._work.files[number % len(self._work.files)]
+        value = self._cache.get(number)
+        if value is None:
+            self._progress.misses += 1
+            value = Path(file.path).read_bytes()
+            self._cache[number] = value
+        else:
+            self._progress.hits += 1
+        if hashlib.sha256(value).hexdigest() != file.digest:
+            self._progress.wrong += 1
+
+    def _send(self) -> None:
+        self._progress.discards = self._discards()
+        self._report(self._progress)
+        self._reported = time.monotonic()
+
+
+def decode_progress(line: bytes) -> Progress:
+    """What ``to_json`` wrote."""
+    return Progress(**json.loads(line))
