@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 LINK = "symbolic link, not followed"
 SPECIAL = "not a regular file"
@@ -23,6 +24,14 @@ class SourceFile:
 
     path: str
     size: int
+
+
+class KnownFile(NamedTuple):
+    """A file whose contents are known by their SHA-256 digest, hexadecimal."""
+
+    path: str
+    size: int
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from pgalloc import MemoryFile
 from pgalloc.cli.app import cli
-from pgalloc.cli.oom.work import KnownFile
+from pgalloc.cli.files import KnownFile
 from pgalloc.cli.workers import command as workers_command
 from pgalloc.cli.workers.check import Checked
 from pgalloc.cli.workers.crew import Crew, RunningCrew, State

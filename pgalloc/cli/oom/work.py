@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Collection, MutableMapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
-from pgalloc.cli.files import find_files
+from pgalloc.cli.files import KnownFile, find_files
 from pgalloc.cli.units import format_path
 
 # What the two processes must keep in mind of the files has to be small beside the limit.
@@ -27,14 +27,6 @@ _REPORT_PERIOD_S = 0.1
 
 class WorkError(Exception):
     """The work cannot be done; the text says why."""
-
-
-class KnownFile(NamedTuple):
-    """A file and its SHA-256 digest, hexadecimal."""
-
-    path: str
-    size: int
-    digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pgalloc.cli.files import find_files
-from pgalloc.cli.oom.work import KnownFile
+from pgalloc.cli.files import KnownFile, find_files
 
 
 @dataclass(frozen=True, slots=True)
