@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pgalloc.cli.memory_group import MemoryGroup, NoPlaceError
+from pgalloc._processes.memory_group import MemoryGroup, NoPlaceError
 from pgalloc.pressure import find_memory_cgroup, info
 
 _VOLUNTEER = (

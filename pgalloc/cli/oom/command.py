@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 import pgalloc
-from pgalloc.cli.memory_group import MemoryGroup, NoPlaceError, Place, open_place
+from pgalloc._processes.memory_group import MemoryGroup, NoPlaceError, Place, open_place
 from pgalloc.cli.oom.borrowed_group import BorrowedGroup, borrow_group
 from pgalloc.cli.oom.child import KINDS
 from pgalloc.cli.oom.half import Half, State, run_half

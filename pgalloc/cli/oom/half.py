@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgalloc.cli.memory_group import MemoryGroup
+from pgalloc._processes.memory_group import MemoryGroup
 from pgalloc.cli.oom.work import Progress, Work, decode_progress
 
 _PERIOD_S = 0.05

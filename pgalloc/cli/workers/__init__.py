@@ -6,6 +6,6 @@ processes; all are measured, killed, and what they left behind is counted.
 * ``command``: the arguments, the order of things, and the exit status.
 * ``data``: the files and their digests. ``ways``: how they get to the workers.
 * ``owner``: the program that loads them and starts workers; ``check``: what a worker does.
-* ``crew``: an owner and its workers, from start to end. ``procfs``: what the kernel says of them.
+* ``crew``: an owner and its workers, from start to end. ``procfs``: what is there of them.
 * ``verdict``: what is promised, and whether it was so. ``terminal`` shows all ways.
 """

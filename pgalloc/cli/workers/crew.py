@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgalloc._processes.memory import proportional_bytes
 from pgalloc.cli.workers.check import Checked
 from pgalloc.cli.workers.procfs import (
     Left,
@@ -26,7 +27,6 @@ from pgalloc.cli.workers.procfs import (
     left_of,
     members,
     memory_objects,
-    proportional_bytes,
 )
 
 _PERIOD_S = 0.05

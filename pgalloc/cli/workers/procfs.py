@@ -1,7 +1,6 @@
-"""What the kernel says of a group of processes: their memory, and what they leave behind.
+"""Which processes of a group are alive, what they have open, and what they leave behind.
 
-The group is a session, which processes belong to from their birth on. Sources: proc(5);
-Documentation/filesystems/proc.rst, "smaps_rollup".
+The group is a session, which processes belong to from their birth on. Source: proc(5).
 """
 
 from __future__ import annotations
@@ -61,19 +60,6 @@ def members(session: int) -> list[int]:
             if int(fields[3]) == session and fields[0] not in _DEAD:
                 found.append(pid)
     return found
-
-
-def proportional_bytes(pid: int) -> int:
-    """Memory of a process; a page that N processes map counts one Nth in each.
-
-    Pages of files on disk are left out: they are the code of the interpreter, whose share depends
-    on what else runs on the machine. Raises OSError if the process may not be looked at.
-    """
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    if "Pss_Anon" not in kib:  # Linux before 5.4 does not tell them apart
-        return kib["Pss"] << 10
-    return (kib["Pss_Anon"] + kib["Pss_Shmem"]) << 10
 
 
 def memory_objects(pids: Iterable[int]) -> dict[MemoryObject, int]:

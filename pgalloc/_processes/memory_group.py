@@ -1,8 +1,8 @@
-"""A memory cgroup of one's own, to run programs in under a limit: v1 and v2.
+"""A memory cgroup with a limit, made to run programs in: v1 and v2.
 
 ``open_place()`` finds where this process may make groups, ``Place.make`` makes one, and
 ``MemoryGroup.command`` is what to run so that a program starts inside. The kernel's counters of the
-group say what became of it. Everything is removed at the end, whatever happened.
+group say how it ended. Everything is removed at the end, after an error too.
 
 v2 allows processes only in the leaves of the tree. Where this process sits in a group of its own
 and is alone there, it moves into a leaf for as long as the place is open, and back.
@@ -78,7 +78,7 @@ class MemoryGroup:
         return int(dict(line.split() for line in lines)["oom_kill"])
 
     def remove(self) -> None:
-        """Kills what still runs inside, which nobody but the maker has put there."""
+        """Kills what still runs inside; only programs of this process were ever put there."""
         deadline = time.monotonic() + _REMOVE_TIMEOUT_S
         while True:
             for pid in _pids(self.directory):
@@ -164,7 +164,7 @@ def _try(directory: Path, version: str) -> None:
 
 @contextlib.contextmanager
 def _delegating(directory: Path) -> Iterator[None]:
-    """Sees to it that groups below ``directory`` have the memory controller, and undoes it."""
+    """Enables the memory controller for groups below ``directory``, and disables it again."""
     control = directory / "cgroup.subtree_control"
     if "memory" in control.read_text().split():
         yield
