@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sysconfig
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from typing import NamedTuple
 LINK = "symbolic link, not followed"
 SPECIAL = "not a regular file"
 OVER_LIMIT = "over --limit"
+
+# Installed packages lie inside the standard library's folder but are no part of it.
+_NOT_STANDARD = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,13 @@ class Found:
     files: list[SourceFile] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     nbytes: int = 0
+
+
+def where_to_look(path: str | None) -> tuple[str, Collection[str]]:
+    """The path, and the folders below it to pass over; without a path the standard library."""
+    if path:
+        return path, ()
+    return sysconfig.get_path("stdlib"), _NOT_STANDARD
 
 
 def round_up(size: int, page_size: int) -> int:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import os
-import sysconfig
 import time
+from collections.abc import Collection
 from typing import Any
 
 import click
@@ -19,16 +19,13 @@ from pgalloc.cli.demo.html_page import render_html
 from pgalloc.cli.demo.model import Demo
 from pgalloc.cli.demo.report import Report, Step
 from pgalloc.cli.demo.terminal import render_report, render_verdict
-from pgalloc.cli.files import find_files
+from pgalloc.cli.files import find_files, where_to_look
 from pgalloc.cli.oom.command import oom
 from pgalloc.cli.params import size
 from pgalloc.cli.progress_bar import BarProgress
 from pgalloc.cli.units import format_bytes, format_count, format_path
 from pgalloc.cli.workers.command import workers
 from pgalloc.pressure import info
-
-# Installed packages lie inside the standard library's folder but are no part of it.
-_NOT_STANDARD = ("site-packages", "dist-packages")
 
 _OTHERS = {"oom": oom, "workers": workers}
 
@@ -76,8 +73,7 @@ def demo(
     processes that restored it from an image, and every account ended at zero, in the ledger and in
     the kernel.
     """
-    without = () if path else _NOT_STANDARD
-    path = path or sysconfig.get_path("stdlib")
+    path, without = where_to_look(path)
     limit = limit or max(pgalloc.PAGE_SIZE, info().headroom // 3)
     if html is not None:
         _check_writable(html)
@@ -98,7 +94,7 @@ def demo(
     ctx.exit(0 if report.ok else 1)
 
 
-def _run(report: Report, without: tuple[str, ...]) -> None:
+def _run(report: Report, without: Collection[str]) -> None:
     started = time.perf_counter()
     try:
         found = find_files(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sysconfig
 from collections.abc import Iterator
 
 import click
@@ -12,6 +11,7 @@ from rich.text import Text
 
 import pgalloc
 from pgalloc._processes.memory_group import MemoryGroup, NoPlaceError, Place, open_place
+from pgalloc.cli.files import where_to_look
 from pgalloc.cli.oom.borrowed_group import BorrowedGroup, borrow_group
 from pgalloc.cli.oom.child import KINDS
 from pgalloc.cli.oom.half import Half, State, run_half
@@ -26,7 +26,6 @@ _LIMIT_MIN = 64 << 20
 _BORROWED_LIMIT_MAX = 1 << 30
 # A value is read, hashed and stored, and the limit should not be an eighth of one.
 _VALUES_IN_LIMIT_MIN = 8
-_NOT_STANDARD = ("site-packages", "dist-packages")
 
 _HOW = """\
 A memory cgroup cannot be made here: {made}.
@@ -126,8 +125,7 @@ def _groups(limit: int) -> Iterator[_Groups]:
 
 
 def _find_work(path: str | None, limit: int, times: float) -> Work:
-    without = () if path else _NOT_STANDARD
-    path = path or sysconfig.get_path("stdlib")
+    path, without = where_to_look(path)
     try:
         return find_work(
             path,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 import pgalloc
+from pgalloc.cli.files import where_to_look
 from pgalloc.cli.params import size
 from pgalloc.cli.units import format_bytes, format_count, format_path
 from pgalloc.cli.workers.crew import Crew, RunningCrew, State
@@ -24,7 +24,6 @@ from pgalloc.cli.workers.verdict import judge, verdict
 from pgalloc.cli.workers.ways import WAYS
 from pgalloc.pressure import info
 
-_NOT_STANDARD = ("site-packages", "dist-packages")
 _LIMIT_MAX = 256 << 20  # so that it takes seconds
 # Besides the workers' own copies of a list of bytes: the owner's, what it is pickled into, and the
 # copies that the two other ways make do with.
@@ -99,8 +98,7 @@ def _default_limit(workers: int) -> int:
 
 
 def _find_data(path: str | None, limit: int) -> DataSet:
-    without = () if path else _NOT_STANDARD
-    path = path or sysconfig.get_path("stdlib")
+    path, without = where_to_look(path)
     try:
         return find_data(path, limit=limit, without=without)
     except OSError as error:
