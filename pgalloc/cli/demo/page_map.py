@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import pgalloc
 
@@ -22,21 +21,6 @@ class PageState(enum.Enum):
     FREE = "free"
 
 
-class SegmentLike(Protocol):
-    """What this room needs of an entry of ``MemoryFile.segments()``."""
-
-    @property
-    def start(self) -> int: ...  # noqa: D102
-    @property
-    def end(self) -> int: ...  # noqa: D102
-    @property
-    def kind(self) -> pgalloc.MemoryKind: ...  # noqa: D102
-    @property
-    def known_committed(self) -> int: ...  # noqa: D102
-    @property
-    def refs(self) -> int: ...  # noqa: D102
-
-
 @dataclass(frozen=True, slots=True)
 class Run:
     """A stretch of the file, in bytes, whose pages share a state; ``kind`` is None where free."""
@@ -48,7 +32,7 @@ class Run:
 
     @property
     def nbytes(self) -> int:
-        """Its length."""
+        """Length in bytes."""
         return self.end - self.start
 
 
@@ -64,13 +48,13 @@ class PageMap:
     file_size: int
 
     @classmethod
-    def of(cls, segments: Iterable[SegmentLike], file_size: int) -> PageMap:
+    def of(cls, segments: Iterable[pgalloc.Segment], file_size: int) -> PageMap:
         """Fills the gaps between the segments and joins neighbours that look the same."""
         runs: list[Run] = []
         for segment in segments:
             if segment.start > (end := runs[-1].end if runs else 0):
                 runs.append(Run(end, segment.start, PageState.FREE))
-            state, kind = _state(segment), pgalloc.MemoryKind(segment.kind)
+            state, kind = _state(segment), segment.kind
             if runs and (runs[-1].state, runs[-1].kind) == (state, kind):
                 runs[-1] = Run(runs[-1].start, segment.end, state, kind)
             else:
@@ -103,7 +87,7 @@ class PageMap:
         return [_prevailing(runs) for runs in self.slices(width)]
 
 
-def _state(segment: SegmentLike) -> PageState:
+def _state(segment: pgalloc.Segment) -> PageState:
     if segment.refs == 0:
         return PageState.WASTE
     return PageState.COMMITTED if segment.known_committed else PageState.UNCOMMITTED
