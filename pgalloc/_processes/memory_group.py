@@ -72,7 +72,7 @@ class MemoryGroup:
         return self.count_oom_kills()
 
     def count_oom_kills(self) -> int:
-        """The kernel's counter, as it is."""
+        """The kernel's counter, from the time when the group was made."""
         file = "memory.oom_control" if self.version == "v1" else "memory.events"
         lines = (self.directory / file).read_text().splitlines()
         return int(dict(line.split() for line in lines)["oom_kill"])
@@ -107,7 +107,7 @@ class Place:
     def make(self, name: str, limit: int) -> Iterator[MemoryGroup]:
         """A group that may use ``limit`` bytes and no swap; removed at the end.
 
-        Raises OSError if the kernel does not want it after all.
+        Raises OSError if the kernel refuses it after all.
         """
         group = MemoryGroup(self.version, self.directory / f"{name}-{os.getpid()}")
         group.directory.mkdir()
@@ -204,7 +204,7 @@ def _pids(directory: Path) -> list[int]:
 
 
 def _write_if_there(file: Path, text: str) -> None:
-    """For what not every kernel has; refusing it is no failure either, the limit itself holds."""
+    """For files that not every kernel has. If writing is refused, the limit itself still holds."""
     with contextlib.suppress(OSError):
         if file.exists():
             _write(file, text)

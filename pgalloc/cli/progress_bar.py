@@ -33,7 +33,7 @@ class BarProgress:
         self._task: TaskID = self._bar.add_task("starting", total=None)
 
     def begin(self, step: str, total: int) -> None:
-        """Starts the bar anew."""
+        """Starts the bar again, at 0 of ``total`` bytes."""
         self._bar.reset(self._task, total=total, description=step)
 
     def advance(self, nbytes: int) -> None:

@@ -1,4 +1,4 @@
-"""The demo's worker processes: they are handed the pages, without a copy, and say what is there."""
+"""The demo's worker processes: they get the pages without a copy, and report what is in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 RETURN_S = 30.0
-"""How long to wait for what workers held when they have ended."""
+"""How long to wait for the pages that workers held, once the workers have ended."""
 
 
 class CheckersGoneError(Exception):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection
-from typing import Any
 
 import click
 from rich.console import Console
@@ -31,14 +30,14 @@ _OTHERS = {"oom": oom, "workers": workers}
 
 
 class _Demo(click.Command):
-    """Besides the demo itself there are ``_OTHERS``; a folder of that name is ``./oom``."""
+    """The demo itself and, by their names, ``_OTHERS``; a folder of such a name is ``./oom``."""
 
     def make_context(
         self,
         info_name: str | None,
         args: list[str],
         parent: click.Context | None = None,
-        **extra: Any,
+        **extra: object,
     ) -> click.Context:
         if args and args[0] in _OTHERS:
             name, *rest = args

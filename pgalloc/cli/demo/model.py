@@ -49,7 +49,7 @@ class Demo:
         self._index: Index | None = None
 
     def run(self) -> None:
-        """All steps in order."""
+        """Takes all steps in order; what is found out goes to the report."""
         self.load()
         self.hash()
         with Checkers(self._file) as checkers:
@@ -71,7 +71,7 @@ class Demo:
         self._each("load", "from disk into pages", self._all(), self._load_one)
 
     def hash(self) -> None:
-        """Writes into the index what the disk says, by a reading of its own."""
+        """Reads every file from disk again, and writes its SHA-256 digest into the index."""
         index = self._need_index()
 
         def hash_one(slot: Slot) -> None:
@@ -200,7 +200,7 @@ class Demo:
     def _each(
         self, name: str, what: str, slots: Sequence[Slot], work: Callable[[Slot], None]
     ) -> int:
-        """Does ``work`` on every slot, in threads; who cannot be read leaves the run.
+        """Does ``work`` on every slot, in threads; files that cannot be read leave the run.
 
         Returns how many were done.
         """

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 @dataclass(slots=True)
 class Outcome:
-    """``problems`` says in words all that must not be; empty means success.
+    """``problems`` says in words what went wrong; empty means success.
 
     Attributes:
         files: how many were found again, with the digest that was saved.
@@ -23,7 +23,7 @@ class Outcome:
     returned_s: float = 0.0
 
     def to_json(self) -> str:
-        """One line."""
+        """One line, for standard output."""
         return json.dumps(asdict(self))
 
     @classmethod

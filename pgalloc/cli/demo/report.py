@@ -18,10 +18,10 @@ class Progress(Protocol):
     """Told how far a step is; ``advance`` comes from several threads."""
 
     def begin(self, step: str, total: int) -> None:
-        """A step starts, with so many bytes to handle."""
+        """A step starts, which handles ``total`` bytes."""
 
     def advance(self, nbytes: int) -> None:
-        """That many more are done."""
+        """``nbytes`` more of the step's bytes are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Snapshot:
 
 @dataclass(slots=True)
 class Report:
-    """The whole run. ``problems`` says in words all that must not be; empty means success."""
+    """The whole run. ``problems`` says in words what went wrong; empty means success."""
 
     path: str
     threads: int
@@ -95,7 +95,7 @@ class Report:
         return dict(sorted(reasons.items(), key=lambda item: -len(item[1])))
 
     def verdict(self, dash: str = "—") -> str:
-        """The last line."""
+        """The last line: OK with the amounts, or FAILED with all problems."""
         if self.ok:
             amount = f"{format_count(self.files, 'file')}, {format_bytes(self.file_bytes)}"
             return (

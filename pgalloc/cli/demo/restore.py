@@ -2,7 +2,7 @@
 
 It restores the image, takes every file over, compares every digest with what was saved, gives all
 of it back, and prints an Outcome. MODE is "eager" or "background". Exit status 0 says that an
-Outcome was printed, whatever is in it.
+Outcome was printed, with problems or without.
 """
 
 from __future__ import annotations

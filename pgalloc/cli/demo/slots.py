@@ -1,6 +1,6 @@
 """One file of the demo: its pages, its identity on disk, and the users that may evict it.
 
-A file's way:  found -> loaded -> [evicted -> [loaded again]] -> gone
+The states of a file:  found -> loaded -> [evicted -> [loaded again]] -> gone
 
 Thread safety: a slot is worked on by one thread at a time, except that an eviction may take its
 allocation away at any moment; ``lock`` guards that.

@@ -1,7 +1,7 @@
 """The demo's steps over an image: save the live file, and restore it in two new processes.
 
-The image lies in a temporary folder that is gone afterwards, whatever happens. What goes wrong is
-among the report's problems; the run goes on.
+The image lies in a temporary folder that is removed at the end, after an error too. What goes wrong
+is among the report's problems; the run goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pgalloc.cli.units import format_bytes, format_path, format_seconds
 RESTORE_S = 900.0
 """How long a new process may take before it is said to hang."""
 
-# How a step is called, and what the restoring process is told.
+# The name of a step, and the mode that the restoring process is told.
 _MODES = {"restore": "eager", "restore (background)": "background"}
 
 
@@ -45,7 +45,7 @@ class SnapshotSteps:
         self._progress = progress
 
     def run(self) -> None:
-        """All of it; never raises for what the machine or the library refuses."""
+        """All steps. What the machine or the library refuses is a problem, and raises nothing."""
         try:
             with tempfile.TemporaryDirectory(prefix="pgalloc-demo-") as folder:
                 image = os.path.join(folder, "demo.pgimg")

@@ -42,7 +42,7 @@ def render_report(console: Console, report: Report) -> None:
 
 
 def render_verdict(console: Console, report: Report) -> None:
-    """Prints the last line, in one piece whatever the width."""
+    """Prints the last line; a narrow terminal does not break it."""
     verdict = report.verdict("-" if console.options.ascii_only else "—")
     console.print(Text(verdict, style="bold green" if report.ok else "bold red"), soft_wrap=True)
 

@@ -31,7 +31,7 @@ class _Trial:
 
     @contextlib.contextmanager
     def trying(self, name: str) -> Iterator[None]:
-        """Records how the block went; whatever it raises is the diagnosis and ends the trial."""
+        """Records how the block went; an exception is the diagnosis, and ends the trial."""
         try:
             yield
         except Exception as error:

@@ -22,6 +22,6 @@ def image_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why an image cannot be read, on one line: what it quotes may come from anybody."""
+    """Why an image cannot be read, on one line. It may quote the image, so it is escaped."""
     text = error.strerror if isinstance(error, OSError) else None
     return format_path(text or str(error) or type(error).__name__)

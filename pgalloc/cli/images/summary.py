@@ -46,7 +46,7 @@ class Totals:
 
 
 def totals_of(info: pgalloc.ImageInfo) -> Totals:
-    """Bytes stored against bytes represented."""
+    """The sums over all segments and extents."""
     return Totals(
         sum(segment.end - segment.start for segment in info.segments),
         info.stored_pages * info.page_size,
@@ -90,7 +90,7 @@ def encodings_of(info: pgalloc.ImageInfo) -> list[EncodingSummary]:
 
 
 def largest_extents(info: pgalloc.ImageInfo, count: int) -> list[pgalloc.ImageExtent]:
-    """Those that take most room in the image, the first ones of equals, in file order."""
+    """Those that store the most bytes, in file order; of equal ones the first."""
     by_size = sorted(info.extents, key=lambda extent: -extent.stored_bytes)
     return sorted(by_size[:count], key=lambda extent: extent.start)
 

@@ -1,7 +1,7 @@
 """The memory cgroup that this process is in already, where none of its own can be made.
 
-That is so in a container with a memory limit. Programs started here share the limit with this
-process, and volunteer to be killed first. Sources: proc(5), "oom_score_adj"; cgroup-v2.rst,
+That is so in a container with a memory limit. Programs started in it share its limit with this
+process, and ask to be killed first. Sources: proc(5), "oom_score_adj"; cgroup-v2.rst,
 "memory.oom.group".
 """
 
@@ -22,7 +22,7 @@ _VOLUNTEER = (
 
 @dataclass(frozen=True, slots=True)
 class BorrowedGroup(MemoryGroup):
-    """Counts what was killed since it was borrowed; ``limit`` is the group's, in bytes."""
+    """A group with a ``limit`` in bytes, and the kernel's count of kills when it was borrowed."""
 
     limit: int
     kills_before: int
@@ -38,11 +38,11 @@ class BorrowedGroup(MemoryGroup):
 
     @property
     def peak(self) -> int:
-        """Unknown: the kernel's mark may be older."""
+        """0 for unknown: the kernel's mark may be from before the group was borrowed."""
         return 0
 
     def remove(self) -> None:
-        """It belongs to somebody else."""
+        """Does nothing: the group was not made here."""
 
 
 def borrow_group(limit_max: int) -> BorrowedGroup:

@@ -1,7 +1,7 @@
 """One half of ``pgalloc demo oom``: ``python -m pgalloc.cli.oom.child dict|cache WORK``.
 
 Runs inside the memory group. Prints its progress as lines of JSON; the last one says "done" if it
-came so far. Exit status 0 says the same.
+did all of the work. Exit status 0 says the same.
 """
 
 from __future__ import annotations

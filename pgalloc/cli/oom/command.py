@@ -22,9 +22,9 @@ from pgalloc.cli.units import format_bytes, format_count, format_path
 
 _DEFAULT_LIMIT = "256M"
 _LIMIT_MIN = 64 << 20
-# In somebody else's group: more than this is no demo any more.
+# A larger group that was not made for the demo is not used: filling it would take too long.
 _BORROWED_LIMIT_MAX = 1 << 30
-# A value is read, hashed and stored, and the limit should not be an eighth of one.
+# At least so many values fit into the limit: a single one must not decide what happens.
 _VALUES_IN_LIMIT_MIN = 8
 
 _HOW = """\
@@ -101,7 +101,7 @@ class _Groups:
 
     @contextlib.contextmanager
     def group_for(self, half: Half) -> Iterator[MemoryGroup]:
-        """One for each half, so that the kernel counts for each."""
+        """One for each half, so that the kernel counts each half by itself."""
         if self._place is None:
             yield borrow_group(self.limit)
         else:
@@ -160,7 +160,7 @@ def _run(console: Console, groups: _Groups, work: Work, timeout: float) -> list[
 
 
 def judge(halves: list[Half]) -> list[str]:
-    """In words all that is not as promised; empty means success."""
+    """Everything that is not as promised, in words; empty means success."""
     problems = []
     for half, expected in zip(halves, (State.KILLED, State.FINISHED), strict=True):
         if half.state is not expected:

@@ -38,7 +38,7 @@ class Half:
     Attributes:
         kind: "dict" or "cache".
         usage: bytes charged to its group when it was last asked.
-        highest: the most of these, or what the kernel says in the end.
+        highest: the most of these, or the kernel's own mark if that is higher.
         oom_kills: how many processes of its group the kernel has killed for memory.
         errors: the end of what it wrote to standard error.
     """
@@ -101,7 +101,7 @@ def _follow(
     timeout_s: float,
     changed: Callable[[], object],
 ) -> bool:
-    """Until its standard output ends, or time is up; returns whether it is."""
+    """Until its standard output ends; returns True if time was up before that."""
     assert process.stdout is not None
     begin = time.monotonic()
     lines = b""
@@ -128,7 +128,7 @@ def _final_state(half: Half, status: int, late: bool) -> State:
         return State.LATE
     if status == 0 and half.progress.done and not half.oom_kills:
         return State.FINISHED
-    # The kernel's own word for it, not just the signal, which anybody may send.
+    # The kernel's count is needed too: any process may send the signal.
     if status == -9 and half.oom_kills:
         return State.KILLED
     return State.FAILED

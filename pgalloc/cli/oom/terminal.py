@@ -37,7 +37,7 @@ class Screen(LiveTable):
         self._shown_states = [State.WAITING for _ in halves]
 
     def update(self) -> None:
-        """Something may have changed."""
+        """Prints what has changed, unless the table on the screen shows it anyway."""
         if self.looks_by_itself:
             return
         now = time.monotonic()
@@ -58,7 +58,7 @@ class Screen(LiveTable):
         )
 
     def table(self) -> Table:
-        """Both halves, a column each."""
+        """Both halves as they are now, a column each."""
         table = Table(box=box.SIMPLE, padding=(0, 1))
         table.add_column("", no_wrap=True)
         for half in self._halves:

@@ -1,8 +1,8 @@
 """What ``pgalloc demo oom`` does twice: look values up in a cache, read them from disk on a miss.
 
 The values are files. Where the files are fewer than it takes to go far beyond the limit, they are
-read several times over, and every reading is a value of its own. Every value that comes from
-anywhere has to have the right digest.
+read several times over, and every reading is a value of its own. Every value, from the cache or
+from disk, must have the right digest.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Collection, MutableMapping
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Protocol, Self
 
 from pgalloc.cli.files import KnownFile, find_files
 from pgalloc.cli.units import format_path
 
-# What the two processes must keep in mind of the files has to be small beside the limit.
+# What the two processes remember of the files has to be small beside the limit.
 _FILES_MAX = 20_000
 _VALUES_MAX = 2_000_000
 _REPORT_PERIOD_S = 0.1
@@ -38,21 +38,21 @@ class Work:
 
     @property
     def values(self) -> int:
-        """How many values there are."""
+        """How many values there are: each reading of a file is one."""
         return len(self.files) * self.rounds
 
     @property
     def nbytes(self) -> int:
-        """What a cache holds in the end that never forgets."""
+        """Bytes of all values: what a cache holds in the end if it never discards."""
         return sum(file.size for file in self.files) * self.rounds
 
     def save(self, file: Path) -> None:
-        """For the process that does it."""
+        """Writes it to a file, for the process that does the work."""
         file.write_text(json.dumps([self.rounds, *self.files]))
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """What was saved."""
+        """Reads what save() wrote."""
         saved = json.loads(file.read_text())
         return cls(tuple(KnownFile(*entry) for entry in saved[1:]), saved[0])
 
@@ -100,8 +100,17 @@ class Progress:
     done: bool = False
 
     def to_json(self) -> str:
-        """One line."""
+        """One line, for standard output."""
         return json.dumps(asdict(self))
+
+
+class Values(Protocol):
+    """What a worker needs of a cache: a dict has it, and so has pgalloc.Cache."""
+
+    def get(self, key: int, /) -> bytes | memoryview | None:
+        """The value; None if there is none, or none any more."""
+
+    def __setitem__(self, key: int, value: bytes, /) -> None: ...
 
 
 class Worker:
@@ -110,7 +119,7 @@ class Worker:
     def __init__(
         self,
         work: Work,
-        cache: MutableMapping[Any, Any],
+        cache: Values,
         discards: Callable[[], int],
         report: Callable[[Progress], object],
     ) -> None:
@@ -129,7 +138,7 @@ class Worker:
             self._look_up(number)
             self._progress.values += 1
             self._progress.nbytes += self._work.files[number % files].size
-            # The ones from the beginning are much more popular, as a few always are.
+            # The first ones are much more popular than the rest, as in most uses of a cache.
             self._look_up(int((number + 1) * self._random.random() ** 8))
             if time.monotonic() > self._reported + _REPORT_PERIOD_S:
                 self._send()
@@ -155,5 +164,5 @@ class Worker:
 
 
 def decode_progress(line: bytes) -> Progress:
-    """What ``to_json`` wrote."""
+    """Reads a line that Progress.to_json() wrote."""
     return Progress(**json.loads(line))

@@ -77,7 +77,7 @@ def _look_around() -> list[ProcessView]:
 def _repeat(
     look: _Look, interval: float, show: Callable[[list[ProcessView]], None], once: bool
 ) -> None:
-    """Until there is nothing to be seen, which look() raises."""
+    """Shows one look after another, until look() raises: there is nothing to be seen any more."""
     while not once:
         time.sleep(interval)
         show(look())

@@ -1,4 +1,4 @@
-"""Whom ``pgalloc top`` looks at: a process, by its number or by the Unix socket it listens on."""
+"""Which process ``pgalloc top`` looks at: by its number, or by a Unix socket it listens on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pid_of(target: str) -> int:
         return int(target)
     if not Path(target).is_socket():
         raise LookError(f"{format_path(target)} is neither a process id nor a socket")
-    # What the server speaks is its own business; only the kind of socket must match.
+    # Nothing is sent, so any protocol will do; only the kind of socket must match.
     for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         try:
             return _listener(target, kind)
@@ -38,7 +38,7 @@ def _reason(error: OSError) -> str:
 
 
 def _listener(path: str, kind: socket.SocketKind) -> int:
-    """Who called listen(2), as the kernel noted it then."""
+    """The process that called listen(2), as the kernel noted it then."""
     with socket.socket(socket.AF_UNIX, kind) as connection:
         connection.settimeout(_TIMEOUT_S)
         connection.connect(path)

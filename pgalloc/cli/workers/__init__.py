@@ -7,5 +7,5 @@ processes; all are measured, killed, and what they left behind is counted.
 * ``data``: the files and their digests. ``ways``: how they get to the workers.
 * ``owner``: the program that loads them and starts workers; ``check``: what a worker does.
 * ``crew``: an owner and its workers, from start to end. ``procfs``: what is there of them.
-* ``verdict``: what is promised, and whether it was so. ``terminal`` shows all ways.
+* ``verdict``: what is promised, and whether it was kept. ``terminal`` shows all ways.
 """

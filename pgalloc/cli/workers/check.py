@@ -31,12 +31,12 @@ class Checked:
     wrong: int
 
     def to_json(self) -> str:
-        """One line."""
+        """One line, for standard output."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, line: bytes) -> Self:
-        """What to_json() wrote."""
+        """Reads a line that to_json() wrote."""
         return cls(**json.loads(line))
 
 

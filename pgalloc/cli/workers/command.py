@@ -26,7 +26,7 @@ from pgalloc.pressure import info
 
 _LIMIT_MAX = 256 << 20  # so that it takes seconds
 # Besides the workers' own copies of a list of bytes: the owner's, what it is pickled into, and the
-# copies that the two other ways make do with.
+# copies that the other two ways need.
 _OTHER_COPIES = 5
 
 
@@ -106,8 +106,8 @@ def _find_data(path: str | None, limit: int) -> DataSet:
 
 
 def _run(console: Console, crews: list[Crew], data: DataSet, timeout: float) -> None:
-    """Measures one crew after the other, kills all, looks, and cleans up."""
-    # Known here, so that it can be removed whatever becomes of its owner.
+    """Measures one crew after another, kills all, looks at what is left, and cleans up."""
+    # Chosen here, so that it can be removed after its owner was killed.
     name = f"pgalloc-demo-{os.getpid()}-{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, console, SHM / name)
@@ -128,7 +128,7 @@ def _run(console: Console, crews: list[Crew], data: DataSet, timeout: float) -> 
 
 
 def _remove(console: Console, segment: Path) -> None:
-    """What shared_memory left. Nobody else would."""
+    """Removes the segment that shared_memory left behind, and says so."""
     try:
         nbytes = segment.stat().st_size
         segment.unlink()

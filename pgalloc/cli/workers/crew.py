@@ -1,8 +1,8 @@
 """One way of ``pgalloc demo workers``: an owner and its workers, from their start to their end.
 
 They are a session of their own, so that they can be counted, and killed at once: as the kernel does
-with a memory cgroup under ``memory.oom.group``, and ``docker kill`` with a container. Nobody
-survives who could clean up, multiprocessing's resource tracker included.
+with a memory cgroup under ``memory.oom.group``, and ``docker kill`` with a container. No
+process survives that could clean up: multiprocessing's resource tracker is killed as well.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ class Crew:
 
     @property
     def had_s(self) -> float:
-        """Until the last worker had everything."""
+        """Seconds until the last worker had everything."""
         return max((checked.had_s for checked in self.checked), default=0.0)
 
     @property
     def checked_s(self) -> float:
-        """Until the last worker had checked everything."""
+        """Seconds until the last worker had checked everything."""
         return max((checked.checked_s for checked in self.checked), default=0.0)
 
     @property
@@ -92,7 +92,7 @@ class Crew:
 
     @property
     def wrong(self) -> int:
-        """How many were not."""
+        """How many were wrong, of all workers together."""
         return sum(checked.wrong for checked in self.checked)
 
 
@@ -110,7 +110,7 @@ class RunningCrew:
         modules = os.pathsep.join(path or os.getcwd() for path in sys.path)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
-            stdin=subprocess.PIPE,  # its end is the owner's
+            stdin=subprocess.PIPE,  # when it ends, the owner ends
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env={**os.environ, "PYTHONPATH": modules},
@@ -150,7 +150,7 @@ class RunningCrew:
         self.crew.left = left_of(self._process.pid, self._objects)
 
     def close(self) -> None:
-        """Ends what still runs."""
+        """Kills what still runs, and keeps the end of what it wrote to standard error."""
         self.kill()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="backslashreplace")

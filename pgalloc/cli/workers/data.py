@@ -18,23 +18,23 @@ from pgalloc.cli.files import KnownFile, find_files
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Files in a stable order."""
+    """The files that are handed over, in a stable order."""
 
     files: tuple[KnownFile, ...]
 
     @property
     def nbytes(self) -> int:
-        """One copy of the contents."""
+        """Bytes of one copy of all contents."""
         return sum(self.sizes)
 
     @property
     def digests(self) -> list[str]:
-        """SHA-256, hexadecimal."""
+        """SHA-256 of each file, hexadecimal."""
         return [file.digest for file in self.files]
 
     @property
     def sizes(self) -> list[int]:
-        """In bytes."""
+        """Bytes of each file."""
         return [file.size for file in self.files]
 
     def contents(self) -> Iterator[bytes]:
@@ -43,12 +43,12 @@ class DataSet:
             yield Path(file.path).read_bytes()
 
     def save(self, file: Path) -> None:
-        """For the processes that hand it over."""
+        """Writes the list of files, for the processes that hand them over."""
         file.write_text(json.dumps(self.files))
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """What was saved."""
+        """Reads what save() wrote."""
         return cls(tuple(KnownFile(*entry) for entry in json.loads(file.read_text())))
 
 

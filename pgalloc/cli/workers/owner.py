@@ -1,8 +1,8 @@
 """The owner of one way: ``python -m pgalloc.cli.workers.owner WAY DATA WORKERS NAME``.
 
-Reads the files, starts the workers, and holds on until its standard input ends: with the command,
-whatever becomes of that. The workers print what they found to the same standard output. Exit status
-1 says that a worker ended before that.
+Reads the files, starts the workers, and holds on until its standard input ends. That is when the
+command ends, also if it is killed. The workers print what they found to the same standard output.
+Exit status 1 says that a worker ended before that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pgalloc.cli.workers.ways import WAYS
 
 
 def main(way: str, data_file: str, workers: str, name: str) -> int:
-    """Returns the exit status."""
+    """Hands the data over ``way``, and waits; returns the exit status."""
     data = DataSet.load(Path(data_file))
     context = multiprocessing.get_context("spawn")
     with WAYS[way](data, name) as parcel:

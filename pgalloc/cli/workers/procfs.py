@@ -19,7 +19,7 @@ _DEAD = ("Z", "X")  # what is left of a process until its parent asks: no memory
 
 @dataclass(frozen=True, slots=True)
 class MemoryObject:
-    """Memory with an inode: a memfd, or a file in /dev/shm. ``link`` is procfs's word for it."""
+    """Memory with an inode: a memfd, or a file in /dev/shm. ``link`` is its name in procfs."""
 
     device: int
     inode: int
@@ -63,7 +63,7 @@ def members(session: int) -> list[int]:
 
 
 def memory_objects(pids: Iterable[int]) -> dict[MemoryObject, int]:
-    """What these processes have open of that kind, as far as it can be seen, and its bytes."""
+    """What these processes have open of that kind, as far as can be seen, with its bytes."""
     found = {}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ def memory_objects(pids: Iterable[int]) -> dict[MemoryObject, int]:
 
 
 def left_of(session: int, objects: Iterable[MemoryObject]) -> Left:
-    """What is there of the processes of a session, and of the objects that they had open."""
+    """What is still there of a session's processes, and of the objects that they had open."""
     open_anywhere = memory_objects(_all_pids())
     names, nbytes = [], 0
     for entry in objects:

@@ -43,7 +43,7 @@ class Screen(LiveTable):
         self._shown = [State.WAITING for _ in crews]
 
     def update(self) -> None:
-        """Something may have changed."""
+        """Prints what has changed, unless the table on the screen shows it anyway."""
         if self.looks_by_itself:
             return
         for crew, shown in zip(self._crews, self._shown, strict=True):
@@ -55,7 +55,7 @@ class Screen(LiveTable):
         self._shown = [crew.state for crew in self._crews]
 
     def table(self) -> Table:
-        """All crews, a column each."""
+        """All crews as they are now, a column each."""
         table = Table(box=box.SIMPLE, padding=(0, 1))
         table.add_column("", no_wrap=True)
         for crew in self._crews:

@@ -1,4 +1,4 @@
-"""What ``pgalloc demo workers`` promises, and whether it was so.
+"""What ``pgalloc demo workers`` promises, and whether it was kept.
 
 The memory that the data costs is what a crew has more than one that was handed nothing and is the
 same otherwise: interpreters, modules, digests. With pgalloc it may be COPIES_MAX times one copy of
@@ -25,7 +25,7 @@ def cost_of(crew: Crew, crews: Sequence[Crew]) -> int:
 
 
 def judge(crews: Sequence[Crew], data: DataSet) -> list[str]:
-    """In words all that is not as promised; empty means success."""
+    """Everything that is not as promised, in words; empty means success."""
     if not data.nbytes:
         return ["there was nothing to load, so nothing was verified"]
     problems = [problem for crew in crews for problem in _problems_of(crew, data)]
@@ -33,7 +33,7 @@ def judge(crews: Sequence[Crew], data: DataSet) -> list[str]:
 
 
 def verdict(crews: Sequence[Crew], data: DataSet, problems: Sequence[str], dash: str) -> str:
-    """The last line."""
+    """The last line: OK with the amounts, or FAILED with the problems."""
     if problems:
         return f"demo workers: FAILED {dash} {'; '.join(problems)}"
     crew = _crew_of(PGALLOC, crews)

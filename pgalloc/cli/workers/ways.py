@@ -112,7 +112,7 @@ def _slices(memory: SharedMemory, sizes: Iterable[int]) -> Iterator[memoryview]:
 
 
 Way = Callable[[DataSet, str], AbstractContextManager[Parcel]]
-"""Called with the data, and a name that is nobody else's for a way that needs one."""
+"""Called with the data, and with a name that is not in use, for a way that needs one."""
 
 WAYS: dict[str, Way] = {
     NOTHING: _nothing,
