@@ -17,7 +17,7 @@ from pathlib import Path
 import pgalloc
 from benchmarks.measure import MIB, Case, Sample
 from pgalloc import _core
-from pgalloc.cli.memory_group import NoPlaceError, open_place
+from pgalloc._processes.memory_group import NoPlaceError, open_place
 
 _LIMIT = 256 * MIB
 _IDLE_SECONDS = 2.0

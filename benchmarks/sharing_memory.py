@@ -18,7 +18,7 @@ from benchmarks import in_peer
 from benchmarks.measure import GIB, Case, Sample, seconds_of
 from benchmarks.peers import Peer
 from benchmarks.shared import buffer_of, named_block
-from pgalloc.cli.workers_procfs import proportional_bytes
+from pgalloc._processes.memory import proportional_bytes
 
 _WORKERS = 8
 _ELEMENTS = GIB // np.dtype(np.float64).itemsize

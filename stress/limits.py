@@ -20,7 +20,7 @@ from pathlib import Path
 from limit import write_through
 from limit.trial import Outcome, run
 
-from pgalloc.cli.memory_group import NoPlaceError, Place, open_place
+from pgalloc._processes.memory_group import NoPlaceError, Place, open_place
 
 _MIB = 1 << 20
 # How many times the limit a program goes through.

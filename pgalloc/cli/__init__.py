@@ -1,8 +1,16 @@
 """The command line, from the extra ``cli``: ``pgalloc demo``, ``top``, ``doctor``, and more.
 
-``main`` is the entry point. It imports nothing but the standard library itself, so that without
-click and rich it can say what to install. The commands are listed in ``app``; each has a file
-``<name>_command`` that only parses and decides the exit status, the work is in the files beside it.
+``main`` is the entry point. This module imports nothing but the standard library, so that without
+click and rich it can say what to install.
+
+Each command has a package: ``demo``, ``oom`` (``pgalloc demo oom``), ``workers`` (``pgalloc demo
+workers``), ``doctor``, ``top``; ``images`` has ``inspect`` and ``verify``. There, ``command`` only
+parses and decides the exit status; the work is in the modules beside it. All may use what is here:
+
+* ``app``: the list of commands.
+* ``params``: conversions of arguments. ``units``: amounts as people read them.
+* ``files``: which files a demo loads.
+* ``live_table``, ``progress_bar``: what moves on a terminal.
 """
 
 from __future__ import annotations

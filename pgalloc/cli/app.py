@@ -1,14 +1,14 @@
-"""The group of commands. To add one, write ``<name>_command.py`` and list it here."""
+"""The group of commands. To add one, write a package with a module ``command`` and list it here."""
 
 from __future__ import annotations
 
 import click
 
-from pgalloc.cli.demo_command import demo
-from pgalloc.cli.doctor_command import doctor
-from pgalloc.cli.inspect_command import inspect
-from pgalloc.cli.top_command import top
-from pgalloc.cli.verify_command import verify
+from pgalloc.cli.demo.command import demo
+from pgalloc.cli.doctor.command import doctor
+from pgalloc.cli.images.inspect_command import inspect
+from pgalloc.cli.images.verify_command import verify
+from pgalloc.cli.top.command import top
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,8 +14,8 @@ For users: :class:`Monitor` (events for Python, headroom for the guard), :func:`
 * ``events``, ``subscribers``, ``monitor``: :class:`Monitor`, what it tells and whom.
 * ``default_guard``: tells the native guard where the limits are.
 
-Besides ``sharing`` this is the only Python room that calls the kernel. Of native code only the
-guard is used, by ``guard`` alone.
+Only this package, ``sharing``, ``_processes`` and the command line call the kernel from Python. Of
+native code only the guard is used here, by ``guard`` alone.
 """
 
 from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from limit.sampler import Closeness, watch
-from pgalloc.cli.memory_group import Place
+from pgalloc._processes.memory_group import Place
 
 _HERE = Path(__file__).resolve().parents[1]
 _MIB = 1 << 20

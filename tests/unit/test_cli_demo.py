@@ -15,12 +15,15 @@ import pytest
 from click.testing import CliRunner, Result
 
 import pgalloc
-from pgalloc.cli import demo_command, demo_model, demo_reading, demo_slots
 from pgalloc.cli.app import cli
-from pgalloc.cli.demo_files import Found, find_files
-from pgalloc.cli.demo_index import Index
-from pgalloc.cli.demo_model import Demo
-from pgalloc.cli.demo_report import Report
+from pgalloc.cli.demo import command as demo_command
+from pgalloc.cli.demo import model as demo_model
+from pgalloc.cli.demo import reading as demo_reading
+from pgalloc.cli.demo import slots as demo_slots
+from pgalloc.cli.demo.index import Index
+from pgalloc.cli.demo.model import Demo
+from pgalloc.cli.demo.report import Report
+from pgalloc.cli.files import Found, find_files
 
 PAGE = pgalloc.PAGE_SIZE
 READINTO = demo_reading.PaddingReader.readinto

@@ -15,12 +15,13 @@ from image_model import fields, forge
 
 import pgalloc
 from pgalloc import FileRange, MemoryFile
-from pgalloc.cli import demo_restore, demo_snapshot
-from pgalloc.cli.demo_catalogue import HOOK, Entry, decode, encode
-from pgalloc.cli.demo_index import Index, Record
-from pgalloc.cli.demo_outcome import Outcome
-from pgalloc.cli.demo_report import Report
-from pgalloc.cli.demo_snapshot import SnapshotSteps
+from pgalloc.cli.demo import restore as demo_restore
+from pgalloc.cli.demo import snapshot as demo_snapshot
+from pgalloc.cli.demo.catalogue import HOOK, Entry, decode, encode
+from pgalloc.cli.demo.index import Index, Record
+from pgalloc.cli.demo.outcome import Outcome
+from pgalloc.cli.demo.report import Report
+from pgalloc.cli.demo.snapshot import SnapshotSteps
 
 PAGE = pgalloc.PAGE_SIZE
 SIZES = (0, 1, PAGE, 3 * PAGE + 7, 0, 100_000)

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 import pgalloc
-from pgalloc.cli import doctor_pressure
 from pgalloc.cli.app import cli
-from pgalloc.cli.doctor_trial import run_trial
+from pgalloc.cli.doctor import pressure as doctor_pressure
+from pgalloc.cli.doctor.trial import run_trial
 from pgalloc.pressure import (
     GuardedLimit,
     GuardStatus,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pgalloc.cli.demo_files import Found, find_files
-from pgalloc.cli.demo_reading import CannotRead, PaddingReader, digest_on_disk, opened
+from pgalloc.cli.demo.reading import CannotRead, PaddingReader, digest_on_disk, opened
+from pgalloc.cli.files import Found, find_files
 
 PAGE = 4096
 

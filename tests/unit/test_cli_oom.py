@@ -1,4 +1,4 @@
-"""``pgalloc demo oom``: both halves as promised, what must make it fail, and its groups."""
+"""``pgalloc demo oom``: both halves as promised, and what must make it fail."""
 
 from __future__ import annotations
 
@@ -15,26 +15,18 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from memory_groups import in_a_group, may_make_groups
 
-from pgalloc.cli import oom_command
+from pgalloc._processes.memory_group import MemoryGroup, NoPlaceError, open_place
 from pgalloc.cli.app import cli
-from pgalloc.cli.memory_group import MemoryGroup, NoPlaceError, open_place
-from pgalloc.cli.oom_command import judge
-from pgalloc.cli.oom_half import Half, State, run_half
-from pgalloc.cli.oom_work import Progress, Work, Worker, WorkError, find_work
-from pgalloc.pressure import MemoryCgroup, find_memory_cgroup
+from pgalloc.cli.oom import command as oom_command
+from pgalloc.cli.oom.command import judge
+from pgalloc.cli.oom.half import Half, State, run_half
+from pgalloc.cli.oom.work import Progress, Work, Worker, WorkError, find_work
+from pgalloc.pressure import find_memory_cgroup
 
 MIB = 1 << 20
 LIMIT = 64 * MIB
-
-
-def _may_make_groups() -> bool:
-    with contextlib.suppress(NoPlaceError), open_place():
-        return True
-    return False
-
-
-in_a_group = pytest.mark.skipif(not _may_make_groups(), reason="no memory cgroup can be made here")
 
 
 def run_oom(*arguments: object) -> Result:
@@ -115,16 +107,16 @@ def test_a_group_that_is_here_already_will_do(tree: Path) -> None:
     """As in a container: nothing can be made, and the command itself is under the limit."""
     program = f"""
         import contextlib
-        from pgalloc.cli import oom_command
         from pgalloc.cli.app import cli
-        from pgalloc.cli.memory_group import NoPlaceError
+        from pgalloc._processes.memory_group import NoPlaceError
+        from pgalloc.cli.oom import command
 
         @contextlib.contextmanager
         def refused():
             raise NoPlaceError("as in a container")
             yield
 
-        oom_command.open_place = refused
+        command.open_place = refused
         cli(["demo", "oom", {str(tree)!r}, "--times", "2"])
     """
     with open_place() as place, place.make("pgalloc-test", 2 * LIMIT) as group:
@@ -144,7 +136,7 @@ def test_a_group_that_is_here_already_will_do(tree: Path) -> None:
     ],
 )
 def test_bad_arguments_are_told(arguments: list[str], reason: str) -> None:
-    if arguments[0].startswith("/") and not _may_make_groups():
+    if arguments[0].startswith("/") and not may_make_groups():
         pytest.skip("the groups come first")
     result = run_oom(*arguments)
     assert result.exit_code == 2
@@ -297,53 +289,3 @@ def test_only_one_outcome_is_good() -> None:
     for first, second in itertools.product(State, State):
         good = first is State.KILLED and second is State.FINISHED
         assert (judge([Half("dict", first), Half("cache", second)]) == []) is good
-
-
-# --- groups --------------------------------------------------------------------------------------
-
-
-@in_a_group
-def test_a_group_has_its_limit_and_counts() -> None:
-    hungry = "x = bytearray(b'x') * (200 << 20)"
-    with open_place() as place, place.make("pgalloc-test", LIMIT) as group:
-        done = subprocess.run(group.command([sys.executable, "-c", "pass"]))
-        assert (done.returncode, group.oom_kills) == (0, 0)
-        done = subprocess.run(group.command([sys.executable, "-c", hungry]))
-        assert (done.returncode, group.oom_kills) == (-9, 1)
-        assert group.peak == LIMIT
-        directory = group.directory
-    assert not directory.exists()
-
-
-@in_a_group
-def test_what_still_runs_in_a_group_goes_with_it() -> None:
-    with open_place() as place, place.make("pgalloc-test", LIMIT) as group:
-        process = subprocess.Popen(group.command(["sleep", "60"]))
-        while not (group.directory / "cgroup.procs").read_text():
-            pass
-    assert process.wait(timeout=10) == -9
-
-
-def test_a_place_is_refused_with_the_reason(tmp_path: Path) -> None:
-    """Folders that are no cgroups: what is made in them has no limit."""
-    (tmp_path / "cgroup.subtree_control").write_text("memory")
-    for version in ("v1", "v2"):
-        group = MemoryCgroup(version, "/", tmp_path, tmp_path, True)  # type: ignore[arg-type]
-        with pytest.raises(NoPlaceError, match="Permission denied"), open_place(group):
-            pass
-    assert [path.name for path in tmp_path.iterdir()] == ["cgroup.subtree_control"]
-
-
-def test_a_controller_that_was_enabled_is_disabled_again(tmp_path: Path) -> None:
-    control = tmp_path / "cgroup.subtree_control"
-    control.write_text("")
-    group = MemoryCgroup("v2", "/", tmp_path, tmp_path, True)
-    with pytest.raises(NoPlaceError), open_place(group):
-        pass
-    assert control.read_text() == "-memory"
-
-
-def test_there_may_be_no_controller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pgalloc.cli.memory_group.find_memory_cgroup", lambda: None)
-    with pytest.raises(NoPlaceError, match="no memory controller"), open_place():
-        pass

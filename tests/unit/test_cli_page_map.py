@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from pgalloc import MemoryKind
-from pgalloc.cli.html_map import render_map, row_bytes
-from pgalloc.cli.page_map import PageMap, PageState, Run
+from pgalloc import MemoryKind, Segment
+from pgalloc.cli.demo.html_map import render_map, row_bytes
+from pgalloc.cli.demo.page_map import PageMap, PageState, Run
 
 PAGE = 4096
 MIB = 1 << 20
 C, U, W, F = PageState.COMMITTED, PageState.UNCOMMITTED, PageState.WASTE, PageState.FREE
 
 
-class Seg(NamedTuple):
-    start: int
-    end: int
-    kind: MemoryKind
-    known_committed: int
-    refs: int
-
-
 def page_map() -> PageMap:
     """[committed 0-2][free 2-3][waste 3-4][uncommitted 4-8][committed 8-9] in pages."""
     return PageMap.of(
         [
-            Seg(0, PAGE, MemoryKind.PAGE_CACHE, PAGE, 1),
-            Seg(PAGE, 2 * PAGE, MemoryKind.PAGE_CACHE, PAGE, 7),
-            Seg(3 * PAGE, 4 * PAGE, MemoryKind.SYSTEM, PAGE, 0),
-            Seg(4 * PAGE, 8 * PAGE, MemoryKind.ANONYMOUS, 0, 1),
-            Seg(8 * PAGE, 9 * PAGE, MemoryKind.ANONYMOUS, PAGE, 1),
+            Segment(0, PAGE, MemoryKind.PAGE_CACHE, PAGE, 1, 0),
+            Segment(PAGE, 2 * PAGE, MemoryKind.PAGE_CACHE, PAGE, 7, 0),
+            Segment(3 * PAGE, 4 * PAGE, MemoryKind.SYSTEM, PAGE, 0, 0),
+            Segment(4 * PAGE, 8 * PAGE, MemoryKind.ANONYMOUS, 0, 1, 0),
+            Segment(8 * PAGE, 9 * PAGE, MemoryKind.ANONYMOUS, PAGE, 1, 0),
         ],
         file_size=MIB,
     )
@@ -50,7 +40,7 @@ def test_runs_cover_everything_and_join_equal_neighbours() -> None:
 
 
 def test_gap_before_the_first_segment_and_no_segment_at_all() -> None:
-    late = PageMap.of([Seg(5 * PAGE, 6 * PAGE, MemoryKind.TMPFS, 0, 1)], MIB)
+    late = PageMap.of([Segment(5 * PAGE, 6 * PAGE, MemoryKind.TMPFS, 0, 1, 0)], MIB)
     assert late.runs[0] == Run(0, 5 * PAGE, PageState.FREE)
     empty = PageMap.of([], MIB)
     assert (empty.runs, empty.extent, empty.cells(PAGE)) == ((), 0, [])

@@ -16,7 +16,7 @@ from image_model import ZSTD, Hook, Image, Usage, build, extents_of, fields, for
 import pgalloc
 from pgalloc import MemoryFile, MemoryKind
 from pgalloc.cli.app import cli
-from pgalloc.cli.verify_command import _Steps
+from pgalloc.cli.images.verify_command import _Steps
 
 PAGE = pgalloc.PAGE_SIZE
 MIB = 1 << 20

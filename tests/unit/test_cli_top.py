@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import pgalloc
-from pgalloc.cli import top_command, top_model
 from pgalloc.cli.app import cli
-from pgalloc.cli.top_model import LookError, look_around, look_at
+from pgalloc.cli.top import command as top_command
+from pgalloc.cli.top import model as top_model
+from pgalloc.cli.top.model import LookError, look_around, look_at
 
 MIB = 1 << 20
 PAGE = pgalloc.PAGE_SIZE

@@ -251,6 +251,7 @@ PYTHON_ORDER = [
     ("_core", "arguments", "sizes"),
     ("fork",),
     ("pressure",),
+    ("_processes",),
     ("accounting", "allocation", "eviction", "backing", "records"),
     ("filling", "snapshot"),
     ("sharing",),
@@ -269,6 +270,18 @@ PRESSURE_OF_PGALLOC = {
     "guard.py": {"_core"},
     "monitor.py": {"errors", "fork", "sizes"},
 }
+# Within the command line, a command may use its own package and what all commands share.
+CLI = f"{PACKAGE.name}.cli"
+MODULES_OF_CLI = [path for path in MODULES if path.is_relative_to(PACKAGE / "cli")]
+COMMANDS = {path.parent.name for path in (PACKAGE / "cli").glob("*/__init__.py")}
+CLI_ACROSS = {"app.py": COMMANDS, "demo/command.py": {"oom", "workers"}}
+# What uses pgalloc, and knows nothing of the command line.
+USERS = [
+    path
+    for folder in (".ci", "benchmarks", "stress", "tests")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if not path.match("tests/unit/test_cli_*.py")
+]
 KERNEL_MODULES = {"fcntl", "ctypes", "mmap", "resource", "select", "signal"}
 KERNEL_FUNCTIONS = {
     "eventfd",
@@ -331,9 +344,9 @@ def test_a_module_uses_only_modules_below_it(path: Path) -> None:
 
 
 @for_each(MODULES)
-def test_python_calls_the_kernel_in_pressure_and_sharing_only(path: Path) -> None:
+def test_python_calls_the_kernel_in_few_rooms_only(path: Path) -> None:
     room = room_of(path)
-    if room in ("pressure", "sharing", "cli"):
+    if room in ("pressure", "_processes", "sharing", "cli"):
         return
     tree = ast.parse(path.read_text())
     assert not KERNEL_MODULES & {name.split(".")[0] for name, _ in imported(tree)}
@@ -347,6 +360,40 @@ def test_python_calls_the_kernel_in_pressure_and_sharing_only(path: Path) -> Non
     }
     allowed = {"register_at_fork"} if room == "fork" else set()
     assert not called & KERNEL_FUNCTIONS - allowed
+
+
+@for_each(MODULES_OF_CLI)
+def test_a_command_uses_its_own_package_and_what_all_share(path: Path) -> None:
+    inside_cli = path.relative_to(PACKAGE / "cli")
+    allowed = {inside_cli.parts[0]} | CLI_ACROSS.get(str(inside_cli), set())
+    for module, _ in imported(ast.parse(path.read_text())):
+        assert module != CLI, "the module is to be named in full"
+        if module.startswith(f"{CLI}."):
+            used = module.split(".")[2]
+            assert used not in COMMANDS - allowed, f"must not import {module}"
+
+
+@for_each(USERS)
+def test_the_command_line_is_used_by_its_own_tests_only(path: Path) -> None:
+    """Programs in strings, names of modules to run and to patch included."""
+    tree = ast.parse(path.read_text())
+    names = re.compile(rf"\b{re.escape(CLI)}\b")
+    used = [name for name, _ in imported(tree) if names.search(name)]
+    used += [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and names.search(node.value)
+    ]
+    assert not used, f"what others need goes to a room below: {used}"
+
+
+def test_every_folder_is_a_package() -> None:
+    """Others would be missing from the wheel (tool.setuptools.packages.find in pyproject.toml)."""
+    assert {path.parent for path in MODULES} == {
+        path.parent for path in PACKAGE.rglob("__init__.py")
+    }
 
 
 @for_each(MODULES)
