@@ -355,5 +355,6 @@ def test_a_child_gets_leases_on_what_its_parent_has_handles_on(mf: MemoryFile) -
         child.wait()
         steps.close()
     eventually(lambda: leased(mf) == 0, "their leases back")
+    mf.wait_for_reclaim()
     assert [segment.refs for segment in mf.segments()] == [1]
     kept.release()
