@@ -17,8 +17,8 @@
 #include <thread>
 #include <vector>
 
-#include "base/check.h"
 #include "backing/chunk_map.h"
+#include "base/check.h"
 
 namespace pgalloc {
 namespace {

@@ -19,10 +19,10 @@
 #include <optional>
 #include <vector>
 
-#include "base/status.h"
-#include "base/units.h"
 #include "backing/backing_file.h"
 #include "backing/chunk_map.h"
+#include "base/status.h"
+#include "base/units.h"
 
 namespace pgalloc {
 

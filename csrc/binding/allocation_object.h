@@ -24,7 +24,7 @@ namespace pgalloc::binding {
 
 struct AllocationObject {
   PyObject_HEAD PyObject* memory_file;  // nullptr once collected
-  std::shared_ptr<FileSeat> seat;  // where it finds its pages
+  std::shared_ptr<FileSeat> seat;       // where it finds its pages
   FileRange range;
   Py_ssize_t exports;
   Py_ssize_t pinning;                 // threads that are in core->pin() without the GIL

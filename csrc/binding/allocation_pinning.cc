@@ -46,8 +46,7 @@ bool unpin_remote(AllocationObject* self) {
 
 PyObject* allocation_unpin(PyObject* object, PyObject*) {
   AllocationObject* self = self_of(object);
-  const bool done =
-      pages_of(self).is_remote() ? unpin_remote(self) : unpin_in(self, nullptr, 0, 0);
+  const bool done = pages_of(self).is_remote() ? unpin_remote(self) : unpin_in(self, nullptr, 0, 0);
   if (!done) return nullptr;
   Py_RETURN_NONE;
 }

@@ -136,8 +136,8 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
       std::memcpy(address + offset, data.buf, size);
     } else {
       WithoutGil release;
-      status =
-          pages_of(self).write(self->range.start + offset, static_cast<const char*>(data.buf), size);
+      status = pages_of(self).write(self->range.start + offset, static_cast<const char*>(data.buf),
+                                    size);
     }
     drop_export(self);
   }
@@ -241,7 +241,8 @@ PyMethodDef methods[] = {
     {"_unpin_into", erased(allocation_unpin_into), METH_FASTCALL,
      "_unpin_into($self, queue, id, hash, /)\n--\n\nunpin(), into a cache's own queue."},
     {"_count_hits_in", allocation_count_hits_in, METH_O,
-     "_count_hits_in($self, queue, /)\n--\n\nHave _pinned_view() count for a queue before _unpin_into()."},
+     "_count_hits_in($self, queue, /)\n--\n\nHave _pinned_view() count for a queue before "
+     "_unpin_into()."},
     {"_pinned_view", erased(allocation_pinned_view), METH_FASTCALL,
      "_pinned_view($self, start, stop, /)\n--\n\n"
      "A read-only view of a part, or None if the contents were discarded."},

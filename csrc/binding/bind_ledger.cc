@@ -4,8 +4,8 @@
 #include "binding/bind.h"
 #include "binding/errors.h"
 #include "binding/self.h"
-#include "pages/ledger.h"
 #include "file/file_registry.h"
+#include "pages/ledger.h"
 
 namespace pgalloc::binding {
 

@@ -84,7 +84,7 @@ py::list segments(Self<FileHandle> handle) {
 }
 
 py::dict stats(Self<FileHandle> handle) {
-  const MemoryFileStats stats = handle->core().stats();
+  const auto stats = handle->ask([](MemoryFile& file) { return file.stats(); });
   py::dict result;
 #define PGALLOC_STAT(name) result[#name] = stats.name
   PGALLOC_STAT(allocations);
@@ -203,12 +203,14 @@ void bind_memory_file(py::module_& module) {
              if (object == nullptr) throw py::error_already_set();
              return py::reinterpret_steal<py::object>(object);
            })
-      .def("_take_warnings", [](Self<FileHandle> handle) { return handle->core().take_warnings(); })
+      .def("_take_warnings",
+           [](Self<FileHandle> handle) {
+             return handle->ask([](MemoryFile& file) { return file.take_warnings(); });
+           })
       .def("_close", [](Self<FileHandle> handle,
                         bool keep_descriptor) { throw_if_error(handle->close(keep_descriptor)); })
       .def_property_readonly(
-          "closed",
-          [](Self<FileHandle> handle) { return handle->closed(); },
+          "closed", [](Self<FileHandle> handle) { return handle->closed(); },
           "Whether close() was called.")
       .def_property_readonly("_id", [](Self<FileHandle> handle) { return handle->facts().id(); })
       .def_property_readonly(

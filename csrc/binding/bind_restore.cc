@@ -137,11 +137,15 @@ void bind_restore(py::module_& module) {
       .def_property_readonly("_incomplete",
                              [](Self<FileHandle> handle) { return handle->pages().incomplete(); })
       .def_property_readonly(
-          "loading", [](Self<FileHandle> handle) { return handle->core().loader().loading(); },
+          "loading",
+          [](Self<FileHandle> handle) {
+            return handle->ask([](MemoryFile& file) { return file.loader().loading(); });
+          },
           "Whether pages are still on their way from the image.")
       .def("_load_progress",
            [](Self<FileHandle> handle) {
-             const Loader::Progress progress = handle->core().loader().progress();
+             const auto progress =
+                 handle->ask([](MemoryFile& file) { return file.loader().progress(); });
              return py::make_tuple(progress.total_bytes, progress.pending_bytes,
                                    progress.dropped_bytes, progress.failed_bytes);
            })
@@ -156,20 +160,27 @@ void bind_restore(py::module_& module) {
           "Take over one reference on each page of `range` that the image recorded; balance it\n"
           "with dec_ref(). Raises RangeError unless the whole range is allocated, RefCountError\n"
           "if a page has no such reference left.")
-      .def_property_readonly(
-          "_unadopted_bytes",
-          [](Self<FileHandle> handle) { return handle->core().references().unadopted_bytes(); })
+      .def_property_readonly("_unadopted_bytes",
+                             [](Self<FileHandle> handle) {
+                               return handle->ask([](MemoryFile& file) {
+                                 return file.references().unadopted_bytes();
+                               });
+                             })
       .def("_unadopted",
            [](Self<FileHandle> handle) {
              py::list result;
-             for (const auto& [range, count] : handle->core().references().unadopted()) {
+             const auto unadopted =
+                 handle->ask([](MemoryFile& file) { return file.references().unadopted(); });
+             for (const auto& [range, count] : unadopted) {
                result.append(py::make_tuple(range.start, range.end, count));
              }
              return result;
            })
       .def(
           "drop_unadopted",
-          [](Self<FileHandle> handle) { return value_or_throw(handle->core().references().drop_unadopted()); },
+          [](Self<FileHandle> handle) {
+            return value_or_throw(handle->core().references().drop_unadopted());
+          },
           "Drop the references of a restored file that nobody adopted. Returns the bytes of the\n"
           "pages that had any.");
 }

@@ -4,17 +4,17 @@
 
 #include <string>
 
+#include "backing/commit_probe.h"
+#include "backing/prefault.h"
 #include "binding/bind.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
 #include "binding/self.h"
-#include "backing/commit_probe.h"
-#include "guard/guard.h"
-#include "pages/placement.h"
-#include "backing/prefault.h"
-#include "os/fault_plan.h"
 #include "file/file_registry.h"
+#include "guard/guard.h"
+#include "os/fault_plan.h"
+#include "pages/placement.h"
 
 namespace pgalloc::binding {
 
@@ -218,7 +218,7 @@ void bind_file_hooks(py::module_& module) {
   });
   module.def("use_manual_clock", [](Self<FileHandle> handle, int64_t start_ns, int64_t tick_ns) {
     handle->core().clock().use_manual(std::chrono::nanoseconds(start_ns),
-                                       std::chrono::nanoseconds(tick_ns));
+                                      std::chrono::nanoseconds(tick_ns));
   });
   module.def("advance_clock", [](Self<FileHandle> handle, int64_t by_ns) {
     handle->core().clock().advance(std::chrono::nanoseconds(by_ns));

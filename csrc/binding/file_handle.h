@@ -74,6 +74,12 @@ class FileHandle : public PagesHandle {
   MemoryFile* owned() const { return seat_->owned(); }
   MemoryFile& core() const;
   std::shared_ptr<MemoryFile> shared() const { return core().shared_from_this(); }
+  // What `ask` says of the file; in a forked child, which cannot know, an empty answer.
+  template <class Ask>
+  auto ask(Ask ask) const {
+    MemoryFile* const file = owned();
+    return file == nullptr ? decltype(ask(*file)){} : ask(*file);
+  }
   // For what never changes, and is known without a lock: in a forked child, too.
   const MemoryFile& facts() const { return *file_; }
 

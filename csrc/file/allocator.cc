@@ -36,8 +36,8 @@ Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_w
   return range;
 }
 
-Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wait,
-                                     bool* must_wait, bool* recycled) {
+Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
+                                     bool* recycled) {
   if (request.length > capacity_) return out_of_memory(request, "more than the capacity");
   if (request.length > bytes_max_) return out_of_memory(request, "more than max_allocatable_bytes");
 

@@ -31,7 +31,8 @@ namespace pgalloc {
 
 class Discarder {
  public:
-  Discarder(FileState& state, BackingFile& file, ChunkMap& chunks, Reclaimer& reclaimer, bool enabled)
+  Discarder(FileState& state, BackingFile& file, ChunkMap& chunks, Reclaimer& reclaimer,
+            bool enabled)
       : state_(state), file_(file), chunks_(chunks), reclaimer_(reclaimer), enabled_(enabled) {}
   Discarder(const Discarder&) = delete;
   Discarder& operator=(const Discarder&) = delete;
@@ -92,7 +93,8 @@ class Discarder {
   BackingFile& file_;
   ChunkMap& chunks_;
   Reclaimer& reclaimer_;
-  const bool enabled_;  // not where pages are zeroed by hand: what is punched there need not be zero
+  const bool
+      enabled_;  // not where pages are zeroed by hand: what is punched there need not be zero
   std::vector<std::shared_ptr<DiscardQueue>> queues_ GUARDED_BY(file_lock){
       std::make_shared<DiscardQueue>(DiscardPolicy::kOldest)};  // the first is the file's own
   RangeSet discarding_ GUARDED_BY(file_lock);

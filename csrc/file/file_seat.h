@@ -23,8 +23,7 @@ class FileSeat {
   // For the owner of the pages, and for a peer.
   explicit FileSeat(const std::shared_ptr<MemoryFile>& file)
       : owned_(file.get()), pages_(file), orphaned_(*file) {}
-  explicit FileSeat(std::shared_ptr<Pages> pages)
-      : pages_(std::move(pages)), orphaned_(*pages_) {}
+  explicit FileSeat(std::shared_ptr<Pages> pages) : pages_(std::move(pages)), orphaned_(*pages_) {}
   FileSeat(const FileSeat&) = delete;
   FileSeat& operator=(const FileSeat&) = delete;
 

@@ -128,8 +128,7 @@ class Loader {
   void yield_to_waiters() REQUIRES(file_lock);
   std::unique_ptr<ArrivingExtent> take_extent(uint64_t waiting) REQUIRES(file_lock);
   // Reads the extent; an unencoded one is brought in at once. What is left needs decoding.
-  std::unique_ptr<ArrivingExtent> fetch(std::unique_ptr<ArrivingExtent> extent)
-      EXCLUDES(file_lock);
+  std::unique_ptr<ArrivingExtent> fetch(std::unique_ptr<ArrivingExtent> extent) EXCLUDES(file_lock);
   void deliver(ArrivingExtent& extent, const char* raw) EXCLUDES(file_lock);
   void fail_arrival(ArrivingExtent& extent, Status status) EXCLUDES(file_lock);
   void put_back(const ArrivingExtent& extent) EXCLUDES(file_lock);

@@ -141,7 +141,8 @@ void Guard::unwatch(int event_fd) {
 
 uint64_t Guard::headroom_of(const Watched& watched) const {
   uint64_t bytes = headroom_requests_.empty() ? kDefaultHeadroom.of(watched.reading.limit) : 0;
-  for (const auto& [token, request] : headroom_requests_) bytes = std::max(bytes, request.of(watched.reading.limit));
+  for (const auto& [token, request] : headroom_requests_)
+    bytes = std::max(bytes, request.of(watched.reading.limit));
   return bytes;
 }
 

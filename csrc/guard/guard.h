@@ -24,9 +24,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/mutex.h"
 #include "base/status.h"
-#include "base/clock.h"
 #include "guard/commit_gate.h"
 #include "guard/discard_source.h"
 #include "guard/guard_plan.h"

@@ -10,11 +10,11 @@
 #include <cstdint>
 #include <span>
 
-#include "base/status.h"
 #include "backing/backing_file.h"
 #include "backing/buffer.h"
 #include "backing/chunk_map.h"
 #include "backing/commit_probe.h"
+#include "base/status.h"
 #include "image/format.h"
 
 namespace pgalloc {

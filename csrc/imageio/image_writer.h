@@ -25,10 +25,10 @@
 #include "base/mutex.h"
 #include "base/process_generation.h"
 #include "base/status.h"
-#include "imageio/extent_builder.h"
-#include "imageio/image_sink.h"
 #include "file/memory_file.h"
 #include "image/format.h"
+#include "imageio/extent_builder.h"
+#include "imageio/image_sink.h"
 
 namespace pgalloc {
 

@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "pages/counted_pages.h"
 #include "file/memory_file.h"
+#include "pages/counted_pages.h"
 
 namespace pgalloc {
 

@@ -180,10 +180,9 @@ void PeerFile::close() {
   }
 }
 
-Result<std::shared_ptr<PeerFile>> PeerFile::inherit(PeerFile& parents,
-                                                    std::shared_ptr<OwnerLink> link,
-                                                    const std::vector<FileRange>& unpinned)
-    NO_THREAD_SAFETY_ANALYSIS {
+Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
+    PeerFile& parents, std::shared_ptr<OwnerLink> link,
+    const std::vector<FileRange>& unpinned) NO_THREAD_SAFETY_ANALYSIS {
   const int own = sys().duplicate(parents.fd_);
   if (own < 0) return Status::system_error(errno, "fcntl");
   parents.chunks_->reset_after_fork();

@@ -19,9 +19,9 @@
 
 #include "base/mutex.h"
 #include "base/process_generation.h"
+#include "file/pages.h"
 #include "pages/counted_pages.h"
 #include "sharing/owner_link.h"
-#include "file/pages.h"
 
 namespace pgalloc {
 
@@ -43,7 +43,8 @@ class PeerFile final : public Pages {
       std::shared_ptr<OwnerLink> link, const std::vector<std::pair<FileRange, uint32_t>>& pages);
   // For a forked child of a peer: what `parents` was when it forked, but for what that had unpinned at
   // the owner: handles on those pages own nothing here. REQUIRES: the child has only this thread yet.
-  static Result<std::shared_ptr<PeerFile>> inherit(PeerFile& parents, std::shared_ptr<OwnerLink> link,
+  static Result<std::shared_ptr<PeerFile>> inherit(PeerFile& parents,
+                                                   std::shared_ptr<OwnerLink> link,
                                                    const std::vector<FileRange>& unpinned);
   ~PeerFile() override;
   PeerFile(const PeerFile&) = delete;
