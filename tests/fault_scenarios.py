@@ -85,19 +85,21 @@ class Run:
         self.attempt(lambda: mf.update_usage([0]))
         self.attempt(mf.update_usage)
         self.attempt(mf.total_usage)
-        handle = self.attempt(lambda: mf.allocate(2 * PAGE))
-        if handle is not None:
-            self.attempt(handle.decommit)
-            self.attempt(handle.release)
-        for range_ in made[:3]:
-            self.attempt(lambda range_=range_: mf.decommit(range_))  # type: ignore[misc]
-        for range_ in made:
-            mf.dec_ref(range_)
+        with testing.pause_reclaimer(mf):  # or the number of its calls would depend on its speed
+            handle = self.attempt(lambda: mf.allocate(2 * PAGE))
+            if handle is not None:
+                self.attempt(handle.decommit)
+                self.attempt(handle.release)
+            for range_ in made[:3]:
+                self.attempt(lambda range_=range_: mf.decommit(range_))  # type: ignore[misc]
+            for range_ in made:
+                mf.dec_ref(range_)
         assert mf.wait_for_reclaim(20)
         again = self.attempt(lambda: mf.allocate_range(64 * PAGE))
         if again is not None:
             assert os.pread(mf.fileno(), again.length, again.start) == bytes(again.length)
             mf.dec_ref(again)
+            assert mf.wait_for_reclaim(20)
 
     def _write(self, mf: MemoryFile, range_: FileRange, byte: bytes) -> bool:
         view = self.attempt(lambda: mf.map_range(range_))

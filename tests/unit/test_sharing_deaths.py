@@ -245,12 +245,14 @@ def test_forks_from_a_process_whose_threads_share(forks: int) -> None:
 
 
 FORKS_INSIDE = """
-import ctypes, os, selectors, traceback
+import ctypes, os, selectors, sys, traceback
 from pgalloc import MemoryFile, PAGE_SIZE
 from pgalloc.sharing.broker import broker
 from waiting import eventually
 
 fork = ctypes.PyDLL(None).fork  # without hooks: those of the parent wait for the broker
+# No thread may ask for the GIL at a fork: the child would wait for that thread to take it.
+sys.setswitchinterval(1000)
 real = os.eventfd, selectors.DefaultSelector, os.close
 statuses = []
 
