@@ -97,6 +97,10 @@ char* add_export(AllocationObject* self) {
   if (!await_pages(self->memory_file, pages_of(self), self->range) || !check_owned(self)) {
     return nullptr;
   }
+  if (self->unpinned && self->seat->orphaned()) {  // its owner discards without telling this process
+    set_error(pages_of(self).check_usable());
+    return nullptr;
+  }
   if (self->unpinned && pages_of(self).is_remote() && !pin_remote(self)) return nullptr;
   ++self->exports;
   // While another thread pins, only the core's lock says what became of the contents.
