@@ -130,7 +130,7 @@ class CacheReader:
             name, low, high, start, stop = messages.fields(messages.VALUE, answer)
             range = _core.FileRange(low, high)
             try:
-                file._adopt_lease(range)
+                file._adopt_local(range)
             except BaseException:
                 file._connection.link.give_back(name, range)
                 raise
