@@ -56,7 +56,8 @@ class _Default:
 
     def abandon(self) -> None:
         """In a forked child: it makes one of its own."""
-        self.__init__()  # type: ignore[misc]
+        self._lock = threading.Lock()  # another thread of the parent may have the old one
+        self._file = None
 
 
 _default = _Default()

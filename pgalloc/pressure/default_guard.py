@@ -31,6 +31,9 @@ class _Configuration:
     """What the guard of this process was told. One instance, for :mod:`pgalloc.fork`."""
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self.lock = threading.RLock()
         self.done = False
         self.watches = False
@@ -44,7 +47,7 @@ class _Configuration:
 
     def abandon(self) -> None:
         """In a forked child: nothing was told to its guard."""
-        self.__init__()  # type: ignore[misc]
+        self._reset()
 
 
 _configuration = _Configuration()

@@ -214,6 +214,10 @@ class _Shared:
     """The monitor that all of pgalloc shares. One instance; in a forked child a new one."""
 
     def __init__(self) -> None:
+        self.reset_in_child()
+
+    def reset_in_child(self) -> None:
+        """In a forked child, where another thread of the parent may have the lock."""
         self.lock = threading.RLock()
         self.monitor: weakref.ref[Monitor] | None = None
 
@@ -234,5 +238,4 @@ def default_monitor() -> Monitor:
         return monitor
 
 
-# In a child, another thread of the parent may have the lock.
-os.register_at_fork(after_in_child=lambda: _shared.__init__())  # type: ignore[misc]
+os.register_at_fork(after_in_child=_shared.reset_in_child)

@@ -53,6 +53,9 @@ class Broker:
     """One for each process: :data:`broker`."""
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self.lock = threading.RLock()
         self.offers = Offers()
         self._channels: dict[int, Channel] = {}  # by descriptor
@@ -198,7 +201,7 @@ class Broker:
         if self._wake >= 0:
             os.close(self._wake)
         address, held = self._address, [self.offers, self._channels]
-        self.__init__()  # type: ignore[misc]
+        self._reset()
         return address, held
 
     def _run(self) -> None:
