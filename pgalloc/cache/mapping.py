@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import weakref
@@ -26,7 +27,7 @@ from pgalloc.cache.entry import Entry
 from pgalloc.cache.integrity import broken_invariant
 from pgalloc.cache.keys import Key, check_key
 from pgalloc.cache.policy import CORE_NUMBERS, Policy
-from pgalloc.cache.serving import Servable
+from pgalloc.cache.serving import CacheReader, serve
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
 from pgalloc.cache.store import Store
@@ -35,6 +36,7 @@ from pgalloc.cache.views import CacheItems, CacheValues
 from pgalloc.errors import ClosedError, Error, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
+from pgalloc.sharing import Server
 from pgalloc.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ T = TypeVar("T")
 _NO_DEFAULT: Any = object()
 
 
-class Cache(Servable, MutableMapping[Key, memoryview]):
+class Cache(MutableMapping[Key, memoryview]):
     """Keeps bytes as long as there is memory for them.
 
     Values live outside Python's heap. When a memory limit comes near, or ``maxsize`` is reached,
@@ -352,6 +354,25 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
             except IndexError:  # another thread took it
                 return
             self._on_discard(key)
+
+    # --- sharing ---------------------------------------------------------------------------------
+
+    def serve(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
+        """Let other processes of this user read the values, without copying: Cache.connect(path).
+
+        The socket is for its user only. Serves until the Server is closed, or the cache is.
+        """
+        self._changes.check_usable()
+        return serve(self, path)
+
+    @staticmethod
+    def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> CacheReader:
+        """The cache that another process serves at this path, for reading.
+
+        Raises OwnerGoneError if no process serves there, SharingError if what is served there is
+        no cache.
+        """
+        return CacheReader(path)
 
     # --- figures ---------------------------------------------------------------------------------
 
