@@ -16,7 +16,7 @@ from pgalloc.errors import SnapshotError
 from pgalloc.snapshot.codec import Codec, zstd
 
 if TYPE_CHECKING:
-    from pgalloc.snapshot.savable import Savable
+    from pgalloc.memory_file import MemoryFile
 
 _ASYNC_SLICE_S = 0.05
 
@@ -51,7 +51,7 @@ def decode(extent: _core.ArrivingExtent, codec: Codec | None = None) -> None:
         extent.close()  # undelivered, it waits again
 
 
-async def loaded(memory_file: Savable) -> None:
+async def loaded(memory_file: MemoryFile) -> None:
     """Return when nothing is on its way any more."""
     import asyncio  # whoever awaits this has it already; pgalloc itself does not need it
 
@@ -65,7 +65,7 @@ class Decoders:
     They must not keep the file alive, and they end when all is loaded.
     """
 
-    def __init__(self, memory_file: Savable, count: int) -> None:
+    def __init__(self, memory_file: MemoryFile, count: int) -> None:
         self._file = weakref.ref(memory_file)
         self._count = count
         self._codec = zstd()

@@ -1,0 +1,33 @@
+"""What other processes hold of the files of this one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pgalloc.sharing.broker import broker
+
+
+class Lease(NamedTuple):
+    """What another process holds of a file."""
+
+    pid: int
+    """The peer; of what is on its way and was not claimed, the sender."""
+    uid: int
+    nbytes: int
+    """Bytes of pages."""
+    since: float
+    """When the peer came, or the pages were sent: seconds since the epoch."""
+    claimed: bool
+    """False for pages on their way: see drop_unclaimed()."""
+
+
+def of_file(file_id: int) -> list[Lease]:
+    """The leases on one file, and what was sent of it and waits to be claimed."""
+    with broker.lock:
+        held = [(session, session.nbytes(file_id)) for session in broker.sessions()]
+        offers = broker.offers.of_file(file_id)
+        return [
+            Lease(session.pid, session.uid, nbytes, session.since, True)
+            for session, nbytes in held
+            if nbytes
+        ] + [Lease(offer.pid, offer.uid, offer.pages.nbytes, offer.wall, False) for offer in offers]
