@@ -101,7 +101,7 @@ class Evictor:
             if self._users:
                 self._start_thread_if_none_waits()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the threads are not there, and one of them may have had the lock."""
         self._lock = threading.Lock()
         self._threads.clear()

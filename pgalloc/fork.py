@@ -25,7 +25,7 @@ class Parkable(Protocol):
     def resume(self) -> None:
         """Start them again."""
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """Let go of everything in a forked child: the threads are the parent's."""
 
 
@@ -85,7 +85,7 @@ def _after_in_child() -> None:
     _registry_lock = threading.RLock()
     _parked = 0
     for parkable in list(_parkables):
-        parkable.abandon()
+        parkable.reset_in_child()
     _parkables.clear()
 
 

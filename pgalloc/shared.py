@@ -54,7 +54,7 @@ class _Default:
     def resume(self) -> None:
         """As park()."""
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: it makes one of its own."""
         self._lock = threading.Lock()  # another thread of the parent may have the old one
         self._file = None

@@ -429,14 +429,14 @@ class Cache(MutableMapping[Key, memoryview]):
         with changes.lock:
             if changes.closed:
                 return
-            if not changes.abandoned and not self._file.closed:
+            if not changes.forked and not self._file.closed:
                 changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
                     with suppress(OptionError):  # somebody removed it
                         self._file.remove_save_hook(self._name)
             changes.closed = True
             self._entries.clear()
-        if not changes.abandoned:
+        if not changes.forked:
             self._monitor.close()
             if self._owns_file:
                 self._file.close()

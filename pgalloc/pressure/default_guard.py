@@ -45,7 +45,7 @@ class _Configuration:
     def resume(self) -> None:
         """As park()."""
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: nothing was told to its guard."""
         self._reset()
 

@@ -84,7 +84,7 @@ class Mailbox:
             self._event = None
             self._wake()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: whoever wakes the reader would wake the parent's."""
         self._lock = threading.RLock()
         self._ended = True

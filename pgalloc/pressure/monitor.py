@@ -191,10 +191,10 @@ class Monitor:
         """After a fork, in the parent: what came meanwhile is delivered now."""
         self._watcher.resume()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """After a fork, in the child: lets go of what was inherited."""
-        self._subscribers.abandon()
-        self._watcher.abandon()
+        self._subscribers.reset_in_child()
+        self._watcher.reset_in_child()
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

@@ -121,7 +121,7 @@ class Subscribers:
             if isinstance(subscription.tells, Mailbox):
                 subscription.tells.end()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: nobody is told anything, and no inherited lock is taken."""
         self._condition = threading.Condition(threading.RLock())
         self._ended = True
@@ -130,7 +130,7 @@ class Subscribers:
         for subscription in subscriptions:
             subscription.removed = True
             if isinstance(subscription.tells, Mailbox):
-                subscription.tells.abandon()
+                subscription.tells.reset_in_child()
 
     def stats(self, dropped_sources: int) -> MonitorStats:
         """Counts since this was made."""

@@ -119,10 +119,10 @@ class Watcher:
 
         Waits for a running ``deliver``, unless called from it or told not to wait; so the caller
         must not hold a lock that ``deliver`` takes. Harmless when repeated. In a forked child the
-        same as :meth:`abandon`.
+        same as :meth:`reset_in_child`.
         """
         if os.getpid() != self._pid:
-            self.abandon()
+            self.reset_in_child()
             return
         with self._lock:
             self._stopped = True
@@ -162,7 +162,7 @@ class Watcher:
             self._parks -= 1
             self._start_thread()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """After a fork, in the child: lets go of what was inherited, and never delivers.
 
         The parent's registrations are untouched.

@@ -30,11 +30,11 @@ GREETING_MAX_S = 10.0
 _log = logging.getLogger("pgalloc")
 
 
-class Door:
-    """A listening socket, and what those who come in by it may use."""
+class Listener:
+    """A listening socket, and what the peers that connect to it may use."""
 
-    def __init__(self, listener: socket.socket, scope: Scope) -> None:
-        self.listener = listener
+    def __init__(self, sock: socket.socket, scope: Scope) -> None:
+        self.socket = sock
         self.scope = scope
 
 
@@ -53,10 +53,10 @@ class Channel:
     def close(self) -> None:
         """Let go of the descriptors, and of all the peer held."""
         self.steps = None
-        self.abandon()
+        self.close_descriptors()
         self.session.end()
 
-    def abandon(self) -> None:
+    def close_descriptors(self) -> None:
         """Let go of the descriptors only."""
         self.socket.close()
         if self.unsent is not None:

@@ -238,7 +238,7 @@ class Connection:
         """Undo park()."""
         self._link.resume()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the connection is the parent's."""
         self.lock = threading.RLock()
         self._closed = True

@@ -41,7 +41,7 @@ def claim(token: Token) -> Allocation:
         answer = connection.request(Op.CLAIM, token.nonce)
         name, range = protocol.pages(answer)
         try:
-            file: Any = peer_file(connection, name)
+            file = peer_file(connection, name)
         except BaseException:
             connection.link.give_back(name, range)
             raise

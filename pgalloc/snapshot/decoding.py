@@ -102,7 +102,7 @@ class Decoders:
                 return  # no thread to be had: whoever needs pages decodes them
             self._threads.append(thread)
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the threads are not there."""
         self._threads.clear()
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import pytest
 from conftest import PAGE
-from fault_scenarios import LIVES, POPULATE, Run, Scenario, abandoned, guarded
+from fault_scenarios import LIVES, POPULATE, Run, Scenario, guarded, rolled_back
 from fault_sharing import SHARING
 from fault_snapshots import SNAPSHOTS, restore_in_the_background
 from waiting import eventually, is_inside
@@ -235,7 +235,7 @@ def test_interruptions_are_retried(directory: Path, name: str) -> None:
     for scenario in SCENARIOS:
         run = Run(directory)
         with FaultPlan(name, errno.EINTR, first=2, times=3):
-            if scenario is not abandoned:
+            if scenario is not rolled_back:
                 scenario(run)
         assert run.errors == []
         run.check_usable()
