@@ -8,17 +8,21 @@ from pgalloc.sharing.broker import broker
 
 
 class Lease(NamedTuple):
-    """What another process holds of a file."""
+    """What another process holds of a file.
+
+    Attributes:
+        pid: the process of the peer; of pages that were sent and not claimed, the sender's.
+        uid: the user of that process.
+        nbytes: bytes of pages.
+        since: when the peer connected, or the pages were sent: seconds since the epoch.
+        claimed: False for pages that were sent and not claimed: see drop_unclaimed().
+    """
 
     pid: int
-    """The peer; of what is on its way and was not claimed, the sender."""
     uid: int
     nbytes: int
-    """Bytes of pages."""
     since: float
-    """When the peer came, or the pages were sent: seconds since the epoch."""
     claimed: bool
-    """False for pages on their way: see drop_unclaimed()."""
 
 
 def of_file(file_id: int) -> list[Lease]:
