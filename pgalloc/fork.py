@@ -17,7 +17,7 @@ from pgalloc import _core
 
 
 class Parkable(Protocol):
-    """Something with Python threads."""
+    """Has Python threads, or locks that a forked child must replace."""
 
     def park(self) -> None:
         """Stop the threads and wait until they are gone."""
@@ -26,7 +26,7 @@ class Parkable(Protocol):
         """Start them again."""
 
     def reset_in_child(self) -> None:
-        """Let go of everything in a forked child: the threads are the parent's."""
+        """In a forked child: drop the threads, which are the parent's, and replace the locks."""
 
 
 _log = logging.getLogger("pgalloc")

@@ -68,7 +68,7 @@ class MemoryFile(_core.MemoryFile):
       file system cannot punch holes.
     * ``disable_ima_workaround``: do not map page 0 executable for a moment at construction (done so
       that the kernel's integrity measurement sees the file while it is small).
-    * ``disk_backed``, ``restore_id``: labels for whoever reads them.
+    * ``disk_backed``, ``restore_id``: labels for the caller's own use.
     * ``max_allocatable_bytes``: allocated bytes, pages on their way back to the kernel included,
       never exceed this.
 
@@ -163,8 +163,9 @@ class MemoryFile(_core.MemoryFile):
     def array(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
         """A numpy array of zeros in pages of their own: a view of it, too, is sent without a copy.
 
-        ``options`` are those of allocate(), and ``order``. Raises ImportError without numpy,
-        OptionError for Python objects, and what allocate() raises.
+        ``shape`` is an int or a tuple of ints, ``dtype`` anything that numpy.dtype() takes.
+        ``options`` are those of allocate(), and ``order``: "C" or "F". Raises ImportError without
+        numpy, OptionError for a dtype of Python objects, and what allocate() raises.
         """
         from pgalloc.sharing.arrays import new_array
 
@@ -324,11 +325,11 @@ class MemoryFile(_core.MemoryFile):
         ``options`` are those of the constructor; a ``restore_id`` among them must be the
         image's. With ``background``, which needs a file on disk or in memory, the call returns as
         soon as the metadata is in place: ranges that are mapped wait for their own pages, and a
-        page that cannot be loaded is an error for those who touch it.
+        page that cannot be loaded is an error for code that touches it.
 
         Each hook is called with the new file and the bytes that were stored under its name; there
-        owners take their pages over again, with Allocation.adopt(). unadopted() says what nobody
-        took.
+        owners take their pages over again, with Allocation.adopt(). unadopted() says what was
+        not taken.
 
         Raises SnapshotError (SnapshotCorruptError, SnapshotVersionError) for an image that cannot
         be restored, OutOfMemoryError when it does not fit; nothing is left behind then.
@@ -392,22 +393,23 @@ class MemoryFile(_core.MemoryFile):
     ) -> Server:
         """Let processes of this user in that :func:`pgalloc.connect` to ``path``.
 
-        The socket is for its user only (mode 0600), and who connects is checked once more. With
+        The socket is for its user only (mode 0600), and the user of each peer is checked, too. With
         ``readonly``, peers get a descriptor that cannot be written to. A socket that was left
-        behind there is replaced. Raises OSError, also when somebody serves there.
+        behind there is replaced. Raises OSError, also when a process serves there.
         """
         self._check_usable()
         return Server(self, path, readonly=checked_flag(readonly, "readonly"))
 
     def leases(self) -> list[Lease]:
-        """Who holds what of this file, other than this process; and what waits to be claimed."""
+        """What other processes hold of this file, and what was sent and waits to be claimed."""
         self._check_usable()
         return leases.of_file(self._id)
 
     def drop_unclaimed(self, older_than: float = 0.0) -> int:
-        """Take back what was sent and not claimed for so many seconds. The bytes of its pages.
+        """Take back what was sent at least ``older_than`` seconds ago and not claimed.
 
-        After ten minutes that happens by itself. Whoever receives such pages gets a SharingError.
+        Returns the bytes of its pages. After ten minutes that happens by itself. A receiver of such
+        pages gets a SharingError.
         """
         self._check_usable()
         return broker.drop_unclaimed(self._id, checked_seconds(older_than, "older_than"))
@@ -430,7 +432,7 @@ class MemoryFile(_core.MemoryFile):
         return self._restore_id
 
     def mark_savable(self) -> None:
-        """Say that this file may be saved. There is no way back."""
+        """Label this file as one that may be saved. There is no way back."""
         self._check_usable()
         self._savable = True
 

@@ -206,7 +206,7 @@ def rolled_back(run: Run) -> None:
 
 
 def guarded(run: Run) -> None:
-    """A guard that cannot see or sleep protects less; it harms nobody and ends when it has to."""
+    """A guard that cannot see or sleep protects less; it does no harm and ends when it has to."""
     tree = run.directory / "cgroup"
     tree.mkdir(exist_ok=True)
     limit = 64 << 20

@@ -77,10 +77,10 @@ class Changes:
             raise ClosedError("the Cache is closed")
 
     def park(self) -> None:
-        """Before a fork, for pgalloc.fork: there is no thread here."""
+        """For :mod:`pgalloc.fork`: nothing to do, a cache has no thread."""
 
     def resume(self) -> None:
-        """After a fork, in the parent."""
+        """For :mod:`pgalloc.fork`: nothing to do."""
 
     def reset_in_child(self) -> None:
         """In a forked child, where another thread may have had the lock."""

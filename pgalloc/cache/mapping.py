@@ -179,7 +179,7 @@ class Cache(MutableMapping[Key, memoryview]):
             self._misses += misses
 
     def _look_again(self, key: Key) -> memoryview | None:
-        """get() for one who has counted already."""
+        """get() without counting a hit or a miss again."""
         view = self.get(key)
         if view is None:
             self._count(misses=-1)
@@ -203,11 +203,11 @@ class Cache(MutableMapping[Key, memoryview]):
             return iter(list(self._entries))
 
     def items(self) -> CacheItems:
-        """Of a value that goes while you iterate, nothing is said."""
+        """Keys and values as they are now, one by one; one that goes meanwhile is left out."""
         return CacheItems(self)
 
     def values(self) -> CacheValues:
-        """As items()."""
+        """The values as they are now, one by one; one that goes meanwhile is left out."""
         return CacheValues(self)
 
     def _catch_up(self) -> None:
@@ -389,7 +389,7 @@ class Cache(MutableMapping[Key, memoryview]):
 
     @property
     def policy(self) -> Policy:
-        """Which values go first."""
+        """Which values go first when memory is wanted."""
         return self._policy
 
     @property
@@ -432,7 +432,7 @@ class Cache(MutableMapping[Key, memoryview]):
             if not changes.forked and not self._file.closed:
                 changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
-                    with suppress(OptionError):  # somebody removed it
+                    with suppress(OptionError):  # it was removed already
                         self._file.remove_save_hook(self._name)
             changes.closed = True
             self._entries.clear()

@@ -22,7 +22,7 @@ from pgalloc.pressure.limits import charged_directories
 from pgalloc.sizes import parse_headroom
 
 DEFAULT_HEADROOM = "10%"
-"""What a Monitor asks for, and what the guard keeps by itself when nobody asks."""
+"""What a Monitor asks for, and what the guard keeps free without being asked."""
 
 _log = logging.getLogger("pgalloc.pressure")
 
@@ -40,13 +40,13 @@ class _Configuration:
         self.token: int | None = None
 
     def park(self) -> None:
-        """There is no Python thread here."""
+        """For :mod:`pgalloc.fork`: nothing to do, the guard has no Python thread."""
 
     def resume(self) -> None:
-        """As park()."""
+        """For :mod:`pgalloc.fork`: nothing to do."""
 
     def reset_in_child(self) -> None:
-        """In a forked child: nothing was told to its guard."""
+        """In a forked child: its guard is not configured yet."""
         self._reset()
 
 
@@ -61,7 +61,7 @@ def ensure() -> None:
         with _configuration.lock:
             if not _configuration.done:
                 _configure(None, "/proc", "/")
-    except Exception:  # whoever wants memory must get it, guarded or not
+    except Exception:  # an allocation must succeed, guarded or not
         _configuration.done = True
         _log.warning("the memory guard could not be configured", exc_info=True)
 

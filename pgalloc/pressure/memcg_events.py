@@ -94,7 +94,7 @@ class PressureLevelListener:
         self._watcher.resume()
 
     def reset_in_child(self) -> None:
-        """After a fork, in the child: lets go of what was inherited, and never calls back.
+        """After a fork, in the child: lets go of everything, and never calls back.
 
         The parent's registration is untouched.
         """
@@ -114,5 +114,5 @@ class PressureLevelListener:
     def _call_back(self, signals: list[Signal]) -> None:
         try:
             self._callback()
-        except BaseException:  # nobody above the thread could handle it
+        except BaseException:  # nothing above the thread could handle it
             _log.exception("the pressure callback %r failed", self._callback)

@@ -4,8 +4,8 @@ It starts when something is shared for the first time, and ends when nothing is 
 offer, no peer, no server. The socket it listens on by itself has an abstract name, which the kernel
 forgets with the process, however that ends.
 
-Thread safety: any thread. ``lock`` guards offers, sessions and listeners; it is held for one step of
-one request at a time, never while a peer is waited for.
+Thread safety: any thread. ``lock`` guards offers, sessions and listeners; it is held for one step
+of one request at a time, never while a peer is waited for.
 
 Invariants:
   1. No peer is waited for: what one does not read waits in its channel, which is not read
@@ -126,7 +126,7 @@ class Broker:
                 self._poke()
 
     def sessions(self) -> list[Session]:
-        """Of the peers there are now."""
+        """The sessions of all peers that are connected now."""
         with self.lock:
             return [channel.session for channel in self._channels.values() if channel.greeted]
 
@@ -184,10 +184,10 @@ class Broker:
                 self._start()
 
     def reset_in_child(self) -> None:
-        """For :mod:`pgalloc.fork`: leave_to_parent() does it, a moment later."""
+        """For :mod:`pgalloc.fork`: nothing to do yet, leave_to_parent() comes a moment later."""
 
     def leave_to_parent(self) -> tuple[Address, list[Any]]:
-        """In a forked child: all this is the parent's. Its address, and what it held for others.
+        """In a forked child: drop the parent's broker. Its address, and what it held for others.
 
         The references of that are counted for this process, too. So it is to be kept until this
         process can give them back.

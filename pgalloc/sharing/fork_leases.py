@@ -44,7 +44,7 @@ class _Pair(NamedTuple):
 
 
 class _Fork:
-    """One fork, from before to after."""
+    """What is prepared for one fork, from before to after."""
 
     def __init__(self) -> None:
         self.pair: _Pair | None = None  # for the parent's own files
@@ -52,7 +52,7 @@ class _Fork:
         self.childs: list[tuple[Connection, socket.socket]] = []  # to other owners
 
     def prepare(self) -> None:
-        """In the parent, before. An error leaves the child without, not the parent."""
+        """In the parent, before the fork. After an error the child has fewer leases."""
         if any(not (file.closed or file._forked) for file in files.all_files()):
             self.pair = _Pair(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             _core.arm_fork_leases()
@@ -68,12 +68,12 @@ class _Fork:
             self.childs.append((known, socket.socket(fileno=descriptor)))
 
     def unlock(self) -> None:
-        """In the parent, after."""
+        """In the parent, after the fork: let other threads use the connections again."""
         while self.locked:
             self.locked.pop().lock.release()
 
     def close_childs(self) -> None:
-        """What only the child needs; or, in a child, what is another child's."""
+        """Close the sockets for the child: in the parent, or in another child."""
         for _, sock in self.childs:
             sock.close()
 

@@ -138,7 +138,7 @@ class PeerFile(_core.PeerFile):
     # --- the end ---------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the owner has back all that was let go of. False if ``timeout`` s passed."""
+        """Wait until the owner has back all that was let go of. False after ``timeout`` seconds."""
         timeout = checked_timeout(timeout)
         if self.closed:
             return True

@@ -84,8 +84,8 @@ def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> PeerFi
     """The file that another process serves at this path: allocate, map and release pages there.
 
     Its ``close()`` ends the connection; the owner takes back what this process held, as it does
-    when this process dies. Raises OwnerGoneError if nobody serves there, or lets this process in;
-    OSError.
+    when this process dies. Raises OwnerGoneError if no process serves there, or it refuses this
+    process; OSError.
     """
     connection, name, _has_cache = open_served(path)
     try:
@@ -98,7 +98,7 @@ def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> PeerFi
 
 
 def open_served(path: Any) -> tuple[Connection, int, bool]:
-    """A connection to who serves there, the name of the file, and whether there is a cache."""
+    """A connection to the server there, the name of the file, and whether there is a cache."""
     connection = Connection.open(_checked_path(os.fsdecode(path)), _NO_SECRET, None)
     try:
         name, has_cache = protocol.fields(protocol.SERVED, connection.request(Op.SERVED))
@@ -115,7 +115,7 @@ def _checked_path(path: str) -> str:
 
 
 def _listen(path: str) -> socket.socket:
-    """A socket with this name, for its user only. Takes the place of one that nobody serves."""
+    """A socket with this name, for its user only. Takes the place of one that no process serves."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         try:
@@ -125,7 +125,7 @@ def _listen(path: str) -> socket.socket:
                 raise
             os.unlink(path)
             listener.bind(path)
-        os.chmod(path, 0o600)  # nobody can connect before listen()
+        os.chmod(path, 0o600)  # no process can connect before listen()
         listener.listen(128)
     except BaseException:
         listener.close()

@@ -54,12 +54,12 @@ def claim(token: Token) -> Allocation:
 
 
 def receive(name: bytes, secret: bytes, nonce: bytes) -> Allocation:
-    """Called by what unpickles."""
+    """Claim the pages of a token: called when one is unpickled."""
     return claim(Token(Address(name, secret), nonce))
 
 
 def reduce(pages: Allocation) -> tuple[Any, ...]:
-    """What is pickled in place of an Allocation."""
+    """A token, which is pickled in place of the Allocation."""
     token = offer(pages)
     return receive, (*token.address, token.nonce)
 

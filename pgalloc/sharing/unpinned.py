@@ -23,7 +23,7 @@ _Pages = tuple[int, int]
 
 
 class Unpinned:
-    """One for each file of a peer."""
+    """The pages of one file that this process has unpinned."""
 
     def __init__(self) -> None:
         self._unpinned: set[_Pages] = set()

@@ -135,5 +135,5 @@ def _call_hooks(
         _log.warning(
             "%d bytes of the restored file have references that no hook adopted%s",
             left,
-            f"; the image has hooks that nobody took: {', '.join(missing)}" if missing else "",
+            f"; the image has hooks that were not taken: {', '.join(missing)}" if missing else "",
         )

@@ -39,7 +39,7 @@ CASES = [
 ]
 
 REFUSALS = (TypeError, ValueError, MemoryError, OSError, BufferError, pgalloc.Error, UserError)
-# Typed as they are in Python, these say that nobody thought of the value.
+# Typed as they are in Python, these say that the value was not considered.
 NOT_THOUGHT_OF = (OverflowError, RecursionError, SystemError, AssertionError)
 
 # They take no argument of the caller, or they are plain data.

@@ -57,7 +57,7 @@ class Scene:
 
     @property
     def honests_pages(self) -> FileRange:
-        """Those that nobody else has a reference on."""
+        """Those that no other process has a reference on."""
         range_: FileRange = self.honest.do(peers.attribute, "b", "range")
         return range_
 
@@ -218,7 +218,7 @@ def test_own_pages_and_one_more(scene: Scene, kind: Op) -> None:
         scene.check_served()
 
 
-def test_what_was_released_is_nobodys_to_release(scene: Scene) -> None:
+def test_what_was_released_cannot_be_released_again(scene: Scene) -> None:
     with RawPeer.greeted(scene.path) as attacker:
         answer = attacker.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
         assert answer is not None
@@ -246,7 +246,7 @@ def test_numbers_without_measure(scene: Scene, listener: str) -> None:
             assert answer.status != 0
 
 
-def test_files_nobody_let_it_into(scene: Scene) -> None:
+def test_files_it_was_not_let_into(scene: Scene) -> None:
     """A listener serves one file."""
     with MemoryFile() as other, RawPeer.greeted(scene.path) as attacker:
         for kind, request in [
