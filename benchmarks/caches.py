@@ -1,7 +1,7 @@
 """Get and put in caches of 1 KiB, 64 KiB and 4 MiB values, by one thread and by four.
 
 A get reads one byte of each page of the value; whether it was copied before is the cache's affair.
-What is put is a bytearray that is used again, so that everybody has to keep a copy. The stores on
+What is put is a bytearray that is used again, so that every cache has to keep a copy. The stores on
 disk (diskcache, lmdb) do more, since what they hold outlives the process.
 """
 

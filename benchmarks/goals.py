@@ -35,7 +35,7 @@ class Workload:
     limit: str | None = None
     """The implementation that does no more than what cannot be avoided."""
     python_limit: str | None = None
-    """The same for whoever calls from Python, if that is another one."""
+    """The same for calls from Python, if that is another one."""
     goals: tuple[Goal, ...] = field(default=())
     unit: str = "ns"
     driver: str | None = None

@@ -51,7 +51,7 @@ def _cachetools() -> Sample:
     cache: cachetools.LRUCache[int, bytes] = cachetools.LRUCache(maxsize=2 * _VALUES)
 
     def store(key: int) -> None:
-        cache[key] = bytes(bytearray(_VALUE))  # a copy, as everybody else makes one
+        cache[key] = bytes(bytearray(_VALUE))  # a copy, as all the others make one
 
     return _sample("cachetools.LRUCache", store, lambda key: bytes(bytearray(cache[key])))
 

@@ -3,7 +3,7 @@
 Two traces of keys with values of 4 KiB, through the Cache itself, at several sizes:
 
 * ``zipf + scans``: popularity after Zipf (exponent 0.9 over 50,000 keys), and every 20,000 requests
-  a scan over 10,000 keys that nobody asks for again: what a cache behind a web service sees.
+  a scan over 10,000 keys that are not asked for again: what a cache behind a web service sees.
 * ``recency``: 9 of 10 requests are for one of the last keys, near ones more often (geometric, mean
   1,500 keys back); the others are new: what least recently used is best at.
 

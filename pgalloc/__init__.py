@@ -1,7 +1,7 @@
 """Off-heap page memory for Python on Linux.
 
 Start with :class:`MemoryFile`: it hands out pages that are counted, mapped at stable addresses,
-accounted for, and given back to the kernel when nobody holds them any more.
+accounted for, and given back to the kernel when nothing holds them any more.
 """
 
 import logging as _logging

@@ -96,7 +96,7 @@ def memory_accounting() -> Ledger:
 
 
 def total_memory(size: int, used: int, *, maximum: int = 0) -> int:
-    """The memory size, in bytes, to show to somebody who uses ``used`` of ``size`` bytes.
+    """The memory size, in bytes, to show to a user of ``used`` of ``size`` bytes.
 
     At least 2 GiB; if ``used`` is more than that and than ``size``, ``used`` rounded up to a power
     of two (from 2^63 on, ``used`` itself); never above ``maximum`` unless that is 0.

@@ -6,7 +6,16 @@ import enum
 
 
 class MemoryKind(enum.IntEnum):
-    """What a page is used for: the account is kept by kind."""
+    """What a page is used for: the account is kept by kind. The caller says which it is.
+
+    Attributes:
+        SYSTEM: memory of the program itself; freed pages that wait to be reclaimed count here, too.
+        ANONYMOUS: data of the application that no file holds: the default.
+        PAGE_CACHE: cached contents of files.
+        TMPFS: contents of files that exist in memory only.
+        RAMDISKFS: contents of a file system that lies in memory.
+        MAPPED: memory that no MemoryFile backs; it can be booked to a Ledger, not allocated.
+    """
 
     SYSTEM = 0
     ANONYMOUS = 1
@@ -14,11 +23,15 @@ class MemoryKind(enum.IntEnum):
     TMPFS = 3
     RAMDISKFS = 4
     MAPPED = 5
-    """Memory that no MemoryFile backs; it can be booked, not allocated."""
 
 
 class Direction(enum.IntEnum):
-    """From which end of the file a place is looked for."""
+    """From which end of the file a place is looked for.
+
+    Attributes:
+        BOTTOM_UP: the lowest offsets first.
+        TOP_DOWN: the highest offsets first.
+    """
 
     BOTTOM_UP = 0
     TOP_DOWN = 1
@@ -28,24 +41,32 @@ class Direction(enum.IntEnum):
 
 
 class AllocationMode(enum.IntEnum):
-    """How far new pages are prepared."""
+    """How far new pages are prepared.
+
+    Attributes:
+        ALLOCATE_ONLY: memory is committed page by page as it is touched.
+        ALLOCATE_AND_COMMIT: the kernel commits all of it now (fallocate), so that touching it
+            cannot fail.
+        ALLOCATE_AND_WRITE_POPULATE: committed and mapped now, as far as possible, so that touching
+            it is fast.
+    """
 
     ALLOCATE_ONLY = 0
-    """Memory is committed page by page as it is touched."""
     ALLOCATE_AND_COMMIT = 1
-    """The kernel commits all of it now (fallocate), so that touching it cannot fail."""
     ALLOCATE_AND_WRITE_POPULATE = 2
-    """Committed and mapped now, as far as possible, so that touching it is fast."""
 
 
 class DelayedEviction(enum.IntEnum):
-    """When users are asked to let go of what they marked evictable."""
+    """When users are asked to let go of what they marked evictable.
+
+    Attributes:
+        DEFAULT: the same as ENABLED.
+        DISABLED: at once.
+        ENABLED: when the reclaimer is idle, or, with memory-cgroup pressure in use, under pressure.
+        MANUAL: when ``start_evictions()`` is called.
+    """
 
     DEFAULT = 0
-    """The same as ENABLED."""
     DISABLED = 1
-    """At once."""
     ENABLED = 2
-    """When the reclaimer is idle, or, with memory-cgroup pressure in use, under pressure."""
     MANUAL = 3
-    """When ``start_evictions()`` is called."""

@@ -29,7 +29,7 @@ class RefCountError(Error, RuntimeError):
 
 
 class OutOfMemoryError(Error, MemoryError):
-    """No place for an allocation, or ``max_allocatable_bytes`` would be exceeded."""
+    """No place for an allocation: it exceeds ``max_allocatable_bytes`` or a memory limit."""
 
 
 class AccountError(Error, ValueError):
@@ -54,11 +54,11 @@ class FillError(Error, OSError):
 
 
 class ClosedError(Error, ValueError):
-    """The MemoryFile is closed, or the Allocation released."""
+    """The MemoryFile, PeerFile, Cache or Monitor is closed, or the Allocation released."""
 
 
 class ForkedError(Error, RuntimeError):
-    """A forked child tried to change the metadata of its parent's MemoryFile."""
+    """A forked child used what only its parent can: a Cache, a Monitor, parts of a MemoryFile."""
 
 
 class SnapshotError(Error):

@@ -2,7 +2,7 @@
 
 The core decides whom to ask and for which range; its threads never run Python. A few threads here
 wait in the core without the GIL and carry the question to the user. One waits at any time, so that
-a callback that takes long keeps nobody else waiting; above the maximum, users wait their turn.
+a callback that takes long keeps no other user waiting; above the maximum, users wait their turn.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Evictor:
     def mark(
         self, file: _core.MemoryFile, user: EvictableUser, range: _core.EvictableRange
     ) -> None:
-        """Mark a range, and see to it that somebody runs the callbacks."""
+        """Mark a range, and see to it that a thread runs the callbacks."""
         if not callable(getattr(user, "evict", None)):
             raise TypeError(f"an evictable user needs a method evict(range): {user!r}")
         with self._lock:
@@ -101,7 +101,7 @@ class Evictor:
             if self._users:
                 self._start_thread_if_none_waits()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the threads are not there, and one of them may have had the lock."""
         self._lock = threading.Lock()
         self._threads.clear()

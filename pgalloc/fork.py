@@ -17,7 +17,7 @@ from pgalloc import _core
 
 
 class Parkable(Protocol):
-    """Something with Python threads."""
+    """Has Python threads, or locks that a forked child must replace."""
 
     def park(self) -> None:
         """Stop the threads and wait until they are gone."""
@@ -25,8 +25,8 @@ class Parkable(Protocol):
     def resume(self) -> None:
         """Start them again."""
 
-    def abandon(self) -> None:
-        """Let go of everything in a forked child: the threads are the parent's."""
+    def reset_in_child(self) -> None:
+        """In a forked child: drop the threads, which are the parent's, and replace the locks."""
 
 
 _log = logging.getLogger("pgalloc")
@@ -85,7 +85,7 @@ def _after_in_child() -> None:
     _registry_lock = threading.RLock()
     _parked = 0
     for parkable in list(_parkables):
-        parkable.abandon()
+        parkable.reset_in_child()
     _parkables.clear()
 
 

@@ -5,28 +5,38 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from io import FileIO
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pgalloc import _core, fork
 from pgalloc.accounting import kinds_to_bytes
 from pgalloc.allocation import Allocation
-from pgalloc.arguments import checked_flag, checked_int, checked_memcg_id, checked_timeout
+from pgalloc.arguments import (
+    checked_flag,
+    checked_int,
+    checked_memcg_id,
+    checked_seconds,
+    checked_timeout,
+)
 from pgalloc.backing import checked_backing
 from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
 from pgalloc.errors import ClosedError, ForkedError, OptionError
 from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.pressure import default_guard, default_monitor
-from pgalloc.records import MemoryFileStats, Segment
-from pgalloc.sharing import Sharable, remote
-from pgalloc.snapshot.hooks import Hooks
+from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
+from pgalloc.sharing import Lease, Server, files, leases, remote
+from pgalloc.sharing.broker import broker
+from pgalloc.sharing.unpinned import Unpinned
+from pgalloc.snapshot import decoding, restoring, saving
+from pgalloc.snapshot.hooks import Hooks, RestoreHook, SaveHook
 
 if TYPE_CHECKING:
     from typing import Self
 
     from pgalloc.pressure import Monitor
+    from pgalloc.sharing.connection import Connection
 
 _log = logging.getLogger("pgalloc")
 
@@ -39,7 +49,7 @@ def _stop_listening(monitor: Monitor, unsubscribe: Callable[[], None]) -> None:
     unsubscribe()
 
 
-class MemoryFile(Sharable):
+class MemoryFile(_core.MemoryFile):
     """Pages of one backing file: allocated, counted, mapped, accounted for, given back.
 
     ``backing`` is None for a memfd; a path for a file on disk (created if absent); or a file
@@ -58,13 +68,15 @@ class MemoryFile(Sharable):
       file system cannot punch holes.
     * ``disable_ima_workaround``: do not map page 0 executable for a moment at construction (done so
       that the kernel's integrity measurement sees the file while it is small).
-    * ``disk_backed``, ``restore_id``: labels for whoever reads them.
+    * ``disk_backed``, ``restore_id``: labels for the caller's own use.
     * ``max_allocatable_bytes``: allocated bytes, pages on their way back to the kernel included,
       never exceed this.
 
     All methods may be called from any thread. Lengths and offsets are bytes. After close() they
     raise ClosedError, in a forked child ForkedError. A system call that fails is an OSError.
     """
+
+    _parent: Connection | None = None  # in a forked child: the connection to the owner
 
     def __init__(
         self,
@@ -93,7 +105,8 @@ class MemoryFile(Sharable):
         self._restore_id = restore_id
         self._savable = False
         self._hooks = Hooks()
-        self._decoders = None
+        self._decoders: decoding.Decoders | None = None  # threads of a background restore
+        self._unpinned = Unpinned()  # in a forked child: what it unpinned at the owner
         self._file_object: Any = backing if duplicate else None
         self._stop_listening: weakref.finalize[[Monitor, Callable[[], None]], MemoryFile] | None = (
             None
@@ -112,14 +125,14 @@ class MemoryFile(Sharable):
             max_allocatable_bytes=_checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
         )
         self._evictor = Evictor(self._evictables)
-        self._publish()
+        files.add(self)
         fork.register(self._evictor)
         default_guard.ensure()
         if self._uses_memcg_pressure:
             try:
                 self._listen()
             except BaseException:
-                self._abandon()
+                self._roll_back()
                 raise
         self._log_warnings()
 
@@ -147,13 +160,27 @@ class MemoryFile(Sharable):
         ) -> Allocation:
             """Allocate pages, as a handle that owns them: the native method has the details."""
 
-    def _fill(self, allocation: Allocation, reader: Reader) -> Allocation:
-        """Called by allocate(), which is native."""
-        return fill(allocation, reader)
+    def array(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
+        """A numpy array of zeros in pages of their own: a view of it, too, is sent without a copy.
 
-    def _fill_range(self, range: _core.FileRange, reader: Reader) -> _core.FileRange:
-        """Called by allocate_range(), which is native."""
-        return fill_range(Allocation(self, range), reader)
+        ``shape`` is an int or a tuple of ints, ``dtype`` anything that numpy.dtype() takes.
+        ``options`` are those of allocate(), and ``order``: "C" or "F". Raises ImportError without
+        numpy, OptionError for a dtype of Python objects, and what allocate() raises.
+        """
+        from pgalloc.sharing.arrays import new_array
+
+        return new_array(self, shape, dtype, options)
+
+    def decommit(self, range: _core.FileRange) -> None:
+        """Give the pages of ``range`` back to the kernel; they read as zero afterwards.
+
+        References stay as they are. Raises RangeError unless the whole range is allocated, OSError
+        when the kernel refuses (nothing has changed then).
+        """
+        if self._is_peer:
+            remote.decommit(self, range)
+        else:
+            super().decommit(range)
 
     # --- eviction --------------------------------------------------------------------------------
 
@@ -248,6 +275,150 @@ class MemoryFile(Sharable):
             eviction_failures=self._evictor.failures,
         )
 
+    # --- saving and restoring --------------------------------------------------------------------
+
+    def save(
+        self,
+        target: str | bytes | os.PathLike[str] | os.PathLike[bytes] | Any,
+        *,
+        exclude_committed_zero_pages: bool = True,
+        compression: str | None = None,
+        level: int | None = None,
+    ) -> None:
+        """Write an image of all pages, what they are used for, and what the hooks store.
+
+        ``target`` is a path, where the image appears complete or not at all and replaces what was
+        there in one step; or a binary file object, which is only written in order. Pages that are
+        zero are left out, unless ``exclude_committed_zero_pages`` is False: then committed ones
+        are stored. ``compression`` "zstd" needs Python 3.14 or the extra ``zstd``.
+
+        The file stays as it is, and in use. What others write, allocate or free meanwhile may be in
+        the image or not. Pages that a background restore has not loaded yet are loaded first.
+
+        Raises SnapshotError while an evictable user is registered (evict first), OSError when
+        reading or writing fails; what the hooks and ``target.write`` raise passes through.
+        """
+        self._check_usable()
+        saving.save(
+            self,
+            target,
+            self._hooks,
+            keep_zeros=not checked_flag(
+                exclude_committed_zero_pages, "exclude_committed_zero_pages"
+            ),
+            compression=compression,
+            level=level,
+        )
+
+    @classmethod
+    def restore(
+        cls,
+        source: str | bytes | os.PathLike[str] | os.PathLike[bytes] | Any,
+        *,
+        background: bool = False,
+        hooks: Mapping[str, RestoreHook] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A new MemoryFile with the pages of an image, each with the references it had.
+
+        ``source`` is a path, or a binary file object, which is read forward from where it is.
+        ``options`` are those of the constructor; a ``restore_id`` among them must be the
+        image's. With ``background``, which needs a file on disk or in memory, the call returns as
+        soon as the metadata is in place: ranges that are mapped wait for their own pages, and a
+        page that cannot be loaded is an error for code that touches it.
+
+        Each hook is called with the new file and the bytes that were stored under its name; there
+        owners take their pages over again, with Allocation.adopt(). unadopted() says what was
+        not taken.
+
+        Raises SnapshotError (SnapshotCorruptError, SnapshotVersionError) for an image that cannot
+        be restored, OutOfMemoryError when it does not fit; nothing is left behind then.
+        """
+        return restoring.restore(
+            cls,
+            source,
+            checked_flag(background, "background"),
+            {} if hooks is None else hooks,
+            options,
+        )
+
+    def save_hook(self, name: str, *, save: SaveHook, restore: RestoreHook | None = None) -> None:
+        """Have ``save()`` called by each save(), and store the bytes it returns under ``name``.
+
+        ``restore`` is kept for :attr:`restore_hooks`. Raises OptionError for a name that is taken,
+        empty, or longer than 255 bytes.
+        """
+        self._check_usable()
+        self._hooks.add(name, save, restore)
+
+    def remove_save_hook(self, name: str) -> None:
+        """Forget a hook. Raises OptionError if there is none of that name."""
+        self._hooks.remove(name)
+
+    @property
+    def restore_hooks(self) -> dict[str, RestoreHook]:
+        """What save_hook() was given as ``restore``, by name: what restore() takes as ``hooks``."""
+        return self._hooks.restorers()
+
+    def unadopted(self) -> list[UnadoptedRange]:
+        """The references of a restored file that no owner has taken over."""
+        self._check_usable()
+        return [UnadoptedRange(*row) for row in self._unadopted()]
+
+    def load_progress(self) -> LoadProgress:
+        """How far a background restore is. All zero for a file that was not restored like that."""
+        self._check_usable()
+        total, pending, dropped, failed = self._load_progress()
+        return LoadProgress(total, total - pending - dropped - failed, dropped, failed)
+
+    def wait_loaded(self, timeout: float | None = None) -> bool:
+        """Wait until no page is on its way from the image. False if ``timeout`` seconds passed.
+
+        Pages that could not be loaded count as done: load_progress() knows them.
+        """
+        self._check_usable()
+        return decoding.load(self, None, checked_timeout(timeout), ignore_broken=True)
+
+    async def loaded(self) -> None:
+        """As wait_loaded(), for asyncio."""
+        await decoding.loaded(self)
+
+    # --- sharing ---------------------------------------------------------------------------------
+
+    def serve(
+        self,
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        *,
+        readonly: bool = False,
+    ) -> Server:
+        """Let processes of this user in that :func:`pgalloc.connect` to ``path``.
+
+        The socket is for its user only (mode 0600), and the user of each peer is checked, too. With
+        ``readonly``, peers get a descriptor that cannot be written to. A socket that was left
+        behind there is replaced. Raises OSError, also when a process serves there.
+        """
+        self._check_usable()
+        return Server(self, path, readonly=checked_flag(readonly, "readonly"))
+
+    def leases(self) -> list[Lease]:
+        """What other processes hold of this file, and what was sent and waits to be claimed."""
+        self._check_usable()
+        return leases.of_file(self._id)
+
+    def drop_unclaimed(self, older_than: float = 0.0) -> int:
+        """Take back what was sent at least ``older_than`` seconds ago and not claimed.
+
+        Returns the bytes of its pages. After ten minutes that happens by itself. A receiver of such
+        pages gets a SharingError.
+        """
+        self._check_usable()
+        return broker.drop_unclaimed(self._id, checked_seconds(older_than, "older_than"))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a MemoryFile cannot be pickled: send its Allocations by multiprocessing, or serve() it"
+        )
+
     # --- labels ----------------------------------------------------------------------------------
 
     @property
@@ -261,7 +432,7 @@ class MemoryFile(Sharable):
         return self._restore_id
 
     def mark_savable(self) -> None:
-        """Say that this file may be saved. There is no way back."""
+        """Label this file as one that may be saved. There is no way back."""
         self._check_usable()
         self._savable = True
 
@@ -311,7 +482,7 @@ class MemoryFile(Sharable):
             if self._file_object is not None:
                 self._file_object.close()
 
-    def _abandon(self) -> None:
+    def _roll_back(self) -> None:
         """Undo construction or a restore: an adopted file stays open, and is empty."""
         if self._decoders is not None:
             self._decoders.park()
@@ -350,3 +521,60 @@ class MemoryFile(Sharable):
             for s in self.segments()
         ]
         return "\n".join([repr(self), *lines])
+
+    # --- called by native code, by name ----------------------------------------------------------
+
+    def _fill(self, allocation: Allocation, reader: Reader) -> Allocation:
+        """Called by allocate()."""
+        return fill(allocation, reader)
+
+    def _fill_range(self, range: _core.FileRange, reader: Reader) -> _core.FileRange:
+        """Called by allocate_range()."""
+        return fill_range(Allocation(self, range), reader)
+
+    def _await_pages(self, range: _core.FileRange) -> None:
+        """Called by everything that maps pages, while a restore is loading."""
+        decoding.load(self, range, None, ignore_broken=False)
+
+    # In a forked child, where the owner is another process:
+
+    def _allocate_remote(self, length: int, **options: Any) -> Allocation:
+        return remote.allocate(self, length, **options)
+
+    def _allocate_range_remote(self, length: int, **options: Any) -> _core.FileRange:
+        return remote.allocate_range(self, length, **options)
+
+    def _has_unique_ref_remote(self, range: _core.FileRange) -> bool:
+        return remote.has_unique_ref(self, range)
+
+    def _inc_ref_local(self, range: _core.FileRange, memcg_id: int = 0) -> None:
+        with self._connection.lock:
+            self._unpinned.before_another(self, range)
+        self._inc_ref_peer(range)
+
+    def _unpin_remote(self, range: _core.FileRange) -> bool:
+        with self._connection.lock:
+            return self._unpinned.unpin(self, range)
+
+    def _pin_remote(self, range: _core.FileRange) -> bool:
+        with self._connection.lock:
+            return self._unpinned.pin(self, range)
+
+    # --- called by pgalloc.sharing, in a forked child --------------------------------------------
+
+    @property
+    def _connection(self) -> Connection:
+        """The connection to the owner. Raises ForkedError in a child that has no fork lease."""
+        if self._parent is None:
+            raise ForkedError("this MemoryFile belongs to the parent process")
+        return self._parent
+
+    def _become_fork_peer(self, parent: Connection) -> None:
+        """The owner is the parent of this process from here on; native code has its leases."""
+        self._parent, self._unpinned = parent, Unpinned()
+
+    def _take_fork_lease(self, connection: Connection) -> None:
+        """The parent of this process is a peer, too: go on with a connection of this process."""
+        self._parent = connection
+        self._inherit_from_peer(connection.link, self._unpinned.ranges())
+        self._unpinned = Unpinned()

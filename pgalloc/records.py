@@ -9,68 +9,97 @@ from pgalloc.enums import MemoryKind
 
 
 class Segment(NamedTuple):
-    """A stretch of pages that are used alike: one entry of the usage set."""
+    """A stretch of pages that are used alike: one entry of the usage set.
+
+    Attributes:
+        start: the offset of its first byte in the file.
+        end: the offset after its last byte.
+        kind: what the pages are used for; SYSTEM while they wait to be reclaimed.
+        known_committed: bytes known to be backed by memory: all of the segment, or 0.
+        refs: references on each page; 0 while the pages wait to be reclaimed.
+        memcg_id: the memory cgroup that pays for the pages; 0 for none.
+    """
 
     start: int
     end: int
     kind: MemoryKind
     known_committed: int
-    """Bytes known to be backed by memory: all of the segment, or 0."""
     refs: int
-    """References on each page; 0 while the pages wait to be reclaimed."""
     memcg_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryFileStats:
-    """Counts and bytes since the file was made."""
+    """Counts and bytes since the file was made.
+
+    Attributes:
+        allocations: how many allocations succeeded.
+        allocated_bytes: bytes of pages that were allocated.
+        freed_bytes: bytes of pages whose last reference was dropped.
+        recycled_bytes: freed bytes that went to a new owner without passing through the kernel.
+        punches: how often freed pages were given back to the kernel.
+        punched_bytes: bytes of pages that were given back like that.
+        decommitted_bytes: bytes of pages that decommit() gave back.
+        punch_failures: how often the kernel refused to take pages back.
+        lost_bytes: bytes that could be neither given back nor zeroed, and are never used again.
+        discards: how often an unpinned allocation was discarded.
+        discarded_bytes: bytes of pages that were discarded.
+        unpinned_bytes: not since the file was made, but now: bytes of pages that may be discarded,
+            or have been.
+        scans: commit scans, full or filtered.
+        voided_results: scan results dropped because their pages changed while the scan looked.
+        evicted_ranges: callbacks of evictable users that returned.
+        eviction_failures: callbacks of evictable users that raised an exception.
+    """
 
     allocations: int
     allocated_bytes: int
     freed_bytes: int
-    """Bytes whose last reference was dropped."""
     recycled_bytes: int
-    """Freed bytes that went to a new owner without passing through the kernel."""
     punches: int
     punched_bytes: int
     decommitted_bytes: int
     punch_failures: int
     lost_bytes: int
-    """Bytes that could be neither given back nor zeroed, and are never used again."""
     discards: int
-    """How often an unpinned allocation was discarded."""
     discarded_bytes: int
     unpinned_bytes: int
-    """Not since the file was made, but now: pages that may be discarded, or have been."""
     scans: int
-    """Commit scans, full or filtered."""
     voided_results: int
-    """Scan results dropped because their pages changed hands while the scan looked."""
     evicted_ranges: int
     eviction_failures: int
-    """Callbacks that raised an exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadProgress:
-    """How far a background restore is, in bytes of pages."""
+    """How far a background restore is, in bytes of pages.
+
+    Attributes:
+        total_bytes: what the image had in store for pages that were in use.
+        loaded_bytes: what was loaded so far.
+        dropped_bytes: freed or decommitted before they were loaded, and so never loaded.
+        failed_bytes: could not be read, or were damaged: code that touches them gets the error.
+    """
 
     total_bytes: int
-    """What the image had in store for pages that were in use."""
     loaded_bytes: int
     dropped_bytes: int
-    """Freed or decommitted before they were loaded, and so never loaded."""
     failed_bytes: int
-    """Could not be read, or were damaged: whoever touches them gets the error."""
 
     @property
     def pending_bytes(self) -> int:
-        """Still to come."""
+        """Bytes still to come."""
         return self.total_bytes - self.loaded_bytes - self.dropped_bytes - self.failed_bytes
 
 
 class UnadoptedRange(NamedTuple):
-    """Pages of a restored file with references that nobody has adopted."""
+    """Pages of a restored file with references that no owner has adopted.
+
+    Attributes:
+        start: the offset of the first byte in the file.
+        end: the offset after the last byte.
+        refs: how many references on each page were not adopted.
+    """
 
     start: int
     end: int
@@ -78,5 +107,5 @@ class UnadoptedRange(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """Its length in bytes."""
         return self.end - self.start

@@ -41,7 +41,7 @@ class _Default:
         self._file: MemoryFile | None = None
 
     def file(self) -> MemoryFile:
-        """Made when it is first needed."""
+        """The file, which is made when it is first needed."""
         with self._lock:
             if self._file is None or self._file.closed:
                 self._file = MemoryFile()
@@ -49,14 +49,15 @@ class _Default:
             return self._file
 
     def park(self) -> None:
-        """There is no thread here."""
+        """For :mod:`pgalloc.fork`: nothing to do, there is no thread here."""
 
     def resume(self) -> None:
-        """As park()."""
+        """For :mod:`pgalloc.fork`: nothing to do."""
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: it makes one of its own."""
-        self.__init__()  # type: ignore[misc]
+        self._lock = threading.Lock()  # another thread of the parent may have the old one
+        self._file = None
 
 
 _default = _Default()
@@ -121,7 +122,7 @@ class _InPages:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of pages."""
+        """Bytes of pages that it takes."""
         return self._pages.nbytes
 
     def release(self) -> None:

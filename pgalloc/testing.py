@@ -107,7 +107,7 @@ def reclaim_log(memory_file: MemoryFile) -> Iterator[list[_core.FileRange]]:
 def without_loaders() -> Iterator[None]:
     """Background restores that begin inside start no threads, in the whole process.
 
-    Their pages arrive for those who need them, and with wait_loaded().
+    Their pages arrive when they are needed, and with wait_loaded().
     """
     _testing.allow_loaders(False)
     try:

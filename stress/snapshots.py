@@ -3,8 +3,8 @@
 Round after round, a file of stamped pages is saved while others use it, and restored: at once,
 forward from a stream, or in the background while many threads map, adopt, free and decommit its
 pages, while it is closed, forked and saved again, and with a damaged image. Nothing may be lost,
-mixed up, booked wrongly or left behind, and nobody may hang. Exits with 0 if all is well, with 1 if
-something was found, which is what ``--plant`` is for.
+mixed up, booked wrongly or left behind, and no thread may hang. Exits with 0 if all is well, with 1
+if something was found, which is what ``--plant`` is for.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Round:
     def _restore_in_background(self, broken: FileRange | None) -> None:
         pieces: list[Piece] = []
         hooks = {HOOK: lambda _, payload: pieces.extend(pieces_from(payload))}
-        alone = self.random.random() < 0.3  # nobody loads but those who need pages
+        alone = self.random.random() < 0.3  # only the threads that need pages load them
         with testing.without_loaders() if alone else contextlib.nullcontext():
             file = MemoryFile.restore(self.path, background=True, hooks=hooks, capacity=CAPACITY)
             self.counts.add("restored in the background")
@@ -141,7 +141,7 @@ class Round:
                 share.append(piece)
         shares[0] += pieces[:1] * (pieces[0].refs - 1)
         owners = [self._owner(i, estate, share) for i, share in enumerate(shares)]
-        witness = self._owner(len(shares), estate, pieces[:1])  # nobody writes to the first piece
+        witness = self._owner(len(shares), estate, pieces[:1])  # no owner writes to the first piece
         witness.adopt()
         if rush:  # everything has its owner when the first page comes
             for owner in owners:

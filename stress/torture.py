@@ -81,7 +81,7 @@ class Run:
             raise self.shelf.findings[0]
 
     def audit_at_rest(self) -> None:
-        """Nobody works: the account must be what the kernel says."""
+        """No thread works: the account must be what the kernel says."""
         self.file.start_evictions()
         if not self.file.wait_for_evictions(timeout=60) or not self.file.wait_for_reclaim(60):
             raise PromiseBrokenError("evictions or the reclaimer do not come to an end")

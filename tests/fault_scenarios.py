@@ -193,7 +193,7 @@ def manual_zeroing(run: Run) -> None:
     run.use(made)
 
 
-def abandoned(run: Run) -> None:
+def rolled_back(run: Run) -> None:
     """A construction whose last step fails (rows A1, A4)."""
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -201,12 +201,12 @@ def abandoned(run: Run) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pgalloc.memory_file.default_monitor", refuse)
-        made = run.make(run.directory / "abandoned", use_host_memcg_pressure=True)
+        made = run.make(run.directory / "rolled_back", use_host_memcg_pressure=True)
     assert made is None
 
 
 def guarded(run: Run) -> None:
-    """A guard that cannot see or sleep protects less; it harms nobody and ends when it has to."""
+    """A guard that cannot see or sleep protects less; it does no harm and ends when it has to."""
     tree = run.directory / "cgroup"
     tree.mkdir(exist_ok=True)
     limit = 64 << 20
@@ -253,6 +253,6 @@ LIVES: list[Scenario] = [
     descriptor,
     file_object,
     manual_zeroing,
-    abandoned,
+    rolled_back,
     guarded,
 ]

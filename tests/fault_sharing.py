@@ -61,7 +61,7 @@ class _Pair:
         return True
 
     def close(self) -> None:
-        """Whatever failed, the owner has everything back."""
+        """Whatever failed, the owner has all pages back."""
         for handle in self.handles:
             handle.release()
         self.handles.clear()

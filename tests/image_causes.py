@@ -165,5 +165,5 @@ def whole_causes() -> dict[str, bytes]:
     unused.usage[0].end = 2 * PAGE
     return {
         "half a page": data[:-1],
-        "a page that nobody uses": build(unused),
+        "a page that is not in use": build(unused),
     }

@@ -2,7 +2,7 @@
 
 ``parse`` checks all that the document says; ``build`` writes any Image, sound or not, with
 checksums that are right; ``fields`` lists every field of an image and ``forge`` changes some of
-them and computes the checksums anew. This file is the door; one idea each is behind it.
+them and computes the checksums anew. Tests import this file only.
 """
 
 from __future__ import annotations

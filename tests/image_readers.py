@@ -113,7 +113,7 @@ def stream(slot: Slot) -> Restored:
 
 
 def background(slot: Slot) -> Restored:
-    """As somebody who touches everything in use."""
+    """As a program that touches everything in use."""
     hooks = Hooks()
     file = MemoryFile.restore(slot.path, background=True, hooks=hooks)
     try:

@@ -28,14 +28,14 @@ double timed(Work work) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-// The compiler must believe that somebody looks at `value`.
+// The compiler must believe that `value` is used.
 template <class T>
 void keep(const T& value) {
   asm volatile("" ::"r,m"(value) : "memory");
 }
 
 // Runs the implementations of one workload, every second round the other way round: memory that was
-// used just before is warm, and whoever comes second finds it.
+// used just before is warm, and the implementation that comes second finds it.
 using Implementation = void (*)();
 void in_turns(std::initializer_list<Implementation> implementations);
 

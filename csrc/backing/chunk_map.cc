@@ -31,7 +31,7 @@ Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capa
   while (true) {
     void* base = sys().mmap(nullptr, size, PROT_NONE, kReserveFlags, -1, 0);
     if (base != MAP_FAILED) {
-      // A core dump of terabytes of nothing helps nobody; failure to say so harms nobody.
+      // Terabytes of nothing do not belong in a core dump. Failure to say so does no harm.
       sys().madvise(base, size, MADV_DONTDUMP);
       return std::shared_ptr<ChunkMap>(new ChunkMap(static_cast<char*>(base), size, writable));
     }
@@ -53,7 +53,7 @@ Status ChunkMap::map(int fd, FileRange range) {
   if (sealed_) return Status::error(ErrorCode::kClosed, "the file is closed");
   const uint64_t last = (range.end - 1) / kChunkSize;
   for (uint64_t chunk = range.start / kChunkSize; chunk <= last; ++chunk) {
-    // Somebody else may have won the race for it.
+    // Another thread may have won the race for it.
     if (mapped_[chunk].load(std::memory_order_relaxed)) continue;
     PGALLOC_RETURN_IF_ERROR(map_chunk(fd, chunk));
   }
@@ -69,7 +69,7 @@ Status ChunkMap::map_chunk(int fd, uint64_t chunk) {
   if (mapped == MAP_FAILED) {
     const int error_number = errno;
     // The kernel may have taken the reservation away before it failed. Take it back, unless it is
-    // still there, so that nobody else's mapping ever lands inside our range.
+    // still there, so that no other mapping lands inside our range.
     sys().mmap(address(offset), length, PROT_NONE, kReserveFlags | MAP_FIXED_NOREPLACE, -1, 0);
     return Status::system_error(error_number, "mmap");
   }

@@ -6,8 +6,8 @@
 // Invariants
 //   1. base() .. base() + capacity() belongs to this object from construction to destruction, so
 //      the address of a file offset never changes (row E4).
-//   2. mapped_[i] goes from false to true once, after chunk i is mapped (release); whoever reads it
-//      as true (acquire) may touch the chunk.
+//   2. mapped_[i] goes from false to true once, after chunk i is mapped (release); a thread
+//      that reads it as true (acquire) may touch the chunk.
 //   3. Mappings outlive close(): they go with this object, which every view keeps alive.
 #pragma once
 
@@ -52,7 +52,7 @@ class ChunkMap {
   Status map(int fd, FileRange range) EXCLUDES(mu_);
   // No chunk is mapped from here on: the descriptor is about to be closed.
   void seal() EXCLUDES(mu_);
-  // In a forked child that goes on using the mapping it inherited.
+  // In a forked child that goes on using its parent's mapping.
   // REQUIRES: the child has only this thread yet.
   void reset_after_fork();
 

@@ -105,7 +105,7 @@ Status CommitProbe::resolve_mixed(FileRange range, uint64_t committed,
   return {};
 }
 
-// The runs of pages that somebody wrote, by the way that is likely to cost least.
+// The runs of pages that were written, by the way that is likely to cost least.
 Status CommitProbe::find_written(FileRange range, uint64_t committed,
                                  std::vector<FileRange>& runs) {
   const uint64_t pages = range.length() / page_size();

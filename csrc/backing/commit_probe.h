@@ -6,7 +6,7 @@
 // What each way of asking sees on shmem:
 //   cachestat (Linux 6.5)  every page, fallocated and swapped ones too, but only as a count
 //   PAGEMAP_SCAN (6.7)     runs in this process's own page tables; blind to the rest
-//   SEEK_DATA / SEEK_HOLE  runs of written pages; blind to fallocated pages nobody touched
+//   SEEK_DATA / SEEK_HOLE  runs of written pages; blind to fallocated, untouched pages
 //   mincore                written pages in the page cache; blind to fallocated and swapped pages
 // So a count of nothing or of everything settles a range. A mixed range is cut into runs by
 // PAGEMAP_SCAN, or by SEEK_DATA where that costs less; if that finds less than was counted, by

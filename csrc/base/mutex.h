@@ -3,7 +3,7 @@
 // Thread safety: everything here is for any thread.
 //
 // Invariants
-//   1. state_ is 0 (free), 1 (held) or 2 (held, and somebody may be asleep on it).
+//   1. state_ is 0 (free), 1 (held) or 2 (held, and a thread may be asleep on it).
 //   2. A thread takes locks in strictly ascending rank. Debug builds check this on every lock().
 //
 // Why not std::mutex: the metadata lock is held for tens of nanoseconds by at most a few threads.

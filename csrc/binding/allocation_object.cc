@@ -19,7 +19,7 @@ void give_back(AllocationObject* self) {
       status.code() == ErrorCode::kOwnerGone) {
     return;
   }
-  // Somebody dropped a reference that was not theirs. There is no caller to tell.
+  // Another caller dropped this handle's reference. There is no caller here to tell.
   const py::error_scope keep_pending_error;
   set_error(status);
   // Not self: it may be on its way out, and must not be shown to anybody.
@@ -97,7 +97,7 @@ char* add_export(AllocationObject* self) {
   if (!await_pages(self->memory_file, pages_of(self), self->range) || !check_owned(self)) {
     return nullptr;
   }
-  if (self->unpinned && self->seat->orphaned()) {  // its owner discards without telling this process
+  if (self->unpinned && self->seat->orphaned()) {  // its owner discards without telling us
     set_error(pages_of(self).check_usable());
     return nullptr;
   }

@@ -6,10 +6,10 @@
 //      pages.
 //   3. The core counts the handle as unpinned iff unpin() was called last, not pin(), and exports
 //      is 0: a live view pins. (But not in a forked child, and not once the file is closed.)
-//   4. A child does not inherit what nobody had pinned when it was forked: such a handle owns nothing
-//      there.
+//   4. A child gets no lease on pages that no handle had pinned when it was forked: a handle on
+//      them owns nothing there.
 //   5. In a peer, unpinned says that the owner of the pages counts them as unpinned. A view takes that
-//      back for good: when it goes, nobody may be there to ask.
+//      back for good: when it goes, the owner may not be there to be asked.
 #pragma once
 
 #include <Python.h>

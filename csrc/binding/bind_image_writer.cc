@@ -68,7 +68,7 @@ class Writer {
   Writer(const Writer&) = delete;
   Writer& operator=(const Writer&) = delete;
 
-  // Whoever calls it keeps it alive for as long.
+  // The caller keeps it alive for as long.
   std::shared_ptr<ImageWriter> core() const {
     if (generation_ != process_generation()) {
       throw_if_error(Status::error(ErrorCode::kForked, "the parent process saves, not this one"));
@@ -104,7 +104,7 @@ class Writer {
       StreamSink& stream;
       ~Taken() { stream.take_done(); }
     } const taken{*stream_};
-    // A copy: whoever gets it may keep it, and the writer goes on.
+    // A copy: the receiver may keep it, and the writer goes on.
     return as_bytes(bytes);
   }
 

@@ -181,7 +181,7 @@ void bind_restore(py::module_& module) {
           [](Self<FileHandle> handle) {
             return value_or_throw(handle->core().references().drop_unadopted());
           },
-          "Drop the references of a restored file that nobody adopted. Returns the bytes of the\n"
+          "Drop the references of a restored file that were not adopted. Returns the bytes of the\n"
           "pages that had any.");
 }
 

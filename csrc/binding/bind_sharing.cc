@@ -1,5 +1,5 @@
-// Purpose: pages that processes share: the owner's tables of leases, a peer's file, and what a forked
-// child inherits, for pgalloc.sharing.
+// Purpose: pages that processes share: the owner's tables of leases, a peer's file, and fork
+// leases, for pgalloc.sharing.
 #include <pybind11/pybind11.h>
 
 #include <string>

@@ -52,7 +52,7 @@ Status FileHandle::close(bool keep_descriptor) {
     }
   }
   // Every address is turned into a view without letting go of the GIL in between, and after the
-  // close there are no more addresses; so with the GIL held nobody is half-way.
+  // close there are no more addresses; so with the GIL held no thread is half-way.
   views_.clear();
   file_->release_mapping();
   return status;

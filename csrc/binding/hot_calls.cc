@@ -2,8 +2,8 @@
 // through pybind11's dispatcher costs about ten times as much as the work behind it.
 //
 // The GIL is kept for calls whose work is tens of nanoseconds under the core's lock. That is safe:
-// whoever holds that lock never waits for the GIL. It is released where the kernel or the reclaimer
-// may take its time.
+// a thread that holds that lock never waits for the GIL. It is released where the kernel or the
+// reclaimer may take its time.
 #include <pybind11/pybind11.h>
 
 #include <array>

@@ -13,8 +13,8 @@ struct MappingObject {
 
 PyTypeObject mapping_type = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
-// The whole range holds addresses where nothing is mapped: whoever reached this object through
-// view.obj must not get a buffer over them.
+// The whole range holds addresses where nothing is mapped: code that reached this object
+// through view.obj must not get a buffer over them.
 int get_buffer(PyObject* self, Py_buffer* buffer, int flags) {
   auto* mapping = reinterpret_cast<MappingObject*>(self);
   if (!mapping->exporting) {

@@ -103,7 +103,7 @@ bool Evictables::wait_until_idle(Deadline deadline) {
 void Evictables::shut_down() {
   MutexLock lock(mu_);
   shut_down_ = true;
-  // Evictions that nobody has taken up yet end here; the others end at their next().
+  // Evictions that no thread has taken up yet end here; the others end at their next().
   for (const UserId id : due_) {
     users_[id].evicting = false;
     --running_;

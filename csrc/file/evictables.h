@@ -1,4 +1,5 @@
-// Purpose: what the users of one file could let go of, and who is being asked to (section G).
+// Purpose: what the users of one file could let go of, and which of them are being asked to
+// (section G).
 //
 // Users are known by number here; the layer above maps objects to numbers and runs the callbacks on
 // threads of its own. The core only says which user is due and which range is next.
@@ -7,7 +8,7 @@
 //
 // Invariants
 //   1. A user is known iff it has a range or is being evicted.
-//   2. A user is in due_ at most once, and only while its eviction has begun and nobody runs it.
+//   2. A user is in due_ at most once, and only while its eviction has begun and no thread runs it.
 //   3. running_ counts the users whose eviction has begun and has not ended.
 #pragma once
 
@@ -39,7 +40,7 @@ class Evictables {
   void start_all() EXCLUDES(mu_);
 
   // For the threads that run callbacks. A user whose eviction begins; nothing while paused and
-  // after shut_down(). Whoever gets a user calls next() until it returns nothing.
+  // after shut_down(). The caller calls next() for that user until it returns nothing.
   std::optional<UserId> wait_for_due_user() EXCLUDES(mu_);
   // Row G4: removes and returns the highest range, or ends this eviction.
   std::optional<FileRange> next(UserId user) EXCLUDES(mu_);
@@ -48,7 +49,7 @@ class Evictables {
   bool wait_until_idle(Deadline deadline) EXCLUDES(mu_);
   // No eviction begins from here on; those under way find nothing more to do.
   void shut_down() EXCLUDES(mu_);
-  // Sends the threads in wait_for_due_user() home, until resume(). What is due stays due.
+  // Makes the threads in wait_for_due_user() return, until resume(). What is due stays due.
   void pause() EXCLUDES(mu_);
   void resume() EXCLUDES(mu_);
 

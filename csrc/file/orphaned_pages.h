@@ -1,5 +1,5 @@
-// Purpose: what is left of a file in a forked child that has no leases on its pages: the views that it
-// inherited work; everything else is refused.
+// Purpose: what is left of a file in a forked child that has no fork lease on its pages: the views
+// that were made before the fork work; everything else is refused.
 //
 // Thread safety: any thread. No lock of the file is taken: a thread of the parent may have held it.
 #pragma once

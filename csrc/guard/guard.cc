@@ -246,7 +246,7 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
       admit(bytes, reservation);
       return {};
     }
-    // What no discarding can make room for must cost nobody anything.
+    // What no discarding can make room for must not cost other allocations anything.
     if (exceeds_a_limit(bytes, /*even_if_empty=*/true)) return refuse(bytes);
     credit_ = 0;
     const uint64_t missing = std::max(bytes - plan.slack(), kBatchBytes / 8);
@@ -313,7 +313,7 @@ void Guard::start_if_wanted() {
   try {
     thread_ = std::thread([this] { run(); });
   } catch (const std::system_error&) {
-    wake_ = {};  // nor a thread; whoever commits memory still makes room for it
+    wake_ = {};  // nor a thread; callers that commit memory still make room for it
   }
 }
 
@@ -391,7 +391,7 @@ GuardPlan::Duration Guard::sample_and_react() {
   return plan_.delay();
 }
 
-// Tells everybody who listens, each time it gets worse.
+// Notifies all listeners each time the alarm gets worse.
 void Guard::raise(Alarm alarm) {
   if (alarm <= alarm_) return;
   if (alarm_ == Alarm::kNone) ++status_.crossings;

@@ -20,7 +20,7 @@
 
 namespace pgalloc {
 
-// What somebody wants kept free: of each limit this share, and at least so many bytes.
+// What a caller wants kept free: of each limit this share, and at least so many bytes.
 struct Headroom {
   double fraction = 0;
   uint64_t bytes = 0;
@@ -80,7 +80,7 @@ class GuardPlan {
   void came_late(Duration late) { lateness_ = std::max(late, lateness_ - lateness_ / 64); }
 
   // Nothing could be given back, and looking for it took so long. With `nothing_unpinned`, nothing
-  // will be until somebody unpins something.
+  // will be until an allocation is unpinned.
   void found_nothing(Duration took, bool nothing_unpinned) {
     const Duration fill = until_filled(tightest_);
     const Duration rarer = std::max(2 * back_off_, kDelayMin);

@@ -87,7 +87,7 @@ Status ExtentBuilder::add_run(FileRange run, Extent& extent) {
     const size_t size = std::min<uint64_t>(kBlock, run.end - offset);
     Result<size_t> count = os::read_at(file_.fd(), offset, out, size);
     if (!count.ok()) return std::move(count).status();
-    // Somebody made the file shorter.
+    // The file was made shorter meanwhile.
     if (*count < size) return Status::system_error(EIO, "pread");
     const char* block = out;
     for (size_t at = 0; at < size; at += page_bytes) {

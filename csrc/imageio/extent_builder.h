@@ -4,7 +4,7 @@
 //
 // Pages are read from the file, not through a mapping: a hole that is read this way stays a hole
 // (row J2), a private copy cannot change between its checksum and its way into the image, and a disk
-// file that somebody cut off is an error and no SIGBUS.
+// file that was cut off is an error and no SIGBUS.
 #pragma once
 
 #include <cstdint>

@@ -21,7 +21,7 @@ using os::sys;
 
 namespace {
 
-// Opening a pipe must not wait for somebody to write; regular files are not affected.
+// Opening a pipe must not wait for a writer; regular files are not affected.
 constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
 
 }  // namespace

@@ -44,7 +44,7 @@ class ImageFile final : public ExtentSource {
   Status read_front();
   Status read_back();
   Status read_at(uint64_t offset, char* data, size_t size) const;
-  // Reads a part as a whole, once its checksum is right: holes in a file cost whoever announces them
+  // Reads a part as a whole, once its checksum is right: a hole costs the author of a file
   // nothing, and should cost us nothing either.
   Status read_part(FileRange part, uint32_t crc, const char* wrong, Buffer& buffer) const;
 

@@ -61,7 +61,7 @@ class StreamSink : public ImageSink {
   Mutex mu_{LockRank::kImageSink};
   CondVar changed_;
   std::optional<std::span<const char>> offered_ GUARDED_BY(mu_);
-  bool taking_ GUARDED_BY(mu_) = false;  // somebody looks at them
+  bool taking_ GUARDED_BY(mu_) = false;  // the consumer looks at them
   bool ended_ GUARDED_BY(mu_) = false;
 };
 

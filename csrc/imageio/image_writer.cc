@@ -18,8 +18,8 @@ using os::sys;
 
 namespace {
 
-// What one extent stands for: short, because whoever waits for a page waits for its extent, and fit
-// for a processor's cache; but a head takes a page.
+// What one extent stands for: short, because a thread that waits for a page waits for its extent,
+// and fit for a processor's cache; but a head takes a page.
 constexpr uint64_t kSpan = uint64_t{1} << 20;
 static_assert(image::kExtentSpan % kSpan == 0);
 
@@ -180,7 +180,7 @@ Status ImageWriter::finish(Item& item, std::span<const char> encoded) {
   }
   if (status.ok()) return status;
   fail(status.clone());
-  // What failed first is what everybody is told; a thread may only have noticed the end of it.
+  // All callers get the first failure; a thread may only have noticed a consequence of it.
   MutexLock lock(order_mu_);
   return failure_ ? failure_->clone() : std::move(status);
 }
@@ -242,7 +242,7 @@ Status ImageWriter::write_extent(Item& item, std::span<const char> encoded) {
   if (sink_->random_access()) pass_turn();
   lock.unlock();
   Status status = sink_->write(head.offset, {buffer.data(), head.end() - head.offset});
-  // Before the count falls: whoever waits for it must not finish an image that lacks this extent.
+  // Before the count falls: a thread that waits for it must not finish an image that lacks it.
   if (!status.ok()) fail(status.clone());
   lock.lock();
   if (!sink_->random_access()) pass_turn();

@@ -19,7 +19,7 @@ using os::sys;
 
 namespace {
 
-constexpr mode_t kOwnerOnly = 0600;  // it holds the contents of somebody's memory
+constexpr mode_t kOwnerOnly = 0600;  // it holds the contents of a program's memory
 constexpr int kAttempts = 100;
 
 std::string folder_of(const std::string& path) {
@@ -28,7 +28,7 @@ std::string folder_of(const std::string& path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
-// A name beside `path` that nobody else is likely to choose.
+// A name beside `path` that no other program is likely to choose.
 std::string temporary_name(const std::string& path) {
   std::random_device random;
   char suffix[48];

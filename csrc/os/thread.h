@@ -3,7 +3,7 @@
 //
 // pthread_join() returns when the thread has let go of its memory, a moment before the kernel takes
 // it off the list of threads. CPython counts that list after fork() and warns when it finds more
-// than one, so whoever stops threads for a fork has to wait for that moment too.
+// than one, so code that stops threads for a fork has to wait for that moment too.
 #pragma once
 
 #include <sys/types.h>

@@ -1,4 +1,4 @@
-// Purpose: how often each page is held by somebody, page by page: what owners have not adopted yet,
+// Purpose: how often each page is held, page by page: what owners have not adopted yet,
 // what a peer leases, what a peer's handles hold.
 //
 // Thread safety: externally synchronised.
@@ -40,7 +40,7 @@ class CountedPages {
   // One less of each page: the pages that are not held any more, in order. False, without effect,
   // unless each of them is held.
   bool remove(FileRange range, std::vector<FileRange>* gone);
-  // The same for whoever knows how often. REQUIRES: nothing in `range` is held; count > 0.
+  // The same for a caller that knows how often. REQUIRES: nothing in `range` is held; count > 0.
   void record(FileRange range, uint32_t count) { set_.insert(range, count); }
   // No page of `range` is held more than `count` times from here on.
   void limit(FileRange range, uint32_t count);

@@ -61,7 +61,7 @@ void DiscardQueue::move_back(DiscardList& to, Discardable& entry) {
   to.push_back(entry);
 }
 
-// --- Who goes ------------------------------------------------------------------------------------
+// --- What goes -----------------------------------------------------------------------------------
 
 Discardable* DiscardQueue::take_victim() {
   Discardable* victim = nullptr;
@@ -84,7 +84,7 @@ Discardable* DiscardQueue::take_victim() {
 Discardable* DiscardQueue::take_oldest() { return main_.first(); }
 
 Discardable* DiscardQueue::take_by_sieve() {
-  // Once round clears every visit, so the second finds somebody, unless all are held.
+  // Once round clears every visit, so the second finds an entry, unless all are held.
   for (size_t steps = 2 * main_.size(); steps > 0; --steps) {
     if (hand_ == nullptr) hand_ = main_.first();
     Discardable* const entry = hand_;

@@ -9,8 +9,8 @@
 //            visit saves an entry once (Yang et al., "FIFO Queues are All You Need for Cache
 //            Eviction", SOSP 2023).
 //
-// An allocation that was discarded leaves its queue; should somebody write to it before it is pinned
-// again, Discarder::sweep() finds that.
+// An allocation that was discarded leaves its queue; if it is written to before it is pinned again,
+// Discarder::sweep() finds that.
 //
 // Thread safety: externally synchronised (the file's lock), but for the counts.
 //
@@ -36,7 +36,8 @@ class DiscardQueue {
       : policy_(policy), tells_ids_(tells_ids) {}
 
   size_t size() const { return small_.size() + main_.size(); }
-  // How old the next victim is, about; nothing if nobody waits, or nobody could go when last asked.
+  // How old the next victim is, about; nothing if the queue is empty, or if no entry could go when
+  // last asked.
   std::optional<uint64_t> front_order() const;
 
   // The entry was unpinned, or pinned. May allocate, before it changes anything.
@@ -45,7 +46,7 @@ class DiscardQueue {
   // It leaves for good.
   void remove(Discardable& entry);
 
-  // Who goes next; nullptr if nobody can. It is in no list afterwards: the caller says what became
+  // What goes next; nullptr if nothing can. It is in no list afterwards: the caller says what became
   // of it by discarded() or refuse().
   Discardable* take_victim();
   void discarded(const Discardable& entry);
@@ -78,7 +79,7 @@ class DiscardQueue {
   DiscardList main_;
   Discardable* hand_ = nullptr;  // sieve: where it looks next; nullptr: at the oldest
   Ghosts ghosts_;                // s3-fifo only
-  bool stuck_ = false;           // everybody is held, until somebody is unpinned
+  bool stuck_ = false;           // all entries are held, until one is unpinned
   std::vector<uint64_t> discarded_ids_;
   std::atomic<uint64_t> discards_{0};
   std::atomic<uint64_t> hits_{0};

@@ -55,7 +55,7 @@ class Ledger {
   std::unordered_map<uint32_t, KindBytes> memcgs_ GUARDED_BY(mu_);
 };
 
-// Row K5: the memory size to show to somebody who uses `used` of a machine of `size` bytes: at
+// Row K5: the memory size to show to a user of `used` bytes of a machine of `size` bytes: at
 // least 2 GiB; more than `used` needs, as a power of two; never above `maximum` (0: no maximum).
 uint64_t total_memory(uint64_t size, uint64_t used, uint64_t maximum);
 

@@ -98,7 +98,7 @@ class PageStates {
   // References that a restored file has because the image says so, without an owner yet.
   const CountedPages& unadopted() const { return unadopted_; }
   const PendingPages& pending() const { return pending_; }
-  // For whoever loads the contents of an image.
+  // For the component that loads the contents of an image.
   PendingPages& pending() { return pending_; }
 
   // Leases: references that other processes hold. One of each page's references becomes a lease;
@@ -112,7 +112,7 @@ class PageStates {
 
   // Discardable memory. One more handle of each page is unpinned; kRefCount if all are already.
   Status unpin(FileRange range);
-  // Whether nobody needs the contents: all references are unpinned, and nothing is on its way.
+  // Whether the contents are not needed: all references are unpinned, and nothing is on its way.
   bool is_discardable(FileRange range) const;
   // The pages that handles of this process have pinned, in order, with the number of these handles.
   std::vector<std::pair<FileRange, uint32_t>> pinned() const;

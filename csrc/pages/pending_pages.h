@@ -11,8 +11,8 @@
 //
 // Who moves a page along each arrow: a thread that loads the page's extent, or one that decommits
 // it. Dropping the last reference forgets it if it waits or is broken. While it is arriving or
-// leaving, somebody is at work on it: a page that arrives is kept from the reclaimer, and who makes
-// one leave holds a reference.
+// leaving, a thread is at work on it: a page that arrives is kept from the reclaimer, and a thread
+// that makes one leave holds a reference.
 //
 // Thread safety: externally synchronised (the file's lock).
 //
@@ -53,7 +53,7 @@ class PendingPages {
   bool empty() const { return set_.empty(); }
   const Set& set() const { return set_; }
   uint64_t bytes(Arrival arrival) const { return bytes_[static_cast<size_t>(arrival)]; }
-  // Since clear(): what was ever expected, and what was forgotten of it before it arrived.
+  // Since clear(): all that was expected, and what was forgotten of it before it arrived.
   uint64_t expected_bytes() const { return expected_bytes_; }
   uint64_t forgotten_bytes() const { return forgotten_bytes_; }
   // The first range in `range` that is in this state.

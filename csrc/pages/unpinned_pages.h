@@ -6,8 +6,8 @@
 // Invariants
 //   1. Every recorded page has at least one unpinned handle, and no more of them than references
 //      (PageStates::verify()).
-//   2. A page's discard is remembered as long as one of its handles is unpinned: whoever was unpinned
-//      before it learns of it, whoever is unpinned later does not.
+//   2. A page's discard is remembered as long as one of its handles is unpinned: a handle that was
+//      unpinned before it learns of it, one that is unpinned later does not.
 #pragma once
 
 #include <cstdint>

@@ -90,7 +90,7 @@ void OwnerLink::resume() {
   if (!queue_.empty() && thread_ == nullptr) start_thread();
 }
 
-// Without a thread the queue waits for the next who gives something back, or flushes.
+// Without a thread the queue waits for the next call that gives something back, or flushes.
 void OwnerLink::start_thread() {
   if (parked_) return;
   try {
@@ -143,7 +143,7 @@ void OwnerLink::send_loop() {
       broken_.store(true, std::memory_order_release);
     }
   }
-  // Parked in the middle of it: whoever comes next sends it first.
+  // Parked in the middle of it: the next thread sends it first.
   for (size_t at = packet.size(); at > prefix_.size();) {
     uint64_t numbers[3];
     at -= sizeof numbers;

@@ -113,7 +113,7 @@ bool PeerFile::holds(FileRange range) const {
   return handles_.has(range);
 }
 
-// The file only grows; whoever owns it has grown it before a lease on its end could arrive.
+// The file only grows; its owner has grown it before a lease on its end could arrive.
 Result<bool> PeerFile::reaches(uint64_t end) const {
   if (end <= size_.load(std::memory_order_acquire)) return true;
   struct stat status{};

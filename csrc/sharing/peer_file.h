@@ -36,8 +36,8 @@ class PeerFile final : public Pages {
   // Works on a copy of `fd`.
   static Result<std::shared_ptr<PeerFile>> create(int fd, const Identity& identity,
                                                   std::shared_ptr<OwnerLink> link);
-  // For a forked child of the owner: the mapping it has inherited, and the pages it has leases on,
-  // with the number of its handles.
+  // For a fork peer of the owner: its parent's mapping, and the pages it has fork leases on, with the
+  // number of its handles.
   static Result<std::shared_ptr<PeerFile>> inherit(
       std::shared_ptr<ChunkMap> chunks, int fd, const Identity& identity,
       std::shared_ptr<OwnerLink> link, const std::vector<std::pair<FileRange, uint32_t>>& pages);

@@ -29,7 +29,7 @@ class Changes:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.closed = self.abandoned = False
+        self.closed = self.forked = False
         self.lock = threading.RLock()
         self._busy = self._broken = False
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -71,21 +71,21 @@ class Changes:
 
     def check_usable(self) -> None:
         """Raises ForkedError or ClosedError."""
-        if self.abandoned:
+        if self.forked:
             raise ForkedError("this Cache belongs to the parent process")
         if self.closed or self._store.file.closed:
             raise ClosedError("the Cache is closed")
 
     def park(self) -> None:
-        """Before a fork, for pgalloc.fork: there is no thread here."""
+        """For :mod:`pgalloc.fork`: nothing to do, a cache has no thread."""
 
     def resume(self) -> None:
-        """After a fork, in the parent."""
+        """For :mod:`pgalloc.fork`: nothing to do."""
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child, where another thread may have had the lock."""
         self.lock = threading.RLock()
-        self.abandoned, self._busy = True, False
+        self.forked, self._busy = True, False
 
 
 def _nothing() -> None:

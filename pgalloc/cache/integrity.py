@@ -63,7 +63,7 @@ def _broken_in_slab(store: Store, slab: Slab) -> Iterator[str]:
     if any(entry.length > slab.slot for entry in slab.entries.values()):
         yield f"slab {slab.id} has a value that is longer than its slot"
     if slab.is_open != (store.slabs._open.get(slab.slot) is slab):
-        yield f"slab {slab.id} is open for nobody"
+        yield f"slab {slab.id} is open, but not known as open"
     if slab.is_open:
         if not slab.allocation.pinned:
             yield f"slab {slab.id} is filled while it may be discarded"
@@ -73,7 +73,7 @@ def _broken_in_slab(store: Store, slab: Slab) -> Iterator[str]:
         yield f"slab {slab.id} is out of the core's reach"
     known = slab.id in store.slabs._vacant.get(slab.slot, {})
     if known != (bool(slab.vacant) and not slab.is_open):
-        yield f"slab {slab.id} has vacant slots that nobody knows of"
+        yield f"slab {slab.id} has vacant slots that are not known"
 
 
 def mend(store: Store) -> None:

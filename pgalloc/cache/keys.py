@@ -47,7 +47,7 @@ def encode_key(key: Key) -> bytes:
 
 
 def encode_length(length: int) -> bytes:
-    """Four bytes."""
+    """A length as four bytes."""
     return length.to_bytes(4, "little")
 
 

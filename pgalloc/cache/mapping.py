@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import weakref
@@ -26,7 +27,7 @@ from pgalloc.cache.entry import Entry
 from pgalloc.cache.integrity import broken_invariant
 from pgalloc.cache.keys import Key, check_key
 from pgalloc.cache.policy import CORE_NUMBERS, Policy
-from pgalloc.cache.serving import Servable
+from pgalloc.cache.serving import CacheReader, serve
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
 from pgalloc.cache.store import Store
@@ -35,6 +36,7 @@ from pgalloc.cache.views import CacheItems, CacheValues
 from pgalloc.errors import ClosedError, Error, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
+from pgalloc.sharing import Server
 from pgalloc.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ T = TypeVar("T")
 _NO_DEFAULT: Any = object()
 
 
-class Cache(Servable, MutableMapping[Key, memoryview]):
+class Cache(MutableMapping[Key, memoryview]):
     """Keeps bytes as long as there is memory for them.
 
     Values live outside Python's heap. When a memory limit comes near, or ``maxsize`` is reached,
@@ -177,7 +179,7 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
             self._misses += misses
 
     def _look_again(self, key: Key) -> memoryview | None:
-        """get() for one who has counted already."""
+        """get() without counting a hit or a miss again."""
         view = self.get(key)
         if view is None:
             self._count(misses=-1)
@@ -201,11 +203,11 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
             return iter(list(self._entries))
 
     def items(self) -> CacheItems:
-        """Of a value that goes while you iterate, nothing is said."""
+        """Keys and values as they are now, one by one; one that goes meanwhile is left out."""
         return CacheItems(self)
 
     def values(self) -> CacheValues:
-        """As items()."""
+        """The values as they are now, one by one; one that goes meanwhile is left out."""
         return CacheValues(self)
 
     def _catch_up(self) -> None:
@@ -353,6 +355,25 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
                 return
             self._on_discard(key)
 
+    # --- sharing ---------------------------------------------------------------------------------
+
+    def serve(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
+        """Let other processes of this user read the values, without copying: Cache.connect(path).
+
+        The socket is for its user only. Serves until the Server is closed, or the cache is.
+        """
+        self._changes.check_usable()
+        return serve(self, path)
+
+    @staticmethod
+    def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> CacheReader:
+        """The cache that another process serves at this path, for reading.
+
+        Raises OwnerGoneError if no process serves there, SharingError if what is served there is
+        no cache.
+        """
+        return CacheReader(path)
+
     # --- figures ---------------------------------------------------------------------------------
 
     @property
@@ -368,7 +389,7 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
 
     @property
     def policy(self) -> Policy:
-        """Which values go first."""
+        """Which values go first when memory is wanted."""
         return self._policy
 
     @property
@@ -408,14 +429,14 @@ class Cache(Servable, MutableMapping[Key, memoryview]):
         with changes.lock:
             if changes.closed:
                 return
-            if not changes.abandoned and not self._file.closed:
+            if not changes.forked and not self._file.closed:
                 changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
-                    with suppress(OptionError):  # somebody removed it
+                    with suppress(OptionError):  # it was removed already
                         self._file.remove_save_hook(self._name)
             changes.closed = True
             self._entries.clear()
-        if not changes.abandoned:
+        if not changes.forked:
             self._monitor.close()
             if self._owns_file:
                 self._file.close()

@@ -6,14 +6,17 @@ import enum
 
 
 class Policy(enum.StrEnum):
-    """Names for Cache(policy=...). docs/cache.md has what each of them hits and misses."""
+    """Names for Cache(policy=...). docs/cache.md has what each of them hits and misses.
+
+    Attributes:
+        LRU: "lru", first the value that was not used for longest.
+        SIEVE: "sieve", first the oldest value that was not used since it was last considered.
+        S3_FIFO: "s3-fifo", first the values that were not asked for again soon after they came.
+    """
 
     LRU = "lru"
-    """The value that was not used for longest."""
     SIEVE = "sieve"
-    """The oldest value that was not used since it was last considered."""
     S3_FIFO = "s3-fifo"
-    """Values that nobody asked for again soon after they came, before those that were."""
 
 
 CORE_NUMBERS = {Policy.LRU: 0, Policy.SIEVE: 1, Policy.S3_FIFO: 2}

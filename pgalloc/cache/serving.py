@@ -24,9 +24,7 @@ from pgalloc.sharing.session import Value
 if TYPE_CHECKING:
     from typing import Self
 
-    from pgalloc.cache.changes import Changes
-    from pgalloc.cache.entry import Entry
-    from pgalloc.memory_file import MemoryFile
+    from pgalloc.cache.mapping import Cache
 
 T = TypeVar("T")
 
@@ -42,52 +40,30 @@ def _decoded(encoded: bytes) -> Key:
     return key
 
 
-class Servable:
-    """The base of Cache."""
+def serve(cache: Cache, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
+    """See Cache.serve()."""
+    this = weakref.ref(cache)  # or the Server would keep the cache
 
-    _changes: Changes
-    _entries: dict[Key, Entry]
-    _file: MemoryFile
+    def look_up(encoded: bytes) -> Value | None:
+        cache = this()
+        return None if cache is None else _look_up(cache, _decoded(encoded))
 
-    def serve(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
-        """Let other processes of this user read the values, without copying: Cache.connect(path).
+    return Server(cache.file, path, readonly=True, lookup=look_up)
 
-        The socket is for its user only. Serves until the Server is closed, or the cache is.
-        """
-        self._changes.check_usable()
-        this = weakref.ref(self)
 
-        def look_up(encoded: bytes) -> Value | None:
-            cache = this()
-            return None if cache is None else cache._look_up(_decoded(encoded))
-
-        return Server(self._file, path, readonly=True, lookup=look_up)
-
-    @staticmethod
-    def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> CacheReader:
-        """The cache that another process serves at this path, for reading.
-
-        Raises OwnerGoneError if nobody serves there, SharingError if no cache is served there.
-        """
-        return CacheReader(path)
-
-    def _count(self, *, hits: int = 0, misses: int = 0) -> None:
-        """Cache's."""
-        raise NotImplementedError
-
-    def _look_up(self, key: Key) -> Value | None:
-        """Called by the broker. What changes at this very moment is a miss."""
-        self._changes.check_usable()
-        entry = self._entries.get(key)
-        if entry is not None and (entry.expires is None or entry.expires > time.monotonic()):
-            try:
-                view = entry.allocation._pinned_view(entry.start, entry.stop)
-            except ClosedError:
-                view = None
-            if view is not None and self._entries.get(key) is entry:
-                return Value(entry.allocation, entry.start, entry.stop, view)
-        self._count(misses=1)
-        return None
+def _look_up(cache: Cache, key: Key) -> Value | None:
+    """Called by the broker. What changes at this very moment is a miss."""
+    cache._changes.check_usable()
+    entry = cache._entries.get(key)
+    if entry is not None and (entry.expires is None or entry.expires > time.monotonic()):
+        try:
+            view = entry.allocation._pinned_view(entry.start, entry.stop)
+        except ClosedError:
+            view = None
+        if view is not None and cache._entries.get(key) is entry:
+            return Value(entry.allocation, entry.start, entry.stop, view)
+    cache._count(misses=1)
+    return None
 
 
 class CacheReader:

@@ -63,7 +63,7 @@ class Slab:
 
     @property
     def live(self) -> int:
-        """How many values there are."""
+        """How many values are in the slab."""
         return len(self.entries)
 
     def take_slot(self) -> int | None:

@@ -7,20 +7,28 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Counts since the cache was made, and what it holds now."""
+    """Counts since the cache was made, and what it holds now.
+
+    Attributes:
+        hits: lookups that found a value.
+        misses: lookups that found none.
+        sets: values that were stored.
+        evictions: values that went because of ``maxsize`` or evict().
+        discards: values that went because memory ran short.
+        expirations: values that went because their time was over.
+        entries: how many values there are now.
+        value_bytes: the lengths of all values now, in bytes.
+        bytes: bytes of the pages that hold them: ``currsize``.
+        headroom: bytes that can be committed before the tightest memory limit; None without one.
+    """
 
     hits: int
     misses: int
     sets: int
     evictions: int
-    """Values that went because of ``maxsize`` or evict()."""
     discards: int
-    """Values that went because memory ran short."""
     expirations: int
     entries: int
     value_bytes: int
-    """The lengths of all values."""
     bytes: int
-    """The pages that hold them: ``currsize``."""
     headroom: int | None
-    """Bytes that can be committed before the tightest memory limit; None without one."""

@@ -43,7 +43,7 @@ class Store:
         self.held_bytes = self.value_bytes = 0
         self.sets = self.evictions = self.discards = self.expirations = 0
         self.uncounted_hits = 0  # looks at values that the core took for hits
-        self.discarded_keys: list[Key] = []  # for whoever wants to be told; else not filled
+        self.discarded_keys: list[Key] = []  # for on_discard; filled only if there is one
         self.keep_discarded_keys = False
         self._seen_discards = 0
         self._tags: dict[Key, dict[Key, Entry]] = {}
@@ -138,7 +138,7 @@ class Store:
         return True
 
     def remove_all(self) -> None:
-        """Everything."""
+        """Remove all values."""
         for entry in list(self.entries.values()):
             self.remove(entry)
         for slab in self.slabs.open_slabs():
@@ -251,7 +251,7 @@ class Store:
                 self._lose(holder)
 
     def _lose(self, holder: Entry | Slab) -> None:
-        """The core has discarded this."""
+        """Take out a value that the core has discarded."""
         if self.keep_discarded_keys:
             self.discarded_keys.extend(entry.key for entry in _values(holder))
         self.discards += self._remove_holder(holder)

@@ -12,12 +12,12 @@ class TooLargeError(ValueError):
 
 
 def expiry(expire: float | None) -> float | None:
-    """When that is; None for never."""
+    """When a value expires, by time.monotonic(); None for never."""
     if expire is None:
         return None
     if isinstance(expire, bool) or not isinstance(expire, (int, float)):
         raise TypeError(f"expire must be seconds, not {type(expire).__name__}")
     if not expire > 0:
         raise OptionError("expire must be more than 0 seconds")
-    # Nobody waits longer than for 3000 years; and clocks are added to it.
+    # More than 3000 years is for ever; and the clock is added to it.
     return time.monotonic() + expire if expire < 1e11 else None

@@ -22,7 +22,7 @@ from pgalloc.pressure.limits import charged_directories
 from pgalloc.sizes import parse_headroom
 
 DEFAULT_HEADROOM = "10%"
-"""What a Monitor asks for, and what the guard keeps by itself when nobody asks."""
+"""What a Monitor asks for, and what the guard keeps free without being asked."""
 
 _log = logging.getLogger("pgalloc.pressure")
 
@@ -31,20 +31,23 @@ class _Configuration:
     """What the guard of this process was told. One instance, for :mod:`pgalloc.fork`."""
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self.lock = threading.RLock()
         self.done = False
         self.watches = False
         self.token: int | None = None
 
     def park(self) -> None:
-        """There is no Python thread here."""
+        """For :mod:`pgalloc.fork`: nothing to do, the guard has no Python thread."""
 
     def resume(self) -> None:
-        """As park()."""
+        """For :mod:`pgalloc.fork`: nothing to do."""
 
-    def abandon(self) -> None:
-        """In a forked child: nothing was told to its guard."""
-        self.__init__()  # type: ignore[misc]
+    def reset_in_child(self) -> None:
+        """In a forked child: its guard is not configured yet."""
+        self._reset()
 
 
 _configuration = _Configuration()
@@ -58,7 +61,7 @@ def ensure() -> None:
         with _configuration.lock:
             if not _configuration.done:
                 _configure(None, "/proc", "/")
-    except Exception:  # whoever wants memory must get it, guarded or not
+    except Exception:  # an allocation must succeed, guarded or not
         _configuration.done = True
         _log.warning("the memory guard could not be configured", exc_info=True)
 

@@ -39,7 +39,7 @@ class PressureEvent:
 
 
 def is_at_least(event: PressureEvent, level: Level) -> bool:
-    """Whether an event concerns those who asked for ``level``."""
+    """Whether an event concerns subscribers to ``level``."""
     return LEVELS.index(event.level) >= LEVELS.index(level)
 
 
@@ -67,7 +67,7 @@ class Mailbox:
 
     @property
     def ended(self) -> bool:
-        """Whether nobody reads it any more, or nobody fills it."""
+        """Whether it has no reader any more, or will not be filled any more."""
         return self._ended
 
     def put(self, event: PressureEvent) -> None:
@@ -84,15 +84,15 @@ class Mailbox:
             self._event = None
             self._wake()
 
-    def abandon(self) -> None:
-        """In a forked child: whoever wakes the reader would wake the parent's."""
+    def reset_in_child(self) -> None:
+        """In a forked child: ends it without waking the reader, which is the parent's."""
         self._lock = threading.RLock()
         self._ended = True
         self._event = self._waiter = None
 
     async def take(self) -> PressureEvent:
-        """Waits for an event. StopAsyncIteration at the end; RuntimeError if somebody waits."""
-        import asyncio  # whoever gets here has done so already; pgalloc itself does not need it
+        """Waits for an event. StopAsyncIteration at the end; RuntimeError if another task waits."""
+        import asyncio  # the caller has done so already; pgalloc itself does not need it
 
         loop = asyncio.get_running_loop()
         while True:
@@ -121,8 +121,8 @@ class Mailbox:
 class EventStream:
     """An asynchronous iterator over the events of a Monitor: ``Monitor.events()``.
 
-    It ends when the monitor closes or :meth:`close` is called. Who breaks out of its loop need not
-    do anything: a stream that nobody has a reference to is gone. It may be read in any event loop,
+    It ends when the monitor closes or :meth:`close` is called. After breaking out of the loop there
+    is nothing to do: a stream without references is gone. It may be read in any event loop,
     by one task at a time.
     """
 
@@ -130,7 +130,7 @@ class EventStream:
         if not isinstance(mailbox, Mailbox):
             raise TypeError("an EventStream comes from Monitor.events()")
         self._mailbox = mailbox
-        self._monitor = monitor  # which is in use as long as somebody reads this
+        self._monitor = monitor  # which is in use as long as this is read
         self._finalizer = weakref.finalize(self, mailbox.end)
         self._finalizer.atexit = False
 

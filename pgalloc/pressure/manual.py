@@ -36,7 +36,7 @@ class ManualSource(PressureSource):
         self.fd = os.eventfd(0, flags)
 
     def signal(self, level: Level = "low") -> None:
-        """Makes one event of that level. Raises ValueError once closed: nobody listens."""
+        """Makes one event of that level. Raises ValueError once closed."""
         level = checked_level(level)
         with self._lock:
             if self.fd < 0:

@@ -77,7 +77,7 @@ class PressureLevelListener:
 
         Waits for a running callback, unless called from it; so the caller must not hold a lock
         that the callback takes. Harmless when repeated. In a forked child the same as
-        :meth:`abandon`.
+        :meth:`reset_in_child`.
         """
         self._watcher.stop()
 
@@ -93,12 +93,12 @@ class PressureLevelListener:
         """After a fork, in the parent: starts the thread again unless it was stopped."""
         self._watcher.resume()
 
-    def abandon(self) -> None:
-        """After a fork, in the child: lets go of what was inherited, and never calls back.
+    def reset_in_child(self) -> None:
+        """After a fork, in the child: lets go of everything, and never calls back.
 
         The parent's registration is untouched.
         """
-        self._watcher.abandon()
+        self._watcher.reset_in_child()
 
     def __enter__(self) -> Self:
         return self
@@ -114,5 +114,5 @@ class PressureLevelListener:
     def _call_back(self, signals: list[Signal]) -> None:
         try:
             self._callback()
-        except BaseException:  # nobody above the thread could handle it
+        except BaseException:  # nothing above the thread could handle it
             _log.exception("the pressure callback %r failed", self._callback)

@@ -5,8 +5,8 @@ Thread safety: every method may be called from any thread, from callbacks and fr
 Invariants:
   1. Callbacks run on one thread, one at a time; what ``unsubscribe()`` and ``close()`` promise is
      in ``subscribers``.
-  2. The thread keeps nothing of a monitor alive but while it delivers: a monitor that nobody else
-     refers to ends its thread, closes its sources and takes back its headroom, also if its own
+  2. The thread keeps nothing of a monitor alive but while it delivers: a monitor without other
+     references ends its thread, closes its sources and takes back its headroom, also if its own
      callbacks refer to it.
   3. A monitor belongs to the process that made it; in a forked child it is of no use.
 """
@@ -121,7 +121,7 @@ class Monitor:
     def events(self, level: Level = "low") -> EventStream:
         """The events of that level and above, for ``async for``, in any asyncio loop.
 
-        Events that come while nobody waits are merged into one. Raises as :meth:`subscribe`, but
+        Events that come while no task waits are merged into one. Raises as :meth:`subscribe`, but
         for the callback.
         """
         mailbox = Mailbox(checked_level(level))
@@ -191,10 +191,10 @@ class Monitor:
         """After a fork, in the parent: what came meanwhile is delivered now."""
         self._watcher.resume()
 
-    def abandon(self) -> None:
-        """After a fork, in the child: lets go of what was inherited."""
-        self._subscribers.abandon()
-        self._watcher.abandon()
+    def reset_in_child(self) -> None:
+        """After a fork, in the child: lets go of everything; this monitor is closed."""
+        self._subscribers.reset_in_child()
+        self._watcher.reset_in_child()
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
@@ -214,6 +214,10 @@ class _Shared:
     """The monitor that all of pgalloc shares. One instance; in a forked child a new one."""
 
     def __init__(self) -> None:
+        self.reset_in_child()
+
+    def reset_in_child(self) -> None:
+        """In a forked child, where another thread of the parent may have the lock."""
         self.lock = threading.RLock()
         self.monitor: weakref.ref[Monitor] | None = None
 
@@ -224,7 +228,7 @@ _shared = _Shared()
 def default_monitor() -> Monitor:
     """The monitor that all of pgalloc shares, with the default headroom and all sources.
 
-    It lives as long as somebody refers to it; do not close it, others may use it.
+    It lives as long as there are references to it; do not close it, others may use it.
     """
     with _shared.lock:
         monitor = _shared.monitor() if _shared.monitor is not None else None
@@ -234,5 +238,4 @@ def default_monitor() -> Monitor:
         return monitor
 
 
-# In a child, another thread of the parent may have the lock.
-os.register_at_fork(after_in_child=lambda: _shared.__init__())  # type: ignore[misc]
+os.register_at_fork(after_in_child=_shared.reset_in_child)

@@ -1,4 +1,4 @@
-"""Who hears of pressure: the callbacks and streams of one Monitor, and how they are told.
+"""The subscribers of one Monitor, callbacks and streams, and how they are told of pressure.
 
 Thread safety: every method may be called from any thread, from callbacks and from finalizers. The
 lock may be taken again by its owner, and is never held while a callback runs.
@@ -88,7 +88,7 @@ class Subscribers:
         return self._ended
 
     def add(self, subscription: Subscription) -> bool:
-        """False if it is too late."""
+        """Subscribes. False if all subscriptions have ended already."""
         with self._condition:
             if self._ended:
                 return False
@@ -121,8 +121,8 @@ class Subscribers:
             if isinstance(subscription.tells, Mailbox):
                 subscription.tells.end()
 
-    def abandon(self) -> None:
-        """In a forked child: nobody is told anything, and no inherited lock is taken."""
+    def reset_in_child(self) -> None:
+        """In a forked child: ends all subscriptions, without the parent's lock."""
         self._condition = threading.Condition(threading.RLock())
         self._ended = True
         self._running = None
@@ -130,7 +130,7 @@ class Subscribers:
         for subscription in subscriptions:
             subscription.removed = True
             if isinstance(subscription.tells, Mailbox):
-                subscription.tells.abandon()
+                subscription.tells.reset_in_child()
 
     def stats(self, dropped_sources: int) -> MonitorStats:
         """Counts since this was made."""
@@ -147,7 +147,7 @@ class Subscribers:
             )
 
     def dispatch(self, signals: list[Signal]) -> None:
-        """Makes one event of some signals and tells everybody whom it concerns."""
+        """Makes one event of some signals, for all subscribers to its level."""
         event = _event_of(signals)
         with self._condition:
             self._dispatcher = threading.current_thread()
@@ -174,7 +174,7 @@ class Subscribers:
             self._callbacks += 1
         try:
             subscription.tells(event)
-        except BaseException:  # nobody above the thread could handle it
+        except BaseException:  # nothing above the thread could handle it
             with self._condition:
                 self._failures += 1
             _log.exception("the pressure callback %r failed", subscription.tells)
@@ -184,7 +184,7 @@ class Subscribers:
                 self._condition.notify_all()
 
     def _forget_the_dead(self) -> None:
-        """Streams that nobody reads any more: their finalizers do as little as possible."""
+        """Removes streams without a reader: their finalizers do as little as possible."""
         for subscription in list(self._all):
             if not subscription.is_alive:
                 self._all.pop(subscription, None)

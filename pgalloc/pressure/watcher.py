@@ -10,10 +10,10 @@ Invariants:
   3. ``_thread`` is None exactly when no thread will touch the sources any more. A thread decides
      to end under the lock, so a resume that comes first keeps it.
   4. From ``park`` to ``resume`` there is no thread, except one whose ``deliver`` takes longer than
-     a second. A child never takes a lock that it inherited, and never reads the descriptors that
+     a second. A child never takes a lock of its parent's, and never reads the descriptors that
      it shares with its parent.
-  5. The thread holds the watcher and ``deliver``, and nothing else: who forgets a watcher but has
-     called ``stop`` has ended its thread.
+  5. The thread holds the watcher and ``deliver``, and nothing else. ``stop`` ends it, and so lets
+     go of both.
 """
 
 from __future__ import annotations
@@ -119,10 +119,10 @@ class Watcher:
 
         Waits for a running ``deliver``, unless called from it or told not to wait; so the caller
         must not hold a lock that ``deliver`` takes. Harmless when repeated. In a forked child the
-        same as :meth:`abandon`.
+        same as :meth:`reset_in_child`.
         """
         if os.getpid() != self._pid:
-            self.abandon()
+            self.reset_in_child()
             return
         with self._lock:
             self._stopped = True
@@ -162,8 +162,8 @@ class Watcher:
             self._parks -= 1
             self._start_thread()
 
-    def abandon(self) -> None:
-        """After a fork, in the child: lets go of what was inherited, and never delivers.
+    def reset_in_child(self) -> None:
+        """After a fork, in the child: lets go of everything, and never delivers.
 
         The parent's registrations are untouched.
         """
@@ -194,7 +194,7 @@ class Watcher:
                 signals, self._signals = self._signals, []
                 try:
                     self._deliver(signals)
-                except BaseException:  # nobody above this frame could handle it
+                except BaseException:  # nothing above this frame could handle it
                     _log.exception("delivering pressure signals failed")
                 del signals
                 if os.getpid() != self._pid:

@@ -8,12 +8,12 @@ what it held. Nothing has a name that could be left behind.
 * ``protocol``: the messages. ``broker``, ``session``, ``offers``: the owner's side.
 * ``connection``, ``peer``, ``remote``: the peer's. ``fork_leases``: forked children.
 * ``transport``: how pages travel in what multiprocessing sends. ``arrays``: numpy on top of it.
-* ``serving``: sockets with a name. ``sharable``: what a MemoryFile offers of all this.
+* ``serving``: sockets with a name. ``leases``: what peers hold.
 """
 
 from pgalloc.sharing import fork_leases, transport
+from pgalloc.sharing.leases import Lease
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.serving import Server, connect
-from pgalloc.sharing.sharable import Lease, Sharable
 
-__all__ = ["Lease", "PeerFile", "Server", "Sharable", "connect", "fork_leases", "transport"]
+__all__ = ["Lease", "PeerFile", "Server", "connect", "fork_leases", "transport"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,10 @@ from pgalloc.allocation import Allocation
 from pgalloc.arguments import checked_int
 from pgalloc.errors import OptionError
 from pgalloc.sharing import transport
+
+if TYPE_CHECKING:
+    from pgalloc.memory_file import MemoryFile
+    from pgalloc.sharing.peer import PeerFile
 
 
 class SharedArray(np.ndarray):
@@ -41,8 +45,10 @@ class SharedArray(np.ndarray):
         return np.array(self)
 
 
-def new_array(file: Any, shape: Any, dtype: Any, options: dict[str, Any]) -> SharedArray:
-    """Zeros, in pages of a file."""
+def new_array(
+    file: MemoryFile | PeerFile, shape: Any, dtype: Any, options: dict[str, Any]
+) -> SharedArray:
+    """An array of zeros in new pages of a file."""
     kind = np.dtype(dtype)
     if kind.hasobject:
         raise OptionError("Python objects cannot lie in shared pages: see pgalloc.share()")

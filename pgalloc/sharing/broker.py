@@ -4,14 +4,14 @@ It starts when something is shared for the first time, and ends when nothing is 
 offer, no peer, no server. The socket it listens on by itself has an abstract name, which the kernel
 forgets with the process, however that ends.
 
-Thread safety: any thread. ``lock`` guards offers, sessions and doors; it is held for one step of
-one request at a time, never while a peer is waited for.
+Thread safety: any thread. ``lock`` guards offers, sessions and listeners; it is held for one step
+of one request at a time, never while a peer is waited for.
 
 Invariants:
   1. No peer is waited for: what one does not read waits in its channel, which is not read
      meanwhile.
-  2. A peer that has not said who it is may hold a descriptor for GREETING_MAX_S, and the
-     STRANGERS_MAX newest ones only.
+  2. An unauthenticated channel stays open for at most GREETING_MAX_S, and there are at most
+     UNAUTHENTICATED_MAX of them: the newest.
   3. In a forked child every descriptor of the parent's broker is closed at once: peers learn of an
      owner's death by its last descriptor.
 """
@@ -34,13 +34,13 @@ from pgalloc import _core, fork
 from pgalloc.allocation import Allocation
 from pgalloc.errors import SharingError
 from pgalloc.sharing import protocol
-from pgalloc.sharing.channel import GREETING_MAX_S, Channel, Door
+from pgalloc.sharing.channel import GREETING_MAX_S, Channel, Listener
 from pgalloc.sharing.offers import UNCLAIMED_MAX_S, Offers
 from pgalloc.sharing.protocol import Op, ProtocolError
 from pgalloc.sharing.session import Answer, Scope, Session
 from pgalloc.sharing.tokens import Address, Token
 
-STRANGERS_MAX = 64
+UNAUTHENTICATED_MAX = 64
 _ACCEPTS_AT_ONCE = 16
 _IDLE_S = 0.2  # before it ends
 _CREDENTIALS = struct.Struct("3i")
@@ -53,11 +53,14 @@ class Broker:
     """One for each process: :data:`broker`."""
 
     def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
         self.lock = threading.RLock()
         self.offers = Offers()
         self._channels: dict[int, Channel] = {}  # by descriptor
-        self._doors: dict[int, Door] = {}
-        self._own_door: Door | None = None
+        self._listeners: dict[int, Listener] = {}  # by descriptor
+        self._own_listener: Listener | None = None
         self._address = Address(
             b"\0pgalloc-%d-%s" % (os.getpid(), os.urandom(8).hex().encode()),
             os.urandom(protocol.NONCE_BYTES),
@@ -67,7 +70,8 @@ class Broker:
         self._thread: threading.Thread | None = None
         self._parked = False
         self._stopping = False
-        self._deaf_until: float | None = None  # no descriptor to be had for whoever comes
+        # While this process has no descriptor left for another peer.
+        self._accept_paused_until: float | None = None
 
     # --- what the owner asks for -----------------------------------------------------------------
 
@@ -88,7 +92,7 @@ class Broker:
             return pages
 
     def drop_unclaimed(self, file_id: int, seconds: float) -> int:
-        """Drop what nobody claimed for so long. The bytes of its pages."""
+        """Drop offers that were not claimed for so long. The bytes of their pages."""
         with self.lock:
             nbytes = self.offers.drop_older(seconds, file_id)
             self._poke()
@@ -101,28 +105,28 @@ class Broker:
             self._ensure_running()
             self._add_channel(Channel(sock, session, greeted=True))
 
-    def open_door(self, listener: socket.socket, scope: Scope) -> Door:
-        """Serve whoever connects to a listening socket, which stays the caller's."""
+    def add_listener(self, sock: socket.socket, scope: Scope) -> Listener:
+        """Accept peers from a listening socket, which stays the caller's."""
         with self.lock:
-            listener.setblocking(False)
-            door = Door(listener, scope)
+            sock.setblocking(False)
+            listener = Listener(sock, scope)
             self._ensure_running()
-            self._doors[listener.fileno()] = door
-            self._register(listener, selectors.EVENT_READ)
+            self._listeners[sock.fileno()] = listener
+            self._register(sock, selectors.EVENT_READ)
             self._poke()
-            return door
+            return listener
 
-    def close_door(self, door: Door) -> None:
-        """Nobody comes by it any more; its peers stay."""
+    def remove_listener(self, listener: Listener) -> None:
+        """Accept no more peers from it; those that are connected stay."""
         with self.lock:
-            descriptor = door.listener.fileno()
-            if self._doors.get(descriptor) is door:
-                self._unregister(door.listener)
-                del self._doors[descriptor]
+            descriptor = listener.socket.fileno()
+            if self._listeners.get(descriptor) is listener:
+                self._unregister(listener.socket)
+                del self._listeners[descriptor]
                 self._poke()
 
     def sessions(self) -> list[Session]:
-        """Of the peers there are now."""
+        """The sessions of all peers that are connected now."""
         with self.lock:
             return [channel.session for channel in self._channels.values() if channel.greeted]
 
@@ -136,12 +140,12 @@ class Broker:
             selector = selectors.DefaultSelector()
             selector.register(self._wake, selectors.EVENT_READ)
             self._selector = selector
-        if self._own_door is None:
-            listener = socket.socket(socket.AF_UNIX, _KIND)
-            listener.bind(self._address.name)
-            listener.listen(128)
-            self._own_door = self._doors[listener.fileno()] = Door(listener, Scope())
-            self._register(listener, selectors.EVENT_READ)
+        if self._own_listener is None:
+            sock = socket.socket(socket.AF_UNIX, _KIND)
+            sock.bind(self._address.name)
+            sock.listen(128)
+            self._own_listener = self._listeners[sock.fileno()] = Listener(sock, Scope())
+            self._register(sock, selectors.EVENT_READ)
         self._start()
         self._poke()
 
@@ -179,26 +183,26 @@ class Broker:
             if self._selector is not None:
                 self._start()
 
-    def abandon(self) -> None:
-        """For :mod:`pgalloc.fork`: leave_to_parent() does it, a moment later."""
+    def reset_in_child(self) -> None:
+        """For :mod:`pgalloc.fork`: nothing to do yet, leave_to_parent() comes a moment later."""
 
     def leave_to_parent(self) -> tuple[Address, list[Any]]:
-        """In a forked child: all this is the parent's. Its address, and what it held for others.
+        """In a forked child: drop the parent's broker. Its address, and what it held for others.
 
         The references of that are counted for this process, too. So it is to be kept until this
         process can give them back.
         """
-        for door in self._doors.values():
-            door.listener.close()
+        for listener in self._listeners.values():
+            listener.socket.close()
         for channel in self._channels.values():
-            channel.abandon()
+            channel.close_descriptors()
         # Another thread may be in the middle of _ensure_running() or _shut_down(), and is not here.
         if self._selector is not None:
             self._selector.close()
         if self._wake >= 0:
             os.close(self._wake)
         address, held = self._address, [self.offers, self._channels]
-        self.__init__()  # type: ignore[misc]
+        self._reset()
         return address, held
 
     def _run(self) -> None:
@@ -226,16 +230,16 @@ class Broker:
                 self._tidy()
 
     def _idle_since(self, before: float | None) -> float | None:
-        if self._channels or self.offers or len(self._doors) > 1:
+        if self._channels or self.offers or len(self._listeners) > 1:
             return None
         return time.monotonic() if before is None else before
 
     def _shut_down(self) -> None:
         assert self._selector is not None
-        for door in self._doors.values():
-            door.listener.close()
-        self._doors.clear()
-        self._own_door = None
+        for listener in self._listeners.values():
+            listener.socket.close()
+        self._listeners.clear()
+        self._own_listener = None
         self._selector.close()
         self._selector = None
         # What is closed has no name any more, or a child that is forked now would close it again.
@@ -248,8 +252,8 @@ class Broker:
         waits = [GREETING_MAX_S for channel in self._channels.values() if not channel.greeted]
         if idle_since is not None:
             waits.append(_IDLE_S)
-        if self._deaf_until is not None:
-            waits.append(max(0.0, self._deaf_until - time.monotonic()))
+        if self._accept_paused_until is not None:
+            waits.append(max(0.0, self._accept_paused_until - time.monotonic()))
         oldest = self.offers.seconds_to_next()
         if oldest is not None:
             waits.append(oldest)
@@ -258,14 +262,14 @@ class Broker:
     def _tidy(self) -> None:
         now = time.monotonic()
         self.offers.drop_older(UNCLAIMED_MAX_S)
-        strangers = [channel for channel in self._channels.values() if not channel.greeted]
-        for channel in strangers:
+        unauthenticated = [channel for channel in self._channels.values() if not channel.greeted]
+        for channel in unauthenticated:
             if now - channel.since > GREETING_MAX_S:
                 self._drop(channel)
-        if self._deaf_until is not None and now >= self._deaf_until:
-            self._deaf_until = None
-            for door in self._doors.values():
-                self._register(door.listener, selectors.EVENT_READ)
+        if self._accept_paused_until is not None and now >= self._accept_paused_until:
+            self._accept_paused_until = None
+            for listener in self._listeners.values():
+                self._register(listener.socket, selectors.EVENT_READ)
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -281,8 +285,8 @@ class Broker:
         if descriptor == self._wake:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
-        elif descriptor in self._doors:
-            self._accept(self._doors[descriptor])
+        elif descriptor in self._listeners:
+            self._accept(self._listeners[descriptor])
         elif descriptor in self._channels:
             channel = self._channels[descriptor]
             if channel.unsent is not None:
@@ -291,14 +295,13 @@ class Broker:
                 self._attempt(channel, self._receive)
 
     def _attempt(self, channel: Channel, act: Callable[[Channel], None]) -> None:
-        """Whatever goes wrong with one peer is its own affair."""
+        """Do a step for one peer. If it fails, only this peer is dropped."""
         try:
             act(channel)
             self._watch(channel)
         except ConnectionError:
             self._drop(channel)
         except ProtocolError as error:
-            # Whoever does not keep to the protocol is no peer.
             _log.warning("a peer (pid %d) was dropped: %s", channel.session.pid, error)
             self._drop(channel)
         except Exception:
@@ -311,18 +314,18 @@ class Broker:
         if self._selector is not None and self._selector.get_key(channel.socket).events != events:
             self._selector.modify(channel.socket, events)
 
-    def _accept(self, door: Door) -> None:
+    def _accept(self, listener: Listener) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
-                sock, _address = door.listener.accept()
+                sock, _address = listener.socket.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as error:
-                # No descriptor is left. Those who wait are ready all the time: look away.
+                # No descriptor is left. The listeners stay readable: do not poll them for a while.
                 _log.warning("a peer cannot be let in: %s", error)
-                self._deaf_until = time.monotonic() + 0.1
-                for other in self._doors.values():
-                    self._unregister(other.listener)
+                self._accept_paused_until = time.monotonic() + 0.1
+                for other in self._listeners.values():
+                    self._unregister(other.socket)
                 return
             if len(self._channels) >= _channels_max():
                 sock.close()
@@ -331,11 +334,13 @@ class Broker:
             pid, uid, _gid = _CREDENTIALS.unpack(
                 sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
             )
-            session = Session(self.offers, door.scope, pid, uid)
+            session = Session(self.offers, listener.scope, pid, uid)
             self._add_channel(Channel(sock, session, greeted=False))
-            strangers = [channel for channel in self._channels.values() if not channel.greeted]
-            if len(strangers) > STRANGERS_MAX:
-                self._drop(strangers[0])
+            unauthenticated = [
+                channel for channel in self._channels.values() if not channel.greeted
+            ]
+            if len(unauthenticated) > UNAUTHENTICATED_MAX:
+                self._drop(unauthenticated[0])
 
     def _add_channel(self, channel: Channel) -> None:
         self._channels[channel.socket.fileno()] = channel

@@ -30,11 +30,11 @@ GREETING_MAX_S = 10.0
 _log = logging.getLogger("pgalloc")
 
 
-class Door:
-    """A listening socket, and what those who come in by it may use."""
+class Listener:
+    """A listening socket, and what the peers that connect to it may use."""
 
-    def __init__(self, listener: socket.socket, scope: Scope) -> None:
-        self.listener = listener
+    def __init__(self, sock: socket.socket, scope: Scope) -> None:
+        self.socket = sock
         self.scope = scope
 
 
@@ -53,10 +53,10 @@ class Channel:
     def close(self) -> None:
         """Let go of the descriptors, and of all the peer held."""
         self.steps = None
-        self.abandon()
+        self.close_descriptors()
         self.session.end()
 
-    def abandon(self) -> None:
+    def close_descriptors(self) -> None:
         """Let go of the descriptors only."""
         self.socket.close()
         if self.unsent is not None:
@@ -66,7 +66,7 @@ class Channel:
     def receive(self) -> Packet | None:
         """The next packet, if one is there."""
         try:
-            # Not recvmsg(): descriptors that nobody asked for stay with the kernel.
+            # Not recvmsg(): descriptors that were not asked for stay with the kernel.
             packet = self.socket.recv(protocol.PACKET_MAX + 1)
         except (BlockingIOError, InterruptedError):
             return None
@@ -75,7 +75,7 @@ class Channel:
         return protocol.unpack(packet)
 
     def greet(self, packet: Packet, secret: bytes) -> None:
-        """Let the peer in, if it may come."""
+        """Authenticate the peer. Raises ProtocolError if it may not connect."""
         if packet.kind != Op.HELLO:
             raise ProtocolError("a peer has to say who it is first")
         if len(packet.payload) != protocol.HELLO.size:
@@ -92,7 +92,7 @@ class Channel:
             self._send(protocol.pack(0, packet.number, payload), ())
 
     def begin(self, number: int, steps: Generator[Answer | None]) -> None:
-        """A request: its first step."""
+        """Begin a request: do its first step."""
         self._number = number
         self.steps = steps
         self.step()

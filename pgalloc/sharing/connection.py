@@ -1,11 +1,11 @@
 """A peer's connection to an owner of pages: requests and their answers.
 
 Thread safety: any thread; one request at a time is under way. What is let go of takes another path,
-the native OwnerLink, which waits for nobody.
+the native OwnerLink, which waits for no answer.
 
 Invariants:
-  1. An answer that nobody waits for any more (its request was interrupted) is not lost: the lease
-     it brings is given back, its descriptor is closed.
+  1. An answer that no thread waits for any more (its request was interrupted) is not lost: the
+     lease it brings is given back, its descriptor is closed.
   2. Once the owner has gone, every request raises OwnerGoneError at once.
   3. A forked child never uses its parent's connection; it gets one of its own before the fork.
 """
@@ -51,8 +51,8 @@ class Connection:
     def __init__(self, sock: socket.socket, address: Address | None) -> None:
         sock.settimeout(REQUEST_MAX_S)
         self.address = address
-        # PeerFiles, or in a forked child of the owner the MemoryFiles it has inherited. Weak: a
-        # file that nobody here uses must not keep memory that its owner has done with.
+        # PeerFiles, or in a forked child of the owner its parent's MemoryFiles. Weak: a
+        # file that is not used here must not keep memory that its owner has done with.
         self.files: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.lock = threading.RLock()
         self._socket = sock
@@ -68,7 +68,7 @@ class Connection:
 
     @classmethod
     def open(cls, name: bytes | str, secret: bytes, address: Address | None) -> Connection:
-        """Connect. Raises OwnerGoneError if nobody is there, OSError, SharingError."""
+        """Connect. Raises OwnerGoneError if no process listens, OSError, SharingError."""
         sock = socket.socket(socket.AF_UNIX, _KIND)
         try:
             # Not settimeout(): a socket that does not block is refused when many come at once.
@@ -97,7 +97,7 @@ class Connection:
 
     @property
     def link(self) -> _core.OwnerLink:
-        """The other path."""
+        """The native end of the connection, which gives leases back."""
         return self._link
 
     @property
@@ -201,7 +201,7 @@ class Connection:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)  # the link has a descriptor of its own
         self._socket.close()
-        self.files.clear()  # they last as long as somebody has a handle on their pages
+        self.files.clear()  # they last as long as there are handles on their pages
         if self.address is not None and _connections.get(self.address) is self:
             del _connections[self.address]
 
@@ -238,7 +238,7 @@ class Connection:
         """Undo park()."""
         self._link.resume()
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the connection is the parent's."""
         self.lock = threading.RLock()
         self._closed = True
@@ -265,12 +265,12 @@ def connection_to(address: Address) -> Connection:
 
 
 def known_connections() -> list[Connection]:
-    """Those that work."""
+    """The connections of this process that are not broken."""
     return [connection for connection in list(_all) if not connection.broken]
 
 
 def forget_all() -> None:
-    """In a forked child."""
+    """In a forked child: the connections are the parent's."""
     global _lock
     _lock = threading.Lock()
     _connections.clear()

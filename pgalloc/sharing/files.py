@@ -27,5 +27,5 @@ def find(name: int) -> MemoryFile:
 
 
 def all_files() -> list[MemoryFile]:
-    """Those that are alive."""
+    """All MemoryFiles of this process that are alive."""
     return list(_files.values())

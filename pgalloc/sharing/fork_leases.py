@@ -1,8 +1,8 @@
 """What happens to shared pages when a process forks.
 
-A forked child becomes a peer of whoever owns the pages it inherits, with leases from before it was
-born: its views stay what they are, whatever its parent does. The owner and the child are connected
-by a pair of sockets that is made before the fork, so no child ever waits for a connection.
+A forked child becomes a peer of the owners of its parent's pages, with leases from the moment of
+the fork: its views stay what they are, whatever its parent does. The owner and the child are
+connected by a pair of sockets that is made before the fork, so no child ever waits for one.
 
 ``before`` runs while the parent's other threads go on; the leases on its own files are taken by the
 core at the very moment of the fork. Connections to other owners are locked across it, so no lease
@@ -27,7 +27,6 @@ from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
 from pgalloc.sharing.session import Session
 from pgalloc.sharing.tokens import Address
-from pgalloc.sharing.unpinned import Unpinned
 
 LOCK_MAX_S = 2.0
 """How long a fork waits for a request of another thread. The child does without, then."""
@@ -45,7 +44,7 @@ class _Pair(NamedTuple):
 
 
 class _Fork:
-    """One fork, from before to after."""
+    """What is prepared for one fork, from before to after."""
 
     def __init__(self) -> None:
         self.pair: _Pair | None = None  # for the parent's own files
@@ -53,7 +52,7 @@ class _Fork:
         self.childs: list[tuple[Connection, socket.socket]] = []  # to other owners
 
     def prepare(self) -> None:
-        """In the parent, before. An error leaves the child without, not the parent."""
+        """In the parent, before the fork. After an error the child has fewer leases."""
         if any(not (file.closed or file._forked) for file in files.all_files()):
             self.pair = _Pair(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             _core.arm_fork_leases()
@@ -69,12 +68,12 @@ class _Fork:
             self.childs.append((known, socket.socket(fileno=descriptor)))
 
     def unlock(self) -> None:
-        """In the parent, after."""
+        """In the parent, after the fork: let other threads use the connections again."""
         while self.locked:
             self.locked.pop().lock.release()
 
     def close_childs(self) -> None:
-        """What only the child needs; or, in a child, what is another child's."""
+        """Close the sockets for the child: in the parent, or in another child."""
         for _, sock in self.childs:
             sock.close()
 
@@ -116,35 +115,35 @@ def _after_in_child() -> None:
         return
     for known, sock in fork.childs:
         with suppress(OSError):
-            _rehome(known, sock)
+            _reconnect(known, sock)
     if fork.pair is not None:
         fork.pair.parents.close()
-        _inherit(fork.pair.childs, address)
+        _become_fork_peer(fork.pair.childs, address)
     del held_for_others  # not before it can be given back
 
 
-def _inherit(sock: socket.socket, address: Address) -> None:
+def _become_fork_peer(sock: socket.socket, address: Address) -> None:
     """Become a peer of the parent."""
-    home = Connection(sock, address)
-    home.owner_pid = os.getppid()
-    inherited = {file._id: file for file in files.all_files()}
-    for name in _core.become_fork_peers(home.link, inherited.values()):
-        file = inherited[name]
-        file._parent, file._unpinned = home, Unpinned()
-        home.files[name] = file
-    connections.remember(home)
+    connection = Connection(sock, address)
+    connection.owner_pid = os.getppid()
+    parents = {file._id: file for file in files.all_files()}
+    for name in _core.become_fork_peers(connection.link, parents.values()):
+        file = parents[name]
+        file._become_fork_peer(connection)
+        connection.files[name] = file
+    connections.remember(connection)
     _introduce(sock)
 
 
-def _rehome(known: Connection, sock: socket.socket) -> None:
-    """Become a peer of somebody the parent is a peer of."""
-    home = Connection(sock, known.address)
-    home.owner_pid = known.owner_pid
+def _reconnect(known: Connection, sock: socket.socket) -> None:
+    """Become a peer of another owner, which the parent is a peer of."""
+    connection = Connection(sock, known.address)
+    connection.owner_pid = known.owner_pid
     for name, file in known.files.items():
         if not file.closed:
-            file._inherit_from(home)
-            home.files[name] = file
-    connections.remember(home)
+            file._take_fork_lease(connection)
+            connection.files[name] = file
+    connections.remember(connection)
     _introduce(sock)
 
 

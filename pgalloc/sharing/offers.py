@@ -1,4 +1,4 @@
-"""Pages that were offered and nobody has claimed yet.
+"""Pages that were offered and not claimed yet.
 
 Thread safety: externally synchronised (the broker's lock).
 
@@ -24,7 +24,7 @@ _OFFERS_MAX = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One of them."""
+    """Pages that were sent, and their sender (process and user)."""
 
     pages: Allocation
     pid: int
@@ -34,7 +34,7 @@ class Offer:
 
 
 class Offers:
-    """All of a process."""
+    """All offers of a process."""
 
     def __init__(self) -> None:
         self._offers: dict[bytes, Offer] = {}  # in the order they came
@@ -76,11 +76,11 @@ class Offers:
         return nbytes
 
     def seconds_to_next(self) -> float | None:
-        """Until the oldest is too old; None if there is none."""
+        """Seconds until the oldest offer is too old; None if there is none."""
         for offer in self._offers.values():
             return max(0.0, offer.since + UNCLAIMED_MAX_S - time.monotonic())
         return None
 
     def of_file(self, file_id: int) -> list[Offer]:
-        """Those on the pages of one file."""
+        """The offers of pages of one file."""
         return [offer for offer in self._offers.values() if offer.pages.file._id == file_id]

@@ -43,7 +43,7 @@ class PeerFile(_core.PeerFile):
         finally:
             os.close(descriptor)
         self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
-        self._home = connection
+        self._connection = connection
         self._unpinned = Unpinned()
         self._owns_connection = owns_connection
 
@@ -90,7 +90,7 @@ class PeerFile(_core.PeerFile):
         """One reference more, of this process, on pages that it holds."""
         self._check_usable()
         if isinstance(range, _core.FileRange):
-            with self._home.lock:
+            with self._connection.lock:
                 self._unpinned.before_another(self, range)
         super().inc_ref(range)
 
@@ -126,7 +126,7 @@ class PeerFile(_core.PeerFile):
     @property
     def restore_id(self) -> str:
         """The label of the owner's file."""
-        if not hasattr(self, "_home"):
+        if not hasattr(self, "_connection"):
             raise TypeError("PeerFile.__init__ has not run")
         return self._restore_id
 
@@ -138,11 +138,11 @@ class PeerFile(_core.PeerFile):
     # --- the end ---------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the owner has back all that was let go of. False if ``timeout`` s passed."""
+        """Wait until the owner has back all that was let go of. False after ``timeout`` seconds."""
         timeout = checked_timeout(timeout)
         if self.closed:
             return True
-        return self._home.flush(timeout)
+        return self._connection.flush(timeout)
 
     def close(self) -> None:
         """Give everything back. Views that are alive stay mapped, and show what others do there."""
@@ -150,9 +150,9 @@ class PeerFile(_core.PeerFile):
             return
         self._leave()
         if self._owns_connection:
-            self._home.close()
-        elif self._home.files.get(self._id) is self:
-            del self._home.files[self._id]
+            self._connection.close()
+        elif self._connection.files.get(self._id) is self:
+            del self._connection.files[self._id]
 
     def __enter__(self) -> Self:
         return self
@@ -165,26 +165,25 @@ class PeerFile(_core.PeerFile):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"leased={self.leased}"
-        return f"<PeerFile of process {self._home.owner_pid} {state}>"
+        return f"<PeerFile of process {self._connection.owner_pid} {state}>"
 
-    # --- for remote ------------------------------------------------------------------------------
-
-    @property
-    def _connection(self) -> Connection:
-        return self._home
-
-    def _inherit_from(self, home: Connection) -> None:
-        self._home = home
-        self._inherit_from_peer(home.link, self._unpinned.ranges())
-        self._unpinned = Unpinned()
+    # --- called by native code, by name ----------------------------------------------------------
 
     def _unpin_remote(self, range: _core.FileRange) -> bool:
-        with self._home.lock:
+        with self._connection.lock:
             return self._unpinned.unpin(self, range)
 
     def _pin_remote(self, range: _core.FileRange) -> bool:
-        with self._home.lock:
+        with self._connection.lock:
             return self._unpinned.pin(self, range)
+
+    # --- called by pgalloc.sharing, in a forked child --------------------------------------------
+
+    def _take_fork_lease(self, connection: Connection) -> None:
+        """The parent of this process is a peer, too: go on with a connection of this process."""
+        self._connection = connection
+        self._inherit_from_peer(connection.link, self._unpinned.ranges())
+        self._unpinned = Unpinned()
 
 
 def peer_file(connection: Connection, name: int) -> PeerFile:

@@ -34,7 +34,7 @@ PROCESS = struct.Struct("<I")
 
 
 class ProtocolError(errors.SharingError):
-    """A message that no peer sends: whoever did is not answered, but dropped."""
+    """A message that no peer sends: its sender is not answered, but dropped."""
 
 
 class Op(enum.IntEnum):

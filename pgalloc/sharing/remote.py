@@ -1,13 +1,12 @@
 """What a process does with pages that another one owns: by asking the owner.
 
-``file`` is a PeerFile, or in a forked child the MemoryFile it has inherited: something that has a
-connection to the owner and counts this process's handles.
+A file is a PeerFile here, or in a forked child a MemoryFile of its parent: see :class:`RemoteFile`.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pgalloc import _core
 from pgalloc.allocation import Allocation
@@ -18,17 +17,58 @@ from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.sharing import protocol
 from pgalloc.sharing.protocol import Op
 
+if TYPE_CHECKING:
+    from pgalloc.sharing.connection import Connection
+    from pgalloc.sharing.unpinned import Unpinned
 
-def allocate(file: Any, length: int, *, reader: Reader | None = None, **options: Any) -> Allocation:
+
+class RemoteFile(Protocol):
+    """A file whose owner is another process: its pages are counted here for this process alone."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process has let go of it."""
+
+    def dec_ref(self, range: _core.FileRange, /) -> None:
+        """Let go of a reference on each page; the owner learns of the last one."""
+
+    @property
+    def _id(self) -> int:
+        """Its number at the owner."""
+
+    @property
+    def _connection(self) -> Connection:
+        """To the owner. Raises ForkedError in a child that has no fork lease."""
+
+    @property
+    def _unpinned(self) -> Unpinned:
+        """What the owner may discard of what this process holds."""
+
+    def _adopt_local(self, range: _core.FileRange, /) -> None:
+        """Count a lease that the owner has given as one handle of this process."""
+
+    def _holds_local(self, range: _core.FileRange, /) -> bool:
+        """Whether this process has a handle on each page."""
+
+    def _has_unique_ref_local(self, range: _core.FileRange, /) -> bool:
+        """Whether this process has one handle on each page."""
+
+    def _prepare_local(self, range: _core.FileRange, mode: int, /) -> None:
+        """Commit or populate new pages, as an AllocationMode says."""
+
+
+def allocate(
+    file: RemoteFile, length: int, *, reader: Reader | None = None, **options: Any
+) -> Allocation:
     """As MemoryFile.allocate()."""
     if reader is not None and not callable(reader):
         raise TypeError("reader must be callable, like a file's readinto")
-    allocation = Allocation(file, allocate_range(file, length, **options))
+    allocation = _handle(file, allocate_range(file, length, **options))
     return allocation if reader is None else fill(allocation, reader)
 
 
 def allocate_range(
-    file: Any,
+    file: RemoteFile,
     length: int,
     *,
     kind: MemoryKind = MemoryKind.ANONYMOUS,
@@ -61,10 +101,14 @@ def allocate_range(
     finally:
         if reservation is not None:
             reservation.end()
-    return range if reader is None else fill_range(Allocation(file, range), reader)
+    return range if reader is None else fill_range(_handle(file, range), reader)
 
 
-def adopt(file: Any, payload: bytes) -> _core.FileRange:
+def _handle(file: RemoteFile, range: _core.FileRange) -> Allocation:
+    return Allocation(file, range)  # type: ignore[arg-type]  # it takes both kinds of file
+
+
+def adopt(file: RemoteFile, payload: bytes) -> _core.FileRange:
     """Take over the lease that an answer brought."""
     _name, range = protocol.pages(payload)
     try:
@@ -77,42 +121,42 @@ def adopt(file: Any, payload: bytes) -> _core.FileRange:
     return range
 
 
-def decommit(file: Any, range: _core.FileRange) -> None:
+def decommit(file: RemoteFile, range: _core.FileRange) -> None:
     """As MemoryFile.decommit(), of pages that this process has a lease on."""
     if not file._holds_local(_checked_range(range)):
         raise RangeError("this process has no lease on all of these pages")
     _ask_about(file, Op.DECOMMIT, range)
 
 
-def has_unique_ref(file: Any, range: _core.FileRange) -> bool:
+def has_unique_ref(file: RemoteFile, range: _core.FileRange) -> bool:
     """Whether one handle of one process holds each page, and this process it is."""
     if not file._has_unique_ref_local(_checked_range(range)):
         return False
     return _ask_about(file, Op.UNIQUE, range) == b"\1"
 
 
-def unpin(file: Any, range: _core.FileRange) -> None:
+def unpin(file: RemoteFile, range: _core.FileRange) -> None:
     """Let the owner discard pages. REQUIRES: one handle of this process is on them."""
     _ask_about(file, Op.UNPIN, range)
 
 
-def pin(file: Any, range: _core.FileRange) -> bool:
+def pin(file: RemoteFile, range: _core.FileRange) -> bool:
     """Whether the contents are what they were when they were unpinned."""
     return _ask_about(file, Op.PIN, range) == b"\1"
 
 
-def usage(file: Any, memcg_id: int) -> dict[MemoryKind, int]:
+def usage(file: RemoteFile, memcg_id: int) -> dict[MemoryKind, int]:
     """As MemoryFile.usage(), of the whole file."""
     answer = file._connection.request(Op.USAGE, protocol.USAGE.pack(file._id, memcg_id))
     return dict(zip(MemoryKind, protocol.fields(protocol.COUNTS, answer), strict=True))
 
 
-def offer(file: Any, range: _core.FileRange) -> bytes:
+def offer(file: RemoteFile, range: _core.FileRange) -> bytes:
     """A nonce for pages this process has a lease on."""
     return _ask_about(file, Op.OFFER, range)
 
 
-def _ask_about(file: Any, operation: Op, range: _core.FileRange) -> bytes:
+def _ask_about(file: RemoteFile, operation: Op, range: _core.FileRange) -> bytes:
     payload = protocol.pack_pages(file._id, _checked_range(range))
     try:
         return bytes(file._connection.request(operation, payload))

@@ -14,7 +14,7 @@ from pgalloc.arguments import checked_flag
 from pgalloc.errors import OptionError
 from pgalloc.sharing import protocol
 from pgalloc.sharing.broker import broker
-from pgalloc.sharing.channel import Door
+from pgalloc.sharing.channel import Listener
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op
@@ -45,26 +45,26 @@ class Server:
         checked_flag(readonly, "readonly")
         self.path = _checked_path(os.fsdecode(path))
         self._pid = os.getpid()
-        self._listener: socket.socket | None = _listen(self.path)
+        self._socket: socket.socket | None = _listen(self.path)
         self._identity = _identity(self.path)
-        self._door: Door = broker.open_door(self._listener, Scope(file, readonly, lookup))
+        self._listener: Listener = broker.add_listener(self._socket, Scope(file, readonly, lookup))
 
     def close(self) -> None:
-        """Let nobody in any more, and remove the socket."""
-        listener, self._listener = self._listener, None
-        if listener is None:
+        """Accept no more peers, and remove the socket."""
+        sock, self._socket = self._socket, None
+        if sock is None:
             return
         if os.getpid() == self._pid:  # in a forked child it is the parent's
-            broker.close_door(self._door)
+            broker.remove_listener(self._listener)
             with suppress(OSError):
                 if _identity(self.path) == self._identity:
                     os.unlink(self.path)
-        listener.close()
+        sock.close()
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._listener is None
+        return self._socket is None
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +73,7 @@ class Server:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_listener", None) is not None:
+        if getattr(self, "_socket", None) is not None:
             self.close()
 
     def __repr__(self) -> str:
@@ -84,8 +84,8 @@ def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> PeerFi
     """The file that another process serves at this path: allocate, map and release pages there.
 
     Its ``close()`` ends the connection; the owner takes back what this process held, as it does
-    when this process dies. Raises OwnerGoneError if nobody serves there, or lets this process in;
-    OSError.
+    when this process dies. Raises OwnerGoneError if no process serves there, or it refuses this
+    process; OSError.
     """
     connection, name, _has_cache = open_served(path)
     try:
@@ -98,7 +98,7 @@ def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> PeerFi
 
 
 def open_served(path: Any) -> tuple[Connection, int, bool]:
-    """A connection to who serves there, the name of the file, and whether there is a cache."""
+    """A connection to the server there, the name of the file, and whether there is a cache."""
     connection = Connection.open(_checked_path(os.fsdecode(path)), _NO_SECRET, None)
     try:
         name, has_cache = protocol.fields(protocol.SERVED, connection.request(Op.SERVED))
@@ -115,7 +115,7 @@ def _checked_path(path: str) -> str:
 
 
 def _listen(path: str) -> socket.socket:
-    """A socket with this name, for its user only. Takes the place of one that nobody serves."""
+    """A socket with this name, for its user only. Takes the place of one that no process serves."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
     try:
         try:
@@ -125,7 +125,7 @@ def _listen(path: str) -> socket.socket:
                 raise
             os.unlink(path)
             listener.bind(path)
-        os.chmod(path, 0o600)  # nobody can connect before listen()
+        os.chmod(path, 0o600)  # no process can connect before listen()
         listener.listen(128)
     except BaseException:
         listener.close()

@@ -45,7 +45,7 @@ class Value(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What peers who come by one door are let into."""
+    """What the peers of one listener may use."""
 
     file: MemoryFile | None = None
     readonly: bool = False
@@ -109,7 +109,7 @@ class _Share:
         return intact
 
     def end(self) -> None:
-        """The peer has gone."""
+        """Give back what the peer held: it has gone."""
         for pages in self.unpinned.values():
             pages.release()
         self.unpinned.clear()
@@ -118,7 +118,7 @@ class _Share:
 
     @property
     def nbytes(self) -> int:
-        """Of the pages that are held."""
+        """Bytes of the pages that the peer holds."""
         return self.table.nbytes + sum(pages.nbytes for pages in self.unpinned.values())
 
 
@@ -131,7 +131,7 @@ class Session:
         self._shares: dict[int, _Share] = {}  # of files the peer holds something of
         self._known: set[int] = set()  # files it was let into
         self._forked = False
-        self._inherits = False  # from the owner itself: a child knows all files its parent had
+        self._knows_all = False  # from the owner itself: a child knows all files its parent had
         self.pid = pid
         self.uid = uid
         self.since = time.time()
@@ -140,7 +140,7 @@ class Session:
     def of_child(cls, offers: Offers, leases: list[tuple[int, _core.LeaseTable]]) -> Session:
         """A forked child, which has leases from birth."""
         session = cls(offers, Scope(), 0, os.getuid())
-        session._forked = session._inherits = True
+        session._forked = session._knows_all = True
         for name, table in leases:
             if table.nbytes:
                 with contextlib.suppress(ClosedError):  # closed since: nothing is held there
@@ -150,7 +150,7 @@ class Session:
     def fork(self) -> Session:
         """A child of the peer, with the leases that the peer has now."""
         child = Session(self._offers, self._scope, 0, self.uid)
-        child._forked, child._inherits = True, self._inherits
+        child._forked, child._knows_all = True, self._knows_all
         child._known |= self._known
         try:
             for share in self._shares.values():
@@ -177,7 +177,7 @@ class Session:
         return 0 if share is None else share.nbytes
 
     def end(self) -> None:
-        """The peer has gone: what it held is given back."""
+        """Give back what the peer held: it has gone."""
         for share in self._shares.values():
             share.end()
         self._shares.clear()
@@ -200,7 +200,7 @@ class Session:
         """A file the peer was let into."""
         served = self._scope.file
         if (
-            name in self._known or self._inherits or (served is not None and served._id == name)
+            name in self._known or self._knows_all or (served is not None and served._id == name)
         ):  # it may have been closed
             return self._share(files.find(name))
         raise SharingError("the peer has nothing of this file")
@@ -214,7 +214,7 @@ class Session:
         (name,) = protocol.fields(protocol.NAME, payload)
         file = self._find(name).file
         mode = os.O_RDONLY if self._scope.readonly else os.O_RDWR
-        # A description of its own: read-only stays read-only, whoever it is passed to.
+        # A description of its own: read-only stays read-only, wherever it is passed.
         descriptor = os.open(f"/proc/self/fd/{file.fileno()}", mode | os.O_CLOEXEC)
         head = protocol.FILE.pack(name, file.capacity, self._scope.readonly)
         yield Answer(head + file.restore_id.encode()[:1000], (descriptor,))

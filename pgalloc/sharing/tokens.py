@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 
 class Address(NamedTuple):
-    """Where the owner of pages listens; ``secret`` opens the door to users it would turn away."""
+    """Where the owner of pages listens; ``secret`` lets in users it would refuse."""
 
     name: bytes
     secret: bytes
 
 
 class Token(NamedTuple):
-    """Stands for a reference on pages until somebody claims it, once."""
+    """Stands for a reference on pages until it is claimed, once."""
 
     address: Address
     nonce: bytes

@@ -41,7 +41,7 @@ def claim(token: Token) -> Allocation:
         answer = connection.request(Op.CLAIM, token.nonce)
         name, range = protocol.pages(answer)
         try:
-            file: Any = peer_file(connection, name)
+            file = peer_file(connection, name)
         except BaseException:
             connection.link.give_back(name, range)
             raise
@@ -54,12 +54,12 @@ def claim(token: Token) -> Allocation:
 
 
 def receive(name: bytes, secret: bytes, nonce: bytes) -> Allocation:
-    """Called by what unpickles."""
+    """Claim the pages of a token: called when one is unpickled."""
     return claim(Token(Address(name, secret), nonce))
 
 
 def reduce(pages: Allocation) -> tuple[Any, ...]:
-    """What is pickled in place of an Allocation."""
+    """A token, which is pickled in place of the Allocation."""
     token = offer(pages)
     return receive, (*token.address, token.nonce)
 

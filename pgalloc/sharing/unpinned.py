@@ -11,16 +11,19 @@ handle has ended are dropped before their pages can come back.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pgalloc import _core
 from pgalloc.sharing import remote
+
+if TYPE_CHECKING:
+    from pgalloc.sharing.remote import RemoteFile
 
 _Pages = tuple[int, int]
 
 
 class Unpinned:
-    """One for each file of a peer."""
+    """The pages of one file that this process has unpinned."""
 
     def __init__(self) -> None:
         self._unpinned: set[_Pages] = set()
@@ -30,7 +33,7 @@ class Unpinned:
         """What the owner may discard now."""
         return [_core.FileRange(*pages) for pages in self._unpinned]
 
-    def unpin(self, file: Any, range: _core.FileRange) -> bool:
+    def unpin(self, file: RemoteFile, range: _core.FileRange) -> bool:
         """Whether the owner counts the pages as unpinned: not if other handles hold them, too."""
         if not file._has_unique_ref_local(range):
             return False
@@ -39,7 +42,7 @@ class Unpinned:
         self._unpinned.add((range.start, range.end))
         return True
 
-    def pin(self, file: Any, range: _core.FileRange) -> bool:
+    def pin(self, file: RemoteFile, range: _core.FileRange) -> bool:
         """Whether the contents are what they were when the handle was unpinned."""
         pages = (range.start, range.end)
         if pages in self._unpinned:
@@ -51,7 +54,7 @@ class Unpinned:
             return False
         return remote.pin(file, range)  # in a forked child: the handle may be its parent's
 
-    def before_another(self, file: Any, range: _core.FileRange) -> None:
+    def before_another(self, file: RemoteFile, range: _core.FileRange) -> None:
         """Another handle on pages of ``range`` is about to come."""
         for pages in [*self._unpinned, *self._lost]:
             if not (pages[0] < range.end and range.start < pages[1]):

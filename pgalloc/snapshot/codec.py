@@ -12,7 +12,7 @@ class Codec(Protocol):
     """Turns the pages of an extent into fewer bytes, and back."""
 
     def encode(self, raw: bytes) -> bytes:
-        """One frame."""
+        """The pages as one frame."""
 
     def decode(self, encoded: bytes, length: int) -> bytes:
         """The bytes of a frame. Raises SnapshotCorruptError unless they are ``length``."""

@@ -16,7 +16,7 @@ from pgalloc.errors import SnapshotError
 from pgalloc.snapshot.codec import Codec, zstd
 
 if TYPE_CHECKING:
-    from pgalloc.snapshot.savable import Savable
+    from pgalloc.memory_file import MemoryFile
 
 _ASYNC_SLICE_S = 0.05
 
@@ -28,7 +28,7 @@ def load(
     *,
     ignore_broken: bool,
 ) -> bool:
-    """Load a range (None: everything), or wait for those who do. False when the time is over."""
+    """Load a range (None: everything), or wait until it is loaded. False when the time is over."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -40,7 +40,7 @@ def load(
 
 
 def decode(extent: _core.ArrivingExtent, codec: Codec | None = None) -> None:
-    """Decode an extent into its place. What is wrong with it meets those who touch its pages."""
+    """Decode an extent into its place. If it is damaged, touching its pages is an error."""
     try:
         raw = (codec or zstd()).decode(extent.encoded(), extent.raw_length)
     except SnapshotError as error:
@@ -51,9 +51,9 @@ def decode(extent: _core.ArrivingExtent, codec: Codec | None = None) -> None:
         extent.close()  # undelivered, it waits again
 
 
-async def loaded(memory_file: Savable) -> None:
+async def loaded(memory_file: MemoryFile) -> None:
     """Return when nothing is on its way any more."""
-    import asyncio  # whoever awaits this has it already; pgalloc itself does not need it
+    import asyncio  # the caller has it already; pgalloc itself does not need it
 
     while not await asyncio.to_thread(memory_file.wait_loaded, _ASYNC_SLICE_S):
         pass
@@ -65,7 +65,7 @@ class Decoders:
     They must not keep the file alive, and they end when all is loaded.
     """
 
-    def __init__(self, memory_file: Savable, count: int) -> None:
+    def __init__(self, memory_file: MemoryFile, count: int) -> None:
         self._file = weakref.ref(memory_file)
         self._count = count
         self._codec = zstd()
@@ -99,10 +99,10 @@ class Decoders:
             try:
                 thread.start()
             except RuntimeError:
-                return  # no thread to be had: whoever needs pages decodes them
+                return  # no thread to be had: threads that need pages decode them
             self._threads.append(thread)
 
-    def abandon(self) -> None:
+    def reset_in_child(self) -> None:
         """In a forked child: the threads are not there."""
         self._threads.clear()
 

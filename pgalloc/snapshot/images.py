@@ -20,38 +20,52 @@ _WHOLE_FILES = (io.FileIO, io.BufferedReader, io.BufferedRandom)
 
 @dataclass(frozen=True, slots=True)
 class ImageExtent:
-    """A stretch of the saved file whose pages, or some of them, are in the image."""
+    """A stretch of the saved file whose pages, or some of them, are in the image.
+
+    Attributes:
+        start: the offset of its first byte in the saved file.
+        end: the offset after its last byte in the saved file.
+        offset: where its head is in the image, in bytes; its pages follow.
+        stored_pages: how many of its pages are stored.
+        stored_bytes: bytes that they take in the image, without padding.
+        encoding: "raw" or "zstd".
+    """
 
     start: int
     end: int
     offset: int
-    """Where in the image."""
     stored_pages: int
     stored_bytes: int
-    """What the pages take in the image, without padding."""
     encoding: str
-    """"raw" or "zstd"."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What an image says about itself."""
+    """What an image says about itself.
+
+    Attributes:
+        version: of the image format.
+        page_size: bytes of a page on the machine that saved it.
+        image_bytes: the length of the image.
+        file_size: the size of the file that was saved, in bytes.
+        restore_id: the label of that file.
+        segments: its usage set, in ascending order.
+        extents: what is stored of its pages, in ascending order.
+        hooks: the names of the hooks, and how many bytes each of them stored.
+        stored_pages: how many pages are stored in all.
+        zero_pages_skipped: pages that were in memory and zero, and are not in the image.
+    """
 
     version: int
     page_size: int
     image_bytes: int
-    """Length of the image."""
     file_size: int
-    """Size of the file that was saved."""
     restore_id: str
     segments: list[Segment]
-    """Its usage set."""
     extents: list[ImageExtent]
     hooks: dict[str, int]
-    """Names, and how many bytes were stored under them."""
     stored_pages: int
     zero_pages_skipped: int
-    """Pages that were in memory and zero, and are not in the image."""
 
 
 def opened(source: Any) -> _core.ImageFile | None:

@@ -17,11 +17,11 @@ from pgalloc.snapshot.hooks import RestoreHook
 from pgalloc.snapshot.threads import thread_count
 
 if TYPE_CHECKING:
-    from pgalloc.snapshot.savable import Savable
+    from pgalloc.memory_file import MemoryFile
 
 _log = logging.getLogger("pgalloc")
 
-File = TypeVar("File", bound="Savable")
+File = TypeVar("File", bound="MemoryFile")
 
 
 def restore(
@@ -96,19 +96,19 @@ def _filled(
         if memory_file.closed:
             raise ClosedError("a restore hook closed the file")
     except BaseException:
-        memory_file._abandon()
+        memory_file._roll_back()
         raise
     return memory_file
 
 
-def _read_stream(memory_file: Savable, stream: _core.ImageStream, source: Any) -> None:
+def _read_stream(memory_file: MemoryFile, stream: _core.ImageStream, source: Any) -> None:
     memory_file._restore_stream(stream)
     for _ in images.extents_of(stream, source):
         encoded = stream.encoded()
         memory_file._write_restored(stream, None if encoded is None else images.decoded(encoded))
 
 
-def _load(memory_file: Savable, image: _core.ImageFile, background: bool) -> None:
+def _load(memory_file: MemoryFile, image: _core.ImageFile, background: bool) -> None:
     memory_file._restore(image)
     encoded = image.has_encoded_extents
     if encoded:
@@ -123,7 +123,7 @@ def _load(memory_file: Savable, image: _core.ImageFile, background: bool) -> Non
 
 
 def _call_hooks(
-    memory_file: Savable, payloads: list[tuple[str, bytes]], hooks: Mapping[str, RestoreHook]
+    memory_file: MemoryFile, payloads: list[tuple[str, bytes]], hooks: Mapping[str, RestoreHook]
 ) -> None:
     for name, payload in payloads:
         hook = hooks.get(name)
@@ -135,5 +135,5 @@ def _call_hooks(
         _log.warning(
             "%d bytes of the restored file have references that no hook adopted%s",
             left,
-            f"; the image has hooks that nobody took: {', '.join(missing)}" if missing else "",
+            f"; the image has hooks that were not taken: {', '.join(missing)}" if missing else "",
         )

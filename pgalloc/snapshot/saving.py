@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core
 from pgalloc.errors import OptionError, SnapshotError
@@ -16,11 +16,14 @@ from pgalloc.snapshot.codec import Codec, zstd
 from pgalloc.snapshot.hooks import Hooks
 from pgalloc.snapshot.threads import thread_count
 
+if TYPE_CHECKING:
+    from pgalloc.memory_file import MemoryFile
+
 _RESTORE_ID_LENGTH_MAX = 65536  # as the image format limits it
 
 
 def save(
-    memory_file: Any,
+    memory_file: MemoryFile,
     target: Any,
     hooks: Hooks,
     *,

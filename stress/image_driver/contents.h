@@ -1,4 +1,4 @@
-// Purpose: what an image says, in the words of the file that was saved. Whoever reads an image ends
+// Purpose: what an image says, in the words of the file that was saved. Every reader of an image ends
 // here: the builder knows it beforehand, the decoders and the oracle find it out.
 //
 // Thread safety: values only.

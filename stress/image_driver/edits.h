@@ -1,4 +1,4 @@
-// Purpose: what may have happened to an image: by chance, or by somebody who knows the format.
+// Purpose: what may have happened to an image: by chance, or by an author who knows the format.
 //
 // Thread safety: externally synchronised.
 #pragma once
@@ -12,7 +12,7 @@ namespace pgalloc::image_driver {
 
 // All change *bytes, a copy of image.bytes, and return what they did.
 
-// Damage: the checksums stay as they are, so nobody may believe the result.
+// Damage: the checksums stay as they are, so no reader may believe the result.
 const char* damage(const Image& image, torture::Random& random, std::string* bytes);
 
 // Forgery: fields take other values, and the checksums fit them again. The result may be valid.

@@ -34,7 +34,7 @@ class Forger {
     const char* what = change();
     if (random_.one_in(4)) what = change();
     if (!random_.one_in(4)) agree();
-    // Sometimes not all of them, by whoever forgot one.
+    // Sometimes not all of them, as if one was forgotten.
     seal(random_.one_in(10) ? random_.below(5) : 5);
     return what;
   }

@@ -29,7 +29,7 @@ _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class UntrueError(Exception):
-    """pin() said that contents survived which did not, or a page has contents of nobody."""
+    """pin() said that contents survived which did not, or a page has foreign contents."""
 
 
 def _fill(address: int, view: memoryview) -> None:

@@ -25,7 +25,7 @@ class Outcome:
     Attributes:
         status: of the program; negative for a signal.
         oom_kills: by the kernel's count.
-        peak: the most that was ever charged, by the kernel's count.
+        peak: the most that was charged at any time, by the kernel's count.
         closeness: what the sampler saw.
         said: the program's own object, empty if it did not come so far.
         errors: its standard error.

@@ -28,7 +28,7 @@ class ForgetfulError(Exception):
 
 
 class PlainDict(dict[int, Any]):
-    """The cache that everybody begins with."""
+    """The cache that every program begins with."""
 
     def __setitem__(self, key: int, value: memoryview) -> None:
         super().__setitem__(key, bytes(value))

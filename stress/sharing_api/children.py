@@ -1,4 +1,4 @@
-"""Children that a peer forks: each looks at what it inherited, whatever its parent does."""
+"""Children that a peer forks: each looks at its parent's pages, whatever its parent does."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _be_the_child(holdings: Sequence[Holding], peer: int) -> NoReturn:
             time.sleep(_PAUSE_S)  # time: the load: how long it lives
         status = 0
     except BaseException:
-        if os.getppid() == peer:  # else the run may be over, and nobody asks
+        if os.getppid() == peer:  # else the run may be over
             traceback.print_exc()
     finally:
         os._exit(status)

@@ -102,7 +102,7 @@ class Crew:
         self._bury(member)
 
     def kill_all(self) -> None:
-        """Something was found: nobody goes on."""
+        """Something was found: all processes stop."""
         for member in self.members.values():
             member.process.kill()
 

@@ -1,7 +1,7 @@
 """The owner: it has the pages, carries the post, kills peers, makes memory short, and audits.
 
 One thread does all that, so the only other thread here is pgalloc's own. When peers are forked,
-they inherit just what is in ``estate``.
+they get just what is in ``estate``.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Owner:
                 post.append((number, self._crew.members[number].line.receive()))
             except (EOFError, ConnectionResetError):
                 self._crew.expect_end(number)
-                raise PromiseBrokenError(f"peer {number} ended though nobody told it to") from None
+                raise PromiseBrokenError(f"peer {number} ended without being told to") from None
         return post
 
     def _deliver(self, number: int, envelope: Envelope) -> None:

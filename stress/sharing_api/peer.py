@@ -176,7 +176,7 @@ class Peer:
 
     def _decommit(self) -> None:
         holding = self._picked(allocation=True)
-        # If the one reference is ours, only we could add another: nobody else looks at these pages.
+        # If the one reference is ours, only we could add another: no other looks at these pages.
         if holding is None or not self._file.has_unique_ref(holding.range):
             return
         assert holding.allocation is not None

@@ -28,7 +28,7 @@ OWNER = 255
 
 
 class Letter(NamedTuple):
-    """Pages for somebody, with the marks from ``first`` on."""
+    """Pages for a peer, with the marks from ``first`` on."""
 
     first: int
     pages: Allocation

@@ -1,4 +1,4 @@
-"""What must be true when nobody does anything."""
+"""What must be true when no thread works."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def at_rest(file: MemoryFile) -> None:
 
 
 def nothing_left(file: MemoryFile) -> None:
-    """Everybody has let go of everything."""
+    """All owners have let go of all pages."""
     if file.unadopted():
-        raise PromiseBrokenError(f"references that nobody adopted: {file.unadopted()}")
+        raise PromiseBrokenError(f"references that were not adopted: {file.unadopted()}")
     _wait_for_children(file)
     at_rest(file)
     if file.segments():
@@ -96,6 +96,6 @@ def _own_threads() -> list[threading.Thread]:
 
 def only_images(folder: Path, names: set[str]) -> None:
     """No temporary file is left."""
-    strangers = {path.name for path in folder.iterdir()} - names
-    if strangers:
-        raise PromiseBrokenError(f"files are left behind: {strangers}")
+    unexpected = {path.name for path in folder.iterdir()} - names
+    if unexpected:
+        raise PromiseBrokenError(f"files are left behind: {unexpected}")

@@ -11,7 +11,7 @@ _PATIENCE_S = 60.0
 
 
 class Crew:
-    """For one round. Whoever fails stops the others."""
+    """For one round. A thread that fails stops the others."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -25,7 +25,7 @@ class Crew:
         thread.start()
 
     def finish(self) -> None:
-        """Wait for everybody, and raise what they found. They may have been told to stop or not."""
+        """Wait for all threads, told to stop or not, and raise what they found."""
         for thread in self._threads:
             thread.join(_PATIENCE_S)
             if thread.is_alive() and self.failure is None:

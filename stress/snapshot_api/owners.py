@@ -36,7 +36,7 @@ class Estate:
         return self.broken is not None and self.broken.overlaps(range_)
 
     def count_adoption(self) -> None:
-        """Drop what nobody can want as soon as every piece has all its owners."""
+        """Drop what cannot be wanted any more as soon as every piece has all its owners."""
         with self._lock:
             self._adopted += 1
             if self._adopted < sum(piece.refs for piece in self.pieces):
@@ -54,7 +54,7 @@ class Holding:
 
     allocation: Allocation
     stamp: Stamp
-    exclusive: bool  # nobody else has one: the stamp may change
+    exclusive: bool  # no other handle has one: the stamp may change
     from_image: bool = True
 
     @property

@@ -1,4 +1,4 @@
-// Purpose: the proof, while nobody works, that what the allocator believes, what the workers hold
+// Purpose: the proof, while no thread works, that what the allocator believes, what the workers hold
 // and what the kernel stores are one and the same.
 //
 // Thread safety: no other thread may use the file.

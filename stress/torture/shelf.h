@@ -5,7 +5,7 @@
 //
 // Invariants
 //   1. A holding on the shelf is marked, or is being marked, or is being evicted.
-//   2. Who takes a holding out of its user's map owns its references; nobody else does.
+//   2. The thread that takes a holding out of its user's map is the only owner of its references.
 //   3. Once every user was evicted, the shelf is empty.
 #pragma once
 

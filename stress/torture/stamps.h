@@ -2,10 +2,10 @@
 // away.
 //
 // A stamp says which thread made it, its number there, and, in every page, which page of the file
-// that is. It stands in the first and the last word of a page and in one in between. Whoever holds
-// a reference may check it; only the sole owner of a page may write it.
+// that is. It stands in the first and the last word of a page and in one in between. A thread
+// with a reference may check it; only the sole owner of a page may write it.
 //
-// Blank pages are the other half: nobody touches them, so that they stay as the allocator left
+// Blank pages are the other half: no thread touches them, so that they stay as the allocator left
 // them, and whatever books them as committed without need is found out. They are read by pread,
 // which, unlike a look through the mapping, does not commit them.
 //

@@ -147,7 +147,7 @@ void Worker::receive() {
   }
 }
 
-// If the one reference is ours, only we could add another: nobody else looks at these pages.
+// If the one reference is ours, only we could add another: no other thread looks at these pages.
 bool Worker::sole_owner(FileRange range) const {
   const Result<bool> unique = arena_.file.has_unique_ref(range);
   if (!unique.ok()) expect_ok(unique.status(), "has_unique_ref");

@@ -1,6 +1,6 @@
 """What is written into pages so that one which is shared, lost or dirty gives itself away.
 
-Page ``i`` of a range bears ``first + i`` in its first and its last word. Whoever holds a reference
+Page ``i`` of a range bears ``first + i`` in its first and its last word. A thread with a reference
 may check it; only the sole owner of a page may write it. With numpy the words are written through
 an array over the buffer, otherwise through a memoryview.
 """

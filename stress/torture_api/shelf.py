@@ -19,7 +19,7 @@ class PlannedError(Exception):
 
 
 class Shelf:
-    """Each holding has a number of its own. Whoever takes it out of the dictionary owns it."""
+    """Each holding has a number of its own. To take it out of the dictionary is to own it."""
 
     def __init__(self, file: MemoryFile) -> None:
         self._file = file

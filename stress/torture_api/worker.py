@@ -127,7 +127,7 @@ class Worker:
             if error.allocation is not None:
                 self.pool.append(Holding(first, error.allocation))
         else:
-            raise marks.PromiseBrokenError("a reader ended early and nobody said so")
+            raise marks.PromiseBrokenError("a reader ended early without an error")
         self.counts["readers that ended early"] += 1
 
     def _check(self) -> None:
@@ -151,7 +151,7 @@ class Worker:
     def _decommit(self) -> None:
         holding = self._picked()
         allocation = holding.allocation
-        # If the one reference is ours, only we could add another: nobody else looks at these pages.
+        # If the one reference is ours, only we could add another: no other looks at these pages.
         if allocation is None or not self._source.file.has_unique_ref(allocation.range):
             return
         self._look_at(holding, "before decommit")

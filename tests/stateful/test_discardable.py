@@ -41,7 +41,7 @@ class Handle:
     pages: range
     unpinned: bool = False
     order: int = 0  # of the moment from which it may go
-    fair: bool = False  # nobody ever stood in the way of its going since then
+    fair: bool = False  # nothing stood in the way of its going since then
     lost: bool = False
     may_be_lost: bool = False  # it was empty when it might have been discarded
     views: list[memoryview] = field(default_factory=list)
@@ -239,9 +239,9 @@ class DiscardMachine(RuleBasedStateMachine):
         assert not went or not stayed or max(went) < min(stayed), "not the oldest first"
 
     def learn(self, file: File, gone: set[int]) -> None:
-        assert all(file.can_go(page) for page in gone), "somebody needed it"
+        assert all(file.can_go(page) for page in gone), "it was needed"
         empty = {page for page in file.used() if page not in file.letters}
-        # What is lost already may go page by page, when somebody has written to it again.
+        # What is lost already may go page by page, when it was written to again.
         lost = [handle for handle in file.live() if handle.lost]
         for page in gone:
             del file.letters[page]
@@ -287,7 +287,7 @@ class DiscardMachine(RuleBasedStateMachine):
                             continue
                         try:
                             assert handle.allocation.pin()
-                        except ForkedError:  # it was nobody's
+                        except ForkedError:  # it had no owner
                             assert handle.unpinned
                 status = 0
             finally:

@@ -206,7 +206,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
         return expected
 
     def owner_may_drop(self, start: int, end: int) -> bool:
-        """Whether the references that dec_ref() would take are nobody else's.
+        """Whether the references that dec_ref() would take are not another's.
 
         True as well for what must be refused.
         """

@@ -127,7 +127,7 @@ def test_on_discard_that_raises(pressure: testing.ManualPressure) -> None:
         raised = 1
         while True:
             try:
-                cache.get("nobody")
+                cache.get("absent")
                 break
             except RuntimeError:
                 raised += 1
@@ -140,7 +140,7 @@ def test_on_discard_that_uses_the_cache(pressure: testing.ManualPressure) -> Non
 
         def again(key: Any) -> None:
             cache[key] = b"again" + bytes(PAGE)
-            assert cache.get("nobody") is None
+            assert cache.get("absent") is None
             cache.pop(5, None)
             cache.evict(PAGE)
 
@@ -170,7 +170,7 @@ def test_a_callback_in_another_thread_may_wait_for_the_cache(
         assert used.is_set()
 
     for ask in (
-        lambda c: c.pop("nobody", None),
+        lambda c: c.pop("absent", None),
         lambda c: c.popitem(),
         lambda c: c.clear(),
         lambda c: c.pop(9),

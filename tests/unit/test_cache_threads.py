@@ -68,10 +68,10 @@ def is_stamped(view: memoryview, key: int) -> bool:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("lengths", [(20, 200, 600), (200, 3000, 5000, 40000)])
-def test_whoever_gets_a_view_gets_what_was_put(policy: Policy, lengths: tuple[int, ...]) -> None:
+def test_a_view_has_what_was_put(policy: Policy, lengths: tuple[int, ...]) -> None:
     """Four threads of everything, under constant discards."""
     told: list[Any] = []
-    seen = discards = 0  # views; discards while somebody held some
+    seen = discards = 0  # views; discards while some were held
     aim = Aim(lambda: seen >= 1000 and discards >= 30, "discards while views are held")
     holding = [0] * 4
     keys = 500
@@ -159,7 +159,7 @@ def test_a_value_that_is_looked_at_while_it_is_discarded() -> None:
 
 
 def test_a_look_in_the_middle_of_a_discard() -> None:
-    """The pages are empty, and nobody has been told yet."""
+    """The pages are empty, and no callback has been told yet."""
     seen: list[memoryview | None] = []
     with Cache(policy="lru") as cache, testing.ManualPressure() as pressure:
         cache["k"] = b"\xff" * 4 * PAGE
@@ -364,7 +364,7 @@ def test_interrupts_at_random_moments(policy: Policy) -> None:
             gc.collect()  # an exception may be in a frame of its own traceback
             known = cache.currsize  # first: it lets go of slabs that only garbage had views of
             in_use = sum(s.end - s.start for s in cache.file.segments() if s.refs)
-            assert in_use == known, "pages that nobody knows"
+            assert in_use == known, "pages that are not in the cache"
             aim.assert_hit()
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -279,10 +279,10 @@ def test_a_signal_from_anybody_is_no_oom_kill(tree: Path) -> None:
 
 
 def test_a_half_that_finishes_beside_a_kill_has_not_finished(tree: Path) -> None:
-    class SomebodyElse(NoGroup):
+    class OtherVictim(NoGroup):
         kills = 1
 
-    assert follow("dict", small_work(tree), SomebodyElse("v2", tree)).state is State.FAILED
+    assert follow("dict", small_work(tree), OtherVictim("v2", tree)).state is State.FAILED
 
 
 def test_only_one_outcome_is_good() -> None:

@@ -156,7 +156,7 @@ def test_no_process_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no process of this user has pgalloc files open" in result.stderr
 
 
-def test_a_socket_where_nobody_listens_is_told(tmp_path: Path) -> None:
+def test_a_socket_without_listener_is_told(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "stale"))
     result = run_top(tmp_path / "stale")

@@ -169,7 +169,7 @@ def test_the_limit_is_kept(tree: Path) -> None:
     assert find_data(str(tree), limit=MIB).nbytes <= MIB
 
 
-def test_a_signal_ends_everybody(tree: Path) -> None:
+def test_a_signal_ends_all_processes(tree: Path) -> None:
     """SIGINT in the middle: owners, segment and temporary folder go."""
     # Python leaves SIGINT alone where a shell ignores it, as for jobs in the background.
     program = (
@@ -214,7 +214,7 @@ DATA = DataSet(tuple(KnownFile(f"file{number}", 10 * MIB, "") for number in rang
 
 @pytest.fixture
 def crews() -> dict[str, Crew]:
-    """As everything should be."""
+    """How it should be."""
     crews = {way: Crew(way, 4, State.KILLED) for way in WAYS}
     for way, crew in crews.items():
         digests = 0 if way == NOTHING else len(DATA.files)

@@ -1,4 +1,4 @@
-"""Discardable memory: pin and unpin, what may go, in which order, and what everybody sees of it."""
+"""Discardable memory: pin and unpin, what may go, in which order, and what its users see of it."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_live_view_pins(mf: MemoryFile) -> None:
 
 
 @pytest.mark.parametrize("share", ["clone", "slice"])
-def test_pages_go_when_nobody_has_them_pinned(mf: MemoryFile, share: str) -> None:
+def test_pages_go_when_no_handle_has_them_pinned(mf: MemoryFile, share: str) -> None:
     a = filled(mf, 4, b"a")
     a.unpin()
     b = a.clone() if share == "clone" else a.slice(PAGE, 2 * PAGE)
@@ -168,7 +168,7 @@ def test_a_handle_that_is_forgotten(mf: MemoryFile) -> None:
 
 
 def test_what_was_written_while_unpinned_goes_too(mf: MemoryFile) -> None:
-    """Through the range layer somebody may write to what was discarded already."""
+    """Through the range layer, what was discarded already may be written to."""
     a = filled(mf, 64, b"a")
     a.unpin()
     assert discard(mf, MIB) == a.nbytes
@@ -234,7 +234,7 @@ def test_memory_that_cannot_be_given_back_is_kept() -> None:
 
 
 @pytest.mark.parametrize("error", [0, errno.ENOSYS], ids=["cachestat", "before Linux 6.5"])
-def test_emptying_what_nobody_touched_brings_nothing(mf: MemoryFile, error: int) -> None:
+def test_emptying_untouched_pages_brings_nothing(mf: MemoryFile, error: int) -> None:
     """The guard would be content with it, and never come to what takes the memory."""
     allocations = [mf.allocate(4 * PAGE) for _ in range(200)]
     allocations[-1]._write(PAGE, b"a" * PAGE)
@@ -248,7 +248,7 @@ def test_emptying_what_nobody_touched_brings_nothing(mf: MemoryFile, error: int)
 
 
 @pytest.mark.parametrize("error", [0, errno.ENOSYS], ids=["cachestat", "before Linux 6.5"])
-def test_committed_pages_that_nobody_wrote_are_given_back(mf: MemoryFile, error: int) -> None:
+def test_committed_pages_that_were_not_written_are_given_back(mf: MemoryFile, error: int) -> None:
     commit = pgalloc.AllocationMode.ALLOCATE_AND_COMMIT
     allocations = [mf.allocate(4 * PAGE, mode=commit) for _ in range(200)]
     for a in allocations:
@@ -272,7 +272,7 @@ def test_a_punch_that_fails(mf: MemoryFile) -> None:
 
 
 def test_pinning_against_discarding(mf: MemoryFile) -> None:
-    """Whoever was told that the contents are there finds them, and keeps what he writes."""
+    """A thread that was told that the contents are there finds them, and keeps what it writes."""
     allocations = [filled(mf, 16, b"a") for _ in range(32)]
     for a in allocations:
         a.unpin()

@@ -51,7 +51,7 @@ def let_the_reclaimer_be_idle(mf: MemoryFile) -> None:
 
 
 def let_evictors_end(mf: MemoryFile) -> None:
-    """Of a closed file: from here on nobody calls back."""
+    """Of a closed file: from here on no callback runs."""
     eventually(lambda: not mf._evictor._threads, "the end of the evictors")
 
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import pytest
 from conftest import PAGE
-from fault_scenarios import LIVES, POPULATE, Run, Scenario, abandoned, guarded
+from fault_scenarios import LIVES, POPULATE, Run, Scenario, guarded, rolled_back
 from fault_sharing import SHARING
 from fault_snapshots import SNAPSHOTS, restore_in_the_background
 from waiting import eventually, is_inside
@@ -231,11 +231,11 @@ def _with_errors(name: str, sites: list[Site]) -> Iterator[tuple[Site, list[int]
 
 @pytest.mark.parametrize("name", ["ftruncate", "fallocate", "pwrite", "open", "madvise"])
 def test_interruptions_are_retried(directory: Path, name: str) -> None:
-    """One EINTR is nobody's business."""
+    """One EINTR is not noticed."""
     for scenario in SCENARIOS:
         run = Run(directory)
         with FaultPlan(name, errno.EINTR, first=2, times=3):
-            if scenario is not abandoned:
+            if scenario is not rolled_back:
                 scenario(run)
         assert run.errors == []
         run.check_usable()
@@ -257,7 +257,9 @@ def test_a_thread_that_waits_for_a_save_learns_why_it_failed() -> None:
             except (OSError, pgalloc.Error) as error:
                 errors.append(error)
 
-        first = threading.Thread(target=take)  # it has the front, which nobody takes from it
+        first = threading.Thread(
+            target=take
+        )  # it has the front, which no other thread takes from it
         first.start()
         eventually(lambda: is_inside(first, take.__qualname__))
         with FaultPlan("pread", errno.EIO), pytest.raises(OSError):

@@ -1,4 +1,4 @@
-"""fork: a child reads inherited views, changes nothing of the parent's, and ends quietly."""
+"""fork: a child reads its parent's views, changes nothing of the parent's, and ends quietly."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_what_is_the_owners_alone_raises_forked_error(mf: MemoryFile) -> None:
     ["verify", "bookkeeping_bytes", "pause_reclaimer", "reclaim_log", "ManualClock"],
 )
 def test_helpers_of_testing_raise_forked_error_too(mf: MemoryFile, helper: str) -> None:
-    """They must neither abort the child nor take a lock that nobody will ever release."""
+    """They must neither abort the child nor take a lock that is never released."""
     mf.allocate_range(PAGE)
 
     def child() -> None:

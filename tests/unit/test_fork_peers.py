@@ -1,4 +1,4 @@
-"""A forked child is a peer of its parent: it keeps what it inherited, and can do what peers can."""
+"""A forked child is a peer of its parent: it keeps its pages, and can do what peers can."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_child_lets_go_of_what_it_is_peer(mf: MemoryFile, steps: Steps) -> Non
     held.clear()
 
 
-def test_what_nobody_pinned_stays_the_parents(mf: MemoryFile, steps: Steps) -> None:
+def test_what_was_not_pinned_stays_the_parents(mf: MemoryFile, steps: Steps) -> None:
     """A child must not keep its parent from giving memory up."""
     cold, warm = mf.allocate(PAGE), mf.allocate(PAGE)
     cold.view()[:4] = warm.view()[:4] = b"data"
@@ -312,7 +312,7 @@ def test_without_leases_a_child_is_told(
 
 @pytest.mark.parametrize("owned", [True, False], ids=["shared", "the child's alone"])
 def test_an_image_does_not_record_leases(mf: MemoryFile, steps: Steps, owned: bool) -> None:
-    """Nobody could adopt them. A page that only a child still has keeps one reference."""
+    """No owner could adopt them. A page that only a child still has keeps one reference."""
     a, b = mf.allocate(3 * PAGE), mf.allocate(2 * PAGE)
     mf.inc_ref(FileRange(a.range.start, a.range.start + PAGE))
     child = steps.start(steps.wait)

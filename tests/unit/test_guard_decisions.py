@@ -236,7 +236,7 @@ def test_the_largest_wish_counts(bench: Bench) -> None:
 
     assert headroom() == 100 * MIB
     small = _core.guard_add_headroom(0.0, MIB)
-    assert headroom() == MIB, "somebody's wish instead of the default"
+    assert headroom() == MIB, "a caller's wish instead of the default"
     share = _core.guard_add_headroom(0.2, 0)
     large = _core.guard_add_headroom(0.0, 300 * MIB)
     assert headroom() == 300 * MIB
@@ -340,7 +340,7 @@ def test_what_cannot_fit_is_refused(bench: Bench, mf: MemoryFile, how: str, v1: 
         commit(mf, how, 9 * MIB)
 
 
-def test_what_can_never_fit_costs_nobody_anything(bench: Bench, mf: MemoryFile) -> None:
+def test_what_can_never_fit_costs_nothing(bench: Bench, mf: MemoryFile) -> None:
     group = bench.level()
     group.set(limit=20 * MIB, usage=10 * MIB)
     bench.watch(group)
@@ -441,7 +441,7 @@ def test_looking_in_vain_takes_a_ninth_of_the_time(at_the_limit: Allocation) -> 
 def test_the_thread_sleeps_as_long_as_it_is_to(
     at_the_limit: Allocation, others_pin_it: bool
 ) -> None:
-    """At its limit with nothing to give, and with pages that nobody can give back."""
+    """At its limit with nothing to give, and with pages that cannot be given back."""
     with at_the_limit.clone(), looking_takes(0.003):
         if others_pin_it:
             at_the_limit.unpin()

@@ -1,4 +1,4 @@
-"""Callbacks and special methods that turn on whoever calls them: typed errors, no deadlock."""
+"""Callbacks and special methods that turn on their caller: typed errors, no deadlock."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_g1_users_that_are_equal_only_by_raising(hands: Hands) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_g5_a_user_whose_hash_breaks_later_stops_nobody(hands: Hands) -> None:
+def test_g5_a_user_whose_hash_breaks_later_does_no_harm(hands: Hands) -> None:
     class Fickle(EvictLater):
         broken = False
 

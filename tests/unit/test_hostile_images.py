@@ -352,7 +352,7 @@ def test_damage_in_one_extent_is_for_those_who_touch_it(slot: Slot, cause: str) 
         progress = file.load_progress()
         assert progress.pending_bytes == 0
         assert progress.failed_bytes > 0
-        # Whoever does not need it can go on without it.
+        # Code that does not need it can go on without it.
         file.dec_ref(FileRange(0, 4 * PAGE))
         file.dec_ref(FileRange(0, 4 * PAGE))
         assert file.wait_for_reclaim(20)

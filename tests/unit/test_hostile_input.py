@@ -39,7 +39,7 @@ CASES = [
 ]
 
 REFUSALS = (TypeError, ValueError, MemoryError, OSError, BufferError, pgalloc.Error, UserError)
-# Typed as they are in Python, these say that nobody thought of the value.
+# Typed as they are in Python, these say that the value was not considered.
 NOT_THOUGHT_OF = (OverflowError, RecursionError, SystemError, AssertionError)
 
 # They take no argument of the caller, or they are plain data.
@@ -93,13 +93,13 @@ NO_ARGUMENTS = {
     "pressure.EventStream.aclose",
     "pressure.EventStream.close",
     "pressure.ManualSource.close",
-    "pressure.Monitor.abandon",
+    "pressure.Monitor.reset_in_child",
     "pressure.Monitor.close",
     "pressure.Monitor.info",
     "pressure.Monitor.park",
     "pressure.Monitor.resume",
     "pressure.Monitor.stats",
-    "pressure.PressureLevelListener.abandon",
+    "pressure.PressureLevelListener.reset_in_child",
     "pressure.PressureLevelListener.park",
     "pressure.PressureLevelListener.resume",
     "pressure.PressureLevelListener.stop",

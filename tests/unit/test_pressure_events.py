@@ -302,7 +302,7 @@ group = MemoryCgroup("v1", "/fake", Path(sys.argv[1]), Path(sys.argv[1]), True)
 calls = []
 listener = PressureLevelListener(lambda: calls.append(1), cgroup=group)
 os.register_at_fork(before=listener.park, after_in_parent=listener.resume,
-                    after_in_child=listener.abandon)
+                    after_in_child=listener.reset_in_child)
 efd = int(Path(sys.argv[1], "cgroup.event_control").read_text().split()[0])
 for i in range(50):
     os.eventfd_write(efd, 1)
@@ -354,7 +354,7 @@ def callback():
     status.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 listener = PressureLevelListener(callback, cgroup=group)
 os.register_at_fork(before=listener.park, after_in_parent=listener.resume,
-                    after_in_child=listener.abandon)
+                    after_in_child=listener.reset_in_child)
 efd = int(Path(sys.argv[1], "cgroup.event_control").read_text().split()[0])
 for n in (1, 2):
     os.eventfd_write(efd, 1)

@@ -177,7 +177,7 @@ def test_n1_n2_v2_memory_high_calls_back() -> None:
 def test_n1_v1_the_parent_is_told_as_well(
     limited_group: Path, v1_memory: MemoryCgroup, big_file: Path
 ) -> None:
-    """A listener outside sees the pressure of a child that nobody inside listens to."""
+    """A listener outside sees the pressure of a child group without listeners inside."""
     calls: list[int] = []
     load = (
         "import os, sys; open(sys.argv[1] + '/cgroup.procs', 'w').write(str(os.getpid()))\n"

@@ -51,7 +51,7 @@ def test_the_guard_is_asked_while_a_monitor_is_open(
         assert list(native.headrooms.values()) == [wish]
         found = monitor.info()
         assert (found.headroom_fraction, found.headroom_bytes) == wish
-        assert threads() == 0  # nobody has subscribed
+        assert threads() == 0  # there are no subscribers
     assert native.headrooms == {}
 
 

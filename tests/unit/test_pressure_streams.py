@@ -152,7 +152,7 @@ def test_async_two_tasks_on_one_stream_is_an_error(monitor: Monitor) -> None:
     asyncio.run(main())
 
 
-def test_async_a_loop_that_was_closed_hurts_nobody(source: ManualSource, monitor: Monitor) -> None:
+def test_async_a_loop_that_was_closed_does_no_harm(source: ManualSource, monitor: Monitor) -> None:
     loop = asyncio.new_event_loop()
     stream = monitor.events()
     step = stream.__anext__()

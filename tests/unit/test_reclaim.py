@@ -308,7 +308,7 @@ def test_i2_release_after_close_is_fine() -> None:
         mf.allocate(PAGE)
 
 
-def test_i2_close_with_everybody_busy() -> None:
+def test_i2_close_with_all_threads_busy() -> None:
     for _ in range(20):
         mf = MemoryFile()
         failures: list[BaseException] = []

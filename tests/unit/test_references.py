@@ -153,7 +153,7 @@ def test_c4_the_reclaimer_is_woken_by_the_last_reference_only(mf: MemoryFile) ->
     assert mf.wait_for_reclaim(0)
     assert refs(mf) == [(1, 1)]
     mf.dec_ref(range_)
-    # Nobody waits for it in pgalloc: the reclaimer must have been woken by dec_ref itself.
+    # Nothing in pgalloc waits for it: the reclaimer must have been woken by dec_ref itself.
     eventually(lambda: mf.segments() == [], "reclaim")
 
 
@@ -167,7 +167,7 @@ def test_c5_unique(mf: MemoryFile) -> None:
     assert mf.has_unique_ref(range_) is True
 
 
-def test_c3_inc_ref_charges_pages_that_nobody_pays_for(mf: MemoryFile) -> None:
+def test_c3_inc_ref_charges_pages_that_no_cgroup_pays_for(mf: MemoryFile) -> None:
     range_ = mf.allocate_range(2 * PAGE)
     mf.map_range(range_)[:] = b"x" * (2 * PAGE)
     update_usage(mf)
@@ -312,7 +312,7 @@ def test_e2_the_exporter_gives_out_nothing_but_checked_views(mf: MemoryFile) -> 
         type(view.obj)()
 
 
-def test_e3_a_chunk_is_mapped_once_whoever_races(mf: MemoryFile) -> None:
+def test_e3_a_chunk_is_mapped_once_when_threads_race(mf: MemoryFile) -> None:
     range_ = mf.allocate_range(8 * CHUNK)
     with FaultPlan("mmap") as counted:
         barrier = threading.Barrier(4)
@@ -405,7 +405,7 @@ def test_hot_calls_reject_wrong_arguments(mf: MemoryFile) -> None:
 
 
 def test_a_handle_whose_reference_is_gone_ends_quietly() -> None:
-    """Somebody dropped a reference that was the handle's: said aloud, and nothing else happens."""
+    """Its reference was dropped by another caller: this is reported, and nothing else happens."""
     program = f"""
 import pgalloc
 for _ in range(20):

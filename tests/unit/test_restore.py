@@ -132,7 +132,7 @@ def test_j7_references_are_adopted(tmp_path: Path, owned: tuple[bytes, FileRange
         assert mf.segments() == []
 
 
-def test_j7_what_nobody_adopted_is_dropped(tmp_path: Path, owned: tuple[bytes, FileRange]) -> None:
+def test_j7_what_was_not_adopted_is_dropped(tmp_path: Path, owned: tuple[bytes, FileRange]) -> None:
     image, range_ = owned
     with restore(image, tmp_path) as mf:
         kept = Allocation.adopt(mf, page(range_, 1))
@@ -190,7 +190,7 @@ def test_hooks_take_their_pages_over(tmp_path: Path, mode: str) -> None:
             assert taken[1].range == b.range
 
 
-def test_a_hook_that_nobody_takes_is_reported(
+def test_a_hook_that_is_not_taken_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MemoryFile() as mf:
@@ -325,7 +325,7 @@ def test_streams() -> None:
         image = image_of(mf)
         with MemoryFile.restore(Source(image)) as again:
             assert contents(again) == contents(mf)
-        # What follows in a stream belongs to somebody else.
+        # What follows in a stream is not part of the image.
         source = Source(image + b"next")
         MemoryFile.restore(source).close()
         assert bytes(source.rest) == b"next"
@@ -361,7 +361,7 @@ def test_a_file_object_in_the_middle(tmp_path: Path) -> None:
             assert again.map_range(FileRange(0, PAGE))[0] == 9
 
 
-def test_without_loaders_somebody_else_loads(tmp_path: Path) -> None:
+def test_without_loaders_other_threads_load(tmp_path: Path) -> None:
     mf, _ = random_file(41)
     with mf, without_loaders(), restore(image_of(mf), tmp_path) as again:
         assert contents(again) == contents(mf)

@@ -140,7 +140,7 @@ def test_freed_pages_are_not_loaded(saved: Saved) -> None:
         assert progress.dropped_bytes == total // 2
         assert progress.pending_bytes == total // 2
         assert mf.wait_for_reclaim(20)
-        # Whoever gets them next finds zeros.
+        # Their next owner finds zeros.
         again = mf.allocate_range(3 * SPAN)
         assert again.start == saved.page(1).start
         assert not np.frombuffer(mf.map_range(again), dtype=np.uint64).any()
@@ -209,7 +209,7 @@ def test_decommitting_what_has_all_references_there_can_be(tmp_path: Path) -> No
 
 
 def test_freeing_while_loading(saved: Saved) -> None:
-    """Pages that are let go of at the moment they arrive reach nobody else."""
+    """Pages that are let go of at the moment they arrive reach no other owner."""
     for _ in range(30):
         with saved.restore() as mf:
             mf.dec_ref(saved.range)
@@ -336,7 +336,7 @@ def test_an_image_that_is_removed_afterwards(saved: Saved) -> None:
 
 @pytest.mark.usefixtures("alone")
 def test_waiters_are_woken_by_close(tmp_path: Path) -> None:
-    """Somebody holds an extent and never delivers it; others wait for it; the file closes."""
+    """One thread holds an extent and never delivers it; others wait for it; the file closes."""
     saved = Saved(tmp_path, "zstd")
     mf = saved.restore()
     there, extent = mf._load(saved.page(1), None, False)

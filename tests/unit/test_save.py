@@ -501,7 +501,7 @@ def test_kinds_are_what_they_were() -> None:
 
 
 def test_what_cannot_be_written_is_never_missing_from_an_image(tmp_path: Path) -> None:
-    """Whoever finishes the image learns of the failure before the last writer is done."""
+    """The thread that finishes the image learns of the failure before the last writer is done."""
     target = tmp_path / "image"
     with MemoryFile() as mf:
         for letter in b"ab":

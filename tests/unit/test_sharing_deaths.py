@@ -63,7 +63,7 @@ def _be_busy(a: pgalloc.Allocation, pipe: Connection) -> None:
         kept.append(rng.choice(kept).clone())
         kept.append(rng.choice(kept).slice(0, PAGE))
         rng.choice(kept).unpin()
-        pipe.send(kept[-1])  # a token that nobody will ever claim
+        pipe.send(kept[-1])  # a token that is never claimed
         if rng.random() < 0.05 and os.fork() == 0:
             time.sleep(rng.random() * 0.01)  # time: the load: children that live for a while
             os._exit(0)
@@ -402,7 +402,7 @@ def test_the_owner_dies_while_a_child_of_a_peer_lives(owner: _Owner) -> None:
 
 @pytest.mark.leaks_allowed  # the last one's connection, until there is another
 def test_dead_owners_do_not_pile_up() -> None:
-    """Their memory and their connections go, though nobody asks them for anything again."""
+    """Their memory and their connections go, though no request is sent to them again."""
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         owner = _Owner()
@@ -470,7 +470,7 @@ def test_an_owner_that_closes_its_file_before_a_peer_forks(keeper: Peer) -> None
 # --- tokens --------------------------------------------------------------------------------------
 
 
-def test_a_token_is_claimed_once_by_whoever_comes_first(mf: MemoryFile, keeper: Peer) -> None:
+def test_a_token_is_claimed_once_by_the_first_receiver(mf: MemoryFile, keeper: Peer) -> None:
     a = _stamped(mf)
     token = transport.offer(a)
     claim = (

@@ -176,7 +176,7 @@ def test_not_one_descriptor(path: Path, descriptors: int) -> None:
 
 
 @pytest.mark.parametrize("asked", [Op.HELLO, Op.SERVED, Op.ALLOCATE, Op.USAGE, Op.PING])
-def test_descriptors_nobody_asked_for(path: Path, asked: Op) -> None:
+def test_descriptors_that_were_not_asked_for(path: Path, asked: Op) -> None:
     answers = {
         Op.HELLO: protocol.PROCESS.pack(1),
         Op.SERVED: protocol.SERVED.pack(NAME, False),
@@ -225,7 +225,7 @@ def _in_time(run: Callable[[], Any]) -> BaseException | None:
 
 
 @pytest.mark.parametrize("asked", [Op.HELLO, Op.SERVED, Op.OPEN])
-def test_an_owner_that_never_answers_lets_nobody_in(
+def test_an_owner_that_never_answers_accepts_no_peer(
     path: Path, asked: Op, lose_patience: Impatience
 ) -> None:
     silence = threading.Event()
@@ -263,7 +263,7 @@ def test_an_owner_that_stops_answering(path: Path, lose_patience: Impatience) ->
 
 
 class _Talkative(FalseOwner):
-    """It answers requests of tomorrow, one after the other, as long as somebody listens."""
+    """It answers requests of tomorrow, one after the other, as long as the peer listens."""
 
     def answer_all(self, connection: socket.socket) -> None:
         while packet := connection.recv(protocol.PACKET_MAX):
@@ -278,7 +278,7 @@ class _Talkative(FalseOwner):
             return
 
 
-def test_an_owner_that_answers_what_nobody_asked(path: Path, lose_patience: Impatience) -> None:
+def test_an_owner_that_answers_what_was_not_asked(path: Path, lose_patience: Impatience) -> None:
     """Answers to other requests do not count, however many come."""
     with _Talkative(path, {}):
         peer = pgalloc.connect(path)

@@ -27,7 +27,7 @@ from pgalloc.sharing.broker import broker
 from pgalloc.sharing.protocol import Op
 
 A_STAMP, B_STAMP = b"claimed by token", b"allocated over the path"
-NOBODYS = 1 << 40  # an offset that no file of these tests reaches
+OUTSIDE = 1 << 40  # an offset that no file of these tests reaches
 MAX64 = 2**64 - 1
 
 
@@ -52,12 +52,12 @@ class Scene:
         self._segments = mf.segments()
         self._descriptors = _descriptors()
 
-    def address(self, door: str) -> bytes:
-        return self.path if door == "path" else broker._address.name
+    def address(self, listener: str) -> bytes:
+        return self.path if listener == "path" else broker._address.name
 
     @property
     def honests_pages(self) -> FileRange:
-        """Those that nobody else has a reference on."""
+        """Those that no other process has a reference on."""
         range_: FileRange = self.honest.do(peers.attribute, "b", "range")
         return range_
 
@@ -101,19 +101,19 @@ def scene(mf: MemoryFile, honest: Peer, tmp_path: Path) -> Iterator[Scene]:
         scene.a.release()
 
 
-both_doors = pytest.mark.parametrize("door", ["abstract", "path"])
+both_listeners = pytest.mark.parametrize("listener", ["abstract", "path"])
 
 
 # --- no protocol at all --------------------------------------------------------------------------
 
 
-@both_doors
+@both_listeners
 @pytest.mark.parametrize("greeted", [False, True])
-def test_random_packets(scene: Scene, door: str, *, greeted: bool) -> None:
+def test_random_packets(scene: Scene, listener: str, *, greeted: bool) -> None:
     rng = random.Random(1)
     enter = RawPeer.greeted if greeted else RawPeer
     for _ in range(150):
-        with enter(scene.address(door)) as attacker:
+        with enter(scene.address(listener)) as attacker:
             for _ in range(5):
                 attacker.send(rng.randbytes(rng.choice([1, 7, 8, 9, 24, 100, 65535])))
     scene.check_served()
@@ -134,35 +134,35 @@ NO_PEER_SENDS = {
 }
 
 
-@both_doors
+@both_listeners
 @pytest.mark.parametrize("packet", NO_PEER_SENDS.values(), ids=NO_PEER_SENDS.keys())
-def test_what_no_peer_sends_ends_the_connection(scene: Scene, door: str, packet: bytes) -> None:
-    with RawPeer.greeted(scene.address(door)) as attacker:
+def test_what_no_peer_sends_ends_the_connection(scene: Scene, listener: str, packet: bytes) -> None:
+    with RawPeer.greeted(scene.address(listener)) as attacker:
         attacker.send(packet)
         assert attacker.is_dropped()
 
 
-@both_doors
+@both_listeners
 @pytest.mark.parametrize("kind", list(Op)[1:])
-def test_whoever_asks_before_greeting_is_dropped(scene: Scene, door: str, kind: Op) -> None:
-    with RawPeer(scene.address(door)) as attacker:
+def test_a_request_before_the_greeting_is_refused(scene: Scene, listener: str, kind: Op) -> None:
+    with RawPeer(scene.address(listener)) as attacker:
         attacker.send(protocol.pack(kind, 1, bytes(24)))
         assert attacker.is_dropped()
 
 
-@both_doors
+@both_listeners
 @pytest.mark.parametrize("kind", list(Op))
-def test_random_payloads(scene: Scene, door: str, kind: Op) -> None:
+def test_random_payloads(scene: Scene, listener: str, kind: Op) -> None:
     """Each is answered, or ends the connection; lengths that fit are among them."""
     rng = random.Random(kind)
-    attacker = RawPeer.greeted(scene.address(door))
+    attacker = RawPeer.greeted(scene.address(listener))
     for _ in range(150):
         payload = rng.randbytes(rng.choice([0, 1, 8, 9, 12, 16, 20, 24, 26, 40, 48, 1000, 60000]))
         attacker.send(protocol.pack(kind, rng.choice([1, MAX64 >> 32]), payload))
         answer = attacker.answer()
         if answer is None:
             attacker.close()
-            attacker = RawPeer.greeted(scene.address(door))
+            attacker = RawPeer.greeted(scene.address(listener))
             continue
         for descriptor in answer.descriptors:
             os.close(descriptor)
@@ -179,17 +179,17 @@ def _file(scene: Scene) -> int:
 ABOUT_PAGES = [Op.RELEASE, Op.DECOMMIT, Op.UNIQUE, Op.UNPIN, Op.PIN, Op.OFFER]
 
 
-@both_doors
+@both_listeners
 @pytest.mark.parametrize("kind", ABOUT_PAGES)
-def test_pages_that_others_hold(scene: Scene, door: str, kind: Op) -> None:
+def test_pages_that_others_hold(scene: Scene, listener: str, kind: Op) -> None:
     own = scene.a.range
-    with RawPeer.greeted(scene.address(door)) as attacker:
+    with RawPeer.greeted(scene.address(listener)) as attacker:
         for range_ in [
             scene.honests_pages,
             own,
             (min(own.start, scene.honests_pages.start), max(own.end, scene.honests_pages.end)),
-            (0, NOBODYS),
-            (NOBODYS, NOBODYS + PAGE),
+            (0, OUTSIDE),
+            (OUTSIDE, OUTSIDE + PAGE),
             (own.start, own.start),
             (own.end, own.start),
             (own.start + 1, own.start + 2),
@@ -218,7 +218,7 @@ def test_own_pages_and_one_more(scene: Scene, kind: Op) -> None:
         scene.check_served()
 
 
-def test_what_was_released_is_nobodys_to_release(scene: Scene) -> None:
+def test_what_was_released_cannot_be_released_again(scene: Scene) -> None:
     with RawPeer.greeted(scene.path) as attacker:
         answer = attacker.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
         assert answer is not None
@@ -230,9 +230,9 @@ def test_what_was_released_is_nobodys_to_release(scene: Scene) -> None:
         assert statuses == [True, False, False]
 
 
-@both_doors
-def test_numbers_without_measure(scene: Scene, door: str) -> None:
-    with RawPeer.greeted(scene.address(door)) as attacker:
+@both_listeners
+def test_numbers_without_measure(scene: Scene, listener: str) -> None:
+    with RawPeer.greeted(scene.address(listener)) as attacker:
         for length in (0, 2**63, MAX64, MAX64 - PAGE):
             for name in (_file(scene), MAX64):
                 request = protocol.ALLOCATE.pack(name, length, 1, 0, 0)
@@ -246,8 +246,8 @@ def test_numbers_without_measure(scene: Scene, door: str) -> None:
             assert answer.status != 0
 
 
-def test_files_nobody_let_it_into(scene: Scene) -> None:
-    """A door is to one file."""
+def test_files_it_was_not_let_into(scene: Scene) -> None:
+    """A listener serves one file."""
     with MemoryFile() as other, RawPeer.greeted(scene.path) as attacker:
         for kind, request in [
             (Op.OPEN, protocol.NAME.pack(other._id)),
@@ -277,10 +277,10 @@ def test_a_reader_cannot_write(scene: Scene, tmp_path: Path) -> None:
         assert answer.status != 0
 
 
-@both_doors
-def test_tokens_are_not_guessed(scene: Scene, door: str) -> None:
+@both_listeners
+def test_tokens_are_not_guessed(scene: Scene, listener: str) -> None:
     rng = random.Random(1)
-    with RawPeer.greeted(scene.address(door)) as attacker:
+    with RawPeer.greeted(scene.address(listener)) as attacker:
         for size in [0, 1, 15, 16, 17, 60000] + [16] * 100:
             answer = attacker.ask(Op.CLAIM, rng.randbytes(size))
             assert answer is not None
@@ -290,19 +290,22 @@ def test_tokens_are_not_guessed(scene: Scene, door: str) -> None:
 # --- what costs the owner something --------------------------------------------------------------
 
 
-@both_doors
-def test_half_open_greetings(scene: Scene, door: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest STRANGERS_MAX of them are let in, for GREETING_MAX_S."""
+@both_listeners
+def test_half_open_greetings(scene: Scene, listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest UNAUTHENTICATED_MAX of them are let in, for GREETING_MAX_S."""
     before = _descriptors()
     with ExitStack() as attackers:
-        for _ in range(3 * brokers.STRANGERS_MAX):
-            attackers.enter_context(RawPeer(scene.address(door)))
+        for _ in range(3 * brokers.UNAUTHENTICATED_MAX):
+            attackers.enter_context(RawPeer(scene.address(listener)))
         scene.check_served()
-        theirs = 3 * brokers.STRANGERS_MAX
-        assert _descriptors() <= before + theirs + brokers.STRANGERS_MAX + 1
+        theirs = 3 * brokers.UNAUTHENTICATED_MAX
+        assert _descriptors() <= before + theirs + brokers.UNAUTHENTICATED_MAX + 1
         monkeypatch.setattr(brokers, "GREETING_MAX_S", 0.05)
-        with RawPeer.greeted(scene.address(door)):  # the broker looks at the clock
-            eventually(lambda: _descriptors() <= before + theirs + 2, "strangers are dropped")
+        with RawPeer.greeted(scene.address(listener)):  # the broker looks at the clock
+            eventually(
+                lambda: _descriptors() <= before + theirs + 2,
+                "unauthenticated channels are dropped",
+            )
 
 
 def _send_all_that_fits(attacker: RawPeer, kind: Op, payload: bytes) -> int:
@@ -313,13 +316,13 @@ def _send_all_that_fits(attacker: RawPeer, kind: Op, payload: bytes) -> int:
     return number - 1
 
 
-@both_doors
+@both_listeners
 @pytest.mark.parametrize("kind", [Op.PING, Op.OPEN, Op.FORK, Op.USAGE])
-def test_answers_that_are_never_read(scene: Scene, door: str, kind: Op) -> None:
+def test_answers_that_are_never_read(scene: Scene, listener: str, kind: Op) -> None:
     """The owner stops reading such a peer, and what it would have answered goes with it."""
     request = protocol.USAGE if kind == Op.USAGE else protocol.NAME
     payload = request.pack(_file(scene), *[0] * (kind == Op.USAGE))
-    with RawPeer.greeted(scene.address(door)) as attacker:
+    with RawPeer.greeted(scene.address(listener)) as attacker:
         attacker.socket.setblocking(False)
         sent = idle = 0
         while idle < 3:  # the owner serves others three times, and does not read
@@ -329,10 +332,10 @@ def test_answers_that_are_never_read(scene: Scene, door: str, kind: Op) -> None:
             scene.check_served()
 
 
-@both_doors
-def test_descriptors_sent_along(scene: Scene, door: str) -> None:
+@both_listeners
+def test_descriptors_sent_along(scene: Scene, listener: str) -> None:
     before = _descriptors()
-    with RawPeer.greeted(scene.address(door)) as attacker, open(os.devnull, "rb") as null:
+    with RawPeer.greeted(scene.address(listener)) as attacker, open(os.devnull, "rb") as null:
         for number in range(1, 51):
             packets = [protocol.pack(Op.PING, number)]
             socket.send_fds(attacker.socket, packets, [null.fileno()] * 50)
@@ -342,14 +345,14 @@ def test_descriptors_sent_along(scene: Scene, door: str) -> None:
         assert _descriptors() <= before + 3  # both ends, and what is sent
 
 
-@both_doors
-def test_children_without_end(scene: Scene, door: str) -> None:
+@both_listeners
+def test_children_without_end(scene: Scene, listener: str) -> None:
     """By and by the owner refuses more of them, and goes on serving those who are there."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     children: list[int] = []
     try:
-        with RawPeer.greeted(scene.address(door)) as attacker:
+        with RawPeer.greeted(scene.address(listener)) as attacker:
             for _ in range(1000):
                 answer = attacker.ask(Op.FORK)
                 if answer is None or answer.status != 0:
@@ -373,10 +376,10 @@ def _come_and_go(address: bytes, times: int) -> None:
                 attacker.send(protocol.pack(Op.PING, 1))
 
 
-@both_doors
-def test_ten_thousand_connections_that_come_and_go(scene: Scene, door: str) -> None:
+@both_listeners
+def test_ten_thousand_connections_that_come_and_go(scene: Scene, listener: str) -> None:
     for _ in range(10):
-        _come_and_go(scene.address(door), 1000)
+        _come_and_go(scene.address(listener), 1000)
         scene.check_served()
 
 

@@ -40,7 +40,7 @@ def run(program: str, *arguments: Any) -> str:
     return done.stdout
 
 
-def test_a_stranger_connects(mf: MemoryFile, path: Path) -> None:
+def test_a_process_that_is_no_child_connects(mf: MemoryFile, path: Path) -> None:
     with mf.serve(path) as server:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         program = """
@@ -98,7 +98,7 @@ def test_for_reading_only(mf: MemoryFile, path: Path) -> None:
         own.release()
 
 
-def test_nobody_there(path: Path) -> None:
+def test_no_process_serves_there(path: Path) -> None:
     with pytest.raises(OwnerGoneError, match="listens"):
         pgalloc.connect(path)
     for bad in ("", "a\0b"):

@@ -95,8 +95,8 @@ def test_h2_the_next_scan_waits_eight_times_as_long_as_the_last_took(mf: MemoryF
 def test_h2_filtered_scans_are_not_throttled_and_touch_nothing_else(mf: MemoryFile) -> None:
     mine = mf.allocate_range(4 * PAGE, memcg_id=1)
     other = mf.allocate_range(4 * PAGE, memcg_id=2)
-    nobodys = mf.allocate_range(4 * PAGE)
-    for range_ in (mine, other, nobodys):
+    unpaid = mf.allocate_range(4 * PAGE)
+    for range_ in (mine, other, unpaid):
         touch(mf, range_)
     with ManualClock(mf):
         assert mf.update_usage({1}) is True
@@ -241,7 +241,7 @@ def test_h3_results_that_raced_are_void(
     assert sum(mf.usage().values()) == stored(mf)
 
 
-def test_h3_account_and_kernel_agree_after_everybody_was_busy(mf: MemoryFile) -> None:
+def test_h3_account_and_kernel_agree_after_all_threads_were_busy(mf: MemoryFile) -> None:
     big = mf.allocate_range(GIB // 16)
     stop = threading.Event()
 

@@ -58,7 +58,7 @@ _OTHER_COPIES = 5
 def workers(
     ctx: click.Context, path: str | None, workers: int, limit: int | None, timeout: float
 ) -> None:
-    """Hand the files below PATH to worker processes in three ways, then kill everybody.
+    """Hand the files below PATH to worker processes in three ways, then kill all of them.
 
     PATH is a folder or a file; without it the interpreter's own standard library is used. The ways:
     a list of bytes as an argument of Process, a segment of multiprocessing.shared_memory, and a
