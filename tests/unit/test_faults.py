@@ -98,20 +98,22 @@ def _descriptors() -> set[int]:
     return {fd for fd in listed if Path(f"/proc/self/fd/{fd}").exists()}  # not the listing's own
 
 
-def _mapped_files(directory: Path) -> list[tuple[int, int]]:
-    """Where pgalloc's files are mapped."""
-    found = []
+def _mapped_files(directory: Path) -> set[tuple[int, int]]:
+    """Where pgalloc's files are mapped, and how many bytes."""
+    found = set()
     for line in Path("/proc/self/maps").read_text().splitlines():
         if "memfd:pgalloc" in line or str(directory) in line:
             low, high = line.split()[0].split("-")
-            found.append((int(low, 16), int(high, 16) - int(low, 16)))
+            found.add((int(low, 16), int(high, 16) - int(low, 16)))
     return found
 
 
-def _clean_up(name: str, failures: int, before: set[int], directory: Path) -> None:
+def _clean_up(
+    name: str, failures: int, before: set[int], mapped_before: set[tuple[int, int]], directory: Path
+) -> None:
     """What stays behind because the very call that gives it back was made to fail: only that."""
     still_open = _descriptors() - before
-    mapped = _mapped_files(directory)
+    mapped = _mapped_files(directory) - mapped_before
     for fd in still_open:
         os.close(fd)
     munmap = ctypes.CDLL(None).munmap
@@ -129,7 +131,7 @@ def play(scenario: Scenario, directory: Path, name: str, error: int, **plan: int
     _core.guard_park()
     _core.guard_configure([], None)
     _core.guard_resume()
-    before = _descriptors()
+    before, mapped_before = _descriptors(), _mapped_files(directory)
     account = pgalloc.memory_accounting().total()
     testing.reset_prefault()
     run = Run(directory, name, error, plan.get("first", 1))
@@ -147,7 +149,7 @@ def play(scenario: Scenario, directory: Path, name: str, error: int, **plan: int
     assert pgalloc.memory_accounting().total() == account
     # Counted here: until the files are gone their threads make calls of their own.
     failures = fault.failures
-    _clean_up(name, failures, before, directory)
+    _clean_up(name, failures, before, mapped_before, directory)
     assert failures == fault.failures
     return fault
 
