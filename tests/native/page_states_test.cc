@@ -325,10 +325,10 @@ class Both {
 };
 
 TEST(random_operations_equal_the_model) {
-  for (uint64_t seed = 0; seed < 8 && native_tests::failures == 0; ++seed) {
+  for (uint64_t seed = 0; seed < 6 && native_tests::failures == 0; ++seed) {
     Both both(seed);
     if (seed % 2 == 1) both.restore();
-    for (int i = 0; i < 1000 && native_tests::failures == 0; ++i) {
+    for (int i = 0; i < 800 && native_tests::failures == 0; ++i) {
       both.step();
       both.compare();
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = ROOT / "build/native_tests"
 UNITS = sorted(path.name.removesuffix("_test.cc") for path in (ROOT / "tests/native").glob("*.cc"))
 UNITS.remove("main.cc")
 
@@ -15,17 +16,11 @@ UNITS.remove("main.cc")
 @pytest.fixture(scope="module")
 def native_tests() -> Path:
     """The program, younger than what it is made of."""
-    built = sorted(ROOT.glob("build/*/native_tests"), key=lambda path: path.stat().st_mtime)
-    assert built, "build/*/native_tests is not there: pip install -e '.[test]'"
-    sources = [
-        path
-        for folder in ("csrc", "tests/native")
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.parts[-2] not in ("binding", "__pycache__")
-    ]
-    newest = max(sources, key=lambda path: path.stat().st_mtime)
-    assert newest.stat().st_mtime <= built[-1].stat().st_mtime, f"{newest} is newer: install again"
-    return built[-1]
+    assert PROGRAM.exists(), f"{PROGRAM} is not there: pip install -e '.[test]'"
+    # conftest.py looks after csrc.
+    newest = max((ROOT / "tests/native").iterdir(), key=lambda path: path.stat().st_mtime)
+    assert newest.stat().st_mtime <= PROGRAM.stat().st_mtime, f"{newest} is newer: install again"
+    return PROGRAM
 
 
 @pytest.mark.parametrize("unit", UNITS)
