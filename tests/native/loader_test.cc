@@ -10,7 +10,6 @@
 #include <thread>
 
 #include "native/rig.h"
-#include "os/fault_plan.h"
 
 namespace pgalloc::loader_test {
 namespace {
@@ -142,9 +141,14 @@ TEST(a_broken_extent_is_an_error_for_its_pages_only) {
 
 TEST(what_could_not_be_written_leaves_nothing_behind) {
   Restored rig(2);
-  EXPECT(os::install_fault({.name = "pwrite", .error_number = ENOSPC}));
+  native_tests::FakeKernel fake;
+  fake.calls.pwrite = [](int fd, const void* data, size_t size, off_t offset) -> ssize_t {
+    (void)os::kernel().pwrite(fd, data, size / 2, offset);
+    return errno = ENOSPC, -1;
+  };
+  fake.begin();
   const auto there = rig.load(pages(0, 1));
-  os::remove_fault();
+  os::use(os::kernel());
   EXPECT(!there.ok() && there.status().error_number() == ENOSPC);
   EXPECT(rig.empty(0));
   EXPECT_EQ(rig.state.ledger.snapshot().sum(), 0u);
