@@ -212,6 +212,26 @@ TEST(impossible_values_are_refused) {
   EXPECT(refuses([](Parts& p) { put(p.metadata, 38, uint64_t{3}); }));     // surplus byte
 }
 
+TEST(bytes_that_no_table_names_are_zero) {
+  const Parts parts = minimal();
+  const auto header = image::decode_header(parts.header);
+  const auto sealed = [](std::string page, size_t at, size_t crc) {
+    page[at] = 1;
+    put(page, crc, uint32_t{0});
+    put(page, crc, crc_of(page));
+    return page;
+  };
+  for (const size_t at : {size_t{56}, page_size() - 1}) {
+    EXPECT(!image::decode_header(sealed(parts.header, at, 16)).ok());
+  }
+  for (const size_t at : {size_t{48}, size_t{192}, page_size() - 1}) {
+    EXPECT(!image::decode_extent_head(*header, sealed(parts.head, at, 4), 2 * page_size()).ok());
+  }
+  for (const size_t at : {size_t{60}, size_t{64}, page_size() - 1}) {
+    EXPECT(!image::decode_trailer(*header, sealed(parts.trailer, at, 56), 0).ok());
+  }
+}
+
 TEST(data_belongs_to_pages_in_use) {
   image::ExtentHead head{.range = pages(0, 8)};
   const auto all_used = [&](std::vector<image::Usage> usage) {
