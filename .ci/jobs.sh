@@ -34,7 +34,7 @@ build() {
   use_tools
   # Only release builds are made more than once.
   [ "$3" = Release ] || unset CMAKE_CXX_COMPILER_LAUNCHER
-  cmake -S . -B "$work/$1" -G Ninja -DPGALLOC_DRIVERS=ON -DPGALLOC_SANITIZE="$2" \
+  cmake -S . -B "$work/$1" -G Ninja -DPGALLOC_DRIVERS=ON -DPGALLOC_NATIVE_TESTS=ON -DPGALLOC_SANITIZE="$2" \
     -DCMAKE_BUILD_TYPE="$3" -DPython_EXECUTABLE="$python" \
     -Dpybind11_DIR="$(pybind11-config --cmakedir)" >"$CI_LOGS/cmake.log"
   cmake --build "$work/$1" --parallel "$CI_WEIGHT" --target "${@:4}" >"$CI_LOGS/build.log"
@@ -103,12 +103,12 @@ job_drivers_debug() {
 }
 
 job_asan_build() {
-  build asan address,undefined Debug _core image_driver
+  build asan address,undefined Debug _core image_driver native_tests
   package asan asan
 }
 
 job_tsan_build() {
-  build tsan thread RelWithDebInfo _core chunk_map_driver torture
+  build tsan thread RelWithDebInfo _core chunk_map_driver torture native_tests
   package tsan tsan
 }
 
@@ -270,6 +270,10 @@ job_asan_sharing() {
   asan_clean
 }
 
+job_asan_native() {
+  "$work/asan/native_tests"
+}
+
 job_asan_images() {
   "$work/asan/image_driver" --edits 30000 --every-bit
 }
@@ -310,6 +314,10 @@ job_tsan_rooms() {
   LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' \
     $(rooms references reclaim eviction usage discard)
   tsan_clean
+}
+
+job_tsan_native() {
+  TSAN_OPTIONS=exitcode=66 "$work/tsan/native_tests"
 }
 
 job_tsan_torture() {

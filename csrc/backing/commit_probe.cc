@@ -164,10 +164,10 @@ Status CommitProbe::by_mincore(FileRange range, std::vector<FileRange>& runs) co
   std::vector<unsigned char> present;
   for (uint64_t begin = range.start; begin < range.end; begin += kWindow) {
     const FileRange window{begin, std::min(range.end, begin + kWindow)};
+    present.assign(window.length() / page_size(), 0);  // first: memory may run out
     void* mapped = sys().mmap(nullptr, window.length(), PROT_READ, MAP_SHARED | MAP_NORESERVE,
                               file_.fd(), static_cast<off_t>(window.start));
     if (mapped == MAP_FAILED) return Status::system_error(errno, "mmap");
-    present.assign(window.length() / page_size(), 0);
     const int result = sys().mincore(mapped, window.length(), present.data());
     const int error_number = errno;
     sys().munmap(mapped, window.length());

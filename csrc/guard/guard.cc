@@ -48,9 +48,12 @@ class NoFiles final : public DiscardSource {
   void wait_for_reclaim(Time) override {}
 };
 
+// The guard's thread may outlive statics. Reachable for ever, so that it is no leak.
+DiscardSource* const no_files = new NoFiles;
+
 }  // namespace
 
-std::atomic<DiscardSource*> Guard::source_{new NoFiles};  // the guard's thread may outlive statics
+std::atomic<DiscardSource*> Guard::source_{no_files};
 std::atomic<Guard*> Guard::instance_{new Guard};
 
 CommitGate& commit_gate() { return Guard::instance(); }

@@ -96,16 +96,23 @@ Discardable* DiscardQueue::take_by_sieve() {
 }
 
 Discardable* DiscardQueue::take_by_s3_fifo() {
+  std::optional<bool> free_in_main;
+  const auto main_can_go = [&] {
+    if (!free_in_main) free_in_main = main_.has_free();
+    return *free_in_main;
+  };
   // No entry is passed over more often than it has visits, and once more for leaving the small queue.
   for (size_t steps = (kVisitsMax + 2) * size(); steps > 0; --steps) {
     const bool from_small =
         main_.empty() ||
-        (!small_.empty() && small_.bytes() >= (small_.bytes() + main_.bytes()) / kSmallShare);
+        (!small_.empty() &&
+         (small_.bytes() >= (small_.bytes() + main_.bytes()) / kSmallShare || !main_can_go()));
     if (from_small) {
       Discardable* const entry = small_.first();
       if (entry->visits > 1 || entry->held) {
         entry->visits = 0;
         move_back(main_, *entry);
+        if (!entry->held) free_in_main = true;
       } else {
         ghosts_.add(entry->hash);
         return entry;

@@ -46,6 +46,12 @@ class DiscardList {
   size_t size() const { return size_; }
   uint64_t bytes() const { return bytes_; }
   Discardable* first() const { return first_; }
+  // Whether an entry is not held: takes as long as those before it are many.
+  bool has_free() const {
+    const Discardable* entry = first_;
+    while (entry != nullptr && entry->held) entry = entry->next;
+    return entry != nullptr;
+  }
 
   // REQUIRES: `entry` is in no list.
   void push_back(Discardable& entry) {

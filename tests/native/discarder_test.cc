@@ -1,0 +1,289 @@
+// Unpinned memory.
+
+#include "file/discarder.h"
+
+#include <errno.h>
+
+#include <atomic>
+#include <functional>
+#include <thread>
+
+#include "native/rig.h"
+
+namespace pgalloc::discarder_test {
+namespace {
+
+using native_tests::FakeKernel;
+using native_tests::pages;
+using native_tests::Rig;
+
+constexpr uint64_t kAll = UINT64_MAX;
+
+struct Handle : Discardable {
+  Handle(Rig& rig, FileRange its_range, DiscardQueue* its_queue = nullptr) : rig(rig) {
+    range = its_range;
+    queue = its_queue;
+  }
+  ~Handle() { rig.discarder.forget(*this); }
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+
+  bool unpin() { return rig.discarder.unpin(*this).ok(); }
+  // Whether the contents are still there.
+  bool pin(bool in_place = false) {
+    rig.discarder.pin(*this, in_place);
+    return !std::exchange(discarded, false);
+  }
+
+  Rig& rig;
+};
+
+// Calls a function at each punch, without the lock.
+class Punching {
+ public:
+  explicit Punching(std::function<void()> called) {
+    called_ = std::move(called);
+    fake_.calls.fallocate = [](int fd, int mode, off_t offset, off_t length) {
+      called_();
+      return os::kernel().fallocate(fd, mode, offset, length);
+    };
+    fake_.begin();
+  }
+
+ private:
+  static inline std::function<void()> called_;
+  FakeKernel fake_;
+};
+
+TEST(what_is_unpinned_goes_and_its_handle_is_told) {
+  Rig rig;
+  Handle handle(rig, rig.allocate(4));
+  rig.fill(handle.range, 'x');
+  EXPECT(*rig.scanner.update(nullptr));
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 0u);  // pinned
+  EXPECT(handle.unpin());
+  EXPECT(handle.unpin());  // is already
+  EXPECT(handle.pin());
+  EXPECT(rig.all(handle.range, 'x'));
+
+  EXPECT(handle.unpin());
+  EXPECT(rig.discarder.next_order().has_value());
+  const auto discarded = rig.discarder.discard(kAll, kAll);
+  EXPECT_EQ(discarded.bytes, 4 * page_size());
+  EXPECT_EQ(discarded.given_back, 4 * page_size());
+  EXPECT_EQ(*rig.file->stored_bytes(), 0u);
+  EXPECT_EQ(rig.state.ledger.snapshot().sum(), 0u);
+  EXPECT_EQ(rig.refs(0), 1u);
+  EXPECT_EQ(rig.discarder.next_order(), std::nullopt);
+  EXPECT(!handle.pin());
+  EXPECT(handle.pin());
+  EXPECT(rig.all(handle.range, '\0'));
+  EXPECT_EQ(rig.stats().discards, 1u);
+  EXPECT_EQ(rig.stats().discarded_bytes, 4 * page_size());
+}
+
+TEST(pages_that_another_handle_has_pinned_stay) {
+  Rig rig;
+  Handle whole(rig, rig.allocate(4));
+  EXPECT(rig.references.inc_ref(pages(3, 4), 0).ok());
+  Handle part(rig, pages(3, 4));
+  rig.fill(whole.range, 'x');
+  EXPECT(whole.unpin());
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 0u);
+  EXPECT(rig.all(whole.range, 'x'));
+  EXPECT(part.unpin());
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 4 * page_size());
+  EXPECT(!part.pin());
+  EXPECT(!whole.pin());
+}
+
+TEST(more_handles_than_references_cannot_be_unpinned) {
+  Rig rig;
+  Handle one(rig, rig.allocate(1));
+  Handle other(rig, one.range);
+  EXPECT(one.unpin());
+  EXPECT_EQ(rig.discarder.unpin(other).code(), ErrorCode::kRefCount);
+  EXPECT(!other.unpinned && other.list == nullptr);
+}
+
+TEST(a_batch_owns_a_reference_while_it_punches) {
+  Rig rig;
+  Handle handle(rig, rig.allocate(2));
+  rig.fill(handle.range, 'x');
+  EXPECT(handle.unpin());
+  int punches = 0;
+  {
+    const Punching punching([&] {
+      ++punches;
+      EXPECT(rig.discarder.discarding());
+      EXPECT_EQ(rig.refs(0), 2u);
+      // The last handle ends: the pages must not reach a new owner.
+      EXPECT(rig.references.end_handle(handle).ok());
+      EXPECT_EQ(rig.refs(0), 1u);
+      EXPECT_EQ(rig.allocate(2), pages(2, 4));
+    });
+    EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 2 * page_size());
+  }
+  EXPECT_EQ(punches, 1);
+  EXPECT(!rig.discarder.discarding());
+  EXPECT_EQ(rig.refs(0), 0u);
+  const FileLock lock(rig.state);
+  EXPECT_EQ(rig.state.pages.waste_bytes(), 2 * page_size());
+}
+
+TEST(whoever_pins_or_shares_during_the_punch_waits_for_it) {
+  for (const bool pins : {true, false}) {
+    Rig rig;
+    Handle handle(rig, rig.allocate(2));
+    rig.fill(handle.range, 'x');
+    EXPECT(handle.unpin());
+    std::atomic<bool> begun{false};
+    std::atomic<bool> over{false};
+    std::thread other;
+    {
+      const Punching punching([&] {
+        other = std::thread([&] {
+          begun = true;
+          if (pins) {
+            EXPECT(!handle.pin());
+          } else {
+            EXPECT(rig.references.inc_ref(handle.range, 0).ok());
+          }
+          over = true;
+        });
+        while (!begun) std::this_thread::yield();
+        for (int i = 0; i < 1000 && !over; ++i) std::this_thread::yield();
+        EXPECT(!over);
+      });
+      EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 2 * page_size());
+    }
+    other.join();
+    EXPECT_EQ(rig.refs(0), pins ? 1u : 2u);
+  }
+}
+
+TEST(nothing_is_discarded_between_hold_and_resume) {
+  Rig rig;
+  Handle handle(rig, rig.allocate(2));
+  rig.fill(handle.range, 'x');
+  EXPECT(handle.unpin());
+  rig.discarder.hold();
+  rig.discarder.hold();
+  rig.discarder.resume();
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 0u);
+  EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/true), 0u);
+  EXPECT_EQ(rig.discarder.next_order(), std::nullopt);
+  EXPECT(rig.all(handle.range, 'x'));
+  rig.discarder.resume();
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 2 * page_size());
+}
+
+TEST(with_manual_zeroing_nothing_is_discarded) {
+  Rig rig({.manual_zeroing = true});
+  Handle handle(rig, rig.allocate(2));
+  rig.fill(handle.range, 'x');
+  EXPECT(handle.unpin());
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 0u);
+  EXPECT_EQ(rig.discarder.sweep(kAll, true), 0u);
+  EXPECT(handle.pin());
+}
+
+TEST(a_sweep_finds_what_was_written_after_a_discard) {
+  Rig rig;
+  Handle discarded(rig, rig.allocate(4));
+  Handle waiting(rig, rig.allocate(4));
+  EXPECT(discarded.unpin());
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 4 * page_size());
+  EXPECT_EQ(rig.discarder.sweep(kAll, false), 0u);
+  rig.fill(pages(1, 3), 'x');
+  rig.fill(waiting.range, 'y');
+  EXPECT(waiting.unpin());
+  EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/false), 2 * page_size());
+  EXPECT(rig.all(discarded.range, '\0'));
+  EXPECT(rig.all(waiting.range, 'y'));
+  EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/true), 4 * page_size());
+  EXPECT(!waiting.pin());
+  EXPECT(!discarded.pin());
+}
+
+TEST(a_sweep_leaves_what_a_handle_has_pinned) {
+  Rig rig;
+  Handle one(rig, rig.allocate(2));
+  EXPECT(rig.references.inc_ref(one.range, 0).ok());
+  Handle other(rig, one.range);
+  EXPECT(one.unpin() && other.unpin());
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 2 * page_size());
+  EXPECT(!other.pin());
+  rig.fill(one.range, 'x');
+  EXPECT_EQ(rig.discarder.sweep(kAll, true), 0u);
+  EXPECT(rig.all(one.range, 'x'));
+  EXPECT(other.unpin());
+  EXPECT_EQ(rig.discarder.sweep(kAll, true), 2 * page_size());
+}
+
+TEST(queues_go_by_the_order_of_unpinning) {
+  Rig rig;
+  const auto queue = rig.discarder.add_queue(DiscardPolicy::kSieve);
+  Handle first(rig, rig.allocate(1), queue.get());
+  Handle second(rig, rig.allocate(1));
+  Handle third(rig, rig.allocate(1), queue.get());
+  first.id = 10;
+  third.id = 30;
+  EXPECT(first.unpin() && second.unpin() && third.unpin());
+  const uint64_t order = *rig.discarder.next_order();
+  EXPECT_EQ(order, first.order);
+  EXPECT_EQ(rig.discarder.discard(1, order).bytes, page_size());
+  EXPECT_EQ(rig.discarder.discard(1, order).bytes, 0u);  // what came later
+  EXPECT_EQ(rig.discarder.take_discarded_ids(*queue), std::vector<uint64_t>{10});
+  EXPECT_EQ(rig.discarder.discard(1, kAll).bytes, page_size());
+  EXPECT(!second.pin());
+  EXPECT(third.pin(/*in_place=*/true));
+  EXPECT_EQ(rig.discarder.discard(1, kAll).bytes, 0u);  // held in its place
+  EXPECT(third.unpin());
+  EXPECT_EQ(rig.discarder.take_victims(*queue, 1), std::vector<uint64_t>{30});
+}
+
+TEST(a_batch_takes_so_many_bytes_and_neighbours_in_one_punch) {
+  Rig rig;
+  std::vector<std::unique_ptr<Handle>> handles;
+  for (int i = 0; i < 8; ++i) handles.push_back(std::make_unique<Handle>(rig, rig.allocate(2)));
+  rig.fill(pages(0, 16), 'x');
+  for (const int i : {2, 0, 1, 7, 5, 6, 3, 4}) EXPECT(handles[i]->unpin());
+  int punches = 0;
+  const Punching punching([&] { ++punches; });
+  EXPECT_EQ(rig.discarder.discard(6 * page_size(), kAll).bytes, 6 * page_size());
+  EXPECT_EQ(punches, 1);
+  EXPECT(rig.all(pages(0, 6), '\0') && rig.all(pages(6, 16), 'x'));
+}
+
+TEST(where_the_kernel_does_not_count_what_the_file_lost_counts) {
+  Rig rig;
+  Handle written(rig, rig.allocate(2));
+  Handle committed(rig, rig.allocate(2));
+  Handle empty(rig, rig.allocate(2));
+  rig.fill(written.range, 'x');
+  EXPECT(rig.file->commit(committed.range).ok());
+  FakeKernel fake;
+  fake.calls.cachestat = [](int, uint64_t, uint64_t, os::CacheStat*) { return errno = ENOSYS, -1; };
+  fake.begin();
+  for (Handle* handle : {&written, &committed, &empty}) {
+    EXPECT(handle->unpin());
+    const auto discarded = rig.discarder.discard(kAll, kAll);
+    EXPECT_EQ(discarded.bytes, 2 * page_size());
+    EXPECT_EQ(discarded.given_back, handle == &empty ? 0u : 2 * page_size());
+  }
+}
+
+TEST(pages_whose_contents_are_on_their_way_stay) {
+  Rig rig;
+  Handle handle(rig, rig.allocate(2));
+  {
+    const FileLock lock(rig.state);
+    rig.state.pages.pending().expect(pages(0, 1));
+  }
+  EXPECT(handle.unpin());
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 0u);
+}
+
+}  // namespace
+}  // namespace pgalloc::discarder_test

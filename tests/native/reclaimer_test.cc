@@ -1,0 +1,215 @@
+// Section F.
+
+#include "file/reclaimer.h"
+
+#include <errno.h>
+
+#include <thread>
+
+#include "native/rig.h"
+#include "os/fault_plan.h"
+
+namespace pgalloc::reclaimer_test {
+namespace {
+
+using native_tests::FakeKernel;
+using native_tests::in_a_minute;
+using native_tests::kPast;
+using native_tests::pages;
+using native_tests::Rig;
+using Ranges = std::vector<FileRange>;
+
+constexpr uint64_t kMib = uint64_t{1} << 20;
+
+bool busy(Evictables& evictables) { return !evictables.wait_until_idle(kPast); }
+
+TEST(f1_the_lowest_range_goes_first_and_neighbours_in_one_piece) {
+  Rig rig;
+  rig.allocate(20);
+  rig.reclaimer.start_log();
+  for (const FileRange range : {pages(12, 13), pages(3, 5), pages(7, 8), pages(5, 6)}) {
+    EXPECT(rig.references.dec_ref(range).ok());
+  }
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.wait_for_reclaim());
+  EXPECT_EQ(rig.reclaimer.log(), (Ranges{pages(3, 6), pages(7, 8), pages(12, 13)}));
+  EXPECT_EQ(rig.stats().punches, 3u);
+  EXPECT_EQ(rig.stats().punched_bytes, 5 * page_size());
+  rig.reclaimer.stop_log();
+  EXPECT_EQ(rig.reclaimer.log(), Ranges{});
+}
+
+TEST(f1_at_most_128_mib_go_in_one_punch) {
+  Rig rig;
+  const FileRange range = rig.allocate(300 * kMib / page_size());
+  rig.reclaimer.start_log();
+  EXPECT(rig.references.dec_ref(range).ok());
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.wait_for_reclaim());
+  EXPECT_EQ(rig.reclaimer.log(),
+            (Ranges{{0, 128 * kMib}, {128 * kMib, 256 * kMib}, {256 * kMib, 300 * kMib}}));
+}
+
+TEST(f1_what_was_freed_leaves_the_account_and_the_file) {
+  Rig rig;
+  const FileRange range = rig.allocate(8);
+  rig.fill(range, 'x');
+  EXPECT(*rig.scanner.update(nullptr));
+  EXPECT_EQ(rig.state.ledger.snapshot().sum(), range.length());
+  EXPECT(rig.references.dec_ref(pages(0, 6)).ok());
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.wait_for_reclaim());
+  EXPECT_EQ(rig.state.ledger.snapshot().sum(), 2 * page_size());
+  EXPECT_EQ(*rig.file->stored_bytes(), 2 * page_size());
+  EXPECT(rig.all(pages(0, 6), '\0') && rig.all(pages(6, 8), 'x'));
+  EXPECT_EQ(rig.allocate(6), pages(0, 6));
+}
+
+TEST(f2_zeros_are_written_where_punching_fails) {
+  Rig rig;
+  rig.fill(rig.allocate(4), 'x');
+  EXPECT(os::install_fault({.name = "fallocate", .error_number = EIO}));
+  EXPECT(rig.references.dec_ref(pages(0, 3)).ok());
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.wait_for_reclaim());
+  os::remove_fault();
+  EXPECT(rig.all(pages(0, 3), '\0') && rig.all(pages(3, 4), 'x'));
+  EXPECT_EQ(rig.stats().punch_failures, 1u);
+  EXPECT_EQ(rig.stats().quarantined_bytes, 0u);
+  EXPECT_EQ(rig.state.warnings.size(), 1u);
+  EXPECT_EQ(rig.allocate(3), pages(0, 3));
+}
+
+TEST(f2_what_can_be_neither_punched_nor_zeroed_is_never_used_again) {
+  Rig rig;
+  rig.fill(rig.allocate(4), 'x');
+  FakeKernel fake;
+  fake.calls.fallocate = [](int, int, off_t, off_t) { return errno = EIO, -1; };
+  fake.calls.pwrite = [](int, const void*, size_t, off_t) -> ssize_t { return errno = EIO, -1; };
+  fake.begin();
+  EXPECT(rig.references.dec_ref(pages(0, 3)).ok());
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.wait_for_reclaim());
+  os::use(os::kernel());
+  EXPECT_EQ(rig.stats().quarantined_bytes, 3 * page_size());
+  EXPECT_EQ(rig.stats().punched_bytes, 0u);
+  EXPECT_EQ(rig.state.warnings.size(), 1u);
+  EXPECT_EQ(rig.allocate(1), pages(4, 5));
+  EXPECT_EQ(rig.verify(), std::nullopt);
+  const FileLock lock(rig.state);
+  EXPECT_EQ(rig.state.pages.quarantined_bytes(), 3 * page_size());
+  EXPECT(!rig.reclaimer.pending());
+}
+
+TEST(f3_with_manual_zeroing_only_whole_huge_pages_are_punched) {
+  Rig rig({.manual_zeroing = true});
+  const FileRange range{page_size(), 3 * kHugePageSize - page_size()};
+  rig.allocate(3 * kHugePageSize / page_size());
+  rig.fill({0, 3 * kHugePageSize}, 'x');
+  EXPECT(rig.reclaimer.release_pages(range));
+  EXPECT(rig.all({0, kHugePageSize}, 'x'));
+  EXPECT(rig.all({kHugePageSize, 2 * kHugePageSize}, '\0'));
+  EXPECT(rig.all({2 * kHugePageSize, 3 * kHugePageSize}, 'x'));
+  EXPECT(os::install_fault({.name = "fallocate", .error_number = EIO}));
+  EXPECT(rig.reclaimer.release_pages({0, kHugePageSize - page_size()}));  // no whole one
+  EXPECT_EQ(os::fault_calls(), 0u);
+  EXPECT(rig.reclaimer.release_pages({0, kHugePageSize}));  // only a warning
+  EXPECT_EQ(os::fault_calls(), 1u);
+  os::remove_fault();
+  EXPECT_EQ(rig.state.warnings.size(), 1u);
+}
+
+TEST(f5_an_idle_reclaimer_starts_evictions_a_busy_one_does_not) {
+  Rig rig;
+  rig.allocate(4);
+  rig.evictables.mark(1, {0, 10});
+  EXPECT(os::install_fault({.name = "fallocate", .hold = true}));
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.references.dec_ref(pages(0, 1)).ok());
+  while (!os::hold_reached()) std::this_thread::yield();
+  {
+    const FileLock lock(rig.state);
+    rig.reclaimer.evict_when_idle();
+    rig.reclaimer.evict_when_idle();
+  }
+  EXPECT(!busy(rig.evictables));
+  os::let_go();
+  EXPECT_EQ(rig.evictables.wait_for_due_user(), std::optional<uint64_t>(1));
+  os::remove_fault();
+  EXPECT(!os::hold_expired());
+  EXPECT_EQ(rig.evictables.next(1), std::optional(FileRange{0, 10}));
+  EXPECT_EQ(rig.evictables.next(1), std::nullopt);
+
+  rig.evictables.mark(2, {0, 10});  // an idle one is woken
+  {
+    const FileLock lock(rig.state);
+    rig.reclaimer.evict_when_idle();
+  }
+  EXPECT_EQ(rig.evictables.wait_for_due_user(), std::optional<uint64_t>(2));
+}
+
+TEST(waiting_ends_with_the_work_or_with_the_deadline) {
+  Rig rig;
+  rig.allocate(4);
+  EXPECT(rig.references.dec_ref(pages(0, 1)).ok());
+  {
+    const FileLock lock(rig.state);
+    EXPECT(!rig.reclaimer.wait_until_done(kPast));
+    EXPECT(!rig.reclaimer.pending());  // nobody is there to take it
+  }
+  EXPECT(rig.reclaimer.start().ok());
+  {
+    const FileLock lock(rig.state);
+    EXPECT(rig.reclaimer.wait_until_done(in_a_minute()));
+    EXPECT(rig.reclaimer.wait_until_done(kPast));
+  }
+  rig.reclaimer.pause();
+  EXPECT(rig.references.dec_ref(pages(1, 2)).ok());
+  {
+    const FileLock lock(rig.state);
+    EXPECT(!rig.reclaimer.pending());
+    EXPECT(!rig.reclaimer.wait_until_done(kPast));
+    EXPECT_EQ(rig.state.pages.waste_bytes(), page_size());
+  }
+  EXPECT_EQ(rig.reclaimer.waiters(), 0);
+  rig.reclaimer.resume();
+  EXPECT(rig.wait_for_reclaim());
+  EXPECT_EQ(rig.stats().punches, 2u);
+}
+
+TEST(whoever_waits_for_progress_hears_of_it) {
+  Rig rig;
+  rig.allocate(2);
+  EXPECT(os::install_fault({.name = "fallocate", .hold = true}));
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.references.dec_ref(pages(0, 2)).ok());
+  while (!os::hold_reached()) std::this_thread::yield();
+  std::thread waiter([&] {
+    const FileLock lock(rig.state);
+    EXPECT(rig.reclaimer.pending());
+    rig.reclaimer.wait_for_progress();
+  });
+  while (rig.reclaimer.waiters() == 0) std::this_thread::yield();
+  EXPECT_EQ(rig.refs(0), 0u);
+  os::let_go();
+  waiter.join();
+  os::remove_fault();
+  EXPECT_EQ(rig.stats().punched_bytes, 2 * page_size());
+}
+
+TEST(nothing_is_taken_after_the_end_and_all_after_a_new_beginning) {
+  Rig rig;
+  rig.allocate(2);
+  EXPECT(rig.reclaimer.start().ok());
+  rig.reclaimer.stop();
+  EXPECT(rig.references.dec_ref(pages(0, 1)).ok());
+  EXPECT_EQ(rig.stats().punches, 0u);
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.reclaimer.start().ok());  // runs already
+  EXPECT(rig.wait_for_reclaim());
+  rig.reclaimer.stop();
+  rig.reclaimer.stop();
+}
+
+}  // namespace
+}  // namespace pgalloc::reclaimer_test

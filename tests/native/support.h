@@ -1,0 +1,69 @@
+// Purpose: what several tests need: random numbers with a seed, pages as ranges, and a table of system
+// calls in which a test replaces some.
+//
+// Thread safety: externally synchronised.
+#pragma once
+
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "native/test.h"
+#include "os/syscalls.h"
+
+namespace pgalloc::native_tests {
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : engine_(seed) { context = "seed " + std::to_string(seed); }
+  uint64_t below(uint64_t bound) { return engine_() % bound; }
+  uint64_t between(uint64_t low, uint64_t high) { return low + below(high - low + 1); }
+  bool one_in(uint64_t times) { return below(times) == 0; }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+// The pages [first, end) of a file.
+inline FileRange pages(uint64_t first, uint64_t end) {
+  return {first * page_size(), end * page_size()};
+}
+inline uint64_t page_of(uint64_t offset) { return offset / page_size(); }
+
+// A non-empty range of a file of so many pages.
+inline FileRange random_pages(Random& random, uint64_t page_count, uint64_t length_max) {
+  const uint64_t first = random.below(page_count);
+  const uint64_t length = random.between(1, length_max);
+  return pages(first, std::min(page_count, first + length));
+}
+
+// The longest runs of pages for which `is(page)` holds.
+template <class Is>
+std::vector<FileRange> runs_where(uint64_t page_count, Is is) {
+  std::vector<FileRange> runs;
+  for (uint64_t page = 0; page < page_count; ++page) {
+    if (!is(page)) continue;
+    if (!runs.empty() && runs.back().end == page * page_size()) {
+      runs.back().end += page_size();
+    } else {
+      runs.push_back(pages(page, page + 1));
+    }
+  }
+  return runs;
+}
+
+// While it lives, the calls that a test has replaced are in force. The replacements are plain functions:
+// what they need to know is static.
+class FakeKernel {
+ public:
+  FakeKernel() = default;
+  ~FakeKernel() { os::use(os::kernel()); }
+  FakeKernel(const FakeKernel&) = delete;
+  FakeKernel& operator=(const FakeKernel&) = delete;
+
+  os::Syscalls calls = os::kernel();
+  void begin() { os::use(calls); }
+};
+
+}  // namespace pgalloc::native_tests
