@@ -308,7 +308,8 @@ Status PageStates::unpin(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(check_shape(range));
   if (!find_used(usage_, range, kAny).ok()) return unused_error(range);
   if (!unpinned_.empty() && !has_pinned(range)) {
-    return Status::error(ErrorCode::kRefCount, text(range) + " has pages that nobody has pinned");
+    return Status::error(ErrorCode::kRefCount,
+                         text(range) + " has pages that no handle has pinned");
   }
   unpinned_.add(range);
   return {};

@@ -44,7 +44,7 @@ TEST(b3_the_maximum_counts_freed_pages_until_they_are_gone) {
   rig.allocate(3);
   EXPECT_EQ(allocate(rig, {.length = 2 * page_size()}).status().code(), ErrorCode::kOutOfMemory);
   EXPECT(rig.references.dec_ref(pages(0, 2)).ok());
-  // Nobody reclaims: waiting is no use.
+  // No thread reclaims: waiting is no use.
   EXPECT_EQ(allocate(rig, {.length = 2 * page_size()}).status().code(), ErrorCode::kOutOfMemory);
 
   EXPECT(os::install_fault({.name = "fallocate", .hold = true}));

@@ -131,7 +131,7 @@ TEST(h3_a_page_that_changes_between_look_and_book_is_not_booked) {
   Mincore mincore;
   Mincore::committed = {2, 3, 4, 6};
   Mincore::stored_bytes = 4 * page_size();
-  Mincore::looked = [&] {  // somebody decommits page 3
+  Mincore::looked = [&] {  // page 3 is decommitted meanwhile
     FileLock lock(rig.state);
     rig.state.pages.mark_decommitted(pages(3, 4));
     rig.state.changes.note(pages(3, 4));

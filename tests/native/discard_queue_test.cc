@@ -126,7 +126,7 @@ class S3Fifo : public Reference {
     const auto ghost = std::find(ghosts_.begin(), ghosts_.end(), id);
     const bool returns =
         ghost != ghosts_.end() && ghosts_.end() - ghost <= static_cast<int64_t>(ghosts_max_());
-    if (ghost != ghosts_.end()) *ghost = kNobody;
+    if (ghost != ghosts_.end()) *ghost = kNone;
     (returns ? main_ : small_).push_back({id, bytes});
   }
   void visit(uint64_t id) override {
@@ -162,7 +162,7 @@ class S3Fifo : public Reference {
   void put_last(const Item& item) override { main_.push_back(item); }
 
  private:
-  static constexpr uint64_t kNobody = UINT64_MAX;
+  static constexpr uint64_t kNone = UINT64_MAX;
   static uint64_t bytes(const Queue& queue) {
     uint64_t sum = 0;
     for (const Item& item : queue) sum += item.bytes;
@@ -327,7 +327,7 @@ using Ids = std::vector<uint64_t>;
 constexpr DiscardPolicy kAll[] = {DiscardPolicy::kOldest, DiscardPolicy::kSieve,
                                   DiscardPolicy::kS3Fifo};
 
-TEST(nobody_goes_from_an_empty_queue) {
+TEST(no_entry_goes_from_an_empty_queue) {
   for (const DiscardPolicy policy : kAll) {
     Few few(policy);
     EXPECT(few.queue.take_victim() == nullptr);
@@ -338,7 +338,7 @@ TEST(nobody_goes_from_an_empty_queue) {
   }
 }
 
-TEST(whoever_is_held_stays_and_the_queue_knows_that_nobody_can_go) {
+TEST(held_entries_stay_and_the_queue_knows_that_none_can_go) {
   for (const DiscardPolicy policy : {DiscardPolicy::kSieve, DiscardPolicy::kS3Fifo}) {
     Few few(policy, 3);
     for (uint64_t id : {0, 1, 2}) few.pin(id);
@@ -379,7 +379,7 @@ TEST(sieve_keeps_survivors_where_they_are) {
   EXPECT_EQ(few.victims(4), (Ids{2, 3, 4, 0}));  // a FIFO with second chances would take 0 before 3
 }
 
-TEST(sieve_forgets_who_leaves_under_its_hand) {
+TEST(sieve_forgets_what_leaves_under_its_hand) {
   Few few(DiscardPolicy::kSieve, 4);
   few.visit(0);
   EXPECT_EQ(few.victims(1), Ids{1});
@@ -388,7 +388,7 @@ TEST(sieve_forgets_who_leaves_under_its_hand) {
   EXPECT_EQ(few.victims(2), Ids{0});
 }
 
-TEST(s3_fifo_saves_who_was_visited_twice_while_new) {
+TEST(s3_fifo_saves_what_was_visited_twice_while_new) {
   Few few(DiscardPolicy::kS3Fifo, 4);
   few.visit(0);
   few.visit(1);

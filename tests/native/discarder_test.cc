@@ -131,7 +131,7 @@ TEST(a_batch_owns_a_reference_while_it_punches) {
   EXPECT_EQ(rig.state.pages.waste_bytes(), 2 * page_size());
 }
 
-TEST(whoever_pins_or_shares_during_the_punch_waits_for_it) {
+TEST(pinning_and_sharing_wait_for_the_punch) {
   for (const bool pins : {true, false}) {
     Rig rig;
     Handle handle(rig, rig.allocate(2));

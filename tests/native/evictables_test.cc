@@ -38,7 +38,7 @@ TEST(g2_g4_ranges_that_touch_are_one_and_the_highest_goes_first) {
 
 TEST(g3_unmarking_may_split_and_forgets_users_without_ranges) {
   Evictables evictables;
-  evictables.unmark(1, {0, 1});  // nobody
+  evictables.unmark(1, {0, 1});  // unknown
   evictables.mark(1, {0, 10});
   evictables.mark(2, {0, 10});
   evictables.unmark(1, {4, 6});
@@ -78,7 +78,7 @@ TEST(users_are_due_in_the_order_in_which_they_were_started) {
     evictables.mark(user, {0, user});
     evictables.start(user);
   }
-  evictables.start(7);  // nobody
+  evictables.start(7);  // unknown
   EXPECT_EQ(evict(evictables, 3), (Ranges{{0, 3}}));
   EXPECT_EQ(evict(evictables, 1), (Ranges{{0, 1}}));
   EXPECT(busy(evictables));
@@ -103,7 +103,7 @@ TEST(after_the_end_nothing_begins_and_what_runs_finds_nothing_more) {
   evictables.mark(2, {0, 10});
   evictables.start(1);
   EXPECT_EQ(evictables.wait_for_due_user(), std::optional<uint64_t>(1));
-  evictables.start(2);  // nobody has taken it up
+  evictables.start(2);  // no thread has taken it up
   evictables.shut_down();
   EXPECT_EQ(evictables.wait_for_due_user(), std::nullopt);
   EXPECT(busy(evictables));
@@ -113,7 +113,7 @@ TEST(after_the_end_nothing_begins_and_what_runs_finds_nothing_more) {
   EXPECT(evictables.empty());
 }
 
-TEST(whoever_waits_hears_of_the_next_user_and_of_the_end) {
+TEST(a_waiting_thread_hears_of_the_next_user_and_of_the_end) {
   Evictables evictables;
   Ranges ranges;
   bool ended = false;

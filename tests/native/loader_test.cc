@@ -77,7 +77,7 @@ struct Restored : Rig {
 
 using Order = std::vector<size_t>;
 
-TEST(whoever_needs_a_page_brings_its_extent_and_no_other) {
+TEST(a_thread_that_needs_a_page_brings_its_extent_and_no_other) {
   Restored rig(4);
   EXPECT_EQ(rig.loader.progress().total_bytes, 16 * page_size());
   EXPECT(*rig.load(pages(9, 10)));
@@ -167,7 +167,7 @@ TEST(encoded_extents_are_handed_out_and_delivered) {
   EXPECT(!*rig.loader.load(pages(4, 5), in_a_minute(), &encoded));
   EXPECT_EQ(std::string(encoded->encoded().begin(), encoded->encoded().end()), "bbbbbbb");
   EXPECT_EQ(encoded->raw_length(), 3 * page_size());
-  EXPECT(!*rig.loader.load(pages(4, 5), kPast, nullptr));  // somebody is at it
+  EXPECT(!*rig.loader.load(pages(4, 5), kPast, nullptr));  // another thread is at it
   encoded->deliver(std::string(3 * page_size(), 'b'));
   encoded.reset();
   EXPECT(rig.arrived(1));

@@ -155,7 +155,7 @@ TEST(waiting_ends_with_the_work_or_with_the_deadline) {
   {
     const FileLock lock(rig.state);
     EXPECT(!rig.reclaimer.wait_until_done(kPast));
-    EXPECT(!rig.reclaimer.pending());  // nobody is there to take it
+    EXPECT(!rig.reclaimer.pending());  // no thread is there to take it
   }
   EXPECT(rig.reclaimer.start().ok());
   {
@@ -177,7 +177,7 @@ TEST(waiting_ends_with_the_work_or_with_the_deadline) {
   EXPECT_EQ(rig.stats().punches, 2u);
 }
 
-TEST(whoever_waits_for_progress_hears_of_it) {
+TEST(a_thread_that_waits_for_progress_hears_of_it) {
   Rig rig;
   rig.allocate(2);
   EXPECT(os::install_fault({.name = "fallocate", .hold = true}));
