@@ -60,7 +60,7 @@ void update_usage() {
           .implementation = "core",
           .ops = kOps,
           .seconds = timed([&] {
-            for (uint64_t i = 0; i < kOps; ++i) PGALLOC_CHECK(*file->update_usage(nullptr));
+            for (uint64_t i = 0; i < kOps; ++i) PGALLOC_CHECK(*file->scanner().update(nullptr));
           })});
 }
 

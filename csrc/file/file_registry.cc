@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/process_generation.h"
 #include "file/registered_file.h"
 #include "guard/guard.h"
 

@@ -90,18 +90,18 @@ class SCOPED_CAPABILITY FileLock {
       : mu_(state.mu) {
     mu_.lock();
   }
-  ~FileLock() RELEASE(file_lock) NO_THREAD_SAFETY_ANALYSIS {
+  ~FileLock() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
     if (held_) mu_.unlock();
   }
   FileLock(const FileLock&) = delete;
   FileLock& operator=(const FileLock&) = delete;
 
   // Lets go for a while: for the slow part in the middle of a longer operation.
-  void unlock() RELEASE(file_lock) NO_THREAD_SAFETY_ANALYSIS {
+  void unlock() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
     held_ = false;
     mu_.unlock();
   }
-  void lock() ACQUIRE(file_lock) NO_THREAD_SAFETY_ANALYSIS {
+  void lock() ACQUIRE() NO_THREAD_SAFETY_ANALYSIS {
     mu_.lock();
     held_ = true;
   }
