@@ -271,7 +271,7 @@ job_asan_sharing() {
 }
 
 job_asan_images() {
-  "$work/asan/image_driver" --edits 30000 --every-bit
+  "$work/asan/image_driver" --edits 15000 --every-bit
 }
 
 # CPython and numpy leave memory behind at exit: leaks count where pgalloc is in the stack. Full
@@ -322,8 +322,8 @@ job_tsan_torture() {
 
 job_tsan_api() {
   tsan_settings
-  LD_PRELOAD=$preload "$python" stress/torture.py --seconds 15
-  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
+  LD_PRELOAD=$preload "$python" stress/torture.py --seconds 10
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 25
   tsan_clean
   TSAN_OPTIONS=exitcode=66 must_fail 66 "data race" env LD_PRELOAD="$preload" "$python" \
     .ci/planted/race.py
@@ -360,7 +360,7 @@ job_faults() {
 # --- Stress, and the bugs that it must find -----------------------------------------------------------
 
 job_stress_sets() {
-  "$work/drivers/segment_set_driver" --operations 20000000
+  "$work/drivers/segment_set_driver" --operations 10000000
   must_fail 1 FAILED "$work/drivers/segment_set_driver" --operations 1000000 --plant
 }
 
@@ -369,14 +369,14 @@ job_stress_images() {
 }
 
 job_stress_torture() {
-  "$work/drivers/torture" --seconds 30
-  "$python" stress/torture.py --seconds 20 --fork
+  "$work/drivers/torture" --seconds 20
+  "$python" stress/torture.py --seconds 15 --fork
 }
 
 job_stress_sharing() {
-  "$python" stress/sharing.py --seconds 30
+  "$python" stress/sharing.py --seconds 20
   # More than five hundred deaths.
-  "$python" stress/sharing.py --seconds 45 --start-method fork --kill-every 0.06
+  "$python" stress/sharing.py --seconds 40 --start-method fork --kill-every 0.06
 }
 
 job_stress_snapshots() {

@@ -35,13 +35,13 @@ _ASAN = ("asan_build",)
 _TSAN = ("tsan_build",)
 
 CI = (
-    Job("readme_test", 2, 175, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
+    Job("readme_test", 2, 200, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
     Job("tools", 1, 10, ("readme_test",)),
     # What others need.
-    Job("drivers", 1, 75, _TOOLS),
-    Job("drivers_debug", 1, 70, _TOOLS),
-    Job("asan_build", 1, 110, _TOOLS, limit_s=1200),
-    Job("tsan_build", 1, 120, _TOOLS, limit_s=1200),
+    Job("drivers", 1, 90, _TOOLS),
+    Job("drivers_debug", 1, 80, _TOOLS),
+    Job("asan_build", 1, 140, _TOOLS, limit_s=1200),
+    Job("tsan_build", 1, 160, _TOOLS, limit_s=1200),
     # What is written.
     Job("ci_self", 1, 20, _TOOLS, limit_s=180),
     Job("lint", 1, 12, _TOOLS),
@@ -56,21 +56,21 @@ CI = (
     Job("asan_hostile", 1, 35, _ASAN, limit_s=1200),
     Job("asan_faults", 1, 60, _ASAN, limit_s=1200),
     Job("asan_leaks", 1, 65, _ASAN, limit_s=900),
-    Job("asan_images", 1, 60, _ASAN),
+    Job("asan_images", 1, 45, _ASAN),
     Job("asan_sharing", 2, 35, _ASAN),
     Job("tsan_rooms", 1, 25, _TSAN, limit_s=1200),
     Job("tsan_torture", 2, 15, _TSAN),
-    Job("tsan_api", 2, 70, _TSAN),
+    Job("tsan_api", 2, 60, _TSAN),
     Job("valgrind_sets", 1, 10, _DEBUG, limit_s=900),
     Job("valgrind_torture", 1, 10, _DEBUG, limit_s=900),
     # Long forms of what the suite samples.
     Job("state_machines", 1, 65, _TOOLS),
     Job("faults", 1, 100, _TOOLS, limit_s=900),
     # Stress, and the bugs that it must find.
-    Job("stress_sets", 1, 65, _DRIVERS),
+    Job("stress_sets", 1, 35, _DRIVERS),
     Job("stress_images", 1, 10, _DRIVERS),
-    Job("stress_torture", 2, 55, _DRIVERS),
-    Job("stress_sharing", 2, 80, _TOOLS),
+    Job("stress_torture", 2, 40, _DRIVERS),
+    Job("stress_sharing", 2, 65, _TOOLS),
     Job("stress_snapshots", 1, 25, _TOOLS),
     Job("planted_images", 1, 5, _DRIVERS),
     Job("planted_torture", 1, 10, _DRIVERS),
