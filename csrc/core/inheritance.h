@@ -3,7 +3,8 @@
 //
 // Thread safety: any thread; each sees its own forks only.
 //
-// Pages that nobody had pinned are left out: a child must not keep the parent from discarding them.
+// Pages that no handle of the parent had pinned are left out: a child must not keep the parent from
+// discarding them, and has no handle on what only other processes hold.
 // So are files that are still loading an image.
 #pragma once
 
@@ -18,11 +19,11 @@ namespace pgalloc {
 
 class MemoryFile;
 
-// One file. If it is ready, the parent owns a reference on each page, for the child.
+// One file. If it is ready, the parent holds a lease on each page, for the child.
 struct InheritedFile {
   std::shared_ptr<MemoryFile> file;  // nullptr if it is being destroyed
   bool ready = false;
-  std::vector<std::pair<FileRange, uint32_t>> pages;  // with the number of their references
+  std::vector<std::pair<FileRange, uint32_t>> pages;  // with the number of the parent's handles
 };
 
 class Inheritance {

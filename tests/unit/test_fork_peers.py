@@ -312,7 +312,7 @@ def test_without_leases_a_child_is_told(
 
 @pytest.mark.parametrize("owned", [True, False], ids=["shared", "the child's alone"])
 def test_an_image_does_not_record_leases(mf: MemoryFile, steps: Steps, owned: bool) -> None:
-    """Nobody could adopt them. A page that only a child still has keeps one reference."""
+    """No owner could adopt them. A page that only a child still has keeps one reference."""
     a, b = mf.allocate(3 * PAGE), mf.allocate(2 * PAGE)
     mf.inc_ref(FileRange(a.range.start, a.range.start + PAGE))
     child = steps.start(steps.wait)
@@ -348,7 +348,7 @@ def test_a_child_gets_leases_on_what_its_parent_has_handles_on(mf: MemoryFile) -
     one = first.start(allocate)
     first.wait()
     two = second.start(second.wait)
-    eventually(lambda: {lease.pid for lease in mf.leases()} == {one.pid, two.pid}, "their names")
+    eventually(lambda: {lease.pid for lease in mf.leases()} == {one.pid, two.pid}, "both children")
     assert {lease.pid: lease.nbytes for lease in mf.leases()} == {one.pid: 4 * PAGE, two.pid: PAGE}
     for steps, child in ((first, one), (second, two)):
         steps.let()
