@@ -3,8 +3,9 @@
 //
 // Thread safety: any thread; each sees its own forks only.
 //
-// Pages that no handle had pinned are left out: a child must not keep the parent from discarding them.
-// So are files that are still loading an image.
+// Pages that no handle of the parent had pinned are left out: a child must not keep the parent from
+// discarding them, and has no handle on what only other processes hold. So are files that are still
+// loading an image.
 #pragma once
 
 #include <memory>
@@ -18,7 +19,7 @@ namespace pgalloc {
 struct ForkLease {
   std::shared_ptr<MemoryFile> file;  // nullptr if it is being destroyed
   bool taken = false;                // the parent holds a lease on each page, for the child
-  References::Counts pages;          // with the number of their references
+  References::Counts pages;          // with the number of the parent's handles
 };
 
 class ForkLeases {

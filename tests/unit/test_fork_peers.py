@@ -348,7 +348,7 @@ def test_a_child_gets_leases_on_what_its_parent_has_handles_on(mf: MemoryFile) -
     one = first.start(allocate)
     first.wait()
     two = second.start(second.wait)
-    eventually(lambda: {lease.pid for lease in mf.leases()} == {one.pid, two.pid}, "their names")
+    eventually(lambda: {lease.pid for lease in mf.leases()} == {one.pid, two.pid}, "both children")
     assert {lease.pid: lease.nbytes for lease in mf.leases()} == {one.pid: 4 * PAGE, two.pid: PAGE}
     for steps, child in ((first, one), (second, two)):
         steps.let()
