@@ -426,4 +426,10 @@ job_planted_discards() {
   must_fail 1 AssertionError env PGALLOC_PLANT=discards "$python" -m pytest -q tests/stateful/test_discardable.py
 }
 
+# The faults of stress/mutation/named.toml: tests/native has to find each.
+job_planted_mutants() {
+  use_tools
+  "$work/tools/bin/python" stress/mutants.py --named --jobs "$CI_WEIGHT"
+}
+
 source .ci/night.sh

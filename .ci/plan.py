@@ -79,6 +79,7 @@ CI = (
     Job("planted_api", 1, 25, _TOOLS),
     Job("planted_sharing", 1, 65, _TOOLS),
     Job("planted_discards", 1, 5, _TOOLS),
+    Job("planted_mutants", 1, 50, _TOOLS),
 )
 
 _HOUR = 3600.0

@@ -270,8 +270,7 @@ bool Loader::load_next(std::unique_ptr<ArrivingExtent>* encoded) {
 
 // For a moment, a thread that needs pages has the machine for itself.
 void Loader::yield_to_waiters() {
-  constexpr auto kMoment = std::chrono::milliseconds(2);
-  const auto until = std::chrono::steady_clock::now() + kMoment;
+  const auto until = std::chrono::steady_clock::now() + yield_max_;
   while (waiters_ > 0 && !state_.closed() && !stops_) {
     if (!state_.wait_until(changed_, until)) return;
   }

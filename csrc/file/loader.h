@@ -87,6 +87,8 @@ class Loader {
   Status begin(std::shared_ptr<const ExtentSource> source) EXCLUDES(file_lock);
   // How many threads start_threads() starts, while pages are pending.
   void use_threads(unsigned count) { thread_count_ = count; }
+  // For how long load_next() lets threads go first that need pages right now.
+  void yield_for(std::chrono::milliseconds most) { yield_max_ = most; }
   void start_threads() EXCLUDES(file_lock);
   void stop_threads();
 
@@ -142,6 +144,7 @@ class Loader {
   CondVar changed_;
   std::atomic<int> waiters_{0};
   unsigned thread_count_ = 0;
+  std::chrono::milliseconds yield_max_{2};
   std::vector<std::thread> threads_;
   std::atomic<bool> stops_{false};
 };

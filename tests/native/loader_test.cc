@@ -4,17 +4,20 @@
 
 #include <errno.h>
 
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <set>
 #include <thread>
 
 #include "native/rig.h"
+#include "os/thread.h"
 
 namespace pgalloc::loader_test {
 namespace {
 
 using native_tests::in_a_minute;
+using native_tests::is_asleep;
 using native_tests::kPast;
 using native_tests::pages;
 using native_tests::Rig;
@@ -237,6 +240,30 @@ TEST(a_thread_that_needs_pages_is_a_waiter_until_they_are_there) {
   EXPECT_EQ(rig.loader.waiters(), 0);
   std::unique_ptr<ArrivingExtent> encoded;
   EXPECT(rig.loader.load_next(&encoded));
+  EXPECT_EQ(waiters, 0);
+}
+
+TEST(loaders_yield_to_threads_that_need_pages) {
+  Restored rig(2);
+  rig.loader.yield_for(std::chrono::hours(1));
+  std::atomic<bool> ended{false};
+  std::thread other;
+  int waiters = 0;
+  rig.source->reading = [&](size_t extent) {
+    waiters = rig.loader.waiters();
+    if (extent > 0) return;
+    std::atomic<pid_t> thread_id{0};
+    other = std::thread([&] {
+      thread_id = os::thread_id();
+      std::unique_ptr<ArrivingExtent> encoded;
+      EXPECT(rig.loader.load_next(&encoded));
+      ended = true;
+    });
+    while (!ended && (thread_id == 0 || !is_asleep(thread_id))) std::this_thread::yield();
+  };
+  EXPECT(*rig.load(pages(0, 1)));
+  other.join();
+  EXPECT_EQ(rig.source->read, (Order{0, 1}));
   EXPECT_EQ(waiters, 0);
 }
 

@@ -4,7 +4,10 @@
 // Thread safety: externally synchronised.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
+#include <fstream>
 #include <random>
 #include <string>
 #include <vector>
@@ -51,6 +54,14 @@ std::vector<FileRange> runs_where(uint64_t page_count, Is is) {
     }
   }
   return runs;
+}
+
+// Whether a thread of this process waits for something.
+inline bool is_asleep(pid_t thread_id) {
+  std::ifstream file("/proc/self/task/" + std::to_string(thread_id) + "/stat");
+  std::string stat;
+  std::getline(file, stat);
+  return stat.find(") S ") != stat.npos;
 }
 
 // While it lives, the calls that a test has replaced are in force. The replacements are plain functions:

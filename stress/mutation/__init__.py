@@ -1,0 +1,1 @@
+"""Mutants of csrc: found, built into one binary, tried one by one. See ../mutants.py."""

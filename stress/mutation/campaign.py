@@ -1,0 +1,235 @@
+"""A run over many mutants, which can be stopped and gone on with at any time.
+
+Invariants:
+1. Results count for one csrc only. What was killed stays killed when tests change; what was not is
+   tried again then.
+2. No two mutants that are built change the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from mutation.mutant import Mutant, overlap
+from mutation.suite import REACHED_BYTES, Suite, Test
+from mutation.tree import ROOT, BuildError, Tree, digest
+
+_ROOM_MIN = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one mutant."""
+
+    name: str
+    room: str
+    kind: str
+    line: int
+    outcome: str  # killed; survived; unreached; unfinished: its tests take longer than was allowed
+    by: str  # the test that killed it, and how
+    reaching: int  # tests that reach it
+    csrc: str
+    tests: str  # the state of both
+
+
+class Campaign:
+    """Draws mutants, builds them, tries them. What is known is in build/mutants."""
+
+    def __init__(self, work: Path, *, with_python: bool) -> None:
+        self._work = work
+        self._work.mkdir(parents=True, exist_ok=True)
+        self._with_python = with_python
+        self._tree = Tree(work, with_python=with_python)
+        self._suite = Suite(self._tree)
+        self._csrc = digest("csrc")[:16]
+        self._tests_state = digest("tests", "pgalloc")[:16]
+        self._tests: list[Test] = []
+        self._killers: list[str] = []  # tests that killed, the last one first
+        self._lock = threading.Lock()
+        self.mutants: dict[int, Mutant] = {}
+
+    # --- Which ------------------------------------------------------------------------------------
+
+    def draw(self, count: int, seed: int) -> list[Mutant]:
+        """At random from all rooms: each gives its share by size, and a dozen at least."""
+        from mutation import sites  # needs libclang
+
+        state = f"{self._csrc} {digest('stress/mutation')[:16]}"
+        everything = self._kept(
+            "sites",
+            state,
+            lambda: [dataclasses.asdict(each) for each in sites.find(ROOT / "csrc", processes=2)],
+        )
+        mutants = [Mutant(**fields) for fields in everything]
+        refused = set(self._kept("refused", self._csrc, list))
+        drawn: list[Mutant] = []
+        for _, inside in sites.by_room(mutants):
+            wanted = max(_ROOM_MIN, round(count * len(inside) / len(mutants)))
+            picked: list[Mutant] = []
+            for mutant in sorted(inside, key=lambda each: each.draw(seed)):
+                if len(picked) == wanted:
+                    break
+                if mutant.name not in refused and not any(overlap(mutant, p) for p in picked):
+                    picked.append(mutant)
+            drawn += picked
+        return drawn
+
+    def _kept(self, name: str, state: str, make: Callable[[], list[Any]]) -> list[Any]:
+        """What was made for this state before, or what is made now."""
+        path = self._work / f"{name}.json"
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if kept["state"] == state:
+                return list(kept["values"])
+        values = make()
+        self._keep(name, state, values)
+        return values
+
+    def _keep(self, name: str, state: str, values: list[Any]) -> None:
+        fresh = self._work / f"{name}.new"
+        fresh.write_text(json.dumps({"state": state, "values": values}))
+        os.replace(fresh, self._work / f"{name}.json")
+
+    # --- Built, and reached -----------------------------------------------------------------------
+
+    def prepare(self, choose: Callable[[], Iterable[Mutant]]) -> None:
+        """Build what is chosen, without what does not compile, and see what reaches it."""
+        self._tree.copy()
+        while True:
+            self._number(choose())
+            self._tree.mutate(self.mutants)
+            print(f"building {len(self.mutants)} mutants", flush=True)
+            try:
+                self._tree.build()
+                break
+            except BuildError as error:
+                self._refuse(error)
+        names = sorted(mutant.name for mutant in self.mutants.values())
+        state = f"{self._csrc} {self._tests_state} {names}"
+        print("running the tests without a mutant", flush=True)
+        tests = self._kept(
+            "tests",
+            state,
+            lambda: [
+                {"name": each.name, "seconds": each.seconds, "reached": sorted(each.reached)}
+                for each in self._suite.trace(with_python=self._with_python)
+            ],
+        )
+        self._tests = [
+            Test(fields["name"], fields["seconds"], frozenset(fields["reached"]))
+            for fields in tests
+        ]
+
+    def _number(self, mutants: Iterable[Mutant]) -> None:
+        chosen: list[Mutant] = []
+        for mutant in mutants:
+            if not any(overlap(mutant, other) for other in chosen):
+                chosen.append(mutant)
+        if len(chosen) > REACHED_BYTES:
+            raise ValueError(f"{REACHED_BYTES} mutants at most, see mutants.h")
+        self.mutants = dict(enumerate(chosen))
+
+    def _refuse(self, error: BuildError) -> None:
+        def at(mutant: Mutant) -> bool:
+            return any(
+                mutant.file == file and mutant.line <= line <= mutant.line + mutant.lines
+                for file, line in error.places
+            )
+
+        names = {mutant.name for mutant in self.mutants.values() if at(mutant)}
+        if not names or any(m.kind == "by name" for m in self.mutants.values() if m.name in names):
+            raise error
+        print(f"{len(names)} do not compile")
+        self._keep("refused", self._csrc, [*self._kept("refused", self._csrc, list), *names])
+
+    # --- Tried ------------------------------------------------------------------------------------
+
+    def results(self) -> dict[str, Result]:
+        """What is known of the mutants that were built, by their names."""
+        path = self._work / "results.jsonl"
+        if not path.exists():
+            return {}
+        known = [Result(**json.loads(line)) for line in path.read_text().splitlines()]
+        return {
+            result.name: result
+            for result in known
+            if result.csrc == self._csrc
+            and (result.outcome == "killed" or result.tests == self._tests_state)
+        }
+
+    def run(self, *, jobs: int, seconds: float) -> None:
+        """Try what is not known yet, with tests that took ``seconds`` together at most."""
+        known = self.results()
+        left = [
+            number
+            for number, mutant in self.mutants.items()
+            if mutant.name not in known or known[mutant.name].outcome == "unfinished"
+        ]
+        print(f"{len(self.mutants)} mutants, {len(left)} to be tried", flush=True)
+        pool = ThreadPoolExecutor(jobs)
+        try:
+            tried = [pool.submit(self._try, number, seconds) for number in left]
+            for done, future in enumerate(as_completed(tried), 1):
+                result = future.result()
+                with (self._work / "results.jsonl").open("a") as out:
+                    out.write(json.dumps(dataclasses.asdict(result)) + "\n")
+                by = f" by {result.by}" if result.by else ""
+                print(f"[{done}/{len(left)}] {result.outcome}{by}: {result.name}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _try(self, number: int, seconds: float) -> Result:
+        mutant = self.mutants[number]
+        reaching = [test for test in self._tests if number in test.reached]
+        tests, cut = self._in_order(reaching, mutant, seconds)
+        by = None
+        # A few at first: most mutants fail these.
+        for part in (tests[:30], tests[30:]):
+            by = by or (self._suite.failing(part, number) if part else None)
+        outcome = "killed" if by else "unfinished" if cut else "survived"
+        if by:
+            with self._lock:
+                self._killers.insert(0, by.rpartition(" (")[0])
+        return Result(
+            mutant.name,
+            mutant.room,
+            mutant.kind,
+            mutant.line,
+            outcome if reaching else "unreached",
+            by or "",
+            len(reaching),
+            self._csrc,
+            self._tests_state,
+        )
+
+    def _in_order(
+        self, tests: list[Test], mutant: Mutant, seconds: float
+    ) -> tuple[list[Test], bool]:
+        """Native tests first, then those that killed before, then the quick ones."""
+        stem = Path(mutant.file).stem
+        with self._lock:
+            killers = {name: place for place, name in enumerate(reversed(self._killers))}
+
+        def rank(test: Test) -> tuple[bool, bool, int, float]:
+            return (
+                not test.native,
+                stem not in test.name,
+                -killers.get(test.name, -1),
+                test.seconds,
+            )
+
+        ordered: list[Test] = []
+        spent = 0.0
+        for test in sorted(tests, key=rank):
+            spent += test.seconds
+            if spent > seconds:
+                return ordered, True
+            ordered.append(test)
+        return ordered, False

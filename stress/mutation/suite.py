@@ -1,0 +1,141 @@
+"""The tests, and which of them reach which mutants.
+
+A test is a unit of tests/native ("native: placement") or the name that pytest gives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mutation.tree import Tree
+
+NATIVE = "native: "
+REACHED_BYTES = 4096  # as in mutants.h
+_PLUGIN = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Test:
+    """One test, as it was when no mutant was chosen."""
+
+    name: str
+    seconds: float
+    reached: frozenset[int]
+
+    @property
+    def native(self) -> bool:
+        """Whether it is a unit of tests/native."""
+        return self.name.startswith(NATIVE)
+
+
+class Suite:
+    """Runs the tests of a tree."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+
+    def trace(self, *, with_python: bool) -> list[Test]:
+        """Run everything without a mutant: all must pass."""
+        folder = self._tree.work / "trace"
+        folder.mkdir(exist_ok=True)
+        for old in folder.iterdir():
+            old.unlink()
+        tests = [self._trace_native(unit, folder / "native") for unit in self._native_units()]
+        if not with_python:
+            return tests
+        command = [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2"),
+            *("-p", "mutation.reach_plugin", "--deselect", "tests/unit/test_native.py"),
+        ]
+        env = self._tree.environment(None) | {"PGALLOC_MUTANTS_FOLDER": str(folder)}
+        env["PYTHONPATH"] += f"{os.pathsep}{_PLUGIN}"
+        with (folder / "pytest.out").open("w") as out:
+            done = subprocess.run(
+                command, cwd=self._tree.path, env=env, stdout=out, stderr=out, check=False
+            )
+        if done.returncode != 0:
+            raise RuntimeError(f"without a mutant, tests fail: {folder / 'pytest.out'}")
+        for path in folder.glob("tests.*.jsonl"):
+            for line in path.read_text().splitlines():
+                said = json.loads(line)
+                tests.append(Test(said["test"], said["s"], frozenset(said["reached"])))
+        return tests
+
+    def _native_units(self) -> list[str]:
+        command = [str(self._tree.native_tests), "--list"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True)
+        return sorted({name.partition(".")[0] for name in listed.stdout.split()})
+
+    def _trace_native(self, unit: str, path: Path) -> Test:
+        path.write_bytes(bytes(REACHED_BYTES))
+        begin = time.monotonic()
+        done = subprocess.run(
+            [self._tree.native_tests, f"{unit}."],
+            env=self._tree.environment(None, path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"without a mutant, native tests fail:\n{done.stderr[-2000:]}")
+        reached = frozenset(number for number, byte in enumerate(path.read_bytes()) if byte)
+        return Test(NATIVE + unit, time.monotonic() - begin, reached)
+
+    def failing(self, tests: list[Test], number: int) -> str | None:
+        """The first test that fails with the mutant, and how; or None. One that hangs fails."""
+        for test in tests:
+            if not test.native:
+                continue
+            command = [str(self._tree.native_tests), f"{test.name.removeprefix(NATIVE)}."]
+            how, _ = self._run(command, number, test.seconds)
+            if how is not None:
+                return f"{test.name} ({how})"
+        tests = [test for test in tests if not test.native]
+        if not tests:
+            return None
+        slowest = max(test.seconds for test in tests)
+        command = [
+            *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0"),
+            *("--timeout", str(round(30 + 10 * slowest)), "--tb=no"),
+            *(test.name for test in tests),
+        ]
+        how, output = self._run(command, number, sum(test.seconds for test in tests))
+        if how is None:
+            return None
+        named = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        return f"{named[1] if named else 'pytest'} ({how})"
+
+    def _run(self, command: list[str], number: int, seconds: float) -> tuple[str | None, str]:
+        """How a program failed, or None; and what it printed. Its whole group ends here."""
+        process = subprocess.Popen(
+            command,
+            cwd=self._tree.path,
+            env=self._tree.environment(number),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        how, output = None, ""
+        try:
+            output, _ = process.communicate(timeout=20 + 8 * seconds)
+            if process.returncode < 0:
+                how = signal.Signals(-process.returncode).name
+            elif process.returncode > 0:
+                how = f"exit status {process.returncode}"
+        except subprocess.TimeoutExpired:
+            how = "hung"
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return how, output
