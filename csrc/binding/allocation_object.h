@@ -51,6 +51,9 @@ inline Pages& pages_of(AllocationObject* self) { return self->seat->pages(); }
 // still the caller's.
 PyObject* new_allocation(PyObject* memory_file, std::shared_ptr<FileSeat> seat, FileRange range);
 
+// Copies `data` to the contents at `offset`, and so many zeros behind it. False with an exception set.
+bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data, uint64_t zeros);
+
 // Drops the reference, if the handle has one.
 void give_back(AllocationObject* self);
 // False with an exception set: released; and closed, or another process's.

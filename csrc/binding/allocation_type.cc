@@ -112,9 +112,6 @@ PyObject* release(PyObject* object, PyObject*) {
 }
 
 PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-  // From here on the kernel copies, without the GIL and without page faults.
-  constexpr Py_ssize_t kByKernel = 16384;
-  AllocationObject* self = self_of(object);
   uint64_t offset = 0;
   if (count != 2) {
     PyErr_SetString(PyExc_TypeError, "_write() takes an offset and a buffer");
@@ -125,25 +122,9 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
       PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) != 0) {
     return nullptr;
   }
-  Status status;
-  const auto size = static_cast<uint64_t>(data.len);
-  if (offset > self->range.length() || size > self->range.length() - offset) {
-    status = Status::error(ErrorCode::kRange, "more than the Allocation holds");
-  } else if (pages_of(self).readonly()) {
-    status = Status::system_error(EACCES, "write");
-  } else if (char* const address = add_export(self); address != nullptr) {
-    if (data.len < kByKernel) {
-      std::memcpy(address + offset, data.buf, size);
-    } else {
-      WithoutGil release;
-      status = pages_of(self).write(self->range.start + offset, static_cast<const char*>(data.buf),
-                                    size);
-    }
-    drop_export(self);
-  }
+  const bool written = write_into(self_of(object), offset, data, 0);
   PyBuffer_Release(&data);
-  if (!status.ok()) set_error(status);
-  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (!written) return nullptr;
   Py_RETURN_NONE;
 }
 
@@ -270,6 +251,36 @@ PyMethodDef module_functions[] = {
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
+
+bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data, uint64_t zeros) {
+  // From here on the kernel copies, without the GIL and without page faults.
+  constexpr uint64_t kByKernel = 16384;
+  const auto size = static_cast<uint64_t>(data.len);
+  const uint64_t length = self->range.length();
+  if (offset > length || size > length - offset || zeros > length - offset - size) {
+    set_error(Status::error(ErrorCode::kRange, "more than the Allocation holds"));
+    return false;
+  }
+  if (pages_of(self).readonly()) {
+    set_error(Status::system_error(EACCES, "write"));
+    return false;
+  }
+  char* const address = add_export(self);
+  if (address == nullptr) return false;
+  Status status;
+  if (size < kByKernel) {
+    std::memcpy(address + offset, data.buf, size);
+  } else {
+    WithoutGil release;
+    status =
+        pages_of(self).write(self->range.start + offset, static_cast<const char*>(data.buf), size);
+  }
+  if (status.ok()) std::memset(address + offset + size, 0, zeros);
+  drop_export(self);
+  if (!status.ok()) set_error(status);
+  // What is told when the last export goes may have failed.
+  return PyErr_Occurred() == nullptr;
+}
 
 PyObject* new_allocation(PyObject* memory_file, std::shared_ptr<FileSeat> seat, FileRange range) {
   return make(allocation_class, memory_file, std::move(seat), range);

@@ -191,20 +191,6 @@ void bind_memory_file(py::module_& module) {
            })
       .def("_segments", &segments)
       .def("_stats", &stats)
-      .def("_allocate_to_overwrite",
-           [](Self<FileHandle> handle, uint64_t length) {
-             AllocateRequest request;
-             request.length = length;
-             request.will_be_overwritten = true;
-             MemoryFile& file = handle->core();
-             auto range = [&] {
-               WithoutGil release;
-               return file.allocate(request, /*may_wait=*/true);
-             }();
-             PyObject* object = new_file_range(value_or_throw(std::move(range)));
-             if (object == nullptr) throw py::error_already_set();
-             return py::reinterpret_steal<py::object>(object);
-           })
       .def("_take_warnings",
            [](Self<FileHandle> handle) {
              return handle->ask([](MemoryFile& file) { return file.take_warnings(); });

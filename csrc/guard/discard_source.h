@@ -12,7 +12,6 @@ namespace pgalloc {
 class DiscardSource {
  public:
   using Time = std::chrono::steady_clock::time_point;
-  virtual ~DiscardSource() = default;
 
   // Discards unpinned allocations of all files, those first that were unpinned first, until
   // `bytes_max` are back with the kernel, or the deadline has passed, or it is no use.
@@ -31,6 +30,9 @@ class DiscardSource {
   virtual void start_evictions() = 0;
   // Gives freed pages the time to get back to the kernel.
   virtual void wait_for_reclaim(Time deadline) = 0;
+
+ protected:
+  ~DiscardSource() = default;  // the guard owns none
 };
 
 }  // namespace pgalloc

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <new>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 
 #include "os/retry.h"
@@ -48,12 +49,13 @@ class NoFiles final : public DiscardSource {
   void wait_for_reclaim(Time) override {}
 };
 
-// The guard's thread may outlive statics. Reachable for ever, so that it is no leak.
-DiscardSource* const no_files = new NoFiles;
+// The guard's thread may outlive statics, but nothing of this one is ever destroyed.
+static_assert(std::is_trivially_destructible_v<NoFiles>);
+constinit NoFiles no_files;
 
 }  // namespace
 
-std::atomic<DiscardSource*> Guard::source_{no_files};
+std::atomic<DiscardSource*> Guard::source_{&no_files};
 std::atomic<Guard*> Guard::instance_{new Guard};
 
 CommitGate& commit_gate() { return Guard::instance(); }

@@ -254,11 +254,10 @@ class Cache(MutableMapping[Key, memoryview]):
                     self._changes.make(act, key, data, length, expires, tag, keep, otherwise=None)
                     return
         reservation = _core.CommitReservation(pages)
-        allocation = self._store.pages_to_overwrite(pages)
-        entry = Entry(key, allocation, 0, length, self._store.number(), None, expires, tag)
-        allocation._write(0, data)  # without the lock: the others go on
-        allocation._write(length, bytes(pages - length))
+        # Without the lock: the others go on.
+        allocation = self._file._allocate_filled(pages, data)
         reservation.end()
+        entry = Entry(key, allocation, 0, length, self._store.number(), None, expires, tag)
         self._changes.make(self._put_alone, entry, keep, otherwise=None)
 
     def _put_in_slab(

@@ -13,14 +13,12 @@ Invariants:
 
 from __future__ import annotations
 
-import functools
 import heapq
 import itertools
 import time
 from typing import Any
 
 from pgalloc import _core
-from pgalloc.allocation import Allocation
 from pgalloc.cache.entry import Entry
 from pgalloc.cache.keys import Key
 from pgalloc.cache.slabs import SMALL_MAX, Slab, Slabs, slab_size
@@ -56,12 +54,6 @@ class Store:
         # A small cache would be all slabs that are being filled.
         few = self.maxsize is not None and self.maxsize < 64 * slab_size(length)
         return length <= SMALL_MAX and not few
-
-    def pages_to_overwrite(self, size: int) -> Allocation:
-        """Pages that may still hold what was there: they are written before anybody reads them."""
-        # One native step, as in MemoryFile.allocate().
-        ranges = map(self.file._allocate_to_overwrite, (size,))
-        return next(map(functools.partial(Allocation, self.file), ranges))
 
     def slot(self, length: int) -> tuple[Slab, int]:
         """Room for a small value: a slab, and an offset in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import types
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from conftest import PAGE
 
 import pgalloc
-from pgalloc import Cache, ClosedError, MemoryFile, Policy, testing
+from pgalloc import Cache, ClosedError, MemoryFile, OutOfMemoryError, Policy, RangeError, testing
 from pgalloc.cache import mapping, store, values
 
 LENGTHS = [0, 1, 7, 8, 9, 200, 511, 512, 513, 816, 817, 2040, 2041, 3071, 3072, 3073]
@@ -136,6 +137,39 @@ def test_anything_with_bytes_is_a_value(cache: Cache) -> None:
     cache["copy"] = cache["k"]
     cache["k"] = cache["k"][::-1]
     assert bytes(cache["copy"]) == b"y" * 50
+
+
+@pytest.mark.parametrize("length", [0, 3, PAGE, PAGE + 1, 4 * PAGE, 4 * PAGE + 1, 6 * PAGE])
+def test_recycled_pages_are_zero_behind_a_value(mf: MemoryFile, length: int) -> None:
+    used = mf.allocate(6 * PAGE)
+    used.view()[:] = bytes(range(1, 9)) * (6 * PAGE // 8)
+    with testing.pause_reclaimer(mf):
+        used.release()
+        value = os.urandom(length)
+        filled = mf._allocate_filled(6 * PAGE, value)
+    assert mf.stats().recycled_bytes == 6 * PAGE
+    assert bytes(filled.view()) == value + bytes(6 * PAGE - length)
+    filled.release()
+
+
+@pytest.mark.parametrize(
+    ("length", "data", "error"),
+    [
+        (PAGE, bytes(PAGE + 1), RangeError),
+        (PAGE, "no bytes", TypeError),
+        (PAGE - 1, b"", RangeError),
+        (0, b"", RangeError),
+        ("1", b"", TypeError),
+        (2**62, b"", OutOfMemoryError),
+    ],
+)
+def test_what_cannot_be_filled_is_not_allocated(
+    mf: MemoryFile, length: Any, data: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        mf._allocate_filled(length, data)
+    mf.wait_for_reclaim()
+    assert mf.segments() == []
 
 
 def test_a_value_of_enormous_length_costs_nothing(cache: Cache) -> None:
