@@ -35,10 +35,6 @@ void clear_event(int event_fd) {
   (void)os::retry_interrupted([&] { return sys().read(event_fd, &count, sizeof count); });
 }
 
-}  // namespace
-
-namespace {
-
 // Until there are files.
 class NoFiles final : public DiscardSource {
  public:
@@ -49,7 +45,7 @@ class NoFiles final : public DiscardSource {
   void wait_for_reclaim(Time) override {}
 };
 
-// The guard's thread may outlive statics, but nothing of this one is ever destroyed.
+// The guard's thread may outlive statics: this one has no destructor.
 static_assert(std::is_trivially_destructible_v<NoFiles>);
 constinit NoFiles no_files;
 
