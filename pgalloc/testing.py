@@ -199,7 +199,8 @@ class ManualPressure:
     >>> with ManualPressure() as pressure:
     ...     pressure.demand(64 << 20)  # as if 64 MiB of headroom were missing
 
-    The guard of the memory limits does not run inside. Several may be open at once.
+    The guard of the memory limits does not run inside. Several may be open at once. For the
+    events of a Monitor, see :class:`pgalloc.pressure.ManualSource`.
     """
 
     def __enter__(self) -> Self:

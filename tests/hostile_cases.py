@@ -14,7 +14,7 @@ from hostile_zoo import (
     BOOL,
     LENGTH,
     SECONDS,
-    SIZE,
+    SIZE_IN_BYTES,
     U32,
     U64,
     Accepts,
@@ -133,8 +133,8 @@ def cases_of_the_package() -> Iterator[Case]:
     yield Case("EvictableUser", "self", lambda h, v: pgalloc.EvictableUser(v), nothing)  # type: ignore[call-arg]
 
     options: dict[str, Accepts] = {
-        "capacity": SIZE,
-        "max_allocatable_bytes": SIZE,
+        "capacity": SIZE_IN_BYTES,
+        "max_allocatable_bytes": SIZE_IN_BYTES,
         "delayed_eviction": between(0, 4),
         "use_host_memcg_pressure": lambda value: value is False or value is True,
         "decommit_on_destroy": BOOL,

@@ -258,7 +258,7 @@ def number_of(low: int, high: int) -> Accepts:
 U64 = between(0, 2**64)
 U32 = between(0, 2**32)
 LENGTH = between(1, 2**64, PAGE)
-SIZE = either(between(1, 2**63), none)
+SIZE_IN_BYTES = either(between(1, 2**63), none)
 BOOL = is_a(bool)
 NUMBER = either(is_a(float), lambda value: int_of(value) is not None)
 SECONDS = either(

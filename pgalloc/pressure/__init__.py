@@ -10,7 +10,7 @@ For users: :class:`Monitor` (events for Python, headroom for the guard), :func:`
 * ``memcg_sources``: which of a cgroup's to watch for a level of pressure.
 * ``discovery``: which sources there are here, and what came of trying them.
 * ``watcher``: the thread that waits for all of them.
-* ``memcg_events``: :class:`PressureLevelListener`, for one level of one cgroup.
+* ``level_listener``: :class:`PressureLevelListener`, for one level of one cgroup.
 * ``events``, ``subscribers``, ``monitor``: :class:`Monitor`, what it tells and whom.
 * ``default_guard``: tells the native guard where the limits are.
 
@@ -22,9 +22,9 @@ from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
 from pgalloc.pressure.default_guard import configure
 from pgalloc.pressure.events import EventStream, PressureEvent
 from pgalloc.pressure.guard import GuardedLimit, GuardStatus
+from pgalloc.pressure.level_listener import PressureLevelListener
 from pgalloc.pressure.limits import LimitLevel, PressureInfo, Source, info
 from pgalloc.pressure.manual import ManualSource
-from pgalloc.pressure.memcg_events import PressureLevelListener
 from pgalloc.pressure.memcg_sources import NoMemoryCgroupError, NoPressureSourceError
 from pgalloc.pressure.monitor import Monitor, MonitorInfo, default_monitor
 from pgalloc.pressure.signals import Level, PressureSource

@@ -17,6 +17,7 @@ from typing import Literal
 from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
 
 Source = Literal["v1", "v2", "systemd", "psi", "none"]
+"""Kinds of sources of pressure signals that are found from outside; "none": there is none."""
 
 # "Unlimited" in v1 is LONG_MAX rounded down to a page, which depends on the page size. No machine
 # has 2^62 bytes, so anything from there on means the same.

@@ -1,4 +1,7 @@
-"""Pressure by hand, for tests."""
+"""Pressure by hand, for tests: signals for a Monitor.
+
+The guard knows nothing of them; :class:`pgalloc.testing.ManualPressure` is what makes it discard.
+"""
 
 from __future__ import annotations
 

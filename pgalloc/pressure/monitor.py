@@ -152,7 +152,7 @@ class Monitor:
 
     def stats(self) -> MonitorStats:
         """Counts since the monitor was made. Works after close(), too."""
-        return self._subscribers.stats(self._watcher.dropped)
+        return self._subscribers.stats(self._watcher.dropped_sources)
 
     @property
     def closed(self) -> bool:

@@ -2,8 +2,11 @@
 
 A source opens its files in ``__init__`` and closes all of them if that fails, so a half-built one
 cannot exist. It has no thread; a :class:`pgalloc.pressure.watcher.Watcher` waits on many at once.
-To add a source, derive from :class:`PressureSource`; to have it opened by default, list it in
-:mod:`pgalloc.pressure.discovery`.
+
+To add a source, derive from :class:`PressureSource` (``manual`` is the shortest). Its class goes
+into ``pgalloc.pressure.__all__`` if users make one themselves, its kind into docs/pressure.md and
+:class:`pgalloc.pressure.events.PressureEvent`. To have it opened by default, list it in
+:mod:`pgalloc.pressure.discovery`, in ``limits.Source`` and in ``cli/doctor/pressure.py``.
 
 Facts from: Documentation/admin-guide/cgroup-v1/memory.rst section 11 "Memory Pressure",
 cgroup-v2.rst "memory.events".
@@ -16,7 +19,7 @@ import os
 import select
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 Level = Literal["low", "medium", "critical"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -45,6 +48,9 @@ def checked_level(level: object) -> Level:
 class PressureSource(abc.ABC):
     """One descriptor. Not thread-safe: ``take`` and ``close`` are for one thread at a time.
 
+    The descriptor belongs to one object in one process: a source can neither be pickled nor
+    copied. After a fork the parent's source goes on; in the child the watcher closes its copy.
+
     Attributes:
         kind: what sort of source this is, in one word: "v1", "v2", "psi", "systemd" ...
         name: what is watched, in words.
@@ -63,6 +69,9 @@ class PressureSource(abc.ABC):
     def take(self, revents: int) -> bool:
         """Consumes a wake-up; True if it is pressure, False if it was something else.
 
+        It may say the same again while pressure lasts: a Monitor merges what comes faster than it
+        is taken.
+
         Raises OSError if the source is gone for good: its cgroup was removed.
         """
 
@@ -71,6 +80,10 @@ class PressureSource(abc.ABC):
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refused: a copy would close a descriptor that is not its own."""
+        raise TypeError(f"a {type(self).__name__} can neither be pickled nor copied")
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:

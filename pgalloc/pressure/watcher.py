@@ -65,7 +65,7 @@ class Watcher:
         self._wake_fd = -1
         self._stopped = False
         self._parks = 0
-        self._dropped = 0
+        self._dropped_sources = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,9 +73,9 @@ class Watcher:
         return tuple(source.name for source in list(self._sources))
 
     @property
-    def dropped(self) -> int:
+    def dropped_sources(self) -> int:
         """How many sources have failed."""
-        return self._dropped
+        return self._dropped_sources
 
     @property
     def stopped(self) -> bool:
@@ -228,7 +228,7 @@ class Watcher:
     def _drop(self, source: PressureSource) -> None:
         with self._lock:
             self._sources.remove(source)
-            self._dropped += 1
+            self._dropped_sources += 1
             close_all([source])
 
     def _wake(self) -> None:

@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 
 import pgalloc
 from pgalloc.cli.app import cli
+from pgalloc.cli.doctor import kernel_features
 from pgalloc.cli.doctor import pressure as doctor_pressure
+from pgalloc.cli.doctor.kernel_features import probe_kernel_features
 from pgalloc.cli.doctor.trial import run_trial
 from pgalloc.pressure import (
     GuardedLimit,
@@ -22,10 +24,8 @@ from pgalloc.pressure import (
     PressureInfo,
     PressureSource,
     discovery,
-    kernel_features,
 )
 from pgalloc.pressure.discovery import Attempt, Candidate
-from pgalloc.pressure.kernel_features import probe_kernel_features
 
 MIB, GIB = 1 << 20, 1 << 30
 

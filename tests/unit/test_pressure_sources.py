@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
 import logging
 import os
+import pickle
 import select
 import socket
 from collections.abc import Iterator
@@ -255,6 +257,16 @@ def test_a_source_that_is_forgotten_is_closed() -> None:
     fd = ManualSource().fd
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
+
+
+def test_a_source_can_neither_be_pickled_nor_copied(psi_file: Path) -> None:
+    """A copy would have the number of the descriptor, and close what is another's by then."""
+    sources = [ManualSource(), PsiTrigger(psi_file, "some", stall_us=1, window_us=2_000_000)]
+    for source in sources:
+        for call in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="can neither be pickled nor copied"):
+                call(source)
+        source.close()
 
 
 @pytest.fixture

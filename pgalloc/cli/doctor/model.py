@@ -7,11 +7,11 @@ import platform
 from dataclasses import dataclass
 
 import pgalloc
+from pgalloc.cli.doctor.kernel_features import Feature, probe_kernel_features
 from pgalloc.cli.doctor.pressure import Finding, PressureDiagnosis, examine_pressure
 from pgalloc.cli.doctor.trial import TrialStep, run_trial
 from pgalloc.cli.units import format_bytes
 from pgalloc.pressure import PressureInfo
-from pgalloc.pressure.kernel_features import Feature, probe_kernel_features
 
 
 @dataclass(frozen=True, slots=True)
