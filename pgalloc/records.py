@@ -30,7 +30,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MemoryFileStats:
-    """Counts and bytes since the file was made.
+    """Counts and bytes since the file was made, but where it says "now".
 
     Attributes:
         allocations: how many allocations succeeded.
@@ -44,8 +44,7 @@ class MemoryFileStats:
         lost_bytes: bytes that could be neither given back nor zeroed, and are never used again.
         discards: how often an unpinned allocation was discarded.
         discarded_bytes: bytes of pages that were discarded.
-        unpinned_bytes: not since the file was made, but now: bytes of pages that may be discarded,
-            or have been.
+        unpinned_bytes: now: bytes of pages that may be discarded, or have been.
         scans: commit scans, full or filtered.
         voided_results: scan results dropped because their pages changed while the scan looked.
         evicted_ranges: callbacks of evictable users that returned.

@@ -13,6 +13,7 @@
 // SEEK_DATA or mincore; and if even these do, halving with cachestat finds the rest.
 //
 // On a disk file system the page cache says nothing about what is stored: SEEK_DATA alone decides.
+// (cachestat counts dirty pages there; on shmem it always says 0.)
 #pragma once
 
 #include <cstdint>

@@ -26,7 +26,7 @@
 
 namespace pgalloc {
 
-// Counts and bytes since construction.
+// Counts and bytes since construction, but where it says "now".
 struct MemoryFileStats {
   uint64_t allocations = 0;
   uint64_t allocated_bytes = 0;
@@ -36,10 +36,10 @@ struct MemoryFileStats {
   uint64_t punched_bytes = 0;
   uint64_t decommitted_bytes = 0;
   uint64_t punch_failures = 0;
-  uint64_t quarantined_bytes = 0;  // could be neither punched nor zeroed: never used again
+  uint64_t quarantined_bytes = 0;  // could be neither punched nor zeroed; Python: lost_bytes
   uint64_t discards = 0;           // of unpinned allocations
   uint64_t discarded_bytes = 0;
-  uint64_t unpinned_bytes = 0;  // of pages that may be discarded, or are: now
+  uint64_t unpinned_bytes = 0;  // now, from stats(): of pages that may be discarded, or have been
   uint64_t scans = 0;
   uint64_t voided_results = 0;  // scan results dropped because their pages changed meanwhile
 };

@@ -183,6 +183,7 @@ class Campaign:
                 by = f" by {result.by}" if result.by else ""
                 print(f"[{done}/{len(left)}] {result.outcome}{by}: {result.name}", flush=True)
         finally:
+            self._suite.stop()
             pool.shutdown(cancel_futures=True)
 
     def _try(self, number: int, seconds: float) -> Result:

@@ -37,11 +37,23 @@ class Test:
         return self.name.startswith(NATIVE)
 
 
+class StoppedError(Exception):
+    """The run was stopped before the tests had an answer."""
+
+
 class Suite:
     """Runs the tests of a tree."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stops = False
+
+    def stop(self) -> None:
+        """End what runs, from any thread: failing() raises StoppedError from here on."""
+        self._stops = True
+        for process in list(self._running):
+            _kill_group(process)
 
     def trace(self, *, with_python: bool) -> list[Test]:
         """Run everything without a mutant: all must pass."""
@@ -116,6 +128,8 @@ class Suite:
 
     def _run(self, command: list[str], number: int, seconds: float) -> tuple[str | None, str]:
         """How a program failed, or None; and what it printed. Its whole group ends here."""
+        if self._stops:
+            raise StoppedError
         process = subprocess.Popen(
             command,
             cwd=self._tree.path,
@@ -126,6 +140,7 @@ class Suite:
             errors="replace",
             start_new_session=True,
         )
+        self._running.add(process)
         how, output = None, ""
         try:
             output, _ = process.communicate(timeout=20 + 8 * seconds)
@@ -135,7 +150,14 @@ class Suite:
                 how = f"exit status {process.returncode}"
         except subprocess.TimeoutExpired:
             how = "hung"
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_group(process)
         process.wait()
+        self._running.remove(process)
+        if self._stops:
+            raise StoppedError
         return how, output
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

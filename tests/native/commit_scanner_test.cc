@@ -20,10 +20,10 @@ using native_tests::Rig;
 using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
-// Reports chosen pages as committed.
-class Mincore {
+// Has no cachestat; mincore says that chosen pages are committed.
+class KernelWithoutCounts {
  public:
-  Mincore() {
+  KernelWithoutCounts() {
     committed = {};
     stored_bytes = 0;
     looked = [] {};
@@ -74,8 +74,8 @@ std::set<uint64_t> booked(Rig& rig) {
 }
 
 void touch(Rig& rig) {  // there is something to scan again
-  ++Mincore::stored_bytes;
-  Mincore::stored_bytes += 512;
+  ++KernelWithoutCounts::stored_bytes;
+  KernelWithoutCounts::stored_bytes += 512;
   FileLock lock(rig.state);
   rig.state.changes.count();
 }
@@ -95,9 +95,9 @@ TEST(h3_books_what_the_kernel_reports_of_pages_with_references) {
   Rig rig;
   rig.allocate(8);
   EXPECT(rig.references.dec_ref(pages(0, 1)).ok());
-  Mincore mincore;
-  Mincore::committed = {0, 1, 5, 6, 9};
-  Mincore::stored_bytes = 4 * page_size();
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::committed = {0, 1, 5, 6, 9};
+  KernelWithoutCounts::stored_bytes = 4 * page_size();
   EXPECT(*rig.scanner.update(nullptr));
   EXPECT_EQ(booked(rig), (Pages{1, 5, 6}));
   EXPECT_EQ(rig.stats().scans, 1u);
@@ -108,11 +108,11 @@ TEST(h2_nothing_is_looked_at_if_nothing_can_have_changed) {
   Rig rig;
   rig.allocate(4);
   rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
-  Mincore mincore;
+  KernelWithoutCounts kernel;
   EXPECT(*rig.scanner.update(nullptr));  // nothing stored, nothing known
   EXPECT_EQ(rig.stats().scans, 0u);
-  Mincore::stored_bytes = 3 * page_size();
-  Mincore::committed = {1};
+  KernelWithoutCounts::stored_bytes = 3 * page_size();
+  KernelWithoutCounts::committed = {1};
   EXPECT(*rig.scanner.update(nullptr));
   EXPECT_EQ(rig.stats().scans, 1u);
   // The file system says three pages, one is found: that will not be different next time.
@@ -128,10 +128,10 @@ TEST(h3_a_page_that_changes_between_look_and_book_is_not_booked) {
   Rig rig;
   rig.allocate(8);
   rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
-  Mincore mincore;
-  Mincore::committed = {2, 3, 4, 6};
-  Mincore::stored_bytes = 4 * page_size();
-  Mincore::looked = [&] {  // page 3 is decommitted meanwhile
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::committed = {2, 3, 4, 6};
+  KernelWithoutCounts::stored_bytes = 4 * page_size();
+  KernelWithoutCounts::looked = [&] {  // page 3 is decommitted meanwhile
     FileLock lock(rig.state);
     rig.state.pages.mark_decommitted(pages(3, 4));
     rig.state.changes.note(pages(3, 4));
@@ -140,7 +140,7 @@ TEST(h3_a_page_that_changes_between_look_and_book_is_not_booked) {
   EXPECT_EQ(booked(rig), (Pages{2, 4, 6}));
   EXPECT_EQ(rig.stats().voided_results, 1u);
 
-  Mincore::looked = [] {};
+  KernelWithoutCounts::looked = [] {};
   touch(rig);
   rig.clock.advance(milliseconds(10));
   EXPECT(*rig.scanner.update(nullptr));
@@ -150,10 +150,10 @@ TEST(h3_a_page_that_changes_between_look_and_book_is_not_booked) {
 TEST(h3_a_page_with_a_new_owner_is_not_booked_for_what_the_old_one_did) {
   Rig rig;
   rig.allocate(4);
-  Mincore mincore;
-  Mincore::committed = {0, 1, 2, 3};
-  Mincore::stored_bytes = 4 * page_size();
-  Mincore::looked = [&] {
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::committed = {0, 1, 2, 3};
+  KernelWithoutCounts::stored_bytes = 4 * page_size();
+  KernelWithoutCounts::looked = [&] {
     if (rig.refs(1) == 0) return;
     EXPECT(rig.references.dec_ref(pages(1, 2)).ok());
     {
@@ -172,7 +172,7 @@ TEST(h2_scans_pause_for_ten_milliseconds_or_eight_times_their_duration) {
   Rig rig;
   rig.allocate(4);
   rig.clock.use_manual(milliseconds(1000), nanoseconds(0));
-  Mincore mincore;
+  KernelWithoutCounts kernel;
   const auto update = [&] {
     touch(rig);
     return *rig.scanner.update(nullptr);
@@ -182,9 +182,9 @@ TEST(h2_scans_pause_for_ten_milliseconds_or_eight_times_their_duration) {
   rig.clock.advance(milliseconds(10) - nanoseconds(1));
   EXPECT(!update());
   rig.clock.advance(nanoseconds(1));
-  Mincore::looked = [&] { rig.clock.advance(milliseconds(5)); };
+  KernelWithoutCounts::looked = [&] { rig.clock.advance(milliseconds(5)); };
   EXPECT(update());  // takes 5 ms
-  Mincore::looked = [] {};
+  KernelWithoutCounts::looked = [] {};
   rig.clock.advance(milliseconds(40) - nanoseconds(1));
   EXPECT(!update());
   rig.clock.advance(nanoseconds(1));
@@ -200,9 +200,9 @@ TEST(h2_memory_cgroups_are_scanned_by_themselves_and_without_a_throttle) {
   rig.allocate(2, 1);
   rig.allocate(2, 2);
   rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
-  Mincore mincore;
-  Mincore::committed = {0, 2, 3};
-  Mincore::stored_bytes = 3 * page_size();
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::committed = {0, 2, 3};
+  KernelWithoutCounts::stored_bytes = 3 * page_size();
   const std::vector<uint32_t> one = {1};
   const std::vector<uint32_t> two = {7, 2};
   EXPECT(*rig.scanner.update(&one));
@@ -215,10 +215,10 @@ TEST(h2_memory_cgroups_are_scanned_by_themselves_and_without_a_throttle) {
 TEST(h2_one_full_scan_runs_at_a_time) {
   Rig rig;
   rig.allocate(4);
-  Mincore mincore;
-  Mincore::stored_bytes = page_size();
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::stored_bytes = page_size();
   int refused = 0;
-  Mincore::looked = [&] { refused += !*rig.scanner.update(nullptr); };
+  KernelWithoutCounts::looked = [&] { refused += !*rig.scanner.update(nullptr); };
   EXPECT(*rig.scanner.update(nullptr));
   EXPECT_EQ(refused, 1);
 }
@@ -227,9 +227,9 @@ TEST(a_scan_that_runs_out_of_memory_does_not_block_later_ones) {
   Rig rig;
   rig.allocate(4);
   rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
-  Mincore mincore;
-  Mincore::committed = {1};
-  Mincore::stored_bytes = page_size();
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::committed = {1};
+  KernelWithoutCounts::stored_bytes = page_size();
   FakeKernel fake;
   fake.calls = os::sys();
   fake.calls.mmap = [](void*, size_t, int, int, int, off_t) -> void* { throw std::bad_alloc(); };
@@ -242,9 +242,9 @@ TEST(a_scan_that_runs_out_of_memory_does_not_block_later_ones) {
   }
   EXPECT(thrown);
   EXPECT_EQ(rig.stats().scans, 1u);
-  const Mincore again;
-  Mincore::committed = {1};
-  Mincore::stored_bytes = page_size();
+  const KernelWithoutCounts again;
+  KernelWithoutCounts::committed = {1};
+  KernelWithoutCounts::stored_bytes = page_size();
   EXPECT(*rig.scanner.update(nullptr));
   EXPECT_EQ(booked(rig), Pages{1});
 }
@@ -253,8 +253,8 @@ TEST(an_error_of_the_kernel_is_told_and_throttles) {
   Rig rig;
   rig.allocate(4);
   rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
-  Mincore mincore;
-  Mincore::stored_bytes = page_size();
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::stored_bytes = page_size();
   FakeKernel fake;
   fake.calls = os::sys();
   fake.calls.mincore = [](void*, size_t, unsigned char*) {

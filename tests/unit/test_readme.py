@@ -1,4 +1,4 @@
-"""The README's tour is code that runs, and its two commands are what CI runs."""
+"""README's tour is code that runs, its commands are what CI runs; and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(p for d in ("docs", "stress", "benchmarks") for p in (ROOT / d).glob("*.md")),
+]
 README = (ROOT / "README.md").read_text()
 
 
@@ -36,6 +40,7 @@ def test_there_is_one_command_for_each_job(command: str) -> None:
     assert len(block(f"command: {command}").strip().splitlines()) == 1
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -5,7 +5,7 @@ What counts as a citation, if X1 is a row:
 * "row X1", "rows X1, X2 and X3", "rows X1 to X3" (with all in between);
 * "(X1)", "[X1]", "(X1, X2 ...)";
 * a comment or docstring that begins with rows: "# X1: why", "# --- X1 to X3 ---", "# X1";
-* the name of a test: test_x1_x2_what, test_x1_to_x3_what.
+* the name of a test: test_x1_x2_what, test_x1_to_x3_what, in C++ TEST(x1_x2_what).
 
 A row is a letter from A to N and a number of one or two digits.
 """
@@ -31,7 +31,7 @@ SOURCES = [
         if path.suffix in SUFFIXES and path != Path(__file__)  # with rows that are made up
     ),
 ]
-TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+TESTS = sorted([*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests/native").glob("*_test.cc")])
 PACKAGE = sorted((ROOT / "pgalloc").rglob("*.py"))
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -47,6 +47,7 @@ CITATION = re.compile(
 # A citation may go on in the next line of a comment.
 LINE_BREAK = re.compile(r"(?<=[,\w])\n\s*(?:#|//)?[ \t]*(?=[A-Za-z])")
 NAME_OF_TEST = re.compile(r"test_(?P<rows>[a-n][1-9][0-9]?(?:_(?:to_)?[a-n][1-9][0-9]?)*)_")
+NATIVE_TEST = re.compile(r"^TEST\((\w+)\)", re.MULTILINE)
 DEFINITION = re.compile(rf"^\s*- (?P<row>{ROW})", re.MULTILINE)
 
 
@@ -84,9 +85,11 @@ def functions_that_test(source: str) -> Iterator[ast.FunctionDef | ast.AsyncFunc
             yield node
 
 
-def rows_shown(source: str) -> set[str]:
+def rows_shown(name: str, source: str) -> set[str]:
     """The rows that tests cite in their names and docstrings."""
     found: set[str] = set()
+    if not name.endswith(".py"):
+        return found.union(*(rows_in_name(f"test_{test}") for test in NATIVE_TEST.findall(source)))
     for test in functions_that_test(source):
         docstring = ast.get_docstring(test) or ""
         found |= rows_in_name(test.name) | rows_in_text(f'"""{docstring}')
@@ -95,11 +98,9 @@ def rows_shown(source: str) -> set[str]:
 
 def rows_cited(name: str, source: str) -> set[str]:
     """All rows that a file cites."""
-    cited = rows_in_text(source)
-    if name.endswith(".py"):
-        for test in functions_that_test(source):
-            cited |= rows_in_name(test.name)
-    return cited
+    if name.endswith(".md"):
+        return rows_in_text(source)
+    return rows_in_text(source) | rows_shown(name, source)
 
 
 def rows_explained_to_users(source: str) -> set[str]:
@@ -136,9 +137,9 @@ def defined_twice(behaviour: str) -> list[str]:
     return in_order(row for row, times in definitions(behaviour).items() if times > 1)
 
 
-def not_shown(behaviour: str, tests: Iterable[str]) -> list[str]:
+def not_shown(behaviour: str, tests: Mapping[str, str]) -> list[str]:
     """The rows that no test cites."""
-    shown = set().union(*map(rows_shown, tests))
+    shown: set[str] = set().union(*(rows_shown(name, source) for name, source in tests.items()))
     return in_order(definitions(behaviour).keys() - shown)
 
 
@@ -157,7 +158,7 @@ def test_no_row_is_defined_twice() -> None:
 
 
 def test_every_row_is_shown_by_a_test() -> None:
-    wrong = not_shown(BEHAVIOUR.read_text(), texts(TESTS).values())
+    wrong = not_shown(BEHAVIOUR.read_text(), texts(TESTS))
     assert not wrong, "docs/behaviour.md defines, and no test cites: " + ", ".join(wrong)
 
 
@@ -199,6 +200,7 @@ def test_an_undefined_row_is_found() -> None:
         "b.py": "# A5: why\ndef test_b1_to_b3_nothing(): ...\ndef test_a2_a6_x(): '(row A2)'\n",
         "c.md": "It does so [A2], or so (A3, B14).",
         "d.h": "// Purpose: nothing (rows A1 to A3, B1).",
+        "e.cc": "TEST(a2_a7_it_goes_on) {}\nTEST(f_1) {}",
     }
     assert undefined(sources, MADE_UP) == [
         "a.cc: A4",
@@ -208,6 +210,7 @@ def test_an_undefined_row_is_found() -> None:
         "b.py: B2",
         "b.py: B3",
         "c.md: B14",
+        "e.cc: A7",
     ]
     assert undefined({}, MADE_UP) == []
 
@@ -218,13 +221,15 @@ def test_a_row_that_is_defined_twice_is_found() -> None:
 
 
 def test_a_row_that_no_test_shows_is_found() -> None:
-    tests = [
-        "class TestIt:\n    def test_a1_it_begins(self): ...\n",
-        'def test_the_rest():\n    """B12: again."""\n    # A2: is not claimed\n',
-        'def helper():\n    """Row A3."""\n',
-    ]
+    tests = {
+        "a.py": "class TestIt:\n    def test_a1_it_begins(self): ...\n",
+        "b.py": 'def test_the_rest():\n    """B12: again."""\n    # A2: is not claimed\n',
+        "c.py": 'def helper():\n    """Row A3."""\n',
+    }
     assert not_shown(MADE_UP, tests) == ["A2", "A3", "B1"]
-    assert not_shown(MADE_UP, [*tests, "def test_a2_to_a3_so(): '(B1)'"]) == []
+    native = {"d.cc": "// Row A3.\nTEST(a2_it_goes_on) {\n"}
+    assert not_shown(MADE_UP, tests | native) == ["A3", "B1"]
+    assert not_shown(MADE_UP, tests | {"e.py": "def test_a2_to_a3_so(): '(B1)'"}) == []
 
 
 def test_a_row_in_a_docstring_is_found() -> None:
