@@ -24,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--mutants", type=int, default=240, help="how many are drawn (240)")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--room", help="draw only from this folder of csrc")
     parser.add_argument("--jobs", type=int, default=2, help="mutants tried at the same time (2)")
     parser.add_argument("--seconds", type=float, default=300, help="of tests for each (300)")
     parser.add_argument("--killed", type=float, default=0.9, help="the share that must be (0.9)")
@@ -37,7 +38,7 @@ def main() -> int:
     campaign = Campaign(work, with_python=not options.named)
 
     def chosen() -> list[Mutant]:
-        drawn = [] if options.named else campaign.draw(options.mutants, options.seed)
+        drawn = [] if options.named else campaign.draw(options.mutants, options.seed, options.room)
         return [*named.mutants(), *drawn]
 
     campaign.prepare(chosen)

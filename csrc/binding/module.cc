@@ -22,6 +22,7 @@ PYBIND11_MODULE(_core, module) {
   bind_restore(module);
   bind_ledger(module);
   bind_fork(module);
+  bind_discards(module);
   bind_guard(module);
   bind_sharing(module);
   bind_testing(module);

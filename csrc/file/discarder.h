@@ -96,7 +96,7 @@ class Discarder {
   const bool
       enabled_;  // not where pages are zeroed by hand: what is punched there need not be zero
   std::vector<std::shared_ptr<DiscardQueue>> queues_ GUARDED_BY(file_lock){
-      std::make_shared<DiscardQueue>(DiscardPolicy::kOldest)};  // the first is the file's own
+      std::make_shared<DiscardQueue>(DiscardPolicy::kLru)};  // the first is the file's own
   RangeSet discarding_ GUARDED_BY(file_lock);
   std::atomic<int> under_way_{0};
   int held_ GUARDED_BY(file_lock) = 0;

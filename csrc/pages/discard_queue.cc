@@ -40,7 +40,7 @@ void DiscardQueue::insert(Discardable& entry) {
 }
 
 void DiscardQueue::pinned(Discardable& entry) {
-  if (policy_ == DiscardPolicy::kOldest) unlink(entry);
+  if (policy_ == DiscardPolicy::kLru) unlink(entry);
   if (entry.list == nullptr) return;
   entry.held = true;
   entry.visits = std::min<uint8_t>(entry.visits + 1, kVisitsMax);
@@ -66,8 +66,8 @@ void DiscardQueue::move_back(DiscardList& to, Discardable& entry) {
 Discardable* DiscardQueue::take_victim() {
   Discardable* victim = nullptr;
   switch (policy_) {
-    case DiscardPolicy::kOldest:
-      victim = take_oldest();
+    case DiscardPolicy::kLru:
+      victim = take_lru();
       break;
     case DiscardPolicy::kSieve:
       victim = take_by_sieve();
@@ -81,7 +81,7 @@ Discardable* DiscardQueue::take_victim() {
   return victim;
 }
 
-Discardable* DiscardQueue::take_oldest() { return main_.first(); }
+Discardable* DiscardQueue::take_lru() { return main_.first(); }
 
 Discardable* DiscardQueue::take_by_sieve() {
   // Once round clears every visit, so the second finds an entry, unless all are held.

@@ -1,7 +1,7 @@
 // Purpose: in which order unpinned allocations go: the policies.
 //
-//   oldest   the one unpinned longest ago; pinning takes it out, unpinning puts it last. For a cache
-//            this is least recently used.
+//   lru      the one unpinned longest ago (least recently used); pinning takes it out, unpinning puts
+//            it last.
 //   sieve    in the order they came, but one that was pinned since it was last looked at is passed
 //            over (Zhang et al., "SIEVE is Simpler than LRU", NSDI 2024).
 //   s3-fifo  newcomers wait in a small queue, a tenth of the bytes; those pinned there more than
@@ -12,14 +12,20 @@
 // An allocation that was discarded leaves its queue; if it is written to before it is pinned again,
 // Discarder::sweep() finds that.
 //
+// A new policy: an enumerator and its name below, a case in take_victim(), in the test a reference of
+// ten lines, a fault in stress/mutation/named.toml; in Python a member of cache/policy.py, lines in
+// docs/cache.md and the README (their tables come from benchmarks/policies.py).
+//
 // Thread safety: externally synchronised (the file's lock), but for the counts.
 //
 // Invariant: an entry is in one of the policy's lists, or in none.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <string_view>
 #include <vector>
 
 #include "pages/discardable.h"
@@ -27,7 +33,9 @@
 
 namespace pgalloc {
 
-enum class DiscardPolicy : uint8_t { kOldest = 0, kSieve = 1, kS3Fifo = 2 };
+enum class DiscardPolicy : uint8_t { kLru, kSieve, kS3Fifo };
+// What Python calls them.
+inline constexpr std::array<std::string_view, 3> kDiscardPolicyNames{"lru", "sieve", "s3-fifo"};
 
 class DiscardQueue {
  public:
@@ -66,7 +74,7 @@ class DiscardQueue {
   void clear();
 
  private:
-  Discardable* take_oldest();
+  Discardable* take_lru();
   Discardable* take_by_sieve();
   Discardable* take_by_s3_fifo();
   void insert(Discardable& entry);

@@ -18,7 +18,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from pgalloc import _core, fork
@@ -26,7 +26,7 @@ from pgalloc.cache.changes import Changes
 from pgalloc.cache.entry import Entry
 from pgalloc.cache.integrity import broken_invariant
 from pgalloc.cache.keys import Key, check_key
-from pgalloc.cache.policy import CORE_NUMBERS, Policy
+from pgalloc.cache.policy import Policy
 from pgalloc.cache.serving import CacheReader, serve
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
@@ -98,9 +98,14 @@ class Cache(MutableMapping[Key, memoryview]):
         self._owns_file = file is None
         self._name: str | None = None
         self._misses = 0
-        self._monitor = Monitor(headroom)
-        self._file = MemoryFile() if file is None else file
-        self._store = Store(self._file, CORE_NUMBERS[self._policy], limit)
+        with ExitStack() as undo:
+            self._monitor = Monitor(headroom)
+            undo.callback(self._monitor.close)
+            self._file = MemoryFile() if file is None else file
+            if self._owns_file:
+                undo.callback(self._file.close)
+            self._store = Store(self._file, self._policy, limit)
+            undo.pop_all()
         self._store.keep_discarded_keys = on_discard is not None
         self._entries = self._store.entries
         self._changes = Changes(self._store)
@@ -118,8 +123,9 @@ class Cache(MutableMapping[Key, memoryview]):
     def from_snapshot(cls, memory_file: MemoryFile, payload: bytes, **options: Any) -> Self:
         """The cache that was saved with a file, in the restored file: for the hook of its name.
 
-        ``options`` are those of Cache(), but ``file``. Values that are past their time, and, with
-        a smaller ``maxsize``, those that do not fit, are left out. Raises SnapshotError.
+        ``options`` are those of Cache(), but ``file``: the image does not record them, not even the
+        policy. Values that are past their time, and, with a smaller ``maxsize``, those that do not
+        fit, are left out. Raises SnapshotError.
 
         >>> caches = []
         >>> restore = lambda file, data: caches.append(Cache.from_snapshot(file, data))
@@ -284,7 +290,7 @@ class Cache(MutableMapping[Key, memoryview]):
 
     def __delitem__(self, key: Key) -> None:
         check_key(key)
-        found = self._changes.make(self._store.discard_key, key, otherwise=key in self._entries)
+        found = self._changes.make(self._store.remove_key, key, otherwise=key in self._entries)
         self._tell()
         if not found:
             raise KeyError(key)

@@ -6,7 +6,7 @@ import enum
 
 
 class Policy(enum.StrEnum):
-    """Names for Cache(policy=...). docs/cache.md has what each of them hits and misses.
+    """Names for Cache(policy=...), and in the core. docs/cache.md has what each hits and misses.
 
     Attributes:
         LRU: "lru", first the value that was not used for longest.
@@ -17,7 +17,3 @@ class Policy(enum.StrEnum):
     LRU = "lru"
     SIEVE = "sieve"
     S3_FIFO = "s3-fifo"
-
-
-CORE_NUMBERS = {Policy.LRU: 0, Policy.SIEVE: 1, Policy.S3_FIFO: 2}
-"""What the core calls them (DiscardPolicy)."""

@@ -30,7 +30,7 @@ _HASH_MASK = 2**64 - 1
 class Store:
     """The tables of one cache, in one MemoryFile."""
 
-    def __init__(self, memory_file: MemoryFile, policy: int, maxsize: int | None) -> None:
+    def __init__(self, memory_file: MemoryFile, policy: str, maxsize: int | None) -> None:
         self.file = memory_file
         self.maxsize = maxsize
         self.queue = _core.DiscardQueue(memory_file, policy)
@@ -121,7 +121,7 @@ class Store:
         elif self.slabs.vacate(entry.slab, entry.start):
             self._forget_slab(entry.slab)
 
-    def discard_key(self, key: Key) -> bool:
+    def remove_key(self, key: Key) -> bool:
         """Remove the value of a key. Whether there was one."""
         entry = self.entries.get(key)
         if entry is None:

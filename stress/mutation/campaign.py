@@ -57,8 +57,8 @@ class Campaign:
 
     # --- Which ------------------------------------------------------------------------------------
 
-    def draw(self, count: int, seed: int) -> list[Mutant]:
-        """At random from all rooms: each gives its share by size, and a dozen at least."""
+    def draw(self, count: int, seed: int, room: str | None) -> list[Mutant]:
+        """At random: each room gives its share by size, and a dozen at least. Or from one room."""
         from mutation import sites  # needs libclang
 
         state = f"{self._csrc} {digest('stress/mutation')[:16]}"
@@ -68,6 +68,8 @@ class Campaign:
             lambda: [dataclasses.asdict(each) for each in sites.find(ROOT / "csrc", processes=2)],
         )
         mutants = [Mutant(**fields) for fields in everything]
+        if room is not None:
+            mutants = [mutant for mutant in mutants if mutant.room == room]
         refused = set(self._kept("refused", self._csrc, list))
         drawn: list[Mutant] = []
         for _, inside in sites.by_room(mutants):

@@ -193,7 +193,7 @@ class Both {
       entries_[id].range = pages(0, random_.between(1, 20));
     }
     switch (policy) {
-      case DiscardPolicy::kOldest:
+      case DiscardPolicy::kLru:
         reference_ = std::make_unique<Lru>();
         break;
       case DiscardPolicy::kSieve:
@@ -287,7 +287,7 @@ void compare(DiscardPolicy policy) {
   }
 }
 
-TEST(oldest_is_lru) { compare(DiscardPolicy::kOldest); }
+TEST(lru_is_as_its_name_says) { compare(DiscardPolicy::kLru); }
 TEST(sieve_is_as_its_paper_says) { compare(DiscardPolicy::kSieve); }
 TEST(s3_fifo_is_as_its_paper_says) { compare(DiscardPolicy::kS3Fifo); }
 
@@ -324,11 +324,18 @@ class Few {
 };
 
 using Ids = std::vector<uint64_t>;
-constexpr DiscardPolicy kAll[] = {DiscardPolicy::kOldest, DiscardPolicy::kSieve,
-                                  DiscardPolicy::kS3Fifo};
+// Those that leave an entry in its place while it is pinned.
+constexpr DiscardPolicy kInPlace[] = {DiscardPolicy::kSieve, DiscardPolicy::kS3Fifo};
+
+std::vector<DiscardPolicy> all_policies() {
+  std::vector<DiscardPolicy> all;
+  while (all.size() < kDiscardPolicyNames.size())
+    all.push_back(static_cast<DiscardPolicy>(all.size()));
+  return all;
+}
 
 TEST(no_entry_goes_from_an_empty_queue) {
-  for (const DiscardPolicy policy : kAll) {
+  for (const DiscardPolicy policy : all_policies()) {
     Few few(policy);
     EXPECT(few.queue.take_victim() == nullptr);
     EXPECT_EQ(few.queue.front_order(), std::nullopt);
@@ -339,7 +346,7 @@ TEST(no_entry_goes_from_an_empty_queue) {
 }
 
 TEST(held_entries_stay_and_the_queue_knows_that_none_can_go) {
-  for (const DiscardPolicy policy : {DiscardPolicy::kSieve, DiscardPolicy::kS3Fifo}) {
+  for (const DiscardPolicy policy : kInPlace) {
     Few few(policy, 3);
     for (uint64_t id : {0, 1, 2}) few.pin(id);
     EXPECT_EQ(few.queue.size(), 3u);
@@ -352,7 +359,7 @@ TEST(held_entries_stay_and_the_queue_knows_that_none_can_go) {
 }
 
 TEST(oldest_goes_by_the_last_unpin) {
-  Few few(DiscardPolicy::kOldest, 4);
+  Few few(DiscardPolicy::kLru, 4);
   few.pin(0);
   EXPECT_EQ(few.queue.size(), 3u);
   few.unpin(0);
@@ -453,7 +460,7 @@ TEST(s3_fifo_takes_newcomers_while_all_of_main_are_held) {
 }
 
 TEST(refused_means_last) {
-  for (const DiscardPolicy policy : kAll) {
+  for (const DiscardPolicy policy : all_policies()) {
     Few few(policy, 3);
     Discardable* const victim = few.queue.take_victim();
     EXPECT_EQ(victim->id, 0u);
@@ -466,7 +473,7 @@ TEST(refused_means_last) {
 }
 
 TEST(victims_by_bytes_are_those_of_the_policy_then_those_that_are_held) {
-  for (const DiscardPolicy policy : {DiscardPolicy::kSieve, DiscardPolicy::kS3Fifo}) {
+  for (const DiscardPolicy policy : kInPlace) {
     Few few(policy, 4);
     few.pin(0);
     EXPECT_EQ(few.queue.take_victims(2 * page_size()), (Ids{1, 2}));
@@ -478,7 +485,7 @@ TEST(victims_by_bytes_are_those_of_the_policy_then_those_that_are_held) {
 }
 
 TEST(a_queue_that_tells_no_ids_keeps_none) {
-  DiscardQueue queue(DiscardPolicy::kOldest);
+  DiscardQueue queue(DiscardPolicy::kLru);
   Discardable entry;
   entry.range = pages(0, 1);
   queue.unpinned(entry);

@@ -10,7 +10,7 @@ import pytest
 from conftest import PAGE, stored, update_usage
 
 import pgalloc
-from pgalloc import Allocation, ClosedError, MemoryFile, RefCountError, _core, testing
+from pgalloc import Allocation, ClosedError, MemoryFile, Policy, RefCountError, _core, testing
 
 MIB = 1 << 20
 
@@ -350,8 +350,8 @@ def test_a_part_that_is_peeked_at(mf: MemoryFile) -> None:
     assert not a.pinned
 
 
-@pytest.mark.parametrize("policy", [0, 1, 2])
-def test_a_queue_with_a_policy(mf: MemoryFile, policy: int) -> None:
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_queue_with_a_policy(mf: MemoryFile, policy: Policy) -> None:
     queue = _core.DiscardQueue(mf, policy)
     allocations = [filled(mf, 1, b"q") for _ in range(40)]
     for i, a in enumerate(allocations):

@@ -38,6 +38,7 @@ PARTS = {
     "binding/hot_calls.cc": "binding/file_handle.h",
     "binding/mapping_type.cc": "binding/file_handle.h",
     "binding/part_type.cc": "binding/file_handle.h",
+    "binding/bind_discards.cc": "binding/bind.h",
     "binding/bind_guard.cc": "binding/bind.h",
     "binding/bind_fork.cc": "binding/bind.h",
     "binding/bind_image.cc": "binding/bind.h",
