@@ -150,4 +150,9 @@ void CommitScanner::reset_throttle() {
   next_scan_ = {};
 }
 
+std::optional<std::string> CommitScanner::verify() const {
+  if (scanned_changes_ == kNeverScanned || scanned_changes_ <= state_.changes.number()) return {};
+  return "the last scan saw changes that are yet to come";
+}
+
 }  // namespace pgalloc

@@ -14,7 +14,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "backing/backing_file.h"
@@ -38,6 +40,9 @@ class CommitScanner {
   Result<bool> update(const std::vector<uint32_t>* memcg_ids) EXCLUDES(file_lock, scan_mu_);
   // Forgets what the clock said about the next scan.
   void reset_throttle() EXCLUDES(file_lock);
+
+  // What is broken of what it remembers.
+  std::optional<std::string> verify() const REQUIRES(file_lock);
 
  private:
   struct Segment {
@@ -63,8 +68,9 @@ class CommitScanner {
   Clock& clock_;
   Mutex scan_mu_{LockRank::kScan};
   std::atomic<bool> full_scan_runs_{false};
+  static constexpr uint64_t kNeverScanned = UINT64_MAX;
   // Changes and stored bytes as the last full scan found them.
-  uint64_t scanned_changes_ GUARDED_BY(file_lock) = UINT64_MAX;
+  uint64_t scanned_changes_ GUARDED_BY(file_lock) = kNeverScanned;
   uint64_t scanned_bytes_ GUARDED_BY(file_lock) = 0;
   std::chrono::nanoseconds next_scan_ GUARDED_BY(file_lock){0};
 };

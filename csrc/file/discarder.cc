@@ -324,4 +324,18 @@ void Discarder::clear() {
   for (const auto& queue : queues_) queue->clear();
 }
 
+std::optional<std::string> Discarder::verify() const {
+  if (discarding_.empty() != (under_way_ == 0)) return "pages are taken, and no batch is under way";
+  std::optional<std::string> broken;
+  const auto& usage = state_.pages.usage();
+  discarding_.visit_range({0, kMaxOffset}, [&](FileRange taken, const auto&) {
+    uint64_t owned = 0;
+    usage.visit_range(taken, [&](FileRange part, const PageUse& use) {
+      if (use.refs > 0) owned += part.length();
+    });
+    if (owned != taken.length()) broken = "pages are taken without a reference";
+  });
+  return broken;
+}
+
 }  // namespace pgalloc

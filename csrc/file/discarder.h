@@ -18,6 +18,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "backing/backing_file.h"
@@ -72,6 +73,9 @@ class Discarder {
   std::vector<uint64_t> take_victims(DiscardQueue& queue, uint64_t bytes) EXCLUDES(file_lock);
   // The file was closed: its entries are forgotten.
   void clear() REQUIRES(file_lock);
+
+  // What is broken of the invariants.
+  std::optional<std::string> verify() const REQUIRES(file_lock);
 
  private:
   struct Batch;

@@ -1,13 +1,22 @@
 #include "file/evictables.h"
 
+#include <new>
+#include <unordered_set>
+
 namespace pgalloc {
 
 void Evictables::mark(UserId id, FileRange range) {
   MutexLock lock(mu_);
   if (shut_down_) return;
-  RangeSet& ranges = users_[id].ranges;
-  ranges.remove_range(range);  // what is marked already must not be inserted twice
-  ranges.insert(range, {});
+  const auto user = users_.try_emplace(id).first;
+  RangeSet& ranges = user->second.ranges;
+  try {
+    ranges.remove_range(range);  // what is marked already must not be inserted twice
+    ranges.insert(range, {});
+  } catch (const std::bad_alloc&) {
+    forget_if_idle(user);
+    throw;
+  }
 }
 
 void Evictables::unmark(UserId id, FileRange range) {
@@ -123,6 +132,23 @@ void Evictables::pause() {
 void Evictables::resume() {
   MutexLock lock(mu_);
   paused_ = false;
+}
+
+std::optional<std::string> Evictables::verify() const {
+  MutexLock lock(mu_);
+  uint64_t evicting = 0;
+  for (const auto& [id, user] : users_) {
+    if (user.evicting) ++evicting;
+    if (!user.evicting && user.ranges.empty()) return "a user is known for nothing";
+  }
+  if (evicting != running_) return "the evictions are not as many as were counted";
+  std::unordered_set<UserId> seen;
+  for (const UserId id : due_) {
+    const auto user = users_.find(id);
+    if (user == users_.end() || !user->second.evicting) return "a user is due without an eviction";
+    if (!seen.insert(id).second) return "a user is due twice";
+  }
+  return std::nullopt;
 }
 
 void Evictables::forget_if_idle(std::unordered_map<UserId, User>::iterator user) {

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <optional>
+#include <string>
 #include <unordered_map>
 
 #include "base/mutex.h"
@@ -52,6 +53,9 @@ class Evictables {
   // Makes the threads in wait_for_due_user() return, until resume(). What is due stays due.
   void pause() EXCLUDES(mu_);
   void resume() EXCLUDES(mu_);
+
+  // What is broken of the invariants.
+  std::optional<std::string> verify() const EXCLUDES(mu_);
 
  private:
   struct User {

@@ -308,6 +308,20 @@ bool Loader::loading() const {
   return source_ != nullptr;
 }
 
+std::optional<std::string> Loader::verify() const {
+  if (state_.closed()) return std::nullopt;
+  const PendingPages& pending = state_.pages.pending();
+  if (pending.outstanding_bytes() > 0 && source_ == nullptr) return "pages wait without a source";
+  if (state_.incomplete() == pending.empty()) return "the gate does not say whether pages wait";
+  std::optional<std::string> broken;
+  pending.set().visit_range(kEverything, [&](FileRange, const PendingTraits::Value& value) {
+    if (value.arrival == Arrival::kBroken && value.error >= errors_.size()) {
+      broken = "a page is broken for no reason";
+    }
+  });
+  return broken;
+}
+
 Loader::Progress Loader::progress() const {
   FileLock lock(state_);
   const PendingPages& pending = state_.pages.pending();

@@ -9,13 +9,16 @@
 //
 // Invariants
 //   1. While pages wait or arrive, source_ is there.
-//   2. A loader thread yields to threads that need pages now.
+//   2. The file is incomplete (FileState::gate) iff pages are pending.
+//   3. A loader thread yields to threads that need pages now.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -122,6 +125,9 @@ class Loader {
   // The file is being closed: what waits gives up; all is forgotten.
   void notify_waiters() { changed_.notify_all(); }
   void clear() REQUIRES(file_lock) { source_.reset(); }
+
+  // What is broken of the invariants.
+  std::optional<std::string> verify() const REQUIRES(file_lock);
 
  private:
   friend class ArrivingExtent;

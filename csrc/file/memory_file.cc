@@ -375,8 +375,14 @@ void MemoryFile::start_evictions_under_pressure() {
 // --- For tests -----------------------------------------------------------------------------------
 
 std::optional<std::string> MemoryFile::verify() const {
+  if (auto broken = evictables_->verify()) return "evictables: " + *broken;
   FileLock lock(state_);
-  return state_.pages.verify(file_->size());
+  if (auto broken = state_.pages.verify(file_->size())) return broken;
+  if (auto broken = reclaimer_.verify()) return "reclaimer: " + *broken;
+  if (auto broken = discarder_.verify()) return "discarder: " + *broken;
+  if (auto broken = scanner_.verify()) return "commit scanner: " + *broken;
+  if (auto broken = loader_.verify()) return "loader: " + *broken;
+  return std::nullopt;
 }
 
 void MemoryFile::use_real_clock() {

@@ -175,6 +175,13 @@ bool Reclaimer::wait_until_done(Deadline deadline) {
   return true;
 }
 
+std::optional<std::string> Reclaimer::verify() const {
+  if (!runs_ && state_.pages.releasing_bytes() > 0) return "pages are taken, and no thread runs";
+  const bool has_work = evictions_due_ || (pauses_ == 0 && state_.pages.next_waste());
+  if (sleeps_ && !stops_ && has_work) return "the thread sleeps, and there is something to do";
+  return std::nullopt;
+}
+
 // --- For tests -----------------------------------------------------------------------------------
 
 void Reclaimer::pause() {

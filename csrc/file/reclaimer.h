@@ -11,6 +11,7 @@
 #include <chrono>
 #include <memory>
 #include <optional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -54,6 +55,9 @@ class Reclaimer {
   // Makes the pages read as zero, and gives them back if that is possible at all. False when neither
   // could be done.
   bool release_pages(FileRange range) EXCLUDES(file_lock);
+
+  // What is broken of the invariants.
+  std::optional<std::string> verify() const REQUIRES(file_lock);
 
   // For tests.
   void pause() EXCLUDES(file_lock);

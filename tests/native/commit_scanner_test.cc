@@ -267,5 +267,20 @@ TEST(an_error_of_the_kernel_is_told_and_throttles) {
   EXPECT(!*rig.scanner.update(nullptr));
 }
 
+TEST(verify_finds_a_scan_of_changes_that_are_yet_to_come) {
+  Rig rig;
+  rig.allocate(4);
+  KernelWithoutCounts kernel;
+  KernelWithoutCounts::committed = {1};
+  KernelWithoutCounts::stored_bytes = page_size();
+  EXPECT(*rig.scanner.update(nullptr));
+  EXPECT_EQ(rig.verify(), std::nullopt);
+  const uint64_t number = rig.state.changes.number();
+  std::destroy_at(&rig.state.changes);
+  std::construct_at(&rig.state.changes);
+  EXPECT_EQ(rig.verify(), "the last scan saw changes that are yet to come");
+  while (rig.state.changes.number() < number) rig.state.changes.count();
+}
+
 }  // namespace
 }  // namespace pgalloc::commit_scanner_test

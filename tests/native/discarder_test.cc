@@ -116,6 +116,7 @@ TEST(a_batch_owns_a_reference_while_it_punches) {
     const Punching punching([&] {
       ++punches;
       EXPECT(rig.discarder.discarding());
+      EXPECT_EQ(rig.verify(), std::nullopt);
       EXPECT_EQ(rig.refs(0), 2u);
       // The last handle ends: the pages must not reach a new owner.
       EXPECT(rig.references.end_handle(handle).ok());
@@ -283,6 +284,8 @@ TEST(pages_whose_contents_are_on_their_way_stay) {
   }
   EXPECT(handle.unpin());
   EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 0u);
+  const FileLock lock(rig.state);
+  rig.state.pages.pending().clear();  // there is no image that they could come from
 }
 
 }  // namespace

@@ -16,12 +16,18 @@ constexpr auto kPast = std::chrono::steady_clock::time_point::min();
 Ranges evict(Evictables& evictables, Evictables::UserId expected) {
   EXPECT_EQ(evictables.wait_for_due_user(), std::optional(expected));
   Ranges ranges;
-  while (const auto range = evictables.next(expected)) ranges.push_back(*range);
+  while (const auto range = evictables.next(expected)) {
+    ranges.push_back(*range);
+    EXPECT_EQ(evictables.verify(), std::nullopt);
+  }
   return ranges;
 }
 
 // Whether an eviction has begun that is not over.
-bool busy(Evictables& evictables) { return !evictables.wait_until_idle(kPast); }
+bool busy(Evictables& evictables) {
+  EXPECT_EQ(evictables.verify(), std::nullopt);
+  return !evictables.wait_until_idle(kPast);
+}
 
 TEST(g2_g4_ranges_that_touch_are_one_and_the_highest_goes_first) {
   Evictables evictables;

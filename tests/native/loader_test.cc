@@ -315,5 +315,15 @@ TEST(closing_ends_all_loading) {
   EXPECT(rig.empty(0));
 }
 
+TEST(verify_finds_a_gate_that_does_not_say_whether_pages_wait) {
+  Restored rig(1);
+  EXPECT_EQ(rig.verify(), std::nullopt);
+  rig.state.gate.fetch_xor(FileState::kIncomplete);
+  EXPECT_EQ(rig.verify(), "the gate does not say whether pages wait");
+  rig.state.gate.fetch_xor(FileState::kIncomplete);
+  EXPECT(*rig.load(pages(0, 4)));
+  EXPECT_EQ(rig.verify(), std::nullopt);
+}
+
 }  // namespace
 }  // namespace pgalloc::loader_test

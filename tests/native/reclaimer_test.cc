@@ -211,5 +211,19 @@ TEST(nothing_is_taken_after_the_end_and_all_after_a_new_beginning) {
   rig.reclaimer.stop();
 }
 
+TEST(verify_finds_pages_that_no_thread_will_release) {
+  Rig rig;
+  EXPECT(rig.references.dec_ref(rig.allocate(1)).ok());
+  EXPECT_EQ(rig.verify(), std::nullopt);
+  const auto take = [&] {
+    const FileLock lock(rig.state);
+    return rig.state.pages.take_waste(kMib);
+  };
+  const auto taken = take();
+  EXPECT_EQ(rig.verify(), "pages are taken, and no thread runs");
+  const FileLock lock(rig.state);
+  rig.state.pages.finish_release(*taken);
+}
+
 }  // namespace
 }  // namespace pgalloc::reclaimer_test

@@ -94,6 +94,7 @@ TEST(a_fork_leases_nothing_of_a_file_that_loads_or_is_closed) {
     EXPECT(!rig.references.lease_pinned(&leases));
     EXPECT(leases.empty());
     EXPECT_EQ(rig.refs(0), 1u);
+    rig.state.gate = 0;
   }
 }
 

@@ -50,7 +50,11 @@ struct Rig {
 
   std::optional<std::string> verify() {
     FileLock lock(state);
-    return state.pages.verify(file->size());
+    if (auto broken = state.pages.verify(file->size())) return broken;
+    if (auto broken = reclaimer.verify()) return broken;
+    if (auto broken = discarder.verify()) return broken;
+    if (auto broken = scanner.verify()) return broken;
+    return loader.verify();
   }
   // The lowest free pages.
   FileRange allocate(uint64_t count, uint32_t memcg_id = 0) {
