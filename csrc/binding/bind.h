@@ -12,7 +12,7 @@ void bind_memory_file(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
 void bind_testing(pybind11::module_& module);
 void bind_fork(pybind11::module_& module);
-void bind_sharing(pybind11::module_& module);  // after bind_memory_file
+void bind_sharing(pybind11::module_& module);   // after bind_memory_file
 void bind_discards(pybind11::module_& module);  // after bind_memory_file
 void bind_guard(pybind11::module_& module);
 void bind_image(pybind11::module_& module);
@@ -24,7 +24,8 @@ template <class T>
 T value_or_throw(Result<T> result);
 
 // Calls wait(deadline) without the GIL, in slices short enough that Ctrl-C gets through, until it
-// returns something true or `timeout_s` seconds (None: for ever) have passed.
+// returns something true or `timeout_s` seconds (None: for ever) have passed. ForkedError in a child
+// that a signal handler has forked meanwhile.
 template <class Wait>
 auto wait_interruptibly(const pybind11::object& timeout_s, Wait wait);
 

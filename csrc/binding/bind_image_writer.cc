@@ -32,12 +32,7 @@ class Writer {
 
     Result<std::optional<MemoryFile::Capture>> captured = std::optional<MemoryFile::Capture>();
     wait_interruptibly(py::none(), [&](SteadyTime deadline) {
-      // Not after a signal handler has forked: the file is the parent's then.
-      if (handle->owned() == nullptr) {
-        captured = OrphanedPages::refuse();
-      } else {
-        captured = file->capture(deadline);
-      }
+      captured = file->capture(deadline);
       return !captured.ok() || captured->has_value();
     });
     const MemoryFile::Capture capture = *value_or_throw(std::move(captured));

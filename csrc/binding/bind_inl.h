@@ -5,8 +5,10 @@
 #include <chrono>
 #include <optional>
 
+#include "base/process_generation.h"
 #include "binding/bind.h"
 #include "binding/errors.h"
+#include "file/orphaned_pages.h"
 
 namespace pgalloc::binding {
 
@@ -21,6 +23,7 @@ auto wait_interruptibly(const pybind11::object& timeout_s, Wait wait) {
   using Clock = std::chrono::steady_clock;
   constexpr auto kSlice = std::chrono::milliseconds(50);
   constexpr double kLongest = 1e9;  // seconds; about 30 years, and far from overflow
+  const uint32_t generation = process_generation();
   std::optional<Clock::time_point> deadline;
   if (!timeout_s.is_none()) {
     const double seconds = timeout_s.cast<double>();
@@ -30,6 +33,8 @@ auto wait_interruptibly(const pybind11::object& timeout_s, Wait wait) {
                            std::chrono::duration<double>(std::clamp(seconds, 0.0, kLongest)));
   }
   while (true) {
+    // What is waited for is the parent's, with threads that are not here.
+    if (generation != process_generation()) throw_if_error(OrphanedPages::refuse());
     Clock::time_point slice_end = Clock::now() + kSlice;
     const bool last = deadline && *deadline <= slice_end;
     if (last) slice_end = *deadline;

@@ -162,11 +162,9 @@ void bind_memory_file(py::module_& module) {
                              [](Self<FileHandle> handle) { return handle->core().evictables(); })
       .def("_wait_for_reclaim",
            [](Self<FileHandle> handle, const py::object& timeout_s) {
-             handle->core();
-             return wait_interruptibly(timeout_s, [&](auto deadline) {
-               MemoryFile* const file = handle->owned();  // not after a signal handler has forked
-               return file == nullptr || file->wait_for_reclaim(deadline);
-             });
+             MemoryFile& file = handle->core();
+             return wait_interruptibly(
+                 timeout_s, [&](auto deadline) { return file.wait_for_reclaim(deadline); });
            })
       .def("_update_usage", &update_usage)
       .def(

@@ -49,12 +49,7 @@ py::tuple load(Self<FileHandle> handle, const py::object& range_object, const py
   std::unique_ptr<ArrivingExtent> encoded;
   Result<bool> there = false;
   wait_interruptibly(timeout_s, [&](SteadyTime deadline) {
-    // Not after a signal handler has forked: the file is the parent's then.
-    if (handle->owned() == nullptr) {
-      there = OrphanedPages::refuse();
-    } else {
-      there = file->loader().load(range, deadline, &encoded, ignore_broken);
-    }
+    there = file->loader().load(range, deadline, &encoded, ignore_broken);
     return !there.ok() || *there || encoded != nullptr;
   });
   const bool all_there = value_or_throw(std::move(there));

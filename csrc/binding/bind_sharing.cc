@@ -114,8 +114,10 @@ void bind_local_calls(py::class_<Handle>& type) {
                                 int mode) { prepare(local(handle), file_range(range), mode); })
       .def("_inherit_from_peer",
            [](Self<Handle> handle, Self<OwnerLink> link, const py::iterable& unpinned) {
-             handle->become(value_or_throw(PeerFile::inherit(
-                 handle->parents_peer(), link->shared_from_this(), file_ranges(unpinned))));
+             PeerFile* const parents = handle->parents_peer();
+             if (parents == nullptr) throw py::value_error("the parent was no peer");
+             handle->become(value_or_throw(
+                 PeerFile::inherit(*parents, link->shared_from_this(), file_ranges(unpinned))));
            });
 }
 

@@ -31,10 +31,7 @@ MemoryFile& FileHandle::core() const {
   return *file;
 }
 
-bool FileHandle::closed() const {
-  const PeerFile* const share = peer();
-  return share == nullptr ? file_->closed() : share->closed();
-}
+bool FileHandle::closed() const { return peer_ == nullptr ? file_->closed() : peer_->closed(); }
 
 Status FileHandle::close(bool keep_descriptor) {
   if (PeerFile* const share = peer()) {

@@ -44,8 +44,8 @@ class PagesHandle {
   PyObject* view(FileRange range, bool readonly) { return views_.view(pages(), range, readonly); }
   // The file as a peer of its owner has it; nullptr where this process is none.
   PeerFile* peer() const { return seat_->orphaned() ? nullptr : peer_.get(); }
-  // In a forked child: what the parent was, if it was a peer, too. REQUIRES: it was.
-  PeerFile& parents_peer() const { return *peer_; }
+  // In a forked child: what the parent was, if it was a peer, too; else nullptr.
+  PeerFile* parents_peer() const { return peer_.get(); }
   // In a forked child: it is a peer from here on.
   void become(std::shared_ptr<PeerFile> peer) {
     seat_->become(peer);

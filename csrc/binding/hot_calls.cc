@@ -4,6 +4,9 @@
 // The GIL is kept for calls whose work is tens of nanoseconds under the core's lock. That is safe:
 // a thread that holds that lock never waits for the GIL. It is released where the kernel or the
 // reclaimer may take its time.
+//
+// Reading arguments may run Python code (__index__, __buffer__), and that may fork. So the file is
+// looked up when all arguments are read, and no Python code runs from there until it has been used.
 #include <pybind11/pybind11.h>
 
 #include <algorithm>
@@ -103,10 +106,10 @@ PyObject* ask_owner(PyObject* self, FileHandle* handle, const char* name, PyObje
 PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   FileHandle* handle = handle_of(self);
   if (handle == nullptr) return nullptr;
-  MemoryFile* const file = handle->owned();
-  if (file == nullptr) return ask_owner(self, handle, "_allocate_range_remote", args, count, names);
   AllocateArguments arguments;
   if (!parse_allocate("allocate_range", args, count, names, &arguments)) return nullptr;
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) return ask_owner(self, handle, "_allocate_range_remote", args, count, names);
   const Result<FileRange> range = allocate(*file, arguments.request);
   if (!range.ok()) return set_error(range.status());
   PyObject* result = new_file_range(*range);
@@ -126,10 +129,10 @@ PyObject* allocate_handle(PyObject* self, PyObject* const* args, Py_ssize_t coun
                           PyObject* names) {
   FileHandle* handle = handle_of(self);
   if (handle == nullptr) return nullptr;
-  MemoryFile* const file = handle->owned();
-  if (file == nullptr) return ask_owner(self, handle, "_allocate_remote", args, count, names);
   AllocateArguments arguments;
   if (!parse_allocate("allocate", args, count, names, &arguments)) return nullptr;
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) return ask_owner(self, handle, "_allocate_remote", args, count, names);
   const Result<FileRange> range = allocate(*file, arguments.request);
   if (!range.ok()) return set_error(range.status());
   PyObject* result = new_allocation(self, handle->seat(), *range);
@@ -143,11 +146,25 @@ PyObject* allocate_handle(PyObject* self, PyObject* const* args, Py_ssize_t coun
   return filled;
 }
 
+PyObject* allocate_and_fill(PyObject* self, FileHandle* handle, const AllocateRequest& request,
+                            const Py_buffer& data) {
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) return set_error(OrphanedPages::refuse());
+  const Result<FileRange> range = allocate(*file, request);
+  if (!range.ok()) return set_error(range.status());
+  PyObject* result = new_allocation(self, handle->seat(), *range);
+  if (result == nullptr) {
+    (void)file->dec_ref(*range);
+    return nullptr;
+  }
+  const uint64_t zeros = request.length - std::min<uint64_t>(request.length, data.len);
+  if (!write_into(self_of(result), 0, data, zeros)) Py_CLEAR(result);
+  return result;
+}
+
 PyObject* allocate_filled(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   FileHandle* handle = handle_of(self);
   if (handle == nullptr) return nullptr;
-  MemoryFile* const file = handle->owned();
-  if (file == nullptr) return set_error(OrphanedPages::refuse());
   if (count != 2) {
     PyErr_SetString(PyExc_TypeError, "_allocate_filled() takes a length and a buffer");
     return nullptr;
@@ -158,16 +175,7 @@ PyObject* allocate_filled(PyObject* self, PyObject* const* args, Py_ssize_t coun
       PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) != 0) {
     return nullptr;
   }
-  PyObject* result = nullptr;
-  const Result<FileRange> range = allocate(*file, request);
-  if (!range.ok()) {
-    set_error(range.status());
-  } else if ((result = new_allocation(self, handle->seat(), *range)) == nullptr) {
-    (void)file->dec_ref(*range);
-  } else {
-    const uint64_t zeros = request.length - std::min<uint64_t>(request.length, data.len);
-    if (!write_into(self_of(result), 0, data, zeros)) Py_CLEAR(result);
-  }
+  PyObject* const result = allocate_and_fill(self, handle, request, data);
   PyBuffer_Release(&data);
   return result;
 }
@@ -177,8 +185,6 @@ PyObject* allocate_filled(PyObject* self, PyObject* const* args, Py_ssize_t coun
 PyObject* inc_ref(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
   FileHandle* handle = handle_of(self);
   if (handle == nullptr) return nullptr;
-  MemoryFile* const file = handle->owned();
-  if (file == nullptr) return ask_owner(self, handle, "_inc_ref_local", args, count, names);
   const Py_ssize_t keywords = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
   const bool by_keyword =
       count == 1 && keywords == 1 &&
@@ -191,6 +197,8 @@ PyObject* inc_ref(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObj
   uint32_t memcg_id = 0;
   if (!as_file_range(args[0], &range)) return nullptr;
   if (count + keywords == 2 && !as_u32(args[1], "memcg_id", &memcg_id)) return nullptr;
+  MemoryFile* const file = handle->owned();
+  if (file == nullptr) return ask_owner(self, handle, "_inc_ref_local", args, count, names);
   return none_or_error(file->inc_ref(range, memcg_id));
 }
 

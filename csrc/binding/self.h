@@ -5,15 +5,19 @@
 
 #include <pybind11/pybind11.h>
 
+#include <typeinfo>
+
 namespace pgalloc::binding {
 
-// The C++ object inside `self`, which must be an instance of a class bound for T (without bases of
-// its own); nullptr if its constructor never ran.
+// The C++ object inside `self`, which must be an instance of a class bound for T; nullptr if its
+// constructor never ran.
 template <class T>
 T* constructed(PyObject* self) {
-  const auto* instance = reinterpret_cast<pybind11::detail::instance*>(self);
-  return static_cast<T*>(instance->simple_layout ? instance->simple_value_holder[0]
-                                                 : instance->nonsimple.values_and_holders[0]);
+  auto* const instance = reinterpret_cast<pybind11::detail::instance*>(self);
+  if (instance->simple_layout) return static_cast<T*>(instance->simple_value_holder[0]);
+  // A Python class may derive from several bound ones.
+  const auto* const type = pybind11::detail::get_type_info(typeid(T));
+  return static_cast<T*>(instance->get_value_and_holder(type).value_ptr());
 }
 
 template <class T>

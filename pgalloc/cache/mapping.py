@@ -435,7 +435,8 @@ class Cache(MutableMapping[Key, memoryview]):
             if changes.closed:
                 return
             if not changes.forked and not self._file.closed:
-                changes.make(self._store.remove_all, otherwise=None)
+                with suppress(ClosedError):  # another thread has just closed the file
+                    changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
                     with suppress(OptionError):  # it was removed already
                         self._file.remove_save_hook(self._name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -11,6 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -368,6 +370,119 @@ def test_a_callback_may_fork() -> None:
             mf.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
         assert mf.wait_for_evictions(30)
         assert user.asked == 5
+
+
+class Forks:
+    """A length, a memcg id or the bytes of a value: whoever reads it forks."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+        self.child: int | None = None
+
+    def __index__(self) -> int:
+        if self.child is None:
+            self.child = os.fork()
+        return self.value
+
+
+@pytest.mark.parametrize("what", ["allocate", "allocate_range", "memcg_id", "filled", "inc_ref"])
+def test_reading_an_argument_may_fork(mf: MemoryFile, what: str) -> None:
+    """The child asks its parent, or is refused: it never uses what is the parent's."""
+    length = Forks(PAGE)
+    memcg_id = Forks(1)
+    kept = mf.allocate(PAGE)
+    calls: dict[str, Callable[[], Any]] = {
+        "allocate": lambda: mf.allocate(length),
+        "allocate_range": lambda: pgalloc.Allocation(mf, mf.allocate_range(length)),
+        "memcg_id": lambda: mf.allocate(PAGE, memcg_id=memcg_id),
+        "filled": lambda: mf._allocate_filled(length, b""),
+        "inc_ref": lambda: mf.inc_ref(kept.range, memcg_id),
+    }
+    result: Any = None
+    with contextlib.suppress(ForkedError):
+        result = calls[what]()
+    child = memcg_id.child if length.child is None else length.child
+    if child == 0:
+        try:
+            if what == "inc_ref":
+                mf.dec_ref(kept.range)
+            elif result is not None:
+                result.view()[:5] = b"child"
+                result.release()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert child is not None
+    if result is not None:
+        result.view()[:6] = b"parent"
+    assert os.waitpid(child, 0)[1] == 0
+    eventually(lambda: mf.leases() == [])
+    if result is not None:
+        assert bytes(result.view()[:6]) == b"parent"
+    assert mf.has_unique_ref(kept.range) == (what != "inc_ref")
+    if what == "inc_ref":
+        mf.dec_ref(kept.range)
+
+
+@pytest.mark.parametrize("what", ["save", "stream", "evictions", "reclaim"])
+def test_a_signal_handler_that_forks_during_a_wait(tmp_path: Path, what: str) -> None:
+    """The child waits for nothing that is not there: it is told, or it has what it waited for."""
+    program = f"""
+import os, signal, sys
+import pgalloc
+from pgalloc import EvictableRange, MemoryFile, testing
+
+what, path = {what!r}, {str(tmp_path / "image")!r}
+child = None
+
+def fork(*_):
+    global child
+    if child is None:
+        child = os.fork()
+
+class Slow:
+    def write(self, block):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return len(block)
+
+class User:
+    def evict(self, range):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        released.wait(60)
+
+import threading
+released = threading.Event()
+signal.signal(signal.SIGUSR1, fork)
+signal.signal(signal.SIGALRM, fork)
+mf = MemoryFile()
+pages = mf.allocate(64 << 20)
+pages.view()[:: pgalloc.PAGE_SIZE] = b"x" * (pages.nbytes // pgalloc.PAGE_SIZE)
+try:
+    if what == "save":
+        signal.setitimer(signal.ITIMER_REAL, 0.06)
+        with testing.FaultPlan("pwrite", 0):
+            mf.save(path, compression=None)
+    elif what == "stream":
+        mf.save(Slow())
+    elif what == "evictions":
+        threading.Timer(0.5, released.set).start()  # time: a fork waits for callbacks
+        mf.mark_evictable(User(), EvictableRange(0, 1))
+        mf.start_evictions()
+        mf.wait_for_evictions()
+    else:
+        with testing.pause_reclaimer(mf):
+            signal.setitimer(signal.ITIMER_REAL, 0.06)
+            mf.allocate(pgalloc.PAGE_SIZE).release()
+            mf.wait_for_reclaim(0.5)
+except pgalloc.ForkedError:
+    assert child == 0
+if child == 0:
+    os._exit(0)
+if child is not None:
+    sys.exit(os.waitpid(child, 0)[1] != 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0
 
 
 def test_nested_forks(mf: MemoryFile) -> None:

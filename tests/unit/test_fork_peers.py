@@ -17,7 +17,15 @@ from conftest import CHUNK, PAGE, stored
 from waiting import TIMEOUT_S, eventually
 
 import pgalloc
-from pgalloc import AllocationMode, FileRange, ForkedError, MemoryFile, RangeError, testing
+from pgalloc import (
+    AllocationMode,
+    ClosedError,
+    FileRange,
+    ForkedError,
+    MemoryFile,
+    RangeError,
+    testing,
+)
 
 
 class Steps:
@@ -226,6 +234,27 @@ def test_grandchildren(mf: MemoryFile, steps: Steps) -> None:
     forked.wait()
     eventually(lambda: mf.leases() == [])
     a.release()
+
+
+def test_what_a_child_has_closed_is_closed_in_its_children(mf: MemoryFile, steps: Steps) -> None:
+    a = mf.allocate(PAGE)
+
+    def child() -> None:
+        mf.close()
+
+        def grandchild() -> None:
+            assert mf.closed
+            with pytest.raises(ForkedError):
+                mf.allocate(PAGE)
+            with pytest.raises((ClosedError, ForkedError)):
+                a.view()
+            a.release()
+
+        Child(grandchild).wait()
+
+    steps.start(child).wait()
+    a.view()[:1] = b"x"
+    assert not mf.closed
 
 
 def test_a_child_of_a_child_outlives_it(mf: MemoryFile, steps: Steps) -> None:
