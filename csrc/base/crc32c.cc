@@ -19,7 +19,7 @@ constexpr uint32_t kPolynomial = 0x82F63B78;  // reflected
 using Table = std::array<uint32_t, 256>;
 
 // Entry [k][b]: what the byte b makes of the state when k bytes of zeros follow it.
-constexpr std::array<Table, 8> make_byte_tables() {
+consteval std::array<Table, 8> make_byte_tables() {
   std::array<Table, 8> tables{};
   for (uint32_t byte = 0; byte < 256; ++byte) {
     uint32_t state = byte;
@@ -62,7 +62,7 @@ constexpr size_t kLaneSize = 1024;
 
 // Entry [k][b]: what a state with the byte b at place k becomes after kLaneSize bytes of zeros. A
 // state is the sum of its bits, and so is what becomes of it.
-constexpr std::array<Table, 4> make_lane_tables() {
+consteval std::array<Table, 4> make_lane_tables() {
   std::array<Table, 4> tables{};
   for (size_t k = 0; k < tables.size(); ++k) {
     for (uint32_t byte = 1; byte < 256; ++byte) {

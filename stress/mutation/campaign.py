@@ -1,14 +1,15 @@
 """A run over many mutants, which can be stopped and gone on with at any time.
 
 Invariants:
-1. Results count for one csrc only. What was killed stays killed when tests change; what was not is
-   tried again then.
+1. What was killed stays killed until its file changes; what was not is tried again after any change
+   of csrc, the package or the tests.
 2. No two mutants that are built change the same bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import threading
@@ -35,8 +36,8 @@ class Result:
     outcome: str  # killed; survived; unreached; unfinished: its tests take longer than was allowed
     by: str  # the test that killed it, and how
     reaching: int  # tests that reach it
-    csrc: str
-    tests: str  # the state of both
+    file: str  # the state of its file
+    all: str  # the state of csrc, the package and the tests
 
 
 class Campaign:
@@ -49,7 +50,7 @@ class Campaign:
         self._tree = Tree(work, with_python=with_python)
         self._suite = Suite(self._tree)
         self._csrc = digest("csrc")[:16]
-        self._tests_state = digest("tests", "pgalloc")[:16]
+        self._all = digest("csrc", "pgalloc", "tests")[:16]
         self._tests: list[Test] = []
         self._killers: list[str] = []  # tests that killed, the last one first
         self._lock = threading.Lock()
@@ -114,7 +115,7 @@ class Campaign:
             except BuildError as error:
                 self._refuse(error)
         names = sorted(mutant.name for mutant in self.mutants.values())
-        state = f"{self._csrc} {self._tests_state} {names}"
+        state = f"{self._all} {names}"
         print("running the tests without a mutant", flush=True)
         tests = self._kept(
             "tests",
@@ -162,8 +163,8 @@ class Campaign:
         return {
             result.name: result
             for result in known
-            if result.csrc == self._csrc
-            and (result.outcome == "killed" or result.tests == self._tests_state)
+            if result.all == self._all
+            or (result.outcome == "killed" and result.file == _state_of(result.name))
         }
 
     def run(self, *, jobs: int, seconds: float) -> None:
@@ -208,8 +209,8 @@ class Campaign:
             outcome if reaching else "unreached",
             by or "",
             len(reaching),
-            self._csrc,
-            self._tests_state,
+            _state_of(mutant.name),
+            self._all,
         )
 
     def _in_order(
@@ -236,3 +237,9 @@ class Campaign:
                 return ordered, True
             ordered.append(test)
         return ordered, False
+
+
+def _state_of(mutant: str) -> str:
+    """Of the file that the mutant of this name changes."""
+    path = ROOT / "csrc" / mutant.partition(":")[0]
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else ""

@@ -106,7 +106,9 @@ class _File:
             if file is None or file.name != self.path:
                 continue
             if child.kind in _FUNCTIONS:
-                self._visit_function(child)
+                # What only the compiler runs cannot be changed at run time.
+                if b"consteval" not in self._text(child):
+                    self._visit_function(child)
             else:
                 self.visit(child)
 
