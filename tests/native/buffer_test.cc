@@ -1,0 +1,39 @@
+// Room for the bytes of an extent.
+
+#include "backing/buffer.h"
+
+#include "native/support.h"
+
+namespace pgalloc::buffer_test {
+namespace {
+
+TEST(it_grows_by_whole_pages_and_stays_where_it_is_if_it_is_large_enough) {
+  Buffer buffer;
+  EXPECT(buffer.data() == nullptr);
+  char* const small = buffer.reserve(1);
+  EXPECT(is_aligned(reinterpret_cast<uintptr_t>(small), page_size()));
+  small[0] = 'a';
+  EXPECT(buffer.reserve(page_size()) == small);
+  EXPECT_EQ(buffer.data()[0], 'a');
+  char* const large = buffer.reserve(page_size() + 1);
+  EXPECT(is_aligned(reinterpret_cast<uintptr_t>(large), page_size()));
+  EXPECT(buffer.reserve(2 * page_size()) == large);
+  EXPECT(buffer.reserve(1) == large);
+}
+
+TEST(what_is_too_large_is_refused_and_leaves_it_empty) {
+  Buffer buffer;
+  buffer.reserve(1);
+  bool refused = false;
+  try {
+    buffer.reserve(size_t{1} << 62);
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  }
+  EXPECT(refused);
+  EXPECT(buffer.data() == nullptr);
+  EXPECT(buffer.reserve(1) != nullptr);
+}
+
+}  // namespace
+}  // namespace pgalloc::buffer_test
