@@ -228,8 +228,8 @@ class _File:
     def _exchange_statements(self, one: tuple[int, int], other: tuple[int, int]) -> None:
         a, b = self.source[slice(*one)].decode(), self.source[slice(*other)].decode()
         between = self.source[one[1] : other[0]].decode()
-        # Neither a comment nor lines that would move.
-        if between.strip() or "\n" in a + b:
+        # Neither a comment nor lines that would move, nor what may come in any order.
+        if between.strip() or "\n" in a + b or _independent(a, b):
             return
         text = f"{{ if ({CHOSEN}) {{ {b} {a} }} else {{ {a}{between}{b} }} }}"
         what = f"exchanged: {_short(a)} {_short(b)}"
@@ -274,6 +274,16 @@ class _File:
         what = " ".join(what.split())
         mutant = Mutant(self.name, start, end, text, kind, self.function, what, line, lines)
         self.found.setdefault((start, end, text), mutant)
+
+
+def _independent(one: str, other: str) -> bool:
+    """Whether two statements only assign to different things, or only register methods."""
+    if ".def(" in one and ".def(" in other:
+        return True
+    targets = [re.match(r"([\w.\[\]\"]+(?:->\w+)*) = ", text) for text in (one, other)]
+    if targets[0] is None or targets[1] is None:
+        return False
+    return targets[0][1] not in other and targets[1][1] not in one
 
 
 def _balanced(text: str) -> bool:

@@ -21,6 +21,7 @@ using native_tests::is_asleep;
 using native_tests::kPast;
 using native_tests::pages;
 using native_tests::Rig;
+using native_tests::threads_of_process;
 
 // Extents of four pages each, of which the first three are stored: those of extent i are all 'a' + i.
 class Source final : public ExtentSource {
@@ -117,6 +118,24 @@ TEST(a_thread_of_the_core_loads_everything) {
   rig.loader.stop_threads();
   EXPECT_EQ(rig.source->read.size(), 16u);
   for (uint64_t extent = 0; extent < 16; ++extent) EXPECT(rig.arrived(extent));
+}
+
+TEST(threads_that_run_are_not_started_again) {
+  Restored rig(1);
+  rig.loader.use_threads(1);
+  std::atomic<bool> reads{false}, may_go_on{false};
+  rig.source->reading = [&](size_t) {
+    reads = true;
+    while (!may_go_on) std::this_thread::yield();
+  };
+  rig.loader.start_threads();
+  while (!reads) std::this_thread::yield();
+  const size_t threads = threads_of_process();
+  rig.loader.start_threads();
+  EXPECT(threads_of_process() <= threads);
+  may_go_on = true;
+  rig.loader.stop_threads();
+  EXPECT(rig.arrived(0));
 }
 
 TEST(a_broken_extent_is_an_error_for_its_pages_only) {

@@ -197,6 +197,22 @@ TEST(a_thread_that_waits_for_progress_hears_of_it) {
   EXPECT_EQ(rig.stats().punched_bytes, 2 * page_size());
 }
 
+TEST(waiting_ends_when_the_pages_are_forgotten) {
+  Rig rig;
+  EXPECT(rig.references.dec_ref(rig.allocate(1)).ok());  // and no thread takes it
+  std::thread waiter([&] {
+    const FileLock lock(rig.state);
+    EXPECT(rig.reclaimer.wait_until_done(std::nullopt));
+  });
+  while (rig.reclaimer.waiters() == 0) std::this_thread::yield();
+  {
+    const FileLock lock(rig.state);
+    rig.state.pages.clear();
+    rig.reclaimer.notify_waiters();
+  }
+  waiter.join();
+}
+
 TEST(nothing_is_taken_after_the_end_and_all_after_a_new_beginning) {
   Rig rig;
   rig.allocate(2);

@@ -7,7 +7,9 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
@@ -62,6 +64,11 @@ inline bool is_asleep(pid_t thread_id) {
   std::string stat;
   std::getline(file, stat);
   return stat.find(") S ") != stat.npos;
+}
+
+inline size_t threads_of_process() {
+  const std::filesystem::directory_iterator tasks("/proc/self/task");
+  return static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
 }
 
 // While it lives, the calls that a test has replaced are in force. The replacements are plain functions:

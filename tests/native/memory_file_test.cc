@@ -1,0 +1,38 @@
+// What needs all components.
+
+#include "file/memory_file.h"
+
+#include <array>
+#include <atomic>
+#include <thread>
+
+#include "native/support.h"
+#include "os/thread.h"
+
+namespace pgalloc::memory_file_test {
+namespace {
+
+using native_tests::is_asleep;
+
+std::shared_ptr<MemoryFile> make() { return std::move(*MemoryFile::create({}, {})); }
+
+TEST(every_close_returns_once_the_file_is_closed) {
+  const auto file = make();
+  MemoryFile::Access access;
+  EXPECT(file->begin_access(access).ok());
+  std::array<std::atomic<pid_t>, 2> ids{};
+  std::array<std::thread, 2> closers;
+  for (size_t i = 0; i < 2; ++i) {
+    closers[i] = std::thread([&, i] {
+      ids[i] = os::thread_id();
+      EXPECT(file->close().ok());
+    });
+    while (ids[i] == 0 || !is_asleep(ids[i])) std::this_thread::yield();
+  }
+  EXPECT(file->closed());
+  access.operation.reset();
+  for (std::thread& closer : closers) closer.join();
+}
+
+}  // namespace
+}  // namespace pgalloc::memory_file_test
