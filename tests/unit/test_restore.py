@@ -306,6 +306,22 @@ def test_options(tmp_path: Path) -> None:
 # --- sources -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_index_of_several_pages(tmp_path: Path, mode: str) -> None:
+    """More than 300 extents, of a page each."""
+    step = 1 << 22
+    with MemoryFile() as mf:
+        pages = mf.allocate(300 * step)
+        view = pages.view()
+        for i in range(300):
+            view[i * step] = i % 255 + 1
+        image = image_of(mf)
+    with restore(image, tmp_path, mode) as mf:
+        view = mf.map_range(pages.range)
+        assert [view[i * step] for i in range(300)] == [i % 255 + 1 for i in range(300)]
+        mf.drop_unadopted()
+
+
 class Source:
     """Gives at most `most` bytes a call."""
 

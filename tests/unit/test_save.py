@@ -70,6 +70,18 @@ def test_j4_an_image_says_what_the_file_is(seed: int, compression: str | None) -
                     assert any(here) == (start in pages)
 
 
+def test_j4_zero_pages_among_many_holes_are_counted(mf: MemoryFile, tmp_path: Path) -> None:
+    """After some runs the rest of an extent is read as a whole: holes are no zero pages."""
+    pages = mf.allocate(1 << 20)
+    view = pages.view()
+    for start in range(0, pages.nbytes, 4 * PAGE):
+        view[start : start + 1] = b"x"
+        view[start + PAGE : start + PAGE + 1] = b"\0"
+    mf.save(tmp_path / "image")
+    info = pgalloc.inspect_image(tmp_path / "image")
+    assert (info.stored_pages, info.zero_pages_skipped) == (64, 64)
+
+
 def pages_of(image: Any) -> dict[int, bytes]:
     pages = {}
     for extent in image.extents:
