@@ -294,7 +294,12 @@ def test_a_peer_unpins_and_pins(mf: MemoryFile, spawned: Peer) -> None:
         spawned.do(peers.call, "a", "unpin")
         assert spawned.do(peers.read, "a", 0, 8) == bytes(8)  # a view pins
         assert spawned.do(peers.attribute, "a", "pinned")
+        spawned.do(peers.write, "a", 0, b"again")
         spawned.do(peers.call, "a", "unpin")
+        pressure.demand(1 << 40)
+        assert spawned.do(peers.read, "a", 0, 5) == bytes(5)  # gone, and this view pins
+        spawned.do(peers.call, "a", "unpin")
+        assert spawned.do(peers.call, "a", "pin"), "nothing went since the last unpin()"
         spawned.do(peers.drop, "a")
         eventually(lambda: is_free(mf))
 
