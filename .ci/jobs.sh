@@ -429,6 +429,7 @@ job_planted_discards() {
 # The faults of stress/mutation/named.toml: tests/native has to find each.
 job_planted_mutants() {
   use_tools
+  rm -rf build/mutants_named  # an earlier run had other tools
   "$work/tools/bin/python" stress/mutants.py --named --jobs "$CI_WEIGHT"
 }
 

@@ -78,7 +78,8 @@ class Tree:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = re.findall(r"tree/csrc/(\S+?):(\d+):\d+: error", done.stdout)
-            raise BuildError({(file, int(line)) for file, line in said}, done.stdout)
+            log = done.stdout + done.stderr
+            raise BuildError({(file, int(line)) for file, line in said}, log)
         for library in built.glob("_core*.so"):
             shutil.copy2(library, self.path / "pgalloc" / library.name)
         self.native_tests.parent.mkdir(exist_ok=True)

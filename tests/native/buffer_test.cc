@@ -21,19 +21,5 @@ TEST(it_grows_by_whole_pages_and_stays_where_it_is_if_it_is_large_enough) {
   EXPECT(buffer.reserve(1) == large);
 }
 
-TEST(what_is_too_large_is_refused_and_leaves_it_empty) {
-  Buffer buffer;
-  buffer.reserve(1);
-  bool refused = false;
-  try {
-    buffer.reserve(size_t{1} << 62);
-  } catch (const std::bad_alloc&) {
-    refused = true;
-  }
-  EXPECT(refused);
-  EXPECT(buffer.data() == nullptr);
-  EXPECT(buffer.reserve(1) != nullptr);
-}
-
 }  // namespace
 }  // namespace pgalloc::buffer_test
