@@ -283,7 +283,8 @@ def _independent(one: str, other: str) -> bool:
     targets = [re.match(r"([\w.\[\]\"]+(?:->\w+)*) = ", text) for text in (one, other)]
     if targets[0] is None or targets[1] is None:
         return False
-    return targets[0][1] not in other and targets[1][1] not in one
+    names = [re.escape(target[1]) for target in targets if target is not None]
+    return not (re.search(rf"\b{names[0]}\b", other) or re.search(rf"\b{names[1]}\b", one))
 
 
 def _balanced(text: str) -> bool:

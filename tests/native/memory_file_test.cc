@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "native/support.h"
+#include "os/fault_plan.h"
 #include "os/thread.h"
 
 namespace pgalloc::memory_file_test {
@@ -30,8 +31,14 @@ TEST(every_close_returns_once_the_file_is_closed) {
     while (ids[i] == 0 || !is_asleep(ids[i])) std::this_thread::yield();
   }
   EXPECT(file->closed());
+  // The first one is kept in close(2) until the other waits for it again.
+  EXPECT(os::install_fault({.name = "close", .hold = true}));
   access.operation.reset();
+  while (!os::hold_reached()) std::this_thread::yield();
+  while (!is_asleep(ids[1])) std::this_thread::yield();
+  os::let_go();
   for (std::thread& closer : closers) closer.join();
+  os::remove_fault();
 }
 
 }  // namespace
