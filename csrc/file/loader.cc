@@ -314,8 +314,9 @@ std::optional<std::string> Loader::verify() const {
   if (pending.outstanding_bytes() > 0 && source_ == nullptr) return "pages wait without a source";
   if (state_.incomplete() == pending.empty()) return "the gate does not say whether pages wait";
   std::optional<std::string> broken;
+  const size_t errors = errors_.size();  // the analysis does not know the lock in the lambda
   pending.set().visit_range(kEverything, [&](FileRange, const PendingTraits::Value& value) {
-    if (value.arrival == Arrival::kBroken && value.error >= errors_.size()) {
+    if (value.arrival == Arrival::kBroken && value.error >= errors) {
       broken = "a page is broken for no reason";
     }
   });
