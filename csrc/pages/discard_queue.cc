@@ -84,7 +84,7 @@ Discardable* DiscardQueue::take_victim() {
 Discardable* DiscardQueue::take_lru() { return main_.first(); }
 
 Discardable* DiscardQueue::take_by_sieve() {
-  // Once round clears every visit, so the second finds an entry, unless all are held.
+  // The first round clears every visit, so the second one finds an entry, unless all are held.
   for (size_t steps = 2 * main_.size(); steps > 0; --steps) {
     if (hand_ == nullptr) hand_ = main_.first();
     Discardable* const entry = hand_;

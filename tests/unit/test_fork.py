@@ -373,7 +373,7 @@ def test_a_callback_may_fork() -> None:
 
 
 class Forks:
-    """A length, a memcg id or the bytes of a value: whoever reads it forks."""
+    """A length or a memcg id. Reading it forks."""
 
     def __init__(self, value: int) -> None:
         self.value = value
@@ -428,9 +428,10 @@ def test_reading_an_argument_may_fork(mf: MemoryFile, what: str) -> None:
 def test_a_signal_handler_that_forks_during_a_wait(tmp_path: Path, what: str) -> None:
     """The child waits for nothing that is not there: it is told, or it has what it waited for."""
     program = f"""
-import errno, os, signal, sys
+import os, signal, sys, threading, time
 import pgalloc
 from pgalloc import EvictableRange, MemoryFile, testing
+from pgalloc._core import _testing
 
 what, path = {what!r}, {str(tmp_path / "image")!r}
 child = None
@@ -450,7 +451,14 @@ class User:
         os.kill(os.getpid(), signal.SIGUSR1)
         released.wait(60)
 
-import threading
+def signal_in_the_middle():
+    while not _testing.hold_reached():
+        time.sleep(0.001)  # time: it polls
+    os.kill(os.getpid(), signal.SIGUSR1)
+    while child is None:
+        time.sleep(0.001)  # time: it polls
+    _testing.let_go()
+
 released = threading.Event()
 signal.signal(signal.SIGUSR1, fork)
 signal.signal(signal.SIGALRM, fork)
@@ -459,11 +467,11 @@ pages = mf.allocate(64 << 20)
 pages.view()[:: pgalloc.PAGE_SIZE] = b"x" * (pages.nbytes // pgalloc.PAGE_SIZE)
 try:
     if what == "save":
-        signal.setitimer(signal.ITIMER_REAL, 0.06)
-        # A file system without O_TMPFILE: the file has a name, which is the parent's to remove.
-        with testing.FaultPlan("open", errno.EOPNOTSUPP, first=1, times=1):
-            mf.save(path, compression=None)
-        assert child == 0 or os.path.exists(path)
+        assert _testing.install_hold("pwrite", 1)
+        threading.Thread(target=signal_in_the_middle).start()
+        mf.save(path, compression=None)
+        _testing.remove_fault()
+        assert os.path.exists(path)
     elif what == "stream":
         mf.save(Slow())
     elif what == "evictions":
@@ -480,8 +488,8 @@ except pgalloc.ForkedError:
     assert child == 0
 if child == 0:
     os._exit(0)
-if child is not None:
-    sys.exit(os.waitpid(child, 0)[1] != 0)
+assert child is not None, "the wait was over before the signal"
+sys.exit(os.waitpid(child, 0)[1] != 0)
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0

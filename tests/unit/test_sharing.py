@@ -298,9 +298,10 @@ def test_a_peer_unpins_and_pins(mf: MemoryFile, spawned: Peer) -> None:
         spawned.do(peers.call, "a", "unpin")
         pressure.demand(1 << 40)
         assert spawned.do(peers.read, "a", 0, 5) == bytes(5)  # gone, and this view pins
-        spawned.do(peers.call, "a", "unpin")
+        spawned.do(peers.call_and_keep, "a", "clone", "b")
+        spawned.do(peers.call, "a", "unpin")  # another handle has it pinned
         assert spawned.do(peers.call, "a", "pin"), "nothing went since the last unpin()"
-        spawned.do(peers.drop, "a")
+        spawned.do(peers.drop, "a", "b")
         eventually(lambda: is_free(mf))
 
 
