@@ -2,6 +2,8 @@
 
 #include "backing/buffer.h"
 
+#include <malloc.h>
+
 #include "native/support.h"
 
 namespace pgalloc::buffer_test {
@@ -19,6 +21,21 @@ TEST(it_grows_by_whole_pages_and_stays_where_it_is_if_it_is_large_enough) {
   EXPECT(is_aligned(reinterpret_cast<uintptr_t>(large), page_size()));
   EXPECT(buffer.reserve(2 * page_size()) == large);
   EXPECT(buffer.reserve(1) == large);
+}
+
+TEST(what_it_held_goes_back) {
+  constexpr size_t kBytes = 1 << 20;
+  const auto held = [] {
+    const struct mallinfo2 info = ::mallinfo2();
+    return info.uordblks + info.hblkhd;
+  };
+  const size_t before = held();
+  for (int i = 0; i < 100; ++i) {
+    Buffer buffer;
+    buffer.reserve(kBytes);
+    buffer.reserve(2 * kBytes);
+  }
+  EXPECT(held() < before + kBytes);
 }
 
 }  // namespace
