@@ -27,7 +27,6 @@ from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
 from pgalloc.sharing import Lease, Server, files, leases, remote
-from pgalloc.sharing.broker import broker
 from pgalloc.sharing.unpinned import Unpinned
 from pgalloc.snapshot import decoding, restoring, saving
 from pgalloc.snapshot.hooks import Hooks, RestoreHook, SaveHook
@@ -123,6 +122,7 @@ class MemoryFile(_core.MemoryFile):
             manual_zeroing=checked_flag(manual_zeroing, "manual_zeroing"),
             disable_ima_workaround=checked_flag(disable_ima_workaround, "disable_ima_workaround"),
             max_allocatable_bytes=_checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
+            label=restore_id.encode(errors="replace"),
         )
         self._evictor = Evictor(self._evictables)
         files.add(self)
@@ -412,7 +412,7 @@ class MemoryFile(_core.MemoryFile):
         pages gets a SharingError.
         """
         self._check_usable()
-        return broker.drop_unclaimed(self._id, checked_seconds(older_than, "older_than"))
+        return _core.broker_drop_unclaimed(self._id, checked_seconds(older_than, "older_than"))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pytest
 
 import pgalloc
+from pgalloc import _core
 
 PATIENCE_S = 5.0  # threads that were told to end, and what the last reference to a file lets go
 
@@ -30,7 +31,8 @@ class Holdings(NamedTuple):
 
 
 def freeze() -> None:
-    """What there is now stays."""
+    """What there is now stays. So does the broker, which listens from its first use to the end."""
+    _core.broker_address()
     gc.collect()
     gc.freeze()
 

@@ -23,7 +23,9 @@ namespace pgalloc {
 
 // Lock order: a thread that holds a lock may take only locks with a higher rank.
 enum class LockRank : uint8_t {
-  kImagePlan = 1,  // what one save does next
+  kBroker = 1,     // what other processes hold of this one's files
+  kLookups,        // what the broker asks Python
+  kImagePlan,      // what one save does next
   kImageOrder,     // the order in which its parts are written
   kImageSink,      // a stream that takes them
   kGuard,          // what the guard knows of the limits, and who listens to it

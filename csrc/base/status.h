@@ -28,6 +28,9 @@ enum class ErrorCode {
   kSnapshotCorrupt,  // the image is damaged, or no image
   kSnapshotVersion,  // the image is for another version or another page size
   kOwnerGone,        // the process that owns shared pages has ended
+  kSharing,          // a peer, or the owner of shared pages, refuses
+  kPermission,       // shared for reading only
+  kNoMemory,         // memory for the request itself
   kSystem,           // a system call failed: `error_number` and `call` are set
 };
 

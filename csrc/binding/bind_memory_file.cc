@@ -28,7 +28,8 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
                                    std::optional<uint64_t> capacity, int delayed_eviction,
                                    bool use_host_memcg_pressure, bool decommit_on_destroy,
                                    bool manual_zeroing, bool disable_ima_workaround,
-                                   std::optional<uint64_t> max_allocatable_bytes) {
+                                   std::optional<uint64_t> max_allocatable_bytes,
+                                   std::string label) {
   Backing core_backing;
   if (py::isinstance<py::bytes>(backing)) {
     core_backing = BackingPath{backing.cast<std::string>()};
@@ -43,6 +44,7 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
       .manual_zeroing = manual_zeroing,
       .disable_ima_workaround = disable_ima_workaround,
       .max_allocatable_bytes = max_allocatable_bytes,
+      .label = std::move(label),
   };
   auto file = [&] {
     WithoutGil release;
@@ -148,7 +150,7 @@ void bind_memory_file(py::module_& module) {
   type.def(py::init(&create), py::arg("backing"), py::arg("duplicate"), py::arg("capacity"),
            py::arg("delayed_eviction"), py::arg("use_host_memcg_pressure"),
            py::arg("decommit_on_destroy"), py::arg("manual_zeroing"),
-           py::arg("disable_ima_workaround"), py::arg("max_allocatable_bytes"))
+           py::arg("disable_ima_workaround"), py::arg("max_allocatable_bytes"), py::arg("label"))
       .def(
           "decommit", &decommit, py::arg("range"),
           "Give the pages of `range` back to the kernel; they read as zero afterwards. References\n"

@@ -1,5 +1,5 @@
-// Purpose: pages that processes share: the owner's tables of leases, a peer's file, and fork
-// leases, for pgalloc.sharing.
+// Purpose: pages of other processes: a peer's link to their owner, its file, and fork leases, for
+// pgalloc.sharing.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -13,7 +13,6 @@
 #include "binding/range_type.h"
 #include "binding/self.h"
 #include "sharing/fork_leases.h"
-#include "sharing/lease_table.h"
 #include "sharing/peer_file.h"
 
 namespace pgalloc::binding {
@@ -174,53 +173,7 @@ void bind_peer(py::module_& module) {
   bind_local_calls(file_type);
 }
 
-// --- The owner -----------------------------------------------------------------------------------
-
-std::unique_ptr<LeaseTable> make_table(const py::object& memory_file) {
-  const FileHandle* handle = handle_of(memory_file.ptr());
-  if (handle == nullptr) throw py::error_already_set();
-  return std::make_unique<LeaseTable>(handle->shared());
-}
-
-void bind_leases(py::module_& module) {
-  py::class_<LeaseTable>(module, "LeaseTable")
-      .def(py::init(&make_table), py::arg("memory_file"))
-      .def("add", [](Self<LeaseTable> table,
-                     const py::object& range) { throw_if_error(table->add(file_range(range))); })
-      .def("remove", [](Self<LeaseTable> table, uint64_t start,
-                        uint64_t end) { throw_if_error(table->remove({start, end})); })
-      .def("hand_over",
-           [](Self<LeaseTable> table, const py::object& range) {
-             throw_if_error(table->hand_over(file_range(range)));
-           })
-      .def("has", [](Self<LeaseTable> table,
-                     const py::object& range) { return table->has(file_range(range)); })
-      .def("overlaps",
-           [](Self<LeaseTable> table, const py::object& range) {
-             return !table->held().set().is_empty_range(file_range(range));
-           })
-      .def("copy_from", [](Self<LeaseTable> table,
-                           Self<LeaseTable> other) { throw_if_error(table->copy(*other)); })
-      .def("drop_all", [](Self<LeaseTable> table) { table->drop_all(); })
-      .def_property_readonly("nbytes", [](Self<LeaseTable> table) { return table->bytes(); });
-}
-
 // --- Forked children -----------------------------------------------------------------------------
-
-// In the parent: (file id, table of the child's leases) for each file.
-py::list take_leases_for_child() {
-  std::vector<ForkLease> leases = ForkLeases::take();
-  py::list result;
-  for (ForkLease& lease : leases) {
-    if (!lease.taken) continue;
-    auto table = std::make_unique<LeaseTable>(lease.file);
-    for (const auto& [range, refs] : lease.pages) throw_if_error(table->add_lease(range));
-    result.append(py::make_tuple(lease.file->id(), std::move(table)));
-  }
-  WithoutGil release;  // it may be a file's last owner
-  leases.clear();
-  return result;
-}
 
 // In the child: those of `files` on which it has leases become a peer's. The ids of these.
 py::list become_fork_peers(Self<OwnerLink> link, const py::iterable& files) {
@@ -254,9 +207,7 @@ PeerHandle* peer_handle_of(PyObject* object) {
 void bind_sharing(py::module_& module) {
   bind_link(module);
   bind_peer(module);
-  bind_leases(module);
   module.def("arm_fork_leases", &ForkLeases::arm);
-  module.def("take_leases_for_child", &take_leases_for_child);
   module.def("become_fork_peers", &become_fork_peers, py::arg("link"), py::arg("files"));
 }
 

@@ -29,6 +29,7 @@ constexpr std::array kErrors = {
     NamedError{ErrorCode::kSnapshotCorrupt, "SnapshotCorruptError"},
     NamedError{ErrorCode::kSnapshotVersion, "SnapshotVersionError"},
     NamedError{ErrorCode::kOwnerGone, "OwnerGoneError"},
+    NamedError{ErrorCode::kSharing, "SharingError"},
 };
 
 std::array<PyObject*, kErrors.size()> types{};
@@ -49,6 +50,8 @@ bool load_error_types() {
 
 PyObject* error_type(ErrorCode code) {
   if (code == ErrorCode::kSystem) return PyExc_OSError;
+  if (code == ErrorCode::kPermission) return PyExc_PermissionError;
+  if (code == ErrorCode::kNoMemory) return PyExc_MemoryError;
   return types[static_cast<size_t>(code)];
 }
 

@@ -25,5 +25,6 @@ PYBIND11_MODULE(_core, module) {
   bind_discards(module);
   bind_guard(module);
   bind_sharing(module);
+  bind_broker(module);
   bind_testing(module);
 }

@@ -24,6 +24,17 @@ Status Discarder::unpin(Discardable& entry) {
 void Discarder::pin(Discardable& entry, bool in_place) {
   FileLock lock(state_);
   wait_for_discards(entry.range);
+  pin_locked(entry, in_place);
+}
+
+bool Discarder::try_pin(Discardable& entry) {
+  FileLock lock(state_);
+  if (is_being_discarded(entry.range)) return false;
+  pin_locked(entry, /*in_place=*/false);
+  return true;
+}
+
+void Discarder::pin_locked(Discardable& entry, bool in_place) {
   if (state_.closed()) return;
   DiscardQueue& queue = queue_of(entry);
   if (!in_place) {
@@ -48,10 +59,12 @@ void Discarder::forget_locked(Discardable& entry) {
   (void)state_.pages.unpinned().remove(entry.range, entry.since);
 }
 
+bool Discarder::is_being_discarded(FileRange range) const {
+  return !discarding_.empty() && !range.empty() && !discarding_.is_empty_range(range);
+}
+
 void Discarder::wait_for_discards(FileRange range) {
-  while (!discarding_.empty() && !range.empty() && !discarding_.is_empty_range(range)) {
-    state_.wait(ended_);
-  }
+  while (is_being_discarded(range)) state_.wait(ended_);
 }
 
 // --- Discarding ----------------------------------------------------------------------------------

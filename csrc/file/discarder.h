@@ -43,10 +43,13 @@ class Discarder {
   // Waits for a discard of these pages that is under way; afterwards entry.discarded says if there
   // was one. With `in_place` the entry keeps its place in a queue whose policy knows visits.
   void pin(Discardable& entry, bool in_place) EXCLUDES(file_lock);
+  // The same, or false if it would have to wait.
+  bool try_pin(Discardable& entry) EXCLUDES(file_lock);
   // The handle ends, or gives its reference back.
   void forget(Discardable& entry) EXCLUDES(file_lock);
   void forget_locked(Discardable& entry) REQUIRES(file_lock);
   void wait_for_discards(FileRange range) REQUIRES(file_lock);
+  bool is_being_discarded(FileRange range) const REQUIRES(file_lock);
   // Whether some are under way. Without a lock.
   bool discarding() const { return under_way_.load(std::memory_order_acquire) > 0; }
 
@@ -78,6 +81,7 @@ class Discarder {
   std::optional<std::string> verify() const REQUIRES(file_lock);
 
  private:
+  void pin_locked(Discardable& entry, bool in_place) REQUIRES(file_lock);
   struct Batch;
   bool may_discard() const REQUIRES(file_lock);
   DiscardQueue& queue_of(const Discardable& entry) REQUIRES(file_lock) {

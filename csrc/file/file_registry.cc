@@ -96,6 +96,14 @@ Status FileRegistry::start_loaders(RegisteredFile* file, unsigned count) {
   return registry().parked == 0 ? file->start_threads() : Status();
 }
 
+std::shared_ptr<RegisteredFile> FileRegistry::find(uint64_t id) {
+  MutexLock lock(registry().mu);
+  for (RegisteredFile* file : registry().files) {
+    if (file->id() == id) return file->share();
+  }
+  return nullptr;
+}
+
 void FileRegistry::park_threads() {
   Guard::instance().park();  // it may be about to ask for the registry
   MutexLock lock(registry().mu);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "base/status.h"
 #include "guard/discard_source.h"
@@ -23,6 +24,9 @@ class FileRegistry {
   static void remove(RegisteredFile* file);
   // Has `count` threads load what is pending in the file.
   static Status start_loaders(RegisteredFile* file, unsigned count);
+
+  // The file of this name; nullptr if there is none, or if it is being destroyed.
+  static std::shared_ptr<RegisteredFile> find(uint64_t id);
 
   // Stops the background threads of all files, and starts them again. Calls nest: several threads
   // may be forking. Between the two, new files get no thread.

@@ -106,7 +106,8 @@ class MemoryFile final : public Pages,
 
   // --- What it is, and what is in it -------------------------------------------------------------
 
-  uint64_t id() const { return id_; }  // a name for this file in its process
+  uint64_t id() const override { return id_; }  // a name for this file in its process
+  std::shared_ptr<RegisteredFile> share() override { return weak_from_this().lock(); }
   int fd() const { return file_->fd(); }
   uint64_t total_size() const { return file_->size(); }
   uint64_t capacity() const { return capacity_; }

@@ -38,6 +38,7 @@ struct MemoryFileOptions {
   bool manual_zeroing = false;
   bool disable_ima_workaround = false;
   std::optional<uint64_t> max_allocatable_bytes;
+  std::string label;  // its user's own, and told to peers
 };
 
 struct AllocateRequest {

@@ -73,6 +73,19 @@ Status References::begin_lease(FileRange range) {
   return state_.pages.begin_lease(range);
 }
 
+Status References::lease_anew(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(inc_ref(range, 0));
+  Status status;
+  try {
+    status = begin_lease(range);
+  } catch (...) {
+    (void)dec_ref(range);
+    throw;
+  }
+  if (!status.ok()) (void)dec_ref(range);
+  return status;
+}
+
 Status References::end_lease(FileRange range) {
   FileLock lock(state_);
   PGALLOC_RETURN_IF_ERROR(state_.check_open());

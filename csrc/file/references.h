@@ -41,6 +41,8 @@ class References {
   // A reference of the caller on each page becomes a lease of another process, or is one no more.
   Status begin_lease(FileRange range) EXCLUDES(file_lock);
   Status end_lease(FileRange range) EXCLUDES(file_lock);
+  // A reference more, which is a lease from the start.
+  Status lease_anew(FileRange range) EXCLUDES(file_lock);
   // Ends a lease and drops its reference.
   Status drop_lease(FileRange range) EXCLUDES(file_lock);
   // For a child that is about to be forked: one lease on each page that has a pinned handle, in

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <optional>
 
 #include "base/status.h"
@@ -18,6 +19,10 @@ namespace pgalloc {
 class RegisteredFile {
  public:
   using Time = std::chrono::steady_clock::time_point;
+
+  virtual uint64_t id() const = 0;
+  // nullptr while it is being destroyed.
+  virtual std::shared_ptr<RegisteredFile> share() = 0;
 
   virtual Status start_threads() = 0;
   virtual void stop_threads() = 0;

@@ -5,11 +5,15 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstdio>
+#include <cstring>
 
 namespace pgalloc::os {
 namespace {
@@ -54,6 +58,42 @@ ssize_t send_call(int fd, const void* data, size_t size) {
   return ::send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
+// Sockets of ours keep packets apart, and no other program inherits them.
+constexpr int kSocketFlags = SOCK_CLOEXEC | SOCK_NONBLOCK;
+
+int socketpair_call(int* fds) {
+  return ::socketpair(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0, fds);
+}
+// A socket that listens under a name (unix(7)): a path, or behind a NUL one that ends with the socket.
+int listen_at_call(const char* name, size_t size) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (size > sizeof address.sun_path) return errno = ENAMETOOLONG, -1;
+  std::memcpy(address.sun_path, name, size);
+  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + size);
+  const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0);
+  if (fd < 0) return -1;
+  if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), length) == 0 &&
+      ::listen(fd, 128) == 0) {
+    return fd;
+  }
+  const int error = errno;
+  ::close(fd);
+  return errno = error, -1;
+}
+int accept_call(int fd) { return ::accept4(fd, nullptr, nullptr, kSocketFlags); }
+int set_nonblocking_call(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  return flags < 0 ? -1 : ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+int getsockopt_call(int fd, int name, void* value, socklen_t* size) {
+  return ::getsockopt(fd, SOL_SOCKET, name, value, size);
+}
+int epoll_create_call() { return ::epoll_create1(EPOLL_CLOEXEC); }
+int pidfd_open_call(pid_t process) {
+  return static_cast<int>(::syscall(SYS_pidfd_open, process, 0));
+}
+
 constexpr Syscalls kKernel = {
     .open = open_call,
     .close = ::close,
@@ -83,6 +123,18 @@ constexpr Syscalls kKernel = {
     .send = send_call,
     .eventfd = ::eventfd,
     .poll = ::poll,
+    .getrandom = ::getrandom,
+    .socketpair = socketpair_call,
+    .listen_at = listen_at_call,
+    .accept = accept_call,
+    .set_nonblocking = set_nonblocking_call,
+    .recvmsg = ::recvmsg,
+    .sendmsg = ::sendmsg,
+    .getsockopt = getsockopt_call,
+    .epoll_create = epoll_create_call,
+    .epoll_ctl = ::epoll_ctl,
+    .epoll_wait = ::epoll_wait,
+    .pidfd_open = pidfd_open_call,
 };
 
 }  // namespace

@@ -10,6 +10,8 @@
 #pragma once
 
 #include <poll.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/types.h>
@@ -83,7 +85,21 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(ssize_t, write, (int fd, const void* data, size_t size), (fd, data, size))                    \
   X(ssize_t, send, (int fd, const void* data, size_t size), (fd, data, size))                     \
   X(int, eventfd, (unsigned value, int flags), (value, flags))                                    \
-  X(int, poll, (struct pollfd * files, nfds_t count, int timeout_ms), (files, count, timeout_ms))
+  X(int, poll, (struct pollfd * files, nfds_t count, int timeout_ms), (files, count, timeout_ms)) \
+  X(ssize_t, getrandom, (void* data, size_t size, unsigned flags), (data, size, flags))           \
+  X(int, socketpair, (int* fds), (fds))                                                           \
+  X(int, listen_at, (const char* name, size_t size), (name, size))                                \
+  X(int, accept, (int fd), (fd))                                                                  \
+  X(int, set_nonblocking, (int fd), (fd))                                                         \
+  X(ssize_t, recvmsg, (int fd, struct msghdr* message, int flags), (fd, message, flags))          \
+  X(ssize_t, sendmsg, (int fd, const struct msghdr* message, int flags), (fd, message, flags))    \
+  X(int, getsockopt, (int fd, int name, void* value, socklen_t* size), (fd, name, value, size))   \
+  X(int, epoll_create, (), ())                                                                    \
+  X(int, epoll_ctl, (int fd, int operation, int file, struct epoll_event* event),                 \
+    (fd, operation, file, event))                                                                 \
+  X(int, epoll_wait, (int fd, struct epoll_event* events, int count, int timeout_ms),             \
+    (fd, events, count, timeout_ms))                                                              \
+  X(int, pidfd_open, (pid_t process), (process))
 
 struct Syscalls {
 #define PGALLOC_MEMBER(result, name, parameters, arguments) result(*name) parameters;

@@ -4,7 +4,13 @@ namespace pgalloc {
 
 Status LeaseTable::add(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(file_->references().begin_lease(range));
-  Status status = add_lease(range);
+  Status status;
+  try {
+    status = add_lease(range);
+  } catch (...) {
+    (void)file_->references().end_lease(range);
+    throw;
+  }
   if (!status.ok()) (void)file_->references().end_lease(range);
   return status;
 }
@@ -42,13 +48,16 @@ Status LeaseTable::copy(const LeaseTable& other) {
   return {};
 }
 
-void LeaseTable::drop_all() {
-  CountedPages dropped;
-  dropped.swap(held_);
-  if (forked()) return;
-  for (auto part = dropped.set().first(); part.ok(); part = part.next()) {
-    for (uint32_t i = 0; i < part.value(); ++i) (void)file_->references().drop_lease(part.range());
+bool LeaseTable::drop_some(size_t ranges_max) {
+  for (; ranges_max > 0 && !held_.empty(); --ranges_max) {
+    const auto part = held_.set().first();
+    const FileRange range = part.range();
+    if (!forked()) {
+      for (uint32_t i = part.value(); i > 0; --i) (void)file_->references().drop_lease(range);
+    }
+    held_.forget(range);
   }
+  return held_.empty();
 }
 
 }  // namespace pgalloc

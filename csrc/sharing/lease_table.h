@@ -17,7 +17,7 @@ namespace pgalloc {
 class LeaseTable {
  public:
   explicit LeaseTable(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {}
-  ~LeaseTable() { drop_all(); }
+  ~LeaseTable() { drop_some(SIZE_MAX); }
   LeaseTable(const LeaseTable&) = delete;
   LeaseTable& operator=(const LeaseTable&) = delete;
 
@@ -37,13 +37,13 @@ class LeaseTable {
   Status hand_over(FileRange range);
   // Takes a reference wherever `other` has one, once for each page.
   Status copy(const LeaseTable& other);
-  // Gives all back.
-  void drop_all();
+  // Gives back what is held of so many ranges. True when nothing is left.
+  bool drop_some(size_t ranges_max);
+  // In a forked child the leases are the parent's, and its file must not be touched.
+  bool forked() const { return generation_ != process_generation(); }
 
  private:
   Status take_out(FileRange range);
-  // In a forked child the leases are the parent's, and its file must not be touched.
-  bool forked() const { return generation_ != process_generation(); }
 
   const std::shared_ptr<MemoryFile> file_;
   const uint32_t generation_ = process_generation();

@@ -19,7 +19,7 @@ from pgalloc.sharing import PeerFile, Server
 from pgalloc.sharing import protocol as messages
 from pgalloc.sharing.protocol import Op, ProtocolError
 from pgalloc.sharing.serving import open_served
-from pgalloc.sharing.session import Value
+from pgalloc.sharing.lookups import Value
 
 if TYPE_CHECKING:
     from typing import Self

@@ -22,10 +22,8 @@ from pgalloc import _core
 from pgalloc.errors import Error, OwnerGoneError
 from pgalloc.sharing import connection as connections
 from pgalloc.sharing import files, protocol
-from pgalloc.sharing.broker import broker
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
-from pgalloc.sharing.session import Session
 from pgalloc.sharing.tokens import Address
 
 LOCK_MAX_S = 2.0
@@ -48,12 +46,14 @@ class _Fork:
 
     def __init__(self) -> None:
         self.pair: _Pair | None = None  # for the parent's own files
+        self.address = Address(b"", b"")  # of the parent
         self.locked: list[Connection] = []
         self.childs: list[tuple[Connection, socket.socket]] = []  # to other owners
 
     def prepare(self) -> None:
         """In the parent, before the fork. After an error the child has fewer leases."""
         if any(not (file.closed or file._forked) for file in files.all_files()):
+            self.address = Address(*_core.broker_address())
             self.pair = _Pair(*socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
             _core.arm_fork_leases()
         for known in connections.known_connections():
@@ -97,9 +97,8 @@ def _after_in_parent() -> None:
     fork.close_childs()
     if fork.pair is None:
         return
-    leases = _core.take_leases_for_child()
     fork.pair.childs.close()
-    broker.add_child(fork.pair.parents, Session.of_child(broker.offers, leases))
+    _core.broker_add_child(fork.pair.parents.detach())
 
 
 def _after_in_child() -> None:
@@ -110,7 +109,6 @@ def _after_in_child() -> None:
             other.pair.close()
     _forks.clear()
     connections.forget_all()
-    address, held_for_others = broker.leave_to_parent()
     if fork is None:
         return
     for known, sock in fork.childs:
@@ -118,8 +116,7 @@ def _after_in_child() -> None:
             _reconnect(known, sock)
     if fork.pair is not None:
         fork.pair.parents.close()
-        _become_fork_peer(fork.pair.childs, address)
-    del held_for_others  # not before it can be given back
+        _become_fork_peer(fork.pair.childs, fork.address)
 
 
 def _become_fork_peer(sock: socket.socket, address: Address) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from pgalloc.sharing.broker import broker
+from pgalloc import _core
 
 
 class Lease(NamedTuple):
@@ -27,11 +27,4 @@ class Lease(NamedTuple):
 
 def of_file(file_id: int) -> list[Lease]:
     """The leases on one file, and what was sent of it and waits to be claimed."""
-    with broker.lock:
-        held = [(session, session.nbytes(file_id)) for session in broker.sessions()]
-        offers = broker.offers.of_file(file_id)
-        return [
-            Lease(session.pid, session.uid, nbytes, session.since, True)
-            for session, nbytes in held
-            if nbytes
-        ] + [Lease(offer.pid, offer.uid, offer.pages.nbytes, offer.wall, False) for offer in offers]
+    return [Lease(*lease) for lease in _core.broker_leases(file_id)]

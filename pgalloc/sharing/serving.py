@@ -13,12 +13,10 @@ from pgalloc import _core
 from pgalloc.arguments import checked_flag
 from pgalloc.errors import OptionError
 from pgalloc.sharing import protocol
-from pgalloc.sharing.broker import broker
-from pgalloc.sharing.channel import Listener
 from pgalloc.sharing.connection import Connection
+from pgalloc.sharing.lookups import Lookup, LookupThread
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op
-from pgalloc.sharing.session import Lookup, Scope
 
 if TYPE_CHECKING:
     from typing import Self
@@ -45,26 +43,41 @@ class Server:
         checked_flag(readonly, "readonly")
         self.path = _checked_path(os.fsdecode(path))
         self._pid = os.getpid()
-        self._socket: socket.socket | None = _listen(self.path)
-        self._identity = _identity(self.path)
-        self._listener: Listener = broker.add_listener(self._socket, Scope(file, readonly, lookup))
+        self._number: int | None = None
+        self._lookups = None if lookup is None else LookupThread(lookup)
+        try:
+            listener = _listen(self.path)
+            self._identity = _identity(self.path)
+            self._number = _core.broker_serve(
+                listener.detach(),
+                file,
+                readonly,
+                None if self._lookups is None else self._lookups.questions,
+                _core.PeerLimits(2**64 - 1, 64, 1024, 1 << 20),
+            )
+        except BaseException:
+            self._clean_up()
+            raise
 
     def close(self) -> None:
         """Accept no more peers, and remove the socket."""
-        sock, self._socket = self._socket, None
-        if sock is None:
+        number, self._number = self._number, None
+        if number is None or os.getpid() != self._pid:  # in a forked child it is the parent's
             return
-        if os.getpid() == self._pid:  # in a forked child it is the parent's
-            broker.remove_listener(self._listener)
-            with suppress(OSError):
-                if _identity(self.path) == self._identity:
-                    os.unlink(self.path)
-        sock.close()
+        _core.broker_stop_serving(number)
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        if self._lookups is not None:
+            self._lookups.close()
+        with suppress(OSError, AttributeError):
+            if _identity(self.path) == self._identity:
+                os.unlink(self.path)
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._socket is None
+        return self._number is None
 
     def __enter__(self) -> Self:
         return self
@@ -73,7 +86,7 @@ class Server:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_socket", None) is not None:
+        if getattr(self, "_number", None) is not None:
             self.close()
 
     def __repr__(self) -> str:

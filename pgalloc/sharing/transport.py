@@ -12,8 +12,8 @@ from typing import Any
 
 from pgalloc import _core
 from pgalloc.allocation import Allocation
-from pgalloc.sharing import protocol, remote
-from pgalloc.sharing.broker import broker
+from pgalloc.errors import ClosedError
+from pgalloc.sharing import files, protocol, remote
 from pgalloc.sharing.connection import connection_to
 from pgalloc.sharing.peer import peer_file
 from pgalloc.sharing.protocol import Op
@@ -24,7 +24,8 @@ def offer(pages: Allocation) -> Token:
     """A token by which another process can claim these pages. They are held until then."""
     file = pages.file
     if isinstance(file, _core.MemoryFile) and not file._forked:
-        return broker.offer(pages.clone())
+        name, secret = _core.broker_address()
+        return Token(Address(name, secret), _core.broker_offer(file, pages.range))
     connection = file._connection
     if connection.address is None:
         raise TypeError("pages of a served file cannot be passed on: connect() there, too")
@@ -33,7 +34,7 @@ def offer(pages: Allocation) -> Token:
 
 def claim(token: Token) -> Allocation:
     """The pages of a token. Raises SharingError if it was claimed already, OwnerGoneError."""
-    pages = broker.claim(token)
+    pages = _claim_own(token)
     if pages is not None:
         return pages
     connection = connection_to(token.address)
@@ -46,6 +47,27 @@ def claim(token: Token) -> Allocation:
             connection.link.give_back(name, range)
             raise
         remote.adopt(file, answer)
+    try:
+        return Allocation(file, range)
+    except BaseException:
+        file.dec_ref(range)
+        raise
+
+
+def _claim_own(token: Token) -> Allocation | None:
+    """The pages of a token of this process; None if it is another's.
+
+    If the MemoryFile object has been collected since, its pages are claimed as any peer does it.
+    """
+    if not _core.broker_is_own(token.address.secret):
+        return None
+    name = _core.broker_offered_file(token.nonce)
+    if name is not None:
+        try:
+            file = files.find(name)
+        except ClosedError:
+            return None
+    range = _core.broker_claim(token.nonce)  # raises if they are not on offer
     try:
         return Allocation(file, range)
     except BaseException:

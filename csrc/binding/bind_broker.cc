@@ -1,0 +1,222 @@
+// Purpose: the broker, which answers the peers of this process, for pgalloc.sharing.
+#include <pybind11/pybind11.h>
+
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "binding/bind.h"
+#include "binding/errors.h"
+#include "binding/file_handle.h"
+#include "binding/range_type.h"
+#include "binding/self.h"
+#include "sharing/broker.h"
+
+namespace pgalloc::binding {
+
+namespace py = pybind11;
+
+namespace {
+
+FileRange file_range(const py::object& object) {
+  FileRange range;
+  if (!as_file_range(object.ptr(), &range)) throw py::error_already_set();
+  return range;
+}
+
+std::shared_ptr<MemoryFile> memory_file(const py::object& object) {
+  const FileHandle* const handle = handle_of(object.ptr());
+  if (handle == nullptr) throw py::error_already_set();
+  return handle->shared();
+}
+
+py::bytes as_bytes(const wire::Secret& secret) {
+  return {reinterpret_cast<const char*>(secret.data()), secret.size()};
+}
+
+// What is no secret is one that no offer has.
+wire::Secret as_secret(const py::bytes& bytes) {
+  const std::string text = bytes;
+  wire::Secret secret{};
+  std::memcpy(secret.data(), text.data(), std::min(secret.size(), text.size()));
+  return secret;
+}
+
+// Calls the broker without the GIL: its lock may be held for a millisecond.
+template <class Call>
+auto without_gil(Call call) {
+  WithoutGil release;
+  return call(Broker::instance());
+}
+
+py::object new_range(FileRange range) {
+  PyObject* const object = new_file_range(range);
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(object);
+}
+
+py::tuple address() {
+  const auto address = value_or_throw(without_gil([](Broker& broker) { return broker.address(); }));
+  return py::make_tuple(py::bytes(address.name), as_bytes(address.secret));
+}
+
+py::bytes offer(const py::object& file_object, const py::object& range_object) {
+  const FileRange range = file_range(range_object);
+  auto file = memory_file(file_object);
+  return as_bytes(value_or_throw(without_gil([&](Broker& broker) {
+    auto secret = broker.offer(file, range);
+    file.reset();  // it may be the last one
+    return secret;
+  })));
+}
+
+py::object claim(const py::bytes& nonce) {
+  const wire::Secret secret = as_secret(nonce);
+  const FileRange range =
+      value_or_throw(without_gil([&](Broker& broker) -> Result<FileRange> {
+        Result<Offer> offer = broker.claim(secret);
+        if (!offer.ok()) return std::move(offer).status();
+        return offer->range;
+      }));
+  return new_range(range);
+}
+
+uint64_t drop_unclaimed(uint64_t file, double seconds) {
+  constexpr double kLongest = 1e9;  // about 30 years, and far from overflow
+  const auto age = std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(std::clamp(seconds, 0.0, kLongest)));
+  return without_gil([&](Broker& broker) { return broker.drop_unclaimed(file, age); });
+}
+
+py::list leases(uint64_t file) {
+  py::list result;
+  for (const auto& lease : without_gil([&](Broker& broker) { return broker.leases(file); })) {
+    result.append(
+        py::make_tuple(lease.pid, lease.uid, lease.bytes, lease.since_epoch, lease.claimed));
+  }
+  return result;
+}
+
+uint64_t serve(int fd, const py::object& file, bool readonly,
+               const std::shared_ptr<Lookups>& lookups, const PeerLimits& limits) {
+  Scope scope{memory_file(file), readonly, lookups, limits};
+  return value_or_throw(
+      without_gil([&](Broker& broker) { return broker.serve(fd, std::move(scope)); }));
+}
+
+void add_child(int fd) {
+  std::vector<ForkLease> leases = ForkLeases::take();
+  throw_if_error(without_gil([&](Broker& broker) {
+    Status status = broker.add_child(fd, leases);
+    leases.clear();  // one may be a file's last owner
+    return status;
+  }));
+}
+
+py::dict figures() {
+  const auto figures = without_gil([](Broker& broker) { return broker.figures(); });
+  py::dict result;
+  result["channels"] = figures.channels;
+  result["listeners"] = figures.listeners;
+  result["offers"] = figures.offers;
+  result["sessions_without_channel"] = figures.sessions_without_channel;
+  return result;
+}
+
+// --- Questions to Python -------------------------------------------------------------------------
+
+py::object next(Self<Lookups> lookups) {
+  std::optional<Lookups::Event> event;
+  {
+    WithoutGil release;
+    event = lookups->next();
+  }
+  if (!event) return py::none();
+  return py::make_tuple(event->look_up, event->number, py::bytes(event->key));
+}
+
+// False if it is not wanted any more.
+bool answer(Self<Lookups> lookups, uint64_t number, const py::object& file_object,
+            const py::object& range_object, uint64_t start, uint64_t stop) {
+  const FileRange range = file_range(range_object);
+  auto file = memory_file(file_object);
+  Status status;
+  bool wanted = false;
+  {
+    WithoutGil release;
+    status = file->references().lease_anew(range);
+    Lookups::Found found(Lookups::Value{file, range, start, stop});
+    wanted = status.ok() && lookups->answer(number, found);
+    if (status.ok() && !wanted) (void)file->references().drop_lease(range);
+    file.reset();
+  }
+  throw_if_error(status);
+  return wanted;
+}
+
+void answer_nothing(Self<Lookups> lookups, uint64_t number) {
+  WithoutGil release;
+  Lookups::Found found(std::nullopt);
+  (void)lookups->answer(number, found);
+}
+
+// `closed`: the cache is; else something went wrong.
+void answer_error(Self<Lookups> lookups, uint64_t number, bool closed, std::string text) {
+  WithoutGil release;
+  Lookups::Found found(Status::error(closed ? ErrorCode::kClosed : ErrorCode::kSharing, text));
+  (void)lookups->answer(number, found);
+}
+
+void bind_lookups(py::module_& module) {
+  py::class_<Lookups, std::shared_ptr<Lookups>>(module, "Lookups")
+      .def(py::init([] { return std::make_shared<Lookups>(Broker::instance().waker()); }))
+      .def("next", &next)
+      .def("answer", &answer, py::arg("number"), py::arg("file"), py::arg("range"),
+           py::arg("start"), py::arg("stop"))
+      .def("answer_nothing", &answer_nothing)
+      .def("answer_error", &answer_error)
+      .def("stop", [](Self<Lookups> lookups) { lookups->stop(); })
+      .def("resume", [](Self<Lookups> lookups) { lookups->resume(); })
+      .def(
+          "close", [](Self<Lookups> lookups) { lookups->close(); }, py::call_guard<WithoutGil>());
+}
+
+}  // namespace
+
+void bind_broker(py::module_& module) {
+  bind_lookups(module);
+  py::class_<PeerLimits>(module, "PeerLimits")
+      .def(py::init([](uint64_t bytes, uint32_t requests, uint32_t children, uint64_t unpinned) {
+             return PeerLimits{bytes, requests, children, unpinned};
+           }),
+           py::arg("bytes"), py::arg("requests"), py::arg("children"), py::arg("unpinned"));
+  module.def("broker_address", &address);
+  module.def("broker_offer", &offer, py::arg("file"), py::arg("range"));
+  module.def("broker_is_own", [](const py::bytes& secret) {
+    return without_gil(
+        [secret = as_secret(secret)](Broker& broker) { return broker.is_own(secret); });
+  });
+  module.def("broker_offered_file", [](const py::bytes& nonce) {
+    return without_gil(
+        [secret = as_secret(nonce)](Broker& broker) { return broker.offered_file(secret); });
+  });
+  module.def("broker_claim", &claim, py::arg("nonce"));
+  module.def("broker_drop_unclaimed", &drop_unclaimed, py::arg("file_id"), py::arg("seconds"));
+  module.def("broker_leases", &leases, py::arg("file_id"));
+  module.def("broker_serve", &serve, py::arg("fd"), py::arg("file"), py::arg("readonly"),
+             py::arg("lookups"), py::arg("limits"));
+  module.def("broker_stop_serving", [](uint64_t number) {
+    without_gil([&](Broker& broker) { broker.stop_serving(number); });
+  });
+  module.def("broker_add_child", &add_child, py::arg("fd"));
+  module.def("broker_figures", &figures);
+  module.def("broker_set_greeting_max", [](double seconds) {
+    without_gil([&](Broker& broker) {
+      broker.set_greeting_max(std::chrono::duration_cast<std::chrono::nanoseconds>(
+          std::chrono::duration<double>(seconds)));
+    });
+  });
+}
+
+}  // namespace pgalloc::binding

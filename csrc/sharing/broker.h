@@ -1,0 +1,119 @@
+// Purpose: the broker: one thread of an owner of pages that answers its peers. It never takes the GIL,
+// so they are answered whatever Python does.
+//
+// Thread safety: any thread. The lock is held for one step of one request at a time, and never while a
+// peer is waited for.
+//
+// Lock order: the broker's lock comes before every other lock of the core.
+//
+// Invariants
+//   1. No peer is waited for: what one does not read waits in its channel, which is not read meanwhile.
+//   2. A peer that has not said who it is stays for ten seconds at most, and there are at most
+//      64 of them: the newest.
+//   3. What a peer holds it holds until it lets go of it or cannot see it any more: until its process
+//      has ended, or has nothing of these files mapped. The end of its connection ends nothing else.
+//   4. Once the broker listens it listens until the process ends, so that no other process can take its
+//      name. A forked child closes all of it at once: peers learn of an owner's death by its last
+//      descriptor.
+//   5. The thread ends only when it is told to. What fails costs the request it belongs to at most.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/mutex.h"
+#include "base/status.h"
+#include "sharing/fork_leases.h"
+#include "sharing/session.h"
+
+namespace pgalloc {
+
+class Peers;
+
+class Broker {
+ public:
+
+  static Broker& instance();
+
+  // --- The owner's own -----------------------------------------------------------------------------
+
+  // Where peers connect, and what lets users in that would be refused.
+  struct Address {
+    std::string name;  // of the abstract socket
+    wire::Secret secret{};
+    friend bool operator==(const Address&, const Address&) = default;
+  };
+  Result<Address> address() EXCLUDES(mu_);
+
+  // Pages are sent: the name by which they are claimed, once. They have a reference of their own.
+  Result<wire::Secret> offer(const std::shared_ptr<MemoryFile>& file, FileRange range)
+      EXCLUDES(mu_);
+  // Whether an address with this secret is this process's.
+  bool is_own(const wire::Secret& secret) EXCLUDES(mu_);
+  // The file whose pages were offered by this name; nothing if they are not on offer.
+  std::optional<uint64_t> offered_file(const wire::Secret& secret) EXCLUDES(mu_);
+  // Claimed by this process itself: a reference of the caller's.
+  Result<Offer> claim(const wire::Secret& secret) EXCLUDES(mu_);
+  // The bytes of the pages of what was sent so long ago, and dropped now.
+  uint64_t drop_unclaimed(uint64_t file, std::chrono::nanoseconds age) EXCLUDES(mu_);
+
+  struct Lease {
+    pid_t pid = 0;
+    uid_t uid = 0;
+    uint64_t bytes = 0;
+    double since_epoch = 0;
+    bool claimed = true;
+  };
+  std::vector<Lease> leases(uint64_t file) EXCLUDES(mu_);
+
+  // --- Peers ---------------------------------------------------------------------------------------
+
+  // Accepts peers from a listening socket, which it takes over, also if it fails. The number by which
+  // that ends.
+  Result<uint64_t> serve(int fd, Scope scope) EXCLUDES(mu_);
+  void stop_serving(uint64_t number) EXCLUDES(mu_);
+  // A forked child, connected already by `fd`, which is taken over, also if it fails, and its leases.
+  Status add_child(int fd, std::vector<ForkLease>& leases) EXCLUDES(mu_);
+  // What a Lookups is made with.
+  std::function<void()> waker();
+
+  // --- The thread ----------------------------------------------------------------------------------
+
+  void park() EXCLUDES(mu_);
+  void resume() EXCLUDES(mu_);
+
+  struct Figures {
+    size_t channels = 0;
+    size_t listeners = 0;
+    size_t offers = 0;
+    size_t sessions_without_channel = 0;
+  };
+  Figures figures() EXCLUDES(mu_);
+  // For tests: how long a peer may take to greet.
+  void set_greeting_max(std::chrono::nanoseconds longest) EXCLUDES(mu_);
+
+ private:
+  class Locked;
+
+  Broker();
+  Status start() REQUIRES(mu_);
+  Status start_thread() REQUIRES(mu_);
+  void run() EXCLUDES(mu_);
+  static void before_fork();
+  static void after_fork_in_parent();
+  static void after_fork_in_child();
+
+  Mutex mu_{LockRank::kBroker};
+  std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
+  std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
+  int parked_ GUARDED_BY(mu_) = 0;
+  std::atomic<pid_t> thread_id_{0};
+};
+
+}  // namespace pgalloc

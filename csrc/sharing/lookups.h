@@ -1,0 +1,90 @@
+// Purpose: what the broker asks Python: the values of a served cache. The broker's thread never takes
+// the GIL, so it leaves a question here, goes on, and comes back when there is an answer. A thread of
+// Python's takes the questions and answers them in its own time.
+//
+// Thread safety: any thread.
+//
+// Invariants
+//   1. Each question has a number, is answered once, and its answer is taken once, or dropped.
+//   2. What Python keeps for a value (its view) it keeps until it is told to drop the number.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+
+#include "base/mutex.h"
+#include "base/process_generation.h"
+#include "base/status.h"
+#include "file/memory_file.h"
+
+namespace pgalloc {
+
+class Lookups {
+ public:
+  // A value: bytes [start, stop) of pages. The lease on the pages is owned by whoever has this.
+  struct Value {
+    std::shared_ptr<MemoryFile> file;
+    FileRange range;
+    uint64_t start = 0;
+    uint64_t stop = 0;
+  };
+  using Found = Result<std::optional<Value>>;
+  struct Event {
+    bool look_up = false;  // else: drop what is kept for the number
+    uint64_t number = 0;
+    std::string key;
+  };
+
+  explicit Lookups(std::function<void()> answered) : answered_(std::move(answered)) {}
+  ~Lookups() { close(); }
+  Lookups(const Lookups&) = delete;
+  Lookups& operator=(const Lookups&) = delete;
+
+  // --- The broker's side ---------------------------------------------------------------------------
+
+  uint64_t ask(std::string key) EXCLUDES(mu_);
+  std::optional<Found> take_answer(uint64_t number) EXCLUDES(mu_);
+  // Nothing is needed of this number any more.
+  void drop(uint64_t number) EXCLUDES(mu_);
+  // How much there has been to do for Python so far, and how much of it is done.
+  uint64_t posted() const EXCLUDES(mu_);
+  bool done(uint64_t posted) const EXCLUDES(mu_);
+
+  // --- Python's side -------------------------------------------------------------------------------
+
+  // Waits for it; nothing after stop() or close().
+  std::optional<Event> next() EXCLUDES(mu_);
+  // Sends those home that wait in next(), until resume().
+  void stop() EXCLUDES(mu_);
+  void resume() EXCLUDES(mu_);
+  // False if the answer is not wanted any more: the caller still owns what it brought.
+  bool answer(uint64_t number, Found& found) EXCLUDES(mu_);
+  // No more answers come: all who wait, and all who ask from here on, are told.
+  void close() EXCLUDES(mu_);
+  bool closed() const EXCLUDES(mu_);
+
+ private:
+  static Status refuse();
+  // In a forked child the questions are its parent's, and so is the lock.
+  bool forked() const { return generation_ != process_generation(); }
+
+  const uint32_t generation_ = process_generation();
+  const std::function<void()> answered_;
+  mutable Mutex mu_{LockRank::kLookups};
+  CondVar changed_;
+  std::deque<Event> events_ GUARDED_BY(mu_);
+  std::unordered_map<uint64_t, std::optional<Found>> answers_ GUARDED_BY(mu_);  // nothing: not yet
+  uint64_t last_ GUARDED_BY(mu_) = 0;
+  uint64_t posted_ GUARDED_BY(mu_) = 0;
+  uint64_t done_ GUARDED_BY(mu_) = 0;
+  bool in_hand_ GUARDED_BY(mu_) = false;  // Python has taken an event, and not come back
+  bool stopped_ GUARDED_BY(mu_) = false;
+  bool closed_ GUARDED_BY(mu_) = false;
+};
+
+}  // namespace pgalloc

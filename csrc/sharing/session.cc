@@ -1,0 +1,515 @@
+#include "sharing/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <new>
+
+#include "file/file_registry.h"
+#include "os/retry.h"
+#include "os/syscalls.h"
+
+namespace pgalloc {
+
+using os::sys;
+using wire::Op;
+
+namespace {
+
+// --- Answers -------------------------------------------------------------------------------------
+
+template <class... Fields>
+Answer answer_with(const Fields&... fields) {
+  Answer answer;
+  wire::append(answer.payload, fields...);
+  return answer;
+}
+Answer refuse(Status status) { return {.status = std::move(status)}; }
+Answer malformed() { return {.malformed = true}; }
+
+Status sharing_error(std::string message) {
+  return Status::error(ErrorCode::kSharing, std::move(message));
+}
+
+bool are_pages(FileRange range) {
+  return range.start < range.end && range.end <= kMaxOffset &&
+         is_aligned(range.start, page_size()) && is_aligned(range.end, page_size());
+}
+Status no_pages() {
+  return Status::error(ErrorCode::kRange, "the range is empty or not page-aligned");
+}
+
+// The pages that are the whole payload; nothing, and the answer, if they are none.
+std::optional<wire::Pages> pages_of(const Request& request, std::optional<Answer>* answer) {
+  wire::Pages pages;
+  if (!wire::Reader(request.payload).read_all(pages)) {
+    *answer = malformed();
+    return std::nullopt;
+  }
+  if (are_pages(pages.range)) return pages;
+  *answer = refuse(no_pages());
+  return std::nullopt;
+}
+
+// A reference of the caller's becomes a lease of the peer's; it ends if that fails.
+Status take_over(Share& share, FileRange range) {
+  Status status;
+  try {
+    status = share.table().add(range);
+  } catch (...) {
+    (void)share.file()->dec_ref(range);
+    throw;
+  }
+  if (!status.ok()) (void)share.file()->dec_ref(range);
+  return status;
+}
+
+// A description of its own: read-only stays read-only, wherever it is passed.
+Result<int> reopen(int fd, bool readonly) {
+  char path[32];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  const int flags = (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC;
+  const int own = os::retry_interrupted([&] { return sys().open(path, flags, 0); });
+  if (own < 0) return Status::system_error(errno, "open");
+  return own;
+}
+
+}  // namespace
+
+// --- What a peer holds ---------------------------------------------------------------------------
+
+Session::Session(uint64_t its_id, Offers& offers, Scope its_scope, pid_t its_pid, uid_t its_uid)
+    : id(its_id),
+      scope(std::move(its_scope)),
+      pid(its_pid),
+      uid(its_uid),
+      since_epoch(seconds_since_epoch()),
+      offers_(offers) {}
+
+Session::~Session() { end_some(SIZE_MAX); }
+
+void Session::adopt(std::vector<ForkLease>& leases) {
+  forked_ = knows_all_ = true;
+  for (ForkLease& lease : leases) {
+    if (!lease.taken) continue;
+    Held& held = hold(lease.file);
+    for (const auto& [range, refs] : lease.pages) (void)held.share.table().add_lease(range);
+    tidy(lease.file->id());
+  }
+}
+
+Status Session::copy_to(Session& child) const {
+  child.forked_ = true;
+  child.knows_all_ = knows_all_;
+  child.known_ = known_;
+  for (const auto& [file, held] : shares_) {
+    if (held->share.file()->closed()) continue;
+    Held& copy = child.hold(held->share.file());
+    PGALLOC_RETURN_IF_ERROR(copy.share.table().copy(held->share.table()));
+    child.tidy(file);
+  }
+  return {};
+}
+
+Session::Held& Session::hold(std::shared_ptr<MemoryFile> file) {
+  const uint64_t name = file->id();
+  known_.insert(name);
+  auto& held = shares_[name];
+  if (held == nullptr) held = std::make_unique<Held>(std::move(file));
+  return *held;
+}
+
+// Forgets a file of which nothing is held: it may go.
+void Session::tidy(uint64_t file) {
+  const auto held = shares_.find(file);
+  if (held == shares_.end() || (held->second != nullptr && !held->second->share.empty())) return;
+  if (held->second != nullptr) let_go_.push_back(held->second->share.file());
+  shares_.erase(held);
+}
+
+// A file the peer was let into.
+Result<Session::Held*> Session::find(uint64_t file) {
+  if (const auto held = shares_.find(file); held != shares_.end() && held->second != nullptr) {
+    if (held->second->share.file()->closed()) {
+      return Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
+    }
+    return held->second.get();
+  }
+  const bool served = scope.file != nullptr && scope.file->id() == file;
+  if (!served && !knows_all_ && !known_.contains(file)) {
+    return sharing_error("the peer has nothing of this file");
+  }
+  auto found = served ? scope.file
+                      : std::static_pointer_cast<MemoryFile>(FileRegistry::find(file));
+  if (found == nullptr || found->closed()) {
+    return Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
+  }
+  return &hold(std::move(found));
+}
+
+Result<Session::Held*> Session::find_writable(uint64_t file) {
+  if (scope.readonly) {
+    return Status::error(ErrorCode::kPermission, "these pages are shared for reading only");
+  }
+  return find(file);
+}
+
+uint64_t Session::bytes_of(uint64_t file) const {
+  const auto held = shares_.find(file);
+  return held == shares_.end() || held->second == nullptr ? 0 : held->second->share.bytes();
+}
+
+std::vector<int> Session::descriptors() const {
+  std::vector<int> fds;
+  for (const auto& [file, held] : shares_) {
+    if (!held->share.file()->closed()) fds.push_back(held->share.file()->fd());
+  }
+  return fds;
+}
+
+bool Session::end_some(size_t ranges_max) {
+  while (!shares_.empty()) {
+    const auto held = shares_.begin();
+    if (held->second != nullptr) {
+      if (!held->second->share.end_some(ranges_max)) return false;
+      drop_views(*held->second, {0, kMaxOffset});
+      let_go_.push_back(held->second->share.file());
+    }
+    shares_.erase(held);
+  }
+  return true;
+}
+
+// What Python keeps for pages of which the peer holds nothing any more.
+void Session::drop_views(Held& held, FileRange range) {
+  auto view = held.views.upper_bound(range.start);
+  if (view != held.views.begin()) --view;
+  while (view != held.views.end() && view->first < range.end) {
+    const FileRange pages{view->first, view->second.end};
+    const bool holds_some = !held.share.table().held().set().is_empty_range(pages);
+    if (pages.end <= range.start || holds_some) {
+      ++view;
+      continue;
+    }
+    if (scope.lookups != nullptr) scope.lookups->drop(view->second.number);
+    view = held.views.erase(view);
+  }
+}
+
+// --- Requests ------------------------------------------------------------------------------------
+
+std::optional<Answer> Session::step(Request& request) {
+  switch (request.op) {
+    case Op::kOpen: return open(request);
+    case Op::kClaim: return claim(request);
+    case Op::kOffer: return offer(request);
+    case Op::kAllocate: return allocate(request);
+    case Op::kRelease: return release(request);
+    case Op::kDecommit: return decommit(request);
+    case Op::kUnique: return unique(request);
+    case Op::kUnpin: return unpin(request);
+    case Op::kPin: return pin(request);
+    case Op::kUsage: return usage(request);
+    case Op::kPing: return ping(request);
+    case Op::kServed: return served(request);
+    case Op::kValue: return value(request);
+    case Op::kHello:
+    case Op::kFork: break;  // the broker's
+  }
+  return malformed();
+}
+
+void Session::give_up(Request& request) {
+  if (request.op == Op::kValue && request.progress != 0 && scope.lookups != nullptr) {
+    scope.lookups->drop(request.progress);
+  }
+}
+
+std::optional<Answer> Session::open(Request& request) {
+  uint64_t name = 0;
+  if (!wire::Reader(request.payload).read_all(name)) return malformed();
+  Result<Held*> held = find(name);
+  if (!held.ok()) return refuse(std::move(held).status());
+  const MemoryFile& file = *(*held)->share.file();
+  Answer answer;
+  Result<int> descriptor = reopen(file.fd(), scope.readonly);
+  if (descriptor.ok()) {
+    constexpr size_t kLabelMax = 1000;
+    answer = answer_with(name, file.capacity(), uint8_t{scope.readonly},
+                         std::string_view(file.options().label).substr(0, kLabelMax));
+    answer.descriptor = *descriptor;
+  } else {
+    answer.status = std::move(descriptor).status();
+  }
+  tidy(name);
+  return answer;
+}
+
+std::optional<Answer> Session::claim(Request& request) {
+  wire::Secret secret{};
+  if (!wire::Reader(request.payload).read_all(secret)) {
+    return refuse(sharing_error("this is no name of pages that were sent"));
+  }
+  Result<Offer> claimed = offers_.claim(secret);
+  if (!claimed.ok()) return refuse(std::move(claimed).status());
+  const uint64_t name = claimed->file->id();
+  Status status;
+  try {
+    status = claimed->file->closed()
+                 ? Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile")
+                 : hold(claimed->file).share.table().add_lease(claimed->range);
+  } catch (...) {
+    drop(*claimed);
+    throw;
+  }
+  if (!status.ok()) {
+    drop(*claimed);
+    let_go_.push_back(std::move(claimed->file));
+    tidy(name);
+    return refuse(std::move(status));
+  }
+  return answer_with(wire::Pages{name, claimed->range});
+}
+
+std::optional<Answer> Session::offer(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find_writable(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Status status = (*held)->share.need(pages->range);
+  if (status.ok()) {
+    const std::shared_ptr<MemoryFile> file = (*held)->share.file();
+    status = file->references().lease_anew(pages->range);
+    if (status.ok()) {
+      const Offer offer = Offer::now(file, pages->range, id, pid, uid);
+      Result<wire::Secret> secret = offers_.add(offer);
+      if (secret.ok()) return answer_with(*secret);
+      drop(offer);
+      status = std::move(secret).status();
+    }
+  }
+  tidy(pages->file);
+  return refuse(std::move(status));
+}
+
+std::optional<Answer> Session::allocate(Request& request) {
+  uint64_t name = 0;
+  AllocateRequest wanted;
+  uint8_t kind = 0;
+  uint8_t direction = 0;
+  if (!wire::Reader(request.payload)
+           .read_all(name, wanted.length, kind, direction, wanted.memcg_id)) {
+    return malformed();
+  }
+  if (kind >= static_cast<uint8_t>(MemoryKind::kMapped) || direction > static_cast<uint8_t>(Direction::kTopDown)) {
+    return refuse(Status::error(ErrorCode::kOption, "unknown kind or direction"));
+  }
+  wanted.kind = static_cast<MemoryKind>(kind);
+  wanted.direction = static_cast<Direction>(direction);
+  Result<Held*> held = find_writable(name);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Status status;
+  Share& share = (*held)->share;
+  if (wanted.length > scope.limits.bytes || share.bytes() > scope.limits.bytes - wanted.length) {
+    status = Status::error(ErrorCode::kOutOfMemory, "a peer may hold " +
+                                                        std::to_string(scope.limits.bytes) +
+                                                        " bytes at most");
+  } else {
+    bool must_wait = false;
+    Result<FileRange> range = share.file()->allocate(wanted, /*may_wait=*/false, &must_wait);
+    if (must_wait) {
+      request.waits = true;
+      tidy(name);
+      return std::nullopt;
+    }
+    if (range.ok()) {
+      status = take_over(share, *range);
+      if (status.ok()) return answer_with(wire::Pages{name, *range});
+    } else {
+      status = std::move(range).status();
+    }
+  }
+  tidy(name);
+  return refuse(std::move(status));
+}
+
+std::optional<Answer> Session::release(Request& request) {
+  if (request.payload.size() % sizeof(wire::Pages) != 0) return malformed();
+  wire::Reader reader(std::string_view(request.payload).substr(request.progress));
+  Status status;
+  for (wire::Pages pages; reader.read(pages); request.progress += sizeof pages) {
+    const auto held = shares_.find(pages.file);
+    if (held == shares_.end() || !are_pages(pages.range)) {
+      status = held == shares_.end() ? sharing_error("the peer has nothing of this file") : no_pages();
+      break;
+    }
+    const size_t unpinned_before = held->second->share.unpinned_count();
+    Result<bool> done = held->second->share.release(pages.range);
+    unpinned_ -= unpinned_before - held->second->share.unpinned_count();
+    if (!done.ok()) {
+      status = std::move(done).status();
+      break;
+    }
+    if (!*done) {
+      request.waits = true;
+      return std::nullopt;
+    }
+    if (!held->second->views.empty()) drop_views(*held->second, pages.range);
+    tidy(pages.file);
+  }
+  return Answer{.status = std::move(status)};
+}
+
+std::optional<Answer> Session::decommit(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find_writable(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  // Anew at each step: the peer may have let go of pages.
+  Status status = (*held)->share.need(pages->range);
+  const uint64_t start = pages->range.start + request.progress;
+  const uint64_t end = std::min(start + kPieceBytes, pages->range.end);
+  if (status.ok()) status = (*held)->share.file()->decommit({start, end});
+  if (status.ok() && end < pages->range.end) {
+    request.progress = end - pages->range.start;
+    return std::nullopt;
+  }
+  tidy(pages->file);
+  return Answer{.status = std::move(status)};
+}
+
+std::optional<Answer> Session::unique(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  if (Status status = (*held)->share.need(pages->range); !status.ok()) {
+    tidy(pages->file);
+    return refuse(std::move(status));
+  }
+  Result<bool> is_unique = (*held)->share.file()->has_unique_ref(pages->range);
+  if (!is_unique.ok()) return refuse(std::move(is_unique).status());
+  return answer_with(uint8_t{*is_unique});
+}
+
+std::optional<Answer> Session::unpin(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find_writable(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Share& share = (*held)->share;
+  if (unpinned_ >= scope.limits.unpinned) {
+    tidy(pages->file);
+    return refuse(sharing_error("a peer may have " + std::to_string(scope.limits.unpinned) +
+                                " ranges unpinned at most"));
+  }
+  const size_t before = share.unpinned_count();
+  Status status = share.unpin(pages->range);
+  unpinned_ += share.unpinned_count() - before;
+  tidy(pages->file);
+  if (!status.ok()) return refuse(std::move(status));
+  return answer_with(uint8_t{1});
+}
+
+std::optional<Answer> Session::pin(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Share& share = (*held)->share;
+  const size_t before = share.unpinned_count();
+  Result<std::optional<bool>> intact = share.pin(pages->range);
+  unpinned_ -= before - share.unpinned_count();
+  if (!intact.ok()) {
+    tidy(pages->file);
+    if (!forked_ || intact.status().code() != ErrorCode::kRefCount) {
+      return refuse(std::move(intact).status());
+    }
+    return refuse(Status::error(
+        ErrorCode::kForked,
+        "this allocation was unpinned when the process forked: it is the parent's"));
+  }
+  if (!*intact) {
+    request.waits = true;
+    return std::nullopt;
+  }
+  return answer_with(uint8_t{**intact});
+}
+
+std::optional<Answer> Session::usage(Request& request) {
+  uint64_t name = 0;
+  uint32_t memcg_id = 0;
+  if (!wire::Reader(request.payload).read_all(name, memcg_id)) return malformed();
+  Result<Held*> held = find(name);
+  if (!held.ok()) return refuse(std::move(held).status());
+  const Ledger& ledger = (*held)->share.file()->ledger();
+  const KindBytes bytes = memcg_id == 0 ? ledger.total() : ledger.memcg(memcg_id);
+  Answer answer;
+  for (const uint64_t of_kind : bytes) wire::append(answer.payload, of_kind);
+  tidy(name);
+  return answer;
+}
+
+// Answered when all that was given back before is back.
+std::optional<Answer> Session::ping(Request& request) {
+  if (scope.lookups != nullptr) {
+    if (request.progress == 0) request.progress = scope.lookups->posted();
+    if (!scope.lookups->done(request.progress)) {
+      request.waits = true;
+      return std::nullopt;
+    }
+  }
+  return answer_with(static_cast<uint32_t>(::getpid()));
+}
+
+std::optional<Answer> Session::served(Request&) {
+  if (scope.file == nullptr) return refuse(sharing_error("nothing is served here"));
+  return answer_with(scope.file->id(), uint8_t{scope.lookups != nullptr});
+}
+
+std::optional<Answer> Session::value(Request& request) {
+  if (scope.lookups == nullptr) return refuse(sharing_error("no cache is served here"));
+  if (request.progress == 0) request.progress = scope.lookups->ask(request.payload);
+  std::optional<Lookups::Found> found = scope.lookups->take_answer(request.progress);
+  if (!found) {
+    request.waits = true;
+    return std::nullopt;
+  }
+  const uint64_t number = std::exchange(request.progress, 0);
+  if (!found->ok() || !**found) {
+    scope.lookups->drop(number);
+    return found->ok() ? Answer() : refuse(std::move(*found).status());
+  }
+  const Lookups::Value& value = ***found;
+  const uint64_t name = value.file->id();
+  Status status;
+  try {
+    Held& held = hold(value.file);
+    status = held.share.table().add_lease(value.range);
+    if (status.ok() && !held.views.try_emplace(value.range.start, View{value.range.end, number}).second) {
+      scope.lookups->drop(number);  // a view of these pages is kept already
+    }
+  } catch (...) {
+    (void)value.file->references().drop_lease(value.range);
+    scope.lookups->drop(number);
+    throw;
+  }
+  if (!status.ok()) {
+    (void)value.file->references().drop_lease(value.range);
+    scope.lookups->drop(number);
+    tidy(name);
+    return refuse(std::move(status));
+  }
+  return answer_with(wire::Pages{name, value.range}, value.start, value.stop);
+}
+
+}  // namespace pgalloc

@@ -1,0 +1,141 @@
+// Purpose: what the owner of pages does for one peer, and what the peer holds meanwhile.
+//
+// Thread safety: externally synchronised (the broker's lock).
+//
+// Invariants
+//   1. A peer uses only files it was let into, and touches only pages it holds. It gets an error for
+//      anything else, and nothing has changed then.
+//   2. Everything a peer holds is in its session, and goes with it: end_some().
+//   3. No step takes longer than kPieceBytes of pages need, whatever a peer asks for.
+#pragma once
+
+#include <sys/types.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "base/status.h"
+#include "sharing/fork_leases.h"
+#include "sharing/lookups.h"
+#include "sharing/offers.h"
+#include "sharing/share.h"
+#include "sharing/wire.h"
+
+namespace pgalloc {
+
+// What one peer may take at most.
+struct PeerLimits {
+  uint64_t bytes = UINT64_MAX;      // of pages it holds
+  uint32_t requests = 64;           // at once
+  uint32_t children = 1024;         // forked, and alive
+  uint64_t unpinned = 1 << 20;      // ranges
+  friend bool operator==(const PeerLimits&, const PeerLimits&) = default;
+};
+
+// What the peers of one listener may use.
+struct Scope {
+  std::shared_ptr<MemoryFile> file;  // nullptr: what is sent to them
+  bool readonly = false;
+  std::shared_ptr<Lookups> lookups;  // of a served cache
+  PeerLimits limits;
+};
+
+// A request under way.
+struct Request {
+  wire::Op op{};
+  uint32_t number = 0;  // 0: nobody waits for an answer
+  std::string payload;
+  uint64_t progress = 0;   // how far it has come, in its own terms
+  bool waits = false;      // for something else: it need not be asked again at once
+};
+
+struct Answer {
+  Status status;
+  std::string payload;
+  int descriptor = -1;  // to be closed once it is sent
+  bool malformed = false;  // no peer sends this: it is dropped instead of answered
+};
+
+class Session {
+ public:
+  static constexpr uint64_t kPieceBytes = uint64_t{8} << 20;  // decommitted at once: about 2 ms
+
+  Session(uint64_t id, Offers& offers, Scope scope, pid_t pid, uid_t uid);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  // A forked child of this process, with leases from birth.
+  void adopt(std::vector<ForkLease>& leases);
+  // A child of the peer gets the leases that the peer has now.
+  Status copy_to(Session& child) const;
+
+  // Does what is asked for, or a step of it: nothing until it is done.
+  std::optional<Answer> step(Request& request);
+  // A request is given up: its peer has gone.
+  void give_up(Request& request);
+
+  // A forked child, whose connection was made by its parent.
+  bool born_connected() const { return forked_; }
+  bool holds_nothing() const { return shares_.empty(); }
+  uint64_t bytes_of(uint64_t file) const;
+  // Gives back what the peer held, about so many ranges. True when nothing is left.
+  bool end_some(size_t ranges_max);
+  // Files that were let go of: to be destroyed without the broker's lock.
+  std::vector<std::shared_ptr<MemoryFile>> take_let_go() { return std::move(let_go_); }
+  // Of the files of which it holds pages.
+  std::vector<int> descriptors() const;
+
+  const uint64_t id;
+  const Scope scope;
+  pid_t pid;
+  const uid_t uid;
+  const double since_epoch;  // seconds
+
+ private:
+  struct View {
+    uint64_t end = 0;
+    uint64_t number = 0;  // of the question
+  };
+  struct Held {
+    explicit Held(std::shared_ptr<MemoryFile> file) : share(std::move(file)) {}
+    Share share;
+    std::map<uint64_t, View> views;  // by start: what Python keeps for this peer
+  };
+  using Handler = std::optional<Answer> (Session::*)(Request&);
+
+  Result<Held*> find(uint64_t file);
+  Result<Held*> find_writable(uint64_t file);
+  Held& hold(std::shared_ptr<MemoryFile> file);
+  void tidy(uint64_t file);
+  void drop_views(Held& held, FileRange range);
+
+  std::optional<Answer> open(Request& request);
+  std::optional<Answer> claim(Request& request);
+  std::optional<Answer> offer(Request& request);
+  std::optional<Answer> allocate(Request& request);
+  std::optional<Answer> release(Request& request);
+  std::optional<Answer> decommit(Request& request);
+  std::optional<Answer> unique(Request& request);
+  std::optional<Answer> unpin(Request& request);
+  std::optional<Answer> pin(Request& request);
+  std::optional<Answer> usage(Request& request);
+  std::optional<Answer> ping(Request& request);
+  std::optional<Answer> served(Request& request);
+  std::optional<Answer> value(Request& request);
+
+  Offers& offers_;
+  std::unordered_map<uint64_t, std::unique_ptr<Held>> shares_;  // of files of which it holds something
+  std::unordered_set<uint64_t> known_;  // files it was let into
+  bool forked_ = false;     // born with leases
+  bool knows_all_ = false;  // a child of the owner knows all files that its parent had
+  uint64_t unpinned_ = 0;   // ranges
+  std::vector<std::shared_ptr<MemoryFile>> let_go_;
+};
+
+}  // namespace pgalloc

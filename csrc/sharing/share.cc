@@ -1,0 +1,98 @@
+#include "sharing/share.h"
+
+namespace pgalloc {
+namespace {
+
+Status not_held() {
+  return Status::error(ErrorCode::kRefCount, "the peer has no lease on all of these pages");
+}
+
+}  // namespace
+
+// The first unpinned range that ends behind the start of `range`.
+Share::Unpinned::iterator Share::first_unpinned(FileRange range) {
+  auto entry = unpinned_.upper_bound(range.start);
+  if (entry != unpinned_.begin() && std::prev(entry)->second->range.end > range.start) --entry;
+  return entry;
+}
+
+Share::Unpinned::const_iterator Share::unpinned_at(FileRange range) const {
+  const auto entry = unpinned_.find(range.start);
+  return entry != unpinned_.end() && entry->second->range == range ? entry : unpinned_.end();
+}
+
+Status Share::need(FileRange range) const {
+  return table_.has(range) || unpinned_at(range) != unpinned_.end() ? Status() : not_held();
+}
+
+Result<bool> Share::release(FileRange range) {
+  if (range.empty()) return not_held();
+  // What an honest peer does: it lets go of a handle, which is all that is there.
+  if (const auto whole = unpinned_.find(range.start);
+      whole != unpinned_.end() && whole->second->range == range && !table_.has(range)) {
+    (void)file()->end_handle(*whole->second);  // fails where it does not matter: closed
+    unpinned_bytes_ -= range.length();
+    unpinned_.erase(whole);
+    return true;
+  }
+  for (auto entry = first_unpinned(range);
+       entry != unpinned_.end() && entry->second->range.start < range.end;) {
+    if (!pin_entry(entry++)) return false;
+  }
+  PGALLOC_RETURN_IF_ERROR(table_.remove(range));
+  return true;
+}
+
+Status Share::unpin(FileRange range) {
+  if (unpinned_at(range) != unpinned_.end()) return {};
+  if (const auto other = first_unpinned(range);
+      other != unpinned_.end() && other->second->range.start < range.end) {
+    return Status::error(ErrorCode::kRefCount, "some of these pages are unpinned already");
+  }
+  if (!table_.has(range)) return not_held();
+  const auto entry = unpinned_.emplace(range.start, std::make_unique<Discardable>()).first;
+  entry->second->range = range;
+  Status status;
+  try {
+    status = table_.hand_over(range);
+  } catch (...) {
+    unpinned_.erase(entry);
+    throw;
+  }
+  if (!status.ok()) {
+    unpinned_.erase(entry);
+    return status;
+  }
+  unpinned_bytes_ += range.length();
+  return file()->unpin(*entry->second);  // if it fails, the entry owns pages that stay pinned
+}
+
+std::optional<bool> Share::pin_entry(Unpinned::iterator entry) {
+  Discardable& pages = *entry->second;
+  if (!file()->discarder().try_pin(pages)) return std::nullopt;
+  // If memory runs out here, the entry owns pages that are pinned, until it is asked again.
+  if (!table_.add(pages.range).ok()) (void)file()->dec_ref(pages.range);  // closed
+  const bool intact = !pages.discarded;
+  unpinned_bytes_ -= pages.range.length();
+  unpinned_.erase(entry);
+  return intact;
+}
+
+Result<std::optional<bool>> Share::pin(FileRange range) {
+  const auto entry = unpinned_.find(range.start);
+  if (entry != unpinned_.end() && entry->second->range == range) return pin_entry(entry);
+  PGALLOC_RETURN_IF_ERROR(need(range));
+  return std::optional<bool>(true);
+}
+
+bool Share::end_some(size_t ranges_max) {
+  for (; ranges_max > 0 && !unpinned_.empty(); --ranges_max) {
+    const auto entry = unpinned_.begin();
+    if (!table_.forked()) (void)file()->end_handle(*entry->second);
+    unpinned_bytes_ -= entry->second->range.length();
+    unpinned_.erase(entry);
+  }
+  return unpinned_.empty() && table_.drop_some(ranges_max);
+}
+
+}  // namespace pgalloc

@@ -1,0 +1,62 @@
+// Purpose: one file as far as one peer is concerned: its leases, and what it has unpinned.
+//
+// Thread safety: externally synchronised (the broker's lock).
+//
+// Invariants
+//   1. The peer holds a page by leases, or by one unpinned range, or by both; all are in here.
+//   2. Unpinned ranges do not overlap. Each owns a reference on its pages that is no lease; it may have
+//      stayed pinned, if memory ran out.
+//   3. What goes wrong changes nothing: not the leases, not what is unpinned.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "base/status.h"
+#include "file/memory_file.h"
+#include "sharing/lease_table.h"
+
+namespace pgalloc {
+
+class Share {
+ public:
+  explicit Share(std::shared_ptr<MemoryFile> file) : table_(std::move(file)) {}
+  ~Share() { end_some(SIZE_MAX); }
+  Share(const Share&) = delete;
+  Share& operator=(const Share&) = delete;
+
+  const std::shared_ptr<MemoryFile>& file() const { return table_.file(); }
+  LeaseTable& table() { return table_; }
+  bool empty() const { return table_.held().empty() && unpinned_.empty(); }
+  uint64_t bytes() const { return table_.bytes() + unpinned_bytes_; }
+  size_t unpinned_count() const { return unpinned_.size(); }
+
+  // kRefCount unless the peer holds all of it.
+  Status need(FileRange range) const;
+
+  // The peer has let go of these pages: one lease on each, or what it has unpinned of them. False if
+  // it has to be asked again: pages are being discarded just now.
+  Result<bool> release(FileRange range);
+
+  // A lease becomes an unpinned reference: the contents may be discarded.
+  Status unpin(FileRange range);
+  // And back. Whether the contents are what they were; nothing if it has to be asked again.
+  Result<std::optional<bool>> pin(FileRange range);
+
+  // Gives back what the peer held, about so many ranges of it. True when nothing is left.
+  bool end_some(size_t ranges_max);
+
+ private:
+  using Unpinned = std::map<uint64_t, std::unique_ptr<Discardable>>;  // by start
+  Unpinned::iterator first_unpinned(FileRange range);
+  Unpinned::const_iterator unpinned_at(FileRange range) const;
+  std::optional<bool> pin_entry(Unpinned::iterator entry);
+
+  LeaseTable table_;
+  Unpinned unpinned_;
+  uint64_t unpinned_bytes_ = 0;
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,87 @@
+#include "sharing/wire.h"
+
+#include <errno.h>
+
+#include <algorithm>
+
+#include "os/retry.h"
+#include "os/syscalls.h"
+
+namespace pgalloc::wire {
+namespace {
+
+constexpr size_t kTextMax = 1000;
+
+struct Pair {
+  ErrorCode code;
+  Error error;
+};
+constexpr Pair kErrors[] = {
+    {ErrorCode::kRange, Error::kRange},
+    {ErrorCode::kOption, Error::kOption},
+    {ErrorCode::kRefCount, Error::kRefCount},
+    {ErrorCode::kOutOfMemory, Error::kOutOfMemory},
+    {ErrorCode::kClosed, Error::kClosed},
+    {ErrorCode::kForked, Error::kForked},
+    {ErrorCode::kSharing, Error::kSharing},
+    {ErrorCode::kPermission, Error::kPermission},
+    {ErrorCode::kSystem, Error::kSystem},
+    {ErrorCode::kNoMemory, Error::kNoMemory},
+};
+
+}  // namespace
+
+Status make_secret(Secret* secret) {
+  const ssize_t filled = os::retry_interrupted(
+      [&] { return os::sys().getrandom(secret->data(), secret->size(), 0); });
+  if (filled == static_cast<ssize_t>(secret->size())) return {};
+  return Status::system_error(filled < 0 ? errno : EIO, "getrandom");
+}
+
+std::optional<Packet> parse(std::string_view bytes, std::string* why) {
+  Header header;
+  if (bytes.size() < sizeof header || bytes.size() > kPacketBytesMax) {
+    *why = "a message of " + std::to_string(bytes.size()) + " bytes";
+    return std::nullopt;
+  }
+  std::memcpy(&header, bytes.data(), sizeof header);
+  if (header.version != kVersion) {
+    *why = "version " + std::to_string(header.version) + " of the sharing protocol, not " +
+           std::to_string(kVersion);
+    return std::nullopt;
+  }
+  if (header.zero != 0) {
+    *why = "a malformed message";
+    return std::nullopt;
+  }
+  return Packet{header.kind, header.number, bytes.substr(sizeof header)};
+}
+
+std::string pack_error(uint32_t number, const Status& status) {
+  auto error = Error::kSharing;
+  for (const Pair& pair : kErrors) {
+    if (pair.code == status.code()) error = pair.error;
+  }
+  const std::string text = status.describe().substr(0, kTextMax);
+  const auto kind = static_cast<uint8_t>(error);
+  if (error != Error::kSystem) return pack(kind, number, std::string_view(text));
+  return pack(kind, number, int32_t{status.error_number()}, std::string_view(text));
+}
+
+Status unpack_error(uint8_t status, std::string_view payload) {
+  Reader reader(payload);
+  if (status == static_cast<uint8_t>(Error::kSystem)) {
+    int32_t error_number = 0;
+    if (!reader.read(error_number)) return Status::error(ErrorCode::kSharing, "a malformed answer");
+    return Status::system_error(error_number, "the owner of these pages");
+  }
+  for (const Pair& pair : kErrors) {
+    if (static_cast<uint8_t>(pair.error) == status) {
+      return Status::error(pair.code, std::string(payload.substr(0, kTextMax)));
+    }
+  }
+  return Status::error(ErrorCode::kSharing, "the owner answered with the unknown status " +
+                                                std::to_string(status));
+}
+
+}  // namespace pgalloc::wire

@@ -1,0 +1,155 @@
+// Purpose: what peers and the owner of pages say to each other: packets on a Unix socket
+// (docs/sharing-protocol.md).
+//
+// Thread safety: values only.
+//
+// A packet of a SOCK_SEQPACKET socket arrives whole or not at all. It has a header (version, what it
+// is, the number of the request) and a payload of fixed fields. A peer numbers its requests from 1;
+// the answer has the same number. Number 0 asks for no answer. Both processes run on one machine, so
+// numbers are in its byte order.
+//
+// Invariant: what is read here was sent by a process that may lie. Nothing is used before it was
+// checked, and what does not fit is refused as a whole.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "base/status.h"
+#include "base/units.h"
+
+namespace pgalloc::wire {
+
+inline constexpr uint8_t kVersion = 1;
+inline constexpr size_t kPacketBytesMax = 65536;
+
+// What a peer asks for. Payloads and answers are named beside each.
+enum class Op : uint8_t {
+  kHello = 1,     // process (u32), secret -> process of the owner (u32)
+  kOpen = 2,      // file (u64) -> file, capacity (u64), read-only (u8), label; and a descriptor
+  kClaim = 3,     // secret of an offer -> pages
+  kOffer = 4,     // pages -> secret
+  kAllocate = 5,  // file, length (u64), kind, direction (u8), memory cgroup (u32) -> pages
+  kRelease = 6,   // any number of pages, without an answer
+  kDecommit = 7,  // pages ->
+  kUnique = 8,    // pages -> u8
+  kUnpin = 9,     // pages -> u8
+  kPin = 10,      // pages -> whether the contents are what they were (u8)
+  kUsage = 11,    // file, memory cgroup (u32; 0: all) -> bytes of each kind (6 x u64)
+  kFork = 12,     // -> a connection for a child, with the same leases
+  kPing = 13,     // -> process of the owner
+  kServed = 14,   // -> file, whether there is a cache (u8)
+  kValue = 15,    // an encoded key -> pages, start and end of the value in them; or nothing
+};
+
+// The status of an answer: 0, or what went wrong. The text is the payload; kSystem has the errno
+// (i32) before it.
+enum class Error : uint8_t {
+  kRange = 1,
+  kOption,
+  kRefCount,
+  kOutOfMemory,
+  kClosed,
+  kForked,
+  kSharing,
+  kPermission,
+  kType,
+  kSystem,
+  kNoMemory,
+};
+
+using Secret = std::array<uint8_t, 16>;
+Status make_secret(Secret* secret);
+
+// Pages of a file, on the wire.
+struct Pages {
+  uint64_t file = 0;
+  FileRange range;
+};
+
+struct Header {
+  uint8_t version;
+  uint8_t kind;  // Op, or the status of an answer
+  uint16_t zero;
+  uint32_t number;
+};
+static_assert(sizeof(Header) == 8);
+
+struct Packet {
+  uint8_t kind = 0;
+  uint32_t number = 0;
+  std::string_view payload;
+};
+
+// The parts of a packet; nothing, and why not, for what is none.
+std::optional<Packet> parse(std::string_view bytes, std::string* why);
+
+// Appends fields: numbers, secrets, pages; text only as the last one.
+template <class... Fields>
+void append(std::string& out, const Fields&... fields) {
+  const auto one = [&out](const auto& field) {
+    using Field = std::decay_t<decltype(field)>;
+    if constexpr (std::is_same_v<Field, Pages>) {
+      append(out, field.file, field.range.start, field.range.end);
+    } else if constexpr (std::is_convertible_v<Field, std::string_view>) {
+      out.append(std::string_view(field));
+    } else {
+      static_assert(std::is_integral_v<Field> || std::is_same_v<Field, Secret>);
+      out.append(reinterpret_cast<const char*>(&field), sizeof field);
+    }
+  };
+  (one(fields), ...);
+}
+
+// A whole packet.
+template <class... Fields>
+std::string pack(uint8_t kind, uint32_t number, const Fields&... fields) {
+  std::string packet;
+  append(packet, kVersion, kind, uint16_t{0}, number, fields...);
+  return packet;
+}
+
+// Takes a payload apart.
+class Reader {
+ public:
+  explicit Reader(std::string_view payload) : left_(payload) {}
+
+  // False, and nothing more can be read, if the payload is too short.
+  template <class... Fields>
+  bool read(Fields&... fields) {
+    return (one(fields) && ...);
+  }
+  // The same, and nothing is left.
+  template <class... Fields>
+  bool read_all(Fields&... fields) {
+    return read(fields...) && left_.empty();
+  }
+  std::string_view left() const { return left_; }
+
+ private:
+  bool one(Pages& pages) { return read(pages.file, pages.range.start, pages.range.end); }
+  template <class Field>
+  bool one(Field& field) {
+    static_assert(std::is_integral_v<Field> || std::is_same_v<Field, Secret>);
+    if (left_.size() < sizeof field) {
+      left_ = {};
+      return false;
+    }
+    std::memcpy(&field, left_.data(), sizeof field);
+    left_.remove_prefix(sizeof field);
+    return true;
+  }
+
+  std::string_view left_;
+};
+
+// An answer that stands for an error, and back.
+std::string pack_error(uint32_t number, const Status& status);
+Status unpack_error(uint8_t status, std::string_view payload);
+
+}  // namespace pgalloc::wire

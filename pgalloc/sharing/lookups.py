@@ -1,0 +1,105 @@
+"""The values of a served cache, looked up for its peers.
+
+The broker is native and never waits for the GIL; what only Python knows it asks the thread that runs
+here. Peers that ask for something else are answered meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pgalloc import _core, fork
+from pgalloc.allocation import Allocation
+from pgalloc.errors import ClosedError, Error
+
+_log = logging.getLogger("pgalloc")
+
+
+class Value(NamedTuple):
+    """A value of a cache: bytes ``[start, stop)`` of pages; ``view`` keeps them as they are."""
+
+    pages: Allocation
+    start: int
+    stop: int
+    view: memoryview
+
+
+Lookup = Callable[[bytes], "Value | None"]
+"""A served cache: the value of an encoded key."""
+
+
+class LookupThread:
+    """Answers what peers ask of one cache, until :meth:`close`."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self.questions = _core.Lookups()
+        self._lookup = lookup
+        # Of values that peers hold, by the number of the question. Only the thread uses it.
+        self._views: dict[int, memoryview] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        fork.register(self)
+        self._start()
+
+    def _start(self) -> None:
+        self.questions.resume()
+        self._thread = threading.Thread(target=self._run, name="pgalloc-lookups", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer nothing more. What peers hold stays as it is until they let go of it."""
+        self._closed = True
+        self.questions.close()
+
+    def _run(self) -> None:
+        while (event := self.questions.next()) is not None:
+            look_up, number, key = event
+            if look_up:
+                self._answer(number, key)
+            else:
+                self._views.pop(number, None)
+
+    def _answer(self, number: int, key: bytes) -> None:
+        try:
+            value = self._lookup(key)
+            if value is None:
+                self.questions.answer_nothing(number)
+                return
+            pages = value.pages
+            self._views[number] = value.view
+            wanted = self.questions.answer(
+                number, pages.file, pages.range, value.start, value.stop
+            )
+            if not wanted:
+                del self._views[number]
+        except BaseException as error:
+            self._views.pop(number, None)
+            if not isinstance(error, (Error, OSError, MemoryError, ValueError)):
+                _log.error("a value cannot be looked up for a peer", exc_info=error)
+            self.questions.answer_error(number, isinstance(error, ClosedError), str(error)[:1000])
+
+    # --- forks -----------------------------------------------------------------------------------
+
+    def park(self) -> None:
+        """For :mod:`pgalloc.fork`: stop the thread."""
+        thread, self._thread = self._thread, None
+        if thread is None or thread is threading.current_thread():
+            return
+        self.questions.stop()
+        thread.join()
+        if thread.native_id is not None:
+            _core.wait_until_thread_is_gone(thread.native_id)
+
+    def resume(self) -> None:
+        """Undo park()."""
+        if self._thread is None and not self._closed:
+            self._start()
+
+    def reset_in_child(self) -> None:
+        """In a forked child: the peers are its parent's."""
+        self._thread = None
+        self._closed = True
+        self._views.clear()
