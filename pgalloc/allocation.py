@@ -53,7 +53,7 @@ class Allocation(_core.Allocation):
 
         Raises ClosedError after release(), ForkedError in a forked child.
         """
-        return self._share(self.range)
+        return self._share(0, self.nbytes)
 
     def slice(self, start: int, stop: int) -> Allocation:
         """Another handle on the bytes ``[start, stop)`` of this one, with a reference of its own.
@@ -62,19 +62,7 @@ class Allocation(_core.Allocation):
         """
         if not 0 <= start < stop <= self.nbytes:
             raise RangeError(f"[{start}, {stop}) is not a part of {self.nbytes} bytes")
-        first = self.range.start
-        return self._share(_core.FileRange(first + start, first + stop))
-
-    def _share(self, part: _core.FileRange) -> Allocation:
-        if self.released:
-            raise ClosedError("the Allocation has been released")
-        file = self.file
-        file.inc_ref(part)
-        try:
-            return Allocation(file, part)
-        except Exception:
-            file.dec_ref(part)
-            raise
+        return self._share(start, stop)
 
     def decommit(self) -> None:
         """Give the pages back to the kernel, keeping the range: it reads as zero afterwards.

@@ -27,7 +27,6 @@ from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
 from pgalloc.sharing import Lease, Server, files, leases, remote
-from pgalloc.sharing.unpinned import Unpinned
 from pgalloc.snapshot import decoding, restoring, saving
 from pgalloc.snapshot.hooks import Hooks, RestoreHook, SaveHook
 
@@ -105,7 +104,6 @@ class MemoryFile(_core.MemoryFile):
         self._savable = False
         self._hooks = Hooks()
         self._decoders: decoding.Decoders | None = None  # threads of a background restore
-        self._unpinned = Unpinned()  # in a forked child: what it unpinned at the owner
         self._file_object: Any = backing if duplicate else None
         self._stop_listening: weakref.finalize[[Monitor, Callable[[], None]], MemoryFile] | None = (
             None
@@ -178,7 +176,7 @@ class MemoryFile(_core.MemoryFile):
         when the kernel refuses (nothing has changed then).
         """
         if self._is_peer:
-            remote.decommit(self, range)
+            self._remote_decommit(range)
         else:
             super().decommit(range)
 
@@ -545,20 +543,10 @@ class MemoryFile(_core.MemoryFile):
         return remote.allocate_range(self, length, **options)
 
     def _has_unique_ref_remote(self, range: _core.FileRange) -> bool:
-        return remote.has_unique_ref(self, range)
+        return self._remote_unique(range)
 
     def _inc_ref_local(self, range: _core.FileRange, memcg_id: int = 0) -> None:
-        with self._connection.lock:
-            self._unpinned.before_another(self, range)
         self._inc_ref_peer(range)
-
-    def _unpin_remote(self, range: _core.FileRange) -> bool:
-        with self._connection.lock:
-            return self._unpinned.unpin(self, range)
-
-    def _pin_remote(self, range: _core.FileRange) -> bool:
-        with self._connection.lock:
-            return self._unpinned.pin(self, range)
 
     # --- called by pgalloc.sharing, in a forked child --------------------------------------------
 
@@ -571,10 +559,9 @@ class MemoryFile(_core.MemoryFile):
 
     def _become_fork_peer(self, parent: Connection) -> None:
         """The owner is the parent of this process from here on; native code has its leases."""
-        self._parent, self._unpinned = parent, Unpinned()
+        self._parent = parent
 
     def _take_fork_lease(self, connection: Connection) -> None:
         """The parent of this process is a peer, too: go on with a connection of this process."""
         self._parent = connection
-        self._inherit_from_peer(connection.link, self._unpinned.ranges())
-        self._unpinned = Unpinned()
+        self._inherit_from_peer(connection.link)

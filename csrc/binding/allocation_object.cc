@@ -2,7 +2,10 @@
 
 #include <pybind11/pybind11.h>
 
+#include <new>
+
 #include "binding/errors.h"
+#include "binding/patience.h"
 #include "binding/range_type.h"
 
 namespace pgalloc::binding {
@@ -52,23 +55,32 @@ void pin_in_core(AllocationObject* self, bool in_place) {
   --self->pinning;
 }
 
-int ask_owner(AllocationObject* self, const char* method) {
-  if (self->memory_file == nullptr) {
-    PyErr_SetString(error_type(ErrorCode::kClosed), "the file is being collected");
-    return -1;
+PeerFile& peer_of(AllocationObject* self) { return static_cast<PeerFile&>(pages_of(self)); }
+
+Status add_reference(AllocationObject* self, FileRange part) try {
+  const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
+  if (pages_of(self).is_remote()) {
+    PeerFile& peer = peer_of(self);
+    PGALLOC_RETURN_IF_ERROR(
+        patiently(peer.link().usual_patience(), [&](const OwnerLink::Patience& patience) {
+          return peer.pin_others(part, patience);
+        }));
   }
-  PyObject* range = new_file_range(self->range);
-  if (range == nullptr) return -1;
-  PyObject* answer = PyObject_CallMethod(self->memory_file, method, "O", range);
-  Py_DECREF(range);
-  const int truth = answer == nullptr ? -1 : PyObject_IsTrue(answer);
-  Py_XDECREF(answer);
-  return truth;
+  if (!pages_of(self).discarding()) return pages_of(self).inc_ref(part, 0);
+  WithoutGil release;
+  return pages_of(self).inc_ref(part, 0);
+} catch (const std::bad_alloc&) {
+  return Status::error(ErrorCode::kNoMemory, "no memory is left");
 }
 
-bool pin_remote(AllocationObject* self) {
-  const int intact = ask_owner(self, "_pin_remote");
-  if (intact < 0) return false;
+bool pin_remote(AllocationObject* self) try {
+  const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
+  PeerFile& peer = peer_of(self);
+  const Result<bool> intact =
+      patiently(peer.link().usual_patience(), [&](const OwnerLink::Patience& patience) {
+        return peer.pin(self->range, patience);
+      });
+  if (!intact.ok()) return set_error(intact.status()), false;
   if (self->generation != process_generation()) {  // invariant 4: its pages are others', too
     const Status status = pages_of(self).inc_ref(self->range, 0);
     if (!status.ok()) {
@@ -79,8 +91,11 @@ bool pin_remote(AllocationObject* self) {
     self->generation = process_generation();
   }
   self->unpinned = false;
-  self->discarded_remotely = intact == 0;
+  if (!*intact) self->discarded_remotely = true;
   return true;
+} catch (const std::bad_alloc&) {
+  PyErr_NoMemory();
+  return false;
 }
 
 void drop_export(AllocationObject* self) {

@@ -66,9 +66,11 @@ char* add_export(AllocationObject* self);
 void drop_export(AllocationObject* self);
 // Waits for a discard under way, without the GIL where that may take time.
 void pin_in_core(AllocationObject* self, bool in_place);
-// Asks the owner of the pages, which only Python can: the answer to `method`, or -1 with an exception
-// set.
-int ask_owner(AllocationObject* self, const char* method);
+// Where is_remote(): the file as this process has it.
+PeerFile& peer_of(AllocationObject* self);
+// One reference more, of this process, for another handle on a part of these pages.
+Status add_reference(AllocationObject* self, FileRange part);
+// Asks the owner of the pages.
 bool pin_remote(AllocationObject* self);
 
 // Methods, for discardable memory.

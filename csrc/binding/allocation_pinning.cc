@@ -1,9 +1,11 @@
 // Purpose: the methods of Allocation for discardable memory: pin(), unpin(), and what caches need.
+#include <new>
 #include <utility>
 
 #include "binding/allocation_object.h"
 #include "binding/arguments.h"
 #include "binding/errors.h"
+#include "binding/patience.h"
 
 namespace pgalloc::binding {
 
@@ -29,17 +31,31 @@ bool unpin_in(AllocationObject* self, std::shared_ptr<DiscardQueue> queue, uint6
   return true;
 }
 
-// While a view is alive, or another handle of this process is on the pages, they stay pinned: true,
-// as far as anybody can tell.
-bool unpin_remote(AllocationObject* self) {
+// While a view is alive, or another handle of this process is on the pages, they stay pinned: true, as
+// far as anybody can tell.
+bool unpin_remote(AllocationObject* self) try {
   if (!check_usable(self)) return false;
   if (self->unpinned || self->exports > 0) return true;
-  const int unpinned = ask_owner(self, "_unpin_remote");
-  if (unpinned < 0) return false;
-  self->unpinned = unpinned > 0;
+  const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
+  PeerFile& peer = peer_of(self);
+  // From before the owner is asked, so that no contents are taken for kept that are not.
+  self->unpinned = true;
   self->generation = process_generation();
   self->discarded_remotely = false;
-  return true;
+  const Result<bool> unpinned =
+      patiently(peer.link().usual_patience(), [&](const OwnerLink::Patience& patience) {
+        return peer.unpin(self->range, patience);
+      });
+  if (unpinned.ok()) {
+    if (!*unpinned) self->unpinned = false;
+    return true;
+  }
+  const ErrorCode code = unpinned.status().code();
+  if (code != ErrorCode::kInterrupted && code != ErrorCode::kSharing) self->unpinned = false;
+  return set_error(unpinned.status()), false;
+} catch (const std::bad_alloc&) {
+  PyErr_NoMemory();
+  return false;
 }
 
 }  // namespace

@@ -128,6 +128,34 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// A handle of its own on [start, stop), in one step: no signal handler runs between the reference and
+// the object that owns it.
+PyObject* share(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  AllocationObject* self = self_of(object);
+  uint64_t start = 0;
+  uint64_t stop = 0;
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "_share() takes start and stop");
+    return nullptr;
+  }
+  if (!as_u64(args[0], "start", &start) || !as_u64(args[1], "stop", &stop)) return nullptr;
+  if (start >= stop || stop > self->range.length()) {
+    PyErr_Format(error_type(ErrorCode::kRange), "[%llu, %llu) is not a part of %llu bytes",
+                 static_cast<unsigned long long>(start), static_cast<unsigned long long>(stop),
+                 static_cast<unsigned long long>(self->range.length()));
+    return nullptr;
+  }
+  if (!check_owned(self)) return nullptr;
+  const FileRange part{self->range.start + start, self->range.start + stop};
+  const Status status = add_reference(self, part);
+  if (!status.ok()) return set_error(status);
+  PyObject* const handle = new_allocation(self->memory_file, self->seat, part);
+  if (handle == nullptr) {
+    (void)pages_of(self).dec_ref(part);
+  }
+  return handle;
+}
+
 PyObject* get_pinned(PyObject* object, void*) {
   const AllocationObject* self = self_of(object);
   return PyBool_FromLong(!self->unpinned || self->exports > 0);
@@ -229,6 +257,8 @@ PyMethodDef methods[] = {
      "A read-only view of a part, or None if the contents were discarded."},
     {"_write", erased(write), METH_FASTCALL,
      "_write($self, offset, data, /)\n--\n\nCopy a buffer into the pages."},
+    {"_share", erased(share), METH_FASTCALL,
+     "_share($self, start, stop, /)\n--\n\nA handle of its own on a part."},
     {"_disown", disown, METH_NOARGS,
      "_disown($self, /)\n--\n\nHand the reference to the caller and return the range."},
     {nullptr, nullptr, 0, nullptr}};

@@ -1,15 +1,21 @@
 // Purpose: pages of other processes: a peer's link to their owner, its file, and fork leases, for
 // pgalloc.sharing.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <string>
 #include <unordered_map>
 #include <utility>
 
+#include "binding/allocation_object.h"
 #include "binding/arguments.h"
 #include "binding/bind.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
+#include "binding/patience.h"
 #include "binding/range_type.h"
 #include "binding/self.h"
 #include "sharing/fork_leases.h"
@@ -27,32 +33,122 @@ FileRange file_range(const py::object& object) {
   return range;
 }
 
-std::vector<FileRange> file_ranges(const py::iterable& objects) {
-  std::vector<FileRange> ranges;
-  for (const py::handle& object : objects) {
-    ranges.push_back(file_range(py::reinterpret_borrow<py::object>(object)));
+std::chrono::nanoseconds seconds(double count) {
+  constexpr double kLongest = 1e9;  // about 30 years, and far from overflow
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(std::clamp(count, 0.0, kLongest)));
+}
+
+// What `ask` says, with the patience that is usual for the link.
+template <class Ask>
+auto ask_owner(OwnerLink& link, Ask ask) {
+  return patiently(link.usual_patience(), ask);
+}
+
+// --- The link ------------------------------------------------------------------------------------
+
+// A request that brings bytes, and perhaps a descriptor: (bytes, descriptor or -1).
+py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
+  struct Brought {
+    std::string payload;
+    int descriptor = -1;
+  };
+  const auto brought = std::make_shared<Brought>();
+  OwnerLink::Exchange exchange{
+      [brought](OwnerLink::Reply& reply) {
+        brought->payload = std::move(reply.payload);
+        brought->descriptor = std::exchange(reply.descriptor, -1);
+      },
+      [brought] {
+        const int descriptor = std::exchange(brought->descriptor, -1);
+        if (descriptor >= 0) ::close(descriptor);
+      }};
+  std::string text = payload;
+  throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
+    return link->request(static_cast<wire::Op>(op), std::move(text), std::move(exchange), patience);
+  }));
+  return py::make_tuple(py::bytes(brought->payload), brought->descriptor);
+}
+
+// A lease that has arrived and belongs to no file yet. It is given back unless one takes it.
+class ArrivedLease {
+ public:
+  ArrivedLease(std::shared_ptr<OwnerLink> link, wire::Pages pages)
+      : link_(std::move(link)), pages_(pages) {}
+  ~ArrivedLease() {
+    if (!taken_) link_->give_back(pages_.file, pages_.range);
   }
-  return ranges;
+  ArrivedLease(const ArrivedLease&) = delete;
+  ArrivedLease& operator=(const ArrivedLease&) = delete;
+
+  uint64_t file() const { return pages_.file; }
+  // It is the caller's.
+  FileRange take() {
+    taken_ = true;
+    return pages_.range;
+  }
+
+ private:
+  const std::shared_ptr<OwnerLink> link_;
+  const wire::Pages pages_;
+  bool taken_ = false;
+};
+
+std::unique_ptr<ArrivedLease> claim(Self<OwnerLink> link, const py::bytes& nonce) {
+  const auto lease = std::make_shared<std::unique_ptr<ArrivedLease>>();
+  const auto shared = link->shared_from_this();
+  OwnerLink::Exchange exchange{[lease, shared](OwnerLink::Reply& reply) {
+                                 wire::Pages pages;
+                                 if (wire::Reader(reply.payload).read_all(pages)) {
+                                   *lease = std::make_unique<ArrivedLease>(shared, pages);
+                                 }
+                               },
+                               [lease] { lease->reset(); }};
+  std::string payload = nonce;
+  throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
+    return link->request(wire::Op::kClaim, std::move(payload), std::move(exchange), patience);
+  }));
+  if (*lease == nullptr) {
+    throw_if_error(Status::error(ErrorCode::kOwnerGone,
+                                 "the owner of these pages does not keep to the protocol"));
+  }
+  return std::move(*lease);
 }
 
 void bind_link(py::module_& module) {
+  py::class_<ArrivedLease>(module, "ArrivedLease")
+      .def_property_readonly("file_id", [](Self<ArrivedLease> lease) { return lease->file(); });
   py::class_<OwnerLink, std::shared_ptr<OwnerLink>>(module, "OwnerLink")
-      .def(py::init([](int fd, const py::bytes& prefix) {
-             return value_or_throw(OwnerLink::create(fd, prefix));
-           }),
-           py::arg("fd"), py::arg("prefix"))
+      .def(py::init([](int fd) { return value_or_throw(OwnerLink::create(fd)); }), py::arg("fd"))
+      .def("request", &request)
+      .def("claim", &claim)
       .def("flush",
            [](Self<OwnerLink> link, const py::object& timeout_s) {
              return wait_interruptibly(timeout_s,
                                        [&](auto deadline) { return link->flush(deadline); });
            })
+      .def("set_timeout",
+           [](Self<OwnerLink> link, double longest_s) {
+             link->set_usual_patience(seconds(longest_s));
+           })
       .def("give_back", [](Self<OwnerLink> link, uint64_t file,
                            const py::object& range) { link->give_back(file, file_range(range)); })
       .def("break_off", [](Self<OwnerLink> link) { link->break_off(); })
+      .def("has_hung_up", [](Self<OwnerLink> link) { return link->has_hung_up(); })
       .def_property_readonly("broken", [](Self<OwnerLink> link) { return link->broken(); })
       .def(
           "park", [](Self<OwnerLink> link) { link->park(); }, py::call_guard<WithoutGil>())
-      .def("resume", [](Self<OwnerLink> link) { link->resume(); });
+      .def("resume", [](Self<OwnerLink> link) { link->resume(); })
+      .def("leave_to_parent", [](Self<OwnerLink> link) { link->leave_to_parent(); })
+      .def(
+          "hold_answers",
+          [](Self<OwnerLink> link, double longest_s) {
+            return link->hold_answers(std::chrono::steady_clock::now() + seconds(longest_s));
+          },
+          py::call_guard<WithoutGil>())
+      .def(
+          "let_answers_in", [](Self<OwnerLink> link) { link->let_answers_in(); },
+          py::call_guard<WithoutGil>());
 }
 
 // --- Peers ---------------------------------------------------------------------------------------
@@ -92,42 +188,136 @@ PeerFile& local(Self<Handle> handle) {
   return *peer;
 }
 
-// What this process, as a peer, does by itself, for pgalloc.sharing: with a PeerFile, and in a forked
-// child with its parent's MemoryFile.
+// New pages, as a handle or as a range.
 template <class Handle>
-void bind_local_calls(py::class_<Handle>& type) {
-  type.def("_adopt_local",
-           [](Self<Handle> handle, const py::object& range) {
-             throw_if_error(local(handle).adopt(file_range(range)));
+py::object allocate(const py::object& file, Self<Handle> handle, uint64_t length, int kind,
+                    int direction, uint32_t memcg_id, int mode, bool as_range) {
+  PeerFile& peer = local(handle);
+  const AllocateRequest wanted{.length = length,
+                               .kind = static_cast<MemoryKind>(kind),
+                               .direction = static_cast<Direction>(direction),
+                               .memcg_id = memcg_id};
+  const FileRange range =
+      value_or_throw(ask_owner(peer.link(), [&](const OwnerLink::Patience& patience) {
+        return peer.allocate(wanted, patience);
+      }));
+  try {
+    prepare(peer, range, mode);
+    PyObject* const result =
+        as_range ? new_file_range(range) : new_allocation(file.ptr(), handle->seat(), range);
+    if (result == nullptr) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  } catch (...) {
+    (void)peer.dec_ref(range);
+    throw;
+  }
+}
+
+template <class Handle>
+py::object value(const py::object& file, Self<Handle> handle, const py::bytes& key) {
+  PeerFile& peer = local(handle);
+  std::string text = key;
+  const auto found =
+      value_or_throw(ask_owner(peer.link(), [&](const OwnerLink::Patience& patience) {
+        return peer.value(std::move(text), patience);
+      }));
+  if (!found) return py::none();
+  PyObject* const pages = new_allocation(file.ptr(), handle->seat(), found->range);
+  if (pages == nullptr) {
+    (void)peer.dec_ref(found->range);
+    throw py::error_already_set();
+  }
+  return py::make_tuple(py::reinterpret_steal<py::object>(pages), found->start, found->stop);
+}
+
+// A lease that has arrived becomes a handle.
+template <class Handle>
+py::object adopt(const py::object& file, Self<Handle> handle, Self<ArrivedLease> lease) {
+  PeerFile& peer = local(handle);
+  const FileRange range = lease->take();
+  throw_if_error(peer.adopt(range));
+  PyObject* const pages = new_allocation(file.ptr(), handle->seat(), range);
+  if (pages == nullptr) {
+    (void)peer.dec_ref(range);
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(pages);
+}
+
+template <class Handle>
+void inc_ref(Self<Handle> handle, const py::object& range_object) {
+  const FileRange range = file_range(range_object);
+  PeerFile& peer = local(handle);
+  throw_if_error(ask_owner(peer.link(), [&](const OwnerLink::Patience& patience) {
+    return peer.pin_others(range, patience);
+  }));
+  throw_if_error(peer.inc_ref(range, 0));
+}
+
+// What this process does as a peer, for pgalloc.sharing: with a PeerFile, and in a forked child with its
+// parent's MemoryFile. Methods that make handles take the file a second time, as the object that it is.
+template <class Handle>
+void bind_remote_calls(py::class_<Handle>& type) {
+  using Patience = OwnerLink::Patience;
+  type.def("_remote_allocate",
+           [](const py::object& self, uint64_t length, int kind, int direction, uint32_t memcg_id,
+              int mode, bool as_range) {
+             return allocate<Handle>(self, self.cast<Self<Handle>>(), length, kind, direction,
+                                     memcg_id, mode, as_range);
            })
-      .def("_has_unique_ref_local",
-           [](Self<Handle> handle, const py::object& range) {
-             return value_or_throw(local(handle).has_unique_ref(file_range(range)));
+      .def("_remote_value",
+           [](const py::object& self, const py::bytes& key) {
+             return value<Handle>(self, self.cast<Self<Handle>>(), key);
            })
-      .def("_holds_local",
-           [](Self<Handle> handle, const py::object& range) {
-             const PeerFile* const peer = handle->peer();
-             return peer != nullptr && peer->holds(file_range(range));
+      .def("_adopt",
+           [](const py::object& self, Self<ArrivedLease> lease) {
+             return adopt<Handle>(self, self.cast<Self<Handle>>(), lease);
            })
-      .def("_prepare_local", [](Self<Handle> handle, const py::object& range,
-                                int mode) { prepare(local(handle), file_range(range), mode); })
-      .def("_inherit_from_peer",
-           [](Self<Handle> handle, Self<OwnerLink> link, const py::iterable& unpinned) {
-             PeerFile* const parents = handle->parents_peer();
-             if (parents == nullptr) throw py::value_error("the parent was no peer");
-             handle->become(value_or_throw(
-                 PeerFile::inherit(*parents, link->shared_from_this(), file_ranges(unpinned))));
-           });
+      .def("_remote_decommit",
+           [](Self<Handle> handle, const py::object& range_object) {
+             const FileRange range = file_range(range_object);
+             PeerFile& peer = local(handle);
+             throw_if_error(ask_owner(peer.link(), [&](const Patience& patience) {
+               return peer.decommit(range, patience);
+             }));
+           })
+      .def("_remote_unique",
+           [](Self<Handle> handle, const py::object& range_object) {
+             const FileRange range = file_range(range_object);
+             PeerFile& peer = local(handle);
+             return value_or_throw(ask_owner(peer.link(), [&](const Patience& patience) {
+               return peer.has_unique_ref(range, patience);
+             }));
+           })
+      .def("_remote_usage",
+           [](Self<Handle> handle, uint32_t memcg_id) {
+             PeerFile& peer = local(handle);
+             return value_or_throw(ask_owner(peer.link(), [&](const Patience& patience) {
+               return peer.usage(memcg_id, patience);
+             }));
+           })
+      .def("_remote_offer",
+           [](Self<Handle> handle, const py::object& range_object) {
+             const FileRange range = file_range(range_object);
+             PeerFile& peer = local(handle);
+             const auto secret =
+                 value_or_throw(ask_owner(peer.link(), [&](const Patience& patience) {
+                   return peer.offer(range, patience);
+                 }));
+             return py::bytes(reinterpret_cast<const char*>(secret.data()), secret.size());
+           })
+      .def("_inherit_from_peer", [](Self<Handle> handle, Self<OwnerLink> link) {
+        PeerFile* const parents = handle->parents_peer();
+        if (parents == nullptr) throw py::value_error("the parent was no peer");
+        handle->become(value_or_throw(PeerFile::inherit(*parents, link->shared_from_this())));
+      });
 }
 
 void bind_peer(py::module_& module) {
   py::class_<PeerHandle> type(module, "PeerFile");
   type.def(py::init(&make_peer), py::arg("fd"), py::arg("id"), py::arg("capacity"),
            py::arg("readonly"), py::arg("link"))
-      .def("inc_ref",
-           [](Self<PeerHandle> handle, const py::object& range) {
-             throw_if_error(handle->pages().inc_ref(file_range(range), 0));
-           })
+      .def("inc_ref", &inc_ref<PeerHandle>)
       .def("dec_ref",
            [](Self<PeerHandle> handle, const py::object& range) {
              throw_if_error(handle->pages().dec_ref(file_range(range)));
@@ -160,17 +350,14 @@ void bind_peer(py::module_& module) {
             return peer == nullptr ? 0 : peer->leased_bytes();
           },
           "Bytes of the pages that this process has handles on.");
-  bind_local_calls(type);
+  bind_remote_calls(type);
 
   // bind_memory_file() made the class; these are further methods of it.
   auto file_type = py::reinterpret_borrow<py::class_<FileHandle>>(module.attr("MemoryFile"));
   file_type
-      .def("_inc_ref_peer",
-           [](Self<FileHandle> handle, const py::object& range) {
-             throw_if_error(local(handle).inc_ref(file_range(range), 0));
-           })
+      .def("_inc_ref_peer", &inc_ref<FileHandle>)
       .def("_leave", [](Self<FileHandle> handle) { local(handle).close(); });
-  bind_local_calls(file_type);
+  bind_remote_calls(file_type);
 }
 
 // --- Forked children -----------------------------------------------------------------------------

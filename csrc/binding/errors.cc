@@ -56,6 +56,7 @@ PyObject* error_type(ErrorCode code) {
 }
 
 PyObject* set_error(const Status& status) {
+  if (status.code() == ErrorCode::kInterrupted) return nullptr;  // what interrupted is set already
   if (status.code() != ErrorCode::kSystem) {
     PyErr_SetString(error_type(status.code()), status.message().c_str());
     return nullptr;

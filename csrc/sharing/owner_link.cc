@@ -1,8 +1,15 @@
 #include "sharing/owner_link.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <new>
 #include <system_error>
+#include <utility>
 
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -11,39 +18,78 @@
 namespace pgalloc {
 
 using os::sys;
+using wire::Op;
 
 namespace {
 
-constexpr size_t kPacketBytesMax = 32768;
-constexpr auto kRetryPeriod = std::chrono::milliseconds(2);  // while the owner does not read
+constexpr std::chrono::milliseconds kSlice{50};        // until Ctrl-C gets through
+constexpr std::chrono::milliseconds kRetryPeriod{5};   // while the owner does not read
+constexpr int kDescriptorsMax = 4;                     // that one packet may bring
+
+Status owner_gone() {
+  return Status::error(ErrorCode::kOwnerGone, "the process that owns these pages has ended, or has "
+                                              "closed the connection");
+}
+
+void close_descriptor(OwnerLink::Reply& reply) {
+  if (reply.descriptor >= 0) sys().close(std::exchange(reply.descriptor, -1));
+}
 
 }  // namespace
 
-Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd, std::string prefix) {
-  const int own = sys().duplicate(fd);
-  if (own < 0) return Status::system_error(errno, "fcntl");
-  return std::shared_ptr<OwnerLink>(new OwnerLink(own, std::move(prefix)), destroy);
+Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) {
+  Endpoint socket(fd);
+  if (!socket.intact()) return Status::system_error(EBADF, "fstat");
+  return std::shared_ptr<OwnerLink>(new OwnerLink(std::move(socket)), &OwnerLink::destroy);
 }
 
-void OwnerLink::destroy(OwnerLink* link) {
+// In a forked child the thread is not there, and its handle cannot be destroyed.
+void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
   if (link->forked()) {
-    // Its lock and its thread are in the state the parent had them in: leave them alone.
-    sys().close(link->fd_);
+    (void)link->thread_.release();
+    link->socket_.close();
     return;
   }
-  // What its files have let go of before they went: a moment for it to get out.
   (void)link->flush(std::chrono::steady_clock::now() + std::chrono::milliseconds(200));
   link->break_off();
   link->park();
-  sys().close(link->fd_);
   delete link;
+}
+
+// --- Sending -------------------------------------------------------------------------------------
+
+// Sends what it can at once. True if nothing is left.
+bool OwnerLink::send_queued() {
+  std::string packet;
+  while (!outgoing_.empty() && !broken()) {
+    size_t count = 1;
+    if (outgoing_.front().packet.empty()) {
+      packet = wire::pack(static_cast<uint8_t>(Op::kRelease), 0);
+      for (count = 0; count < outgoing_.size() && outgoing_[count].packet.empty() &&
+                      packet.size() + sizeof(wire::Pages) <= wire::kPacketBytesMax;
+           ++count) {
+        wire::append(packet, outgoing_[count].pages);
+      }
+    }
+    const std::string& bytes = outgoing_.front().packet.empty() ? packet : outgoing_.front().packet;
+    int error = 0;
+    switch (socket_.send(bytes, -1, &error)) {
+      case Endpoint::Io::kDone: break;
+      case Endpoint::Io::kAgain:
+      case Endpoint::Io::kRefused: return false;
+      case Endpoint::Io::kEnded: end("it has closed the connection"); return true;
+      case Endpoint::Io::kLost: end("the descriptor of the connection was closed"); return true;
+    }
+    outgoing_.erase(outgoing_.begin(), outgoing_.begin() + static_cast<ptrdiff_t>(count));
+  }
+  return true;
 }
 
 void OwnerLink::give_back(uint64_t file, FileRange range) {
   if (forked()) return;
   MutexLock lock(mu_);
   if (broken()) return;
-  queue_.push_back({file, range});
+  outgoing_.push_back({{}, {file, range}});
   if (thread_ == nullptr) {
     start_thread();
   } else {
@@ -51,22 +97,287 @@ void OwnerLink::give_back(uint64_t file, FileRange range) {
   }
 }
 
-bool OwnerLink::flush(std::chrono::steady_clock::time_point deadline) {
+bool OwnerLink::flush(Time deadline) {
   if (forked()) return true;
   MutexLock lock(mu_);
-  while (!queue_.empty() || sending_) {
-    if (thread_ == nullptr) start_thread();
-    if (!changed_.wait_until(mu_, deadline)) return queue_.empty() && !sending_;
+  while (!send_queued()) {
+    const Time now = std::chrono::steady_clock::now();
+    if (now >= deadline) return false;
+    (void)changed_.wait_until(mu_, std::min(deadline, now + kRetryPeriod));
   }
   return true;
+}
+
+// --- Requests ------------------------------------------------------------------------------------
+
+uint32_t OwnerLink::enqueue(Op op, const std::string& payload,
+                            const std::shared_ptr<Pending>& pending) {
+  do {
+    last_number_ = last_number_ == UINT32_MAX ? 1 : last_number_ + 1;
+  } while (pending_.contains(last_number_));
+  pending->op = op;
+  outgoing_.push_back(
+      {wire::pack(static_cast<uint8_t>(op), last_number_, std::string_view(payload)), {}});
+  try {
+    pending_.emplace(last_number_, pending);
+  } catch (...) {
+    outgoing_.pop_back();
+    throw;
+  }
+  return last_number_;
+}
+
+Status OwnerLink::request(Op op, std::string payload, Exchange exchange, const Patience& patience) {
+  if (forked()) return Status::error(ErrorCode::kForked, "the connection is the parent's");
+  if (payload.size() > wire::kPacketBytesMax - sizeof(wire::Header)) {
+    return Status::error(ErrorCode::kSharing,
+                         std::to_string(payload.size()) + " bytes are too much for one message");
+  }
+  auto pending = std::make_shared<Pending>();
+  pending->exchange = std::move(exchange);
+  MutexLock lock(mu_);
+  if (broken()) return owner_gone();
+  (void)enqueue(op, payload, pending);
+  while (true) {
+    bool sent = send_queued();
+    if (pending->done) break;
+    const Time now = std::chrono::steady_clock::now();
+    if (now >= patience.deadline) {
+      return give_up(lock, pending,
+                     Status::error(ErrorCode::kSharing,
+                                   "the process that owns these pages has not answered in time"));
+    }
+    Time until = std::min(patience.deadline, now + kSlice);
+    if (!sent) until = std::min(until, now + kRetryPeriod);
+    if (reading_) {
+      (void)changed_.wait_until(mu_, until);
+    } else {
+      read(lock, until);
+    }
+    if (pending->done) break;
+    lock.unlock();
+    const bool goes_on = patience.keep_waiting();
+    if (forked()) {  // by a signal handler: the lock is not ours to take
+      (void)new std::shared_ptr<Pending>(std::move(pending));
+      return Status::error(ErrorCode::kForked, "the request was the parent's");
+    }
+    lock.lock();
+    if (!goes_on) return give_up(lock, pending, Status::error(ErrorCode::kInterrupted, ""));
+  }
+  return std::move(pending->status);
+}
+
+// The asker does not wait any more. If the answer has come all the same, it is undone here.
+Status OwnerLink::give_up(MutexLock& lock, const std::shared_ptr<Pending>& pending, Status why) {
+  while (pending->settling) changed_.wait(mu_);
+  if (pending->done) {
+    if (pending->status.ok() && pending->exchange.undo) {
+      lock.unlock();
+      pending->exchange.undo();
+      lock.lock();
+    }
+    return why;
+  }
+  pending->given_up = true;
+  ++unattended_;
+  if (thread_ == nullptr) {
+    start_thread();
+  } else {
+    changed_.notify_all();
+  }
+  return why;
+}
+
+void OwnerLink::post(Op op, std::string payload, Exchange exchange) {
+  if (forked()) return;
+  auto pending = std::make_shared<Pending>();
+  pending->exchange = std::move(exchange);
+  MutexLock lock(mu_);
+  if (broken()) return;
+  (void)enqueue(op, payload, pending);
+  pending->given_up = true;
+  ++unattended_;
+  if (thread_ == nullptr) {
+    start_thread();
+  } else {
+    changed_.notify_all();
+  }
+}
+
+// --- Receiving -----------------------------------------------------------------------------------
+
+// Waits for a packet until then, or until a signal comes; and sees to it.
+void OwnerLink::read(MutexLock& lock, Time until) {
+  static_assert(wire::kPacketBytesMax < 1 << 17);
+  reading_ = true;
+  lock.unlock();
+  Arrived arrived;
+  enum class Got { kNothing, kPacket, kEnd } got = Got::kNothing;
+  const char* why = "it has closed the connection";
+  {
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(
+        until - std::chrono::steady_clock::now());
+    pollfd waits{socket_.fd(), POLLIN, 0};
+    const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
+    if (!socket_.intact()) {
+      got = Got::kEnd;
+      why = "the descriptor of the connection was closed";
+    } else if (ready > 0) {
+      thread_local std::array<char, wire::kPacketBytesMax + 1> buffer;
+      iovec part{buffer.data(), buffer.size()};
+      alignas(cmsghdr) char room[CMSG_SPACE(kDescriptorsMax * sizeof(int))];
+      msghdr message{};
+      message.msg_iov = &part;
+      message.msg_iovlen = 1;
+      message.msg_control = room;
+      message.msg_controllen = sizeof room;
+      const ssize_t size =
+          sys().recvmsg(socket_.fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+      const int error = errno;
+      std::vector<int> descriptors;
+      if (size >= 0) {
+        for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+             header = CMSG_NXTHDR(&message, header)) {
+          if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+          const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+          for (size_t i = 0; i < count; ++i) {
+            int descriptor;
+            std::memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof descriptor);
+            descriptors.push_back(descriptor);
+          }
+        }
+      }
+      std::string wrong;
+      const auto packet =
+          size > 0 && (message.msg_flags & MSG_TRUNC) == 0
+              ? wire::parse({buffer.data(), static_cast<size_t>(size)}, &wrong)
+              : std::nullopt;
+      if (size < 0) {
+        const bool ended = error != EAGAIN && error != EINTR && error != ENOMEM && error != ENOBUFS;
+        if (ended) got = Got::kEnd;
+      } else if (!packet) {
+        got = Got::kEnd;
+        if (size > 0) why = "it does not keep to the protocol";
+      } else {
+        got = Got::kPacket;
+        arrived.status = packet->kind;
+        arrived.number = packet->number;
+        arrived.reply.payload = std::string(packet->payload);
+        arrived.lost_descriptor = (message.msg_flags & MSG_CTRUNC) != 0 && descriptors.empty();
+        if (descriptors.size() == 1) {
+          arrived.reply.descriptor = descriptors.front();
+          descriptors.clear();
+        }
+      }
+      for (const int descriptor : descriptors) sys().close(descriptor);
+    }
+  }
+  lock.lock();
+  reading_ = false;
+  if (got == Got::kEnd || broken()) end(why);
+  if (got == Got::kPacket) dispatch(lock, std::move(arrived));
+  changed_.notify_all();
+}
+
+void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
+  const auto found = pending_.find(arrived.number);
+  if (found == pending_.end()) return close_descriptor(arrived.reply);  // an answer to nothing
+  if (holding_ && found->second->op != Op::kFork) {
+    held_.push_back(std::move(arrived));
+    return;
+  }
+  const std::shared_ptr<Pending> pending = std::move(found->second);
+  pending_.erase(found);
+  if (arrived.status != 0) {
+    pending->status = wire::unpack_error(arrived.status, arrived.reply.payload);
+  } else if (arrived.lost_descriptor) {
+    pending->status = Status::system_error(EMFILE, "recvmsg");
+  } else if (pending->exchange.arrived) {
+    pending->settling = true;
+    ++settling_;
+    lock.unlock();
+    try {
+      pending->exchange.arrived(arrived.reply);
+    } catch (const std::bad_alloc&) {
+      pending->status = Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
+    }
+    lock.lock();
+    --settling_;
+    pending->settling = false;
+  }
+  const bool unwanted = pending->given_up;
+  if (unwanted) --unattended_;
+  pending->done = true;
+  if ((unwanted && pending->status.ok() && pending->exchange.undo) ||
+      arrived.reply.descriptor >= 0) {
+    lock.unlock();
+    close_descriptor(arrived.reply);
+    if (unwanted && pending->status.ok() && pending->exchange.undo) pending->exchange.undo();
+    lock.lock();
+  }
+  changed_.notify_all();
+}
+
+// --- The end -------------------------------------------------------------------------------------
+
+void OwnerLink::end(const char* why) {
+  if (!reading_) socket_.close();  // else the thread that reads comes here, too
+  broken_.store(true, std::memory_order_release);
+  outgoing_.clear();
+  for (auto& [number, pending] : pending_) {
+    if (pending->settling) continue;
+    pending->status = Status::error(
+        ErrorCode::kOwnerGone,
+        std::string("the process that owns these pages has ended, or does not answer: ") + why);
+    pending->done = true;
+  }
+  pending_.clear();
+  unattended_ = 0;
+  for (Arrived& arrived : held_) close_descriptor(arrived.reply);
+  held_.clear();
+  changed_.notify_all();
 }
 
 void OwnerLink::break_off() {
   if (forked()) return;
   MutexLock lock(mu_);
-  broken_.store(true, std::memory_order_release);
-  queue_.clear();
-  changed_.notify_all();
+  if (broken()) return;
+  if (socket_.intact()) ::shutdown(socket_.fd(), SHUT_RDWR);  // wakes who reads
+  end("the connection was closed here");
+}
+
+bool OwnerLink::has_hung_up() {
+  if (broken() || forked()) return true;
+  MutexLock lock(mu_);
+  if (!socket_.intact()) return true;
+  pollfd waits{socket_.fd(), 0, 0};
+  return sys().poll(&waits, 1, 0) > 0 && (waits.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+// --- The thread ----------------------------------------------------------------------------------
+
+// Without a thread the queue waits for the next call that gives something back, or flushes.
+void OwnerLink::start_thread() {
+  if (parked_) return;
+  try {
+    thread_ = std::make_unique<std::thread>([this] { run(); });
+  } catch (const std::system_error&) {
+    thread_ = nullptr;
+  }
+}
+
+void OwnerLink::run() {
+  thread_id_ = os::thread_id();
+  MutexLock lock(mu_);
+  while (!parked_) {
+    if (!send_queued()) {
+      (void)changed_.wait_until(mu_, std::chrono::steady_clock::now() + kRetryPeriod);
+    } else if (unattended_ > 0 && !reading_ && !broken()) {
+      read(lock, std::chrono::steady_clock::now() + kSlice);
+    } else {
+      changed_.wait(mu_);
+    }
+  }
 }
 
 void OwnerLink::park() {
@@ -87,71 +398,31 @@ void OwnerLink::resume() {
   if (forked()) return;
   MutexLock lock(mu_);
   parked_ = false;
-  if (!queue_.empty() && thread_ == nullptr) start_thread();
+  if ((!outgoing_.empty() || unattended_ > 0) && thread_ == nullptr) start_thread();
 }
 
-// Without a thread the queue waits for the next call that gives something back, or flushes.
-void OwnerLink::start_thread() {
-  if (parked_) return;
-  try {
-    thread_ = std::make_unique<std::thread>([this] { send_loop(); });
-  } catch (const std::system_error&) {
-    thread_ = nullptr;
-  }
+void OwnerLink::leave_to_parent() {
+  if (forked()) socket_.close();
 }
 
-std::string OwnerLink::take_packet() {
-  constexpr size_t kEntryBytes = 3 * sizeof(uint64_t);
-  std::string packet = prefix_;
-  const auto append = [&](uint64_t number) {
-    packet.append(reinterpret_cast<const char*>(&number), sizeof number);
-  };
-  while (!queue_.empty() && packet.size() + kEntryBytes <= kPacketBytesMax) {
-    append(queue_.front().file);
-    append(queue_.front().range.start);
-    append(queue_.front().range.end);
-    queue_.pop_front();
-  }
-  return packet;
-}
-
-void OwnerLink::send_loop() {
-  thread_id_ = os::thread_id();
+bool OwnerLink::hold_answers(Time deadline) {
+  if (forked()) return false;
   MutexLock lock(mu_);
-  std::string packet;  // survives a refusal
-  while (!parked_) {
-    if (packet.empty() && queue_.empty()) {
-      sending_ = false;
-      changed_.notify_all();
-      changed_.wait(mu_);
-      continue;
-    }
-    if (packet.empty()) packet = take_packet();
-    sending_ = true;
-    lock.unlock();
-    const ssize_t sent =
-        os::retry_interrupted([&] { return sys().send(fd_, packet.data(), packet.size()); });
-    const int error_number = errno;
-    lock.lock();
-    if (sent >= 0) {
-      packet.clear();
-    } else if (error_number == EAGAIN || error_number == ENOBUFS || error_number == ENOMEM) {
-      (void)changed_.wait_until(mu_, std::chrono::steady_clock::now() + kRetryPeriod);
-    } else {
-      packet.clear();
-      queue_.clear();
-      broken_.store(true, std::memory_order_release);
+  holding_ = true;
+  while (settling_ > 0) {
+    if (!changed_.wait_until(mu_, deadline) && settling_ > 0) {
+      holding_ = false;
+      return false;
     }
   }
-  // Parked in the middle of it: the next thread sends it first.
-  for (size_t at = packet.size(); at > prefix_.size();) {
-    uint64_t numbers[3];
-    at -= sizeof numbers;
-    packet.copy(reinterpret_cast<char*>(numbers), sizeof numbers, at);
-    queue_.push_front({numbers[0], {numbers[1], numbers[2]}});
-  }
-  sending_ = false;
-  changed_.notify_all();
+  return true;
+}
+
+void OwnerLink::let_answers_in() {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  holding_ = false;
+  for (Arrived& arrived : std::exchange(held_, {})) dispatch(lock, std::move(arrived));
 }
 
 }  // namespace pgalloc

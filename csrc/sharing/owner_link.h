@@ -1,74 +1,148 @@
-// Purpose: tells the owner of shared pages what this process has let go of. Handles end anywhere: in
-// a finalizer, in the middle of another request, at interpreter exit. So nothing here waits: ranges
-// are queued, and a thread of the core sends them. It never takes the GIL.
+// Purpose: a peer's connection to the owner of pages: requests and their answers, and what is given
+// back, which has no answer. Handles end anywhere (in a finalizer, in the middle of another request, at
+// interpreter exit), so giving back waits for nothing: ranges are queued, and sent by the next request
+// or by a thread of the core. That never takes the GIL.
 //
-// Thread safety: any thread, but for park() and resume(), which the fork hooks call.
+// Thread safety: any thread, but for park(), resume(), hold_answers() and let_answers_in(), which the
+// fork hooks call.
 //
 // Invariants
-//   1. A packet is sent whole or not at all (the socket is SOCK_SEQPACKET), so others may send on the
-//      same socket at any time.
-//   2. Once the owner has gone the queue stays empty: the kernel has told it what this process held.
-//   3. In a forked child nothing is sent on the parent's behalf.
+//   1. A packet is sent whole or not at all (the socket is SOCK_SEQPACKET), and packets are sent in the
+//      order in which they were queued: what was let go of before a request is back when it is done.
+//   2. Each answer reaches its Exchange once: whoever receives it calls arrived(), and the asker, or
+//      whoever receives it if the asker has given up, calls undo() if nobody wants what it brought.
+//   3. One thread at a time reads: an asker, or the link's own thread while an answer is due that no
+//      asker waits for.
+//   4. Once the owner has gone nothing is sent any more: the kernel has told it what this process held.
+//   5. In a forked child nothing is sent on the parent's behalf.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <thread>
+#include <unordered_map>
+#include <vector>
 
 #include "base/mutex.h"
 #include "base/process_generation.h"
 #include "base/status.h"
 #include "base/units.h"
+#include "sharing/endpoint.h"
+#include "sharing/wire.h"
 
 namespace pgalloc {
 
 class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
  public:
-  // Sends on a copy of `fd`. A packet is `prefix` and then, for each range, three numbers of 64 bits:
-  // file, start, end.
-  static Result<std::shared_ptr<OwnerLink>> create(int fd, std::string prefix);
+  using Time = std::chrono::steady_clock::time_point;
+
+  // How long an asker waits. keep_waiting() is called without any lock when a signal has come, and a
+  // few times a second; false ends the wait.
+  struct Patience {
+    Time deadline;
+    std::function<bool()> keep_waiting;
+  };
+  struct Reply {
+    std::string payload;
+    int descriptor = -1;  // the link's, unless it is taken
+  };
+  // What becomes of a good answer. Called without a lock, by any thread.
+  struct Exchange {
+    std::function<void(Reply&)> arrived;
+    std::function<void()> undo;
+  };
+
+  // Takes over a connected socket, also if it fails.
+  static Result<std::shared_ptr<OwnerLink>> create(int fd);
   ~OwnerLink() = default;
   OwnerLink(const OwnerLink&) = delete;
   OwnerLink& operator=(const OwnerLink&) = delete;
 
+  // Asks, and waits for the answer. What the owner answers if it refuses; kOwnerGone; kSharing if the
+  // deadline passed, and kInterrupted if keep_waiting() said so: then the request goes on without its
+  // asker, and what it brings is given back.
+  Status request(wire::Op op, std::string payload, Exchange exchange, const Patience& patience);
+  // Asks, and does not wait. Nothing happens if the owner has gone.
+  void post(wire::Op op, std::string payload, Exchange exchange);
+
   // One lease on each page of `range` is given back, soon.
   void give_back(uint64_t file, FileRange range);
   // Waits until all that was given back is on its way. False if the deadline passed first.
-  bool flush(std::chrono::steady_clock::time_point deadline);
+  bool flush(Time deadline);
+
+  // How long askers wait that do not say it.
+  std::chrono::nanoseconds usual_patience() const { return usual_patience_.load(); }
+  void set_usual_patience(std::chrono::nanoseconds longest) { usual_patience_ = longest; }
 
   // The owner has gone: nothing is sent any more.
   void break_off();
   bool broken() const { return broken_.load(std::memory_order_acquire); }
+  // Whether the owner has gone: true may come late.
+  bool has_hung_up();
 
   // Stops the thread, and allows it again.
   void park();
   void resume();
+  // In a forked child: closes the parent's socket. Peers are known by it.
+  void leave_to_parent();
+  // From here on answers are kept, but those to Op::kFork: no lease arrives. False if one was on its
+  // way for so long.
+  bool hold_answers(Time deadline);
+  void let_answers_in();
 
  private:
-  struct GivenBack {
-    uint64_t file;
-    FileRange range;
+  struct Pending {
+    wire::Op op{};
+    Exchange exchange;
+    Status status;
+    bool done = false;
+    bool settling = false;  // arrived() runs
+    bool given_up = false;
+  };
+  struct Outgoing {
+    std::string packet;  // empty: pages are given back
+    wire::Pages pages;
+  };
+  struct Arrived {
+    uint8_t status = 0;
+    uint32_t number = 0;
+    Reply reply;
+    bool lost_descriptor = false;
   };
 
-  OwnerLink(int fd, std::string prefix) : fd_(fd), prefix_(std::move(prefix)) {}
+  explicit OwnerLink(Endpoint socket) : socket_(std::move(socket)) {}
   static void destroy(OwnerLink* link);
   bool forked() const { return generation_ != process_generation(); }
   void start_thread() REQUIRES(mu_);
-  void send_loop() EXCLUDES(mu_);
-  std::string take_packet() REQUIRES(mu_);
+  void run() EXCLUDES(mu_);
+  uint32_t enqueue(wire::Op op, const std::string& payload, const std::shared_ptr<Pending>& pending)
+      REQUIRES(mu_);
+  bool send_queued() REQUIRES(mu_);
+  void end(const char* why) REQUIRES(mu_);
+  void read(MutexLock& lock, Time until) REQUIRES(mu_);
+  void dispatch(MutexLock& lock, Arrived arrived) REQUIRES(mu_);
+  Status give_up(MutexLock& lock, const std::shared_ptr<Pending>& pending, Status why)
+      REQUIRES(mu_);
 
   const uint32_t generation_ = process_generation();
-  const int fd_;
-  const std::string prefix_;
   std::atomic<bool> broken_{false};
+  std::atomic<std::chrono::nanoseconds> usual_patience_{std::chrono::seconds(60)};
   Mutex mu_{LockRank::kOwnerLink};
   CondVar changed_;
-  std::deque<GivenBack> queue_ GUARDED_BY(mu_);
-  bool sending_ GUARDED_BY(mu_) = false;  // the thread has something in its hands
+  Endpoint socket_;  // closed once it is broken, and no thread reads
+  std::deque<Outgoing> outgoing_ GUARDED_BY(mu_);
+  std::unordered_map<uint32_t, std::shared_ptr<Pending>> pending_ GUARDED_BY(mu_);
+  uint32_t last_number_ GUARDED_BY(mu_) = 0;
+  size_t unattended_ GUARDED_BY(mu_) = 0;  // pending without an asker
+  bool reading_ GUARDED_BY(mu_) = false;   // a thread does
+  size_t settling_ GUARDED_BY(mu_) = 0;
+  bool holding_ GUARDED_BY(mu_) = false;
+  std::vector<Arrived> held_ GUARDED_BY(mu_);
   bool parked_ GUARDED_BY(mu_) = false;
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   std::atomic<pid_t> thread_id_{0};

@@ -2,7 +2,10 @@
 
 #include <errno.h>
 
+#include <algorithm>
+#include <cstring>
 #include <new>
+#include <utility>
 
 #include "backing/prefault.h"
 #include "os/retry.h"
@@ -39,6 +42,15 @@ PeerFile::~PeerFile() {
   sys().close(fd_);
 }
 
+namespace {
+
+Status not_the_protocol() {
+  return Status::error(ErrorCode::kOwnerGone,
+                       "the owner of these pages does not keep to the protocol");
+}
+
+}  // namespace
+
 Status PeerFile::check_usable() const {
   if (closed()) return Status::error(ErrorCode::kClosed, "the shared file is closed");
   if (link_->broken()) {
@@ -62,16 +74,27 @@ Status PeerFile::not_held(FileRange) const {
 }
 
 Status PeerFile::adopt(FileRange range) {
-  PGALLOC_RETURN_IF_ERROR(check_usable());
-  PGALLOC_RETURN_IF_ERROR(check_range(range));
+  Status status = check_usable();
+  if (status.ok()) status = check_range(range);
   std::vector<FileRange> twice;
-  {
+  std::vector<FileRange> unpinned;
+  if (status.ok()) {
     MutexLock lock(mu_);
     handles_.set().visit_range(range,
                                [&](FileRange part, const uint32_t&) { twice.push_back(part); });
+    unpinned = unpinned_in(range);
     if (!handles_.add(range)) {
-      return Status::error(ErrorCode::kRefCount, "a page has 2^32-1 references here");
+      status = Status::error(ErrorCode::kRefCount, "a page has 2^32-1 references here");
     }
+  }
+  if (!status.ok()) {
+    link_->give_back(identity_.id, range);
+    return status;
+  }
+  // The new lease keeps what was unpinned from being discarded until it is pinned; packets arrive in
+  // order, so that is before the second lease is given back.
+  for (const FileRange& pages : unpinned) {
+    link_->post(wire::Op::kPin, packed(pages), pinning(pages, nullptr));
   }
   // One lease on a page is enough (invariant 1).
   for (const FileRange& part : twice) link_->give_back(identity_.id, part);
@@ -94,6 +117,7 @@ Status PeerFile::dec_ref(FileRange range) {
   {
     MutexLock lock(mu_);
     if (!handles_.remove(range, &gone)) return not_held(range);
+    for (const FileRange& part : gone) forget_unpinned(part);
   }
   for (const FileRange& part : gone) link_->give_back(identity_.id, part);
   return {};
@@ -105,6 +129,14 @@ Result<bool> PeerFile::has_unique_ref(FileRange range) const {
   MutexLock lock(mu_);
   if (!handles_.has(range)) return not_held(range);
   return handles_.is_unique(range);
+}
+
+// The handle of these pages has ended.
+void PeerFile::forget_unpinned(FileRange range) {
+  for (auto* const records : {&unpinned_, &lost_}) {
+    auto entry = records->lower_bound(range.start);
+    while (entry != records->end() && entry->first < range.end) entry = records->erase(entry);
+  }
 }
 
 bool PeerFile::holds(FileRange range) const {
@@ -168,6 +200,221 @@ Status PeerFile::populate(FileRange range) {
   return {};
 }
 
+// --- What the owner is asked for -----------------------------------------------------------------
+
+std::string PeerFile::packed(FileRange range) const {
+  std::string payload;
+  wire::append(payload, wire::Pages{identity_.id, range});
+  return payload;
+}
+
+// The pages of this file that an answer begins with; nothing if the owner does not keep to the protocol.
+std::optional<FileRange> PeerFile::pages_in(const std::string& payload) const {
+  wire::Pages pages;
+  if (!wire::Reader(payload).read(pages) || pages.file != identity_.id ||
+      pages.range.start >= pages.range.end || !check_range(pages.range).ok() ||
+      pages.range.end > identity_.capacity) {
+    return std::nullopt;
+  }
+  return pages.range;
+}
+
+Result<FileRange> PeerFile::allocate(const AllocateRequest& request, const Patience& patience) {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  std::string payload;
+  wire::append(payload, identity_.id, request.length, static_cast<uint8_t>(request.kind),
+               static_cast<uint8_t>(request.direction), request.memcg_id);
+  const auto outcome = std::make_shared<Result<FileRange>>(not_the_protocol());
+  const auto self = shared_from_this();
+  OwnerLink::Exchange exchange{
+      [self, outcome, length = request.length](OwnerLink::Reply& reply) {
+        const auto range = self->pages_in(reply.payload);
+        if (!range || range->length() != length) return;
+        Status status = self->adopt(*range);
+        if (status.ok()) {
+          *outcome = *range;
+        } else {
+          *outcome = std::move(status);
+        }
+      },
+      [self, outcome] {
+        if (outcome->ok()) (void)self->dec_ref(**outcome);
+      }};
+  PGALLOC_RETURN_IF_ERROR(
+      link_->request(wire::Op::kAllocate, std::move(payload), std::move(exchange), patience));
+  return std::move(*outcome);
+}
+
+Status PeerFile::decommit(FileRange range, const Patience& patience) {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  if (!holds(range)) return not_held(range);
+  return link_->request(wire::Op::kDecommit, packed(range), {}, patience);
+}
+
+Result<bool> PeerFile::has_unique_ref(FileRange range, const Patience& patience) {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  const Result<bool> here = has_unique_ref(range);
+  if (!here.ok() || !*here) return here.ok() ? Result<bool>(false) : here.status().clone();
+  return ask_yes_or_no(wire::Op::kUnique, range, patience);
+}
+
+// A question about pages whose answer is a byte.
+Result<bool> PeerFile::ask_yes_or_no(wire::Op op, FileRange range, const Patience& patience) {
+  const auto answer = std::make_shared<std::string>();
+  PGALLOC_RETURN_IF_ERROR(link_->request(
+      op, packed(range), {[answer](OwnerLink::Reply& reply) { *answer = reply.payload; }, {}},
+      patience));
+  if (answer->size() != 1) return not_the_protocol();
+  return answer->front() == 1;
+}
+
+Result<KindBytes> PeerFile::usage(uint32_t memcg_id, const Patience& patience) const {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  std::string payload;
+  wire::append(payload, identity_.id, memcg_id);
+  const auto answer = std::make_shared<std::string>();
+  PGALLOC_RETURN_IF_ERROR(link_->request(
+      wire::Op::kUsage, std::move(payload),
+      {[answer](OwnerLink::Reply& reply) { *answer = reply.payload; }, {}}, patience));
+  KindBytes bytes{};
+  if (answer->size() != sizeof bytes) return not_the_protocol();
+  std::memcpy(bytes.data(), answer->data(), sizeof bytes);
+  return bytes;
+}
+
+Result<wire::Secret> PeerFile::offer(FileRange range, const Patience& patience) {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  const auto secret = std::make_shared<std::optional<wire::Secret>>();
+  PGALLOC_RETURN_IF_ERROR(link_->request(wire::Op::kOffer, packed(range),
+                                         {[secret](OwnerLink::Reply& reply) {
+                                            wire::Secret its{};
+                                            if (wire::Reader(reply.payload).read_all(its)) {
+                                              *secret = its;
+                                            }
+                                          },
+                                          {}},
+                                         patience));
+  if (!*secret) return not_the_protocol();
+  return **secret;
+}
+
+Result<std::optional<PeerFile::Value>> PeerFile::value(std::string key, const Patience& patience) {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  const auto outcome = std::make_shared<Result<std::optional<Value>>>(std::optional<Value>());
+  const auto self = shared_from_this();
+  OwnerLink::Exchange exchange{
+      [self, outcome](OwnerLink::Reply& reply) {
+        if (reply.payload.empty()) return;
+        wire::Pages pages;
+        Value value;
+        const auto range = self->pages_in(reply.payload);
+        if (!range || !wire::Reader(reply.payload).read_all(pages, value.start, value.stop) ||
+            value.start > value.stop || value.stop > range->length()) {
+          *outcome = not_the_protocol();
+          return;
+        }
+        value.range = *range;
+        Status status = self->adopt(*range);
+        if (status.ok()) {
+          *outcome = std::optional<Value>(value);
+        } else {
+          *outcome = std::move(status);
+        }
+      },
+      [self, outcome] {
+        if (outcome->ok() && **outcome) (void)self->dec_ref((**outcome)->range);
+      }};
+  PGALLOC_RETURN_IF_ERROR(
+      link_->request(wire::Op::kValue, std::move(key), std::move(exchange), patience));
+  return std::move(*outcome);
+}
+
+// --- Discardable memory --------------------------------------------------------------------------
+
+std::vector<FileRange> PeerFile::unpinned_in(FileRange range) const {
+  std::vector<FileRange> found;
+  auto entry = unpinned_.upper_bound(range.start);
+  if (entry != unpinned_.begin() && std::prev(entry)->second.end > range.start) --entry;
+  for (; entry != unpinned_.end() && entry->first < range.end; ++entry) {
+    found.push_back(entry->second);
+  }
+  return found;
+}
+
+Result<bool> PeerFile::unpin(FileRange range, const Patience& patience) {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  {
+    MutexLock lock(mu_);
+    if (!handles_.has(range)) return not_held(range);
+    if (!handles_.is_unique(range)) return false;
+    lost_.erase(range.start);
+    unpinned_.insert_or_assign(range.start, range);
+  }
+  Status status = link_->request(wire::Op::kUnpin, packed(range), {}, patience);
+  if (status.ok()) return true;
+  if (status.code() != ErrorCode::kInterrupted && status.code() != ErrorCode::kSharing) {
+    MutexLock lock(mu_);  // refused: nothing has changed there
+    unpinned_.erase(range.start);
+  }
+  return status;
+}
+
+// What an answer to Op::kPin says, for whoever waits for it or for the next pin().
+OwnerLink::Exchange PeerFile::pinning(FileRange range,
+                                      const std::shared_ptr<std::optional<bool>>& intact) {
+  const auto self = shared_from_this();
+  const auto lose = [self, range] {
+    MutexLock lock(self->mu_);
+    if (self->handles_.has(range)) self->lost_.insert_or_assign(range.start, range);
+  };
+  return {[self, range, intact, lose](OwnerLink::Reply& reply) {
+            const bool kept = reply.payload == std::string(1, '\1');
+            {
+              MutexLock lock(self->mu_);
+              if (const auto entry = self->unpinned_.find(range.start);
+                  entry != self->unpinned_.end() && entry->second == range) {
+                self->unpinned_.erase(entry);
+              }
+            }
+            if (intact != nullptr) {
+              *intact = kept;
+            } else if (!kept) {
+              lose();
+            }
+          },
+          [intact, lose] {
+            if (intact != nullptr && *intact && !**intact) lose();
+          }};
+}
+
+Result<bool> PeerFile::pin(FileRange range, const Patience& patience) {
+  PGALLOC_RETURN_IF_ERROR(check_usable());
+  const auto intact = std::make_shared<std::optional<bool>>();
+  PGALLOC_RETURN_IF_ERROR(
+      link_->request(wire::Op::kPin, packed(range), pinning(range, intact), patience));
+  MutexLock lock(mu_);
+  // Pinned before, on behalf of another handle.
+  const auto lost = lost_.find(range.start);
+  const bool was_lost = lost != lost_.end() && lost->second == range;
+  if (was_lost) lost_.erase(lost);
+  return !was_lost && intact->value_or(false);
+}
+
+Status PeerFile::pin_others(FileRange range, const Patience& patience) {
+  std::vector<FileRange> unpinned;
+  {
+    MutexLock lock(mu_);
+    unpinned = unpinned_in(range);
+  }
+  for (const FileRange& pages : unpinned) {
+    PGALLOC_RETURN_IF_ERROR(
+        link_->request(wire::Op::kPin, packed(pages), pinning(pages, nullptr), patience));
+  }
+  return {};
+}
+
+// --- The end -------------------------------------------------------------------------------------
+
 void PeerFile::close() {
   if (closed_.exchange(true) || generation_ != process_generation()) return;
   CountedPages dropped;
@@ -181,8 +428,7 @@ void PeerFile::close() {
 }
 
 Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
-    PeerFile& parents, std::shared_ptr<OwnerLink> link,
-    const std::vector<FileRange>& unpinned) NO_THREAD_SAFETY_ANALYSIS {
+    PeerFile& parents, std::shared_ptr<OwnerLink> link) NO_THREAD_SAFETY_ANALYSIS {
   const int own = sys().duplicate(parents.fd_);
   if (own < 0) return Status::system_error(errno, "fcntl");
   parents.chunks_->reset_after_fork();
@@ -190,7 +436,7 @@ Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
       new PeerFile(parents.chunks_, own, parents.identity_, std::move(link)));
   MutexLock lock(file->mu_);
   file->handles_.swap(parents.handles_);  // not under its lock: a thread that is gone may have it
-  for (const FileRange& range : unpinned) (void)file->handles_.remove(range, nullptr);
+  for (const auto& [start, range] : parents.unpinned_) (void)file->handles_.remove(range, nullptr);
   return file;
 }
 

@@ -5,27 +5,36 @@
 //
 // Lock order: mu_, then the owner link's.
 //
-// Invariant: the owner keeps one reference for this process on each page that has a handle here,
-// besides those that are on their way: leases that arrive, and those that are given back.
+// Invariants
+//   1. The owner keeps one reference for this process on each page that has a handle here, besides those
+//      that are on their way: leases that arrive, and those that are given back.
+//   2. What the owner may discard is recorded in unpinned_, from before it is told to after it has been
+//      told otherwise. There is one handle here on such pages, of exactly this range. When another one
+//      comes they are pinned first; that the contents were lost by then is remembered.
 //
 // In a forked child none of this is used: inherit() makes a file of the child's own.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "base/mutex.h"
 #include "base/process_generation.h"
+#include "file/options.h"
 #include "file/pages.h"
 #include "pages/counted_pages.h"
+#include "pages/ledger.h"
 #include "sharing/owner_link.h"
 
 namespace pgalloc {
 
-class PeerFile final : public Pages {
+class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFile> {
  public:
   // The owner's name of the file, and how far its offsets may reach.
   struct Identity {
@@ -44,14 +53,41 @@ class PeerFile final : public Pages {
   // For a forked child of a peer: what `parents` was when it forked, but for what that had unpinned at
   // the owner: handles on those pages own nothing here. REQUIRES: the child has only this thread yet.
   static Result<std::shared_ptr<PeerFile>> inherit(PeerFile& parents,
-                                                   std::shared_ptr<OwnerLink> link,
-                                                   const std::vector<FileRange>& unpinned);
+                                                   std::shared_ptr<OwnerLink> link);
   ~PeerFile() override;
   PeerFile(const PeerFile&) = delete;
   PeerFile& operator=(const PeerFile&) = delete;
 
-  // A lease on `range` has arrived; it becomes a reference of the caller's.
+  // A lease on `range` has arrived; it becomes a reference of the caller's, or is given back.
   Status adopt(FileRange range) EXCLUDES(mu_);
+
+  // --- What the owner is asked for: see OwnerLink::request() for waiting and its errors -------------
+
+  using Patience = OwnerLink::Patience;
+  // New pages. REQUIRES: request.mode is kAllocateOnly; see prepare().
+  Result<FileRange> allocate(const AllocateRequest& request, const Patience& patience)
+      EXCLUDES(mu_);
+  Status decommit(FileRange range, const Patience& patience) EXCLUDES(mu_);
+  // Whether one handle of one process holds each page, and this process it is.
+  Result<bool> has_unique_ref(FileRange range, const Patience& patience) EXCLUDES(mu_);
+  Result<KindBytes> usage(uint32_t memcg_id, const Patience& patience) const;
+  // The secret by which another process can claim pages that this one holds.
+  Result<wire::Secret> offer(FileRange range, const Patience& patience) EXCLUDES(mu_);
+  // The value of a served cache; nothing if it is not there. The pages are the caller's reference.
+  struct Value {
+    FileRange range;
+    uint64_t start = 0;
+    uint64_t stop = 0;
+  };
+  Result<std::optional<Value>> value(std::string key, const Patience& patience) EXCLUDES(mu_);
+
+  // Lets the owner discard pages. False if other handles of this process are on them: they stay pinned.
+  // Once it was asked they count as unpinned, whether its answer comes or not.
+  Result<bool> unpin(FileRange range, const Patience& patience) EXCLUDES(mu_);
+  // Whether the contents are what they were when the handle was unpinned.
+  Result<bool> pin(FileRange range, const Patience& patience) EXCLUDES(mu_);
+  // Another handle on these pages is about to come: what is unpinned of them is pinned.
+  Status pin_others(FileRange range, const Patience& patience) EXCLUDES(mu_);
 
   Status inc_ref(FileRange range, uint32_t memcg_id) override EXCLUDES(mu_);
   Status dec_ref(FileRange range) override EXCLUDES(mu_);
@@ -85,6 +121,7 @@ class PeerFile final : public Pages {
   Status check_usable() const override;
 
   const Identity& identity() const { return identity_; }
+  OwnerLink& link() const { return *link_; }
   int fd() const { return fd_; }
   uint64_t size() const;  // of the file, as far as it was looked at
   uint64_t leased_bytes() const EXCLUDES(mu_);
@@ -96,6 +133,12 @@ class PeerFile final : public Pages {
   Status not_held(FileRange range) const;
   Status check_range(FileRange range) const;
   Result<bool> reaches(uint64_t end) const;
+  std::optional<FileRange> pages_in(const std::string& payload) const;
+  std::string packed(FileRange range) const;
+  Result<bool> ask_yes_or_no(wire::Op op, FileRange range, const Patience& patience);
+  void forget_unpinned(FileRange range) REQUIRES(mu_);
+  std::vector<FileRange> unpinned_in(FileRange range) const REQUIRES(mu_);
+  OwnerLink::Exchange pinning(FileRange range, const std::shared_ptr<std::optional<bool>>& intact);
 
   const Identity identity_;
   const uint32_t generation_ = process_generation();
@@ -106,6 +149,8 @@ class PeerFile final : public Pages {
   mutable std::atomic<uint64_t> size_{0};
   mutable Mutex mu_{LockRank::kMemoryFile};
   CountedPages handles_ GUARDED_BY(mu_);
+  std::map<uint64_t, FileRange> unpinned_ GUARDED_BY(mu_);  // by start
+  std::map<uint64_t, FileRange> lost_ GUARDED_BY(mu_);      // pinned since, and not what they were
 };
 
 }  // namespace pgalloc

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "image/utf8.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 
@@ -28,6 +29,16 @@ constexpr Pair kErrors[] = {
     {ErrorCode::kSystem, Error::kSystem},
     {ErrorCode::kNoMemory, Error::kNoMemory},
 };
+
+// A text of another process: what is no text is made one.
+std::string as_text(std::string_view bytes) {
+  std::string text(bytes.substr(0, kTextMax));
+  if (image::is_utf8(text)) return text;
+  for (char& byte : text) {
+    if ((static_cast<unsigned char>(byte) & 0x80) != 0) byte = '?';
+  }
+  return text;
+}
 
 }  // namespace
 
@@ -77,7 +88,7 @@ Status unpack_error(uint8_t status, std::string_view payload) {
   }
   for (const Pair& pair : kErrors) {
     if (static_cast<uint8_t>(pair.error) == status) {
-      return Status::error(pair.code, std::string(payload.substr(0, kTextMax)));
+      return Status::error(pair.code, as_text(payload));
     }
   }
   return Status::error(ErrorCode::kSharing, "the owner answered with the unknown status " +

@@ -11,13 +11,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pgalloc import _core
-from pgalloc.allocation import Allocation
 from pgalloc.cache.keys import Decoder, Key, check_key, encode_key
 from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
 from pgalloc.sharing import PeerFile, Server
-from pgalloc.sharing import protocol as messages
-from pgalloc.sharing.protocol import Op, ProtocolError
+from pgalloc.sharing.protocol import ProtocolError
 from pgalloc.sharing.serving import open_served
 from pgalloc.sharing.lookups import Value
 
@@ -99,18 +96,11 @@ class CacheReader:
         if file.closed:
             raise ClosedError("the CacheReader is closed")
         file._check_usable()
-        with file._connection.lock:
-            answer = file._connection.request(Op.VALUE, encode_key(key))
-            if not answer:
-                return default
-            name, low, high, start, stop = messages.fields(messages.VALUE, answer)
-            range = _core.FileRange(low, high)
-            try:
-                file._adopt_local(range)
-            except BaseException:
-                file._connection.link.give_back(name, range)
-                raise
-        return Allocation(file, range).view(readonly=True)[start:stop]
+        found = file._remote_value(encode_key(key))
+        if found is None:
+            return default
+        pages, start, stop = found
+        return pages.view(readonly=True)[start:stop]
 
     def __getitem__(self, key: Key) -> memoryview:
         view = self.get(key)

@@ -59,7 +59,7 @@ class _Fork:
         for known in connections.known_connections():
             if known.lock.acquire(timeout=LOCK_MAX_S):
                 self.locked.append(known)
-                if known.files:
+                if known.files and known.link.hold_answers(LOCK_MAX_S):
                     self._ask_for_child(known)
 
     def _ask_for_child(self, known: Connection) -> None:
@@ -70,7 +70,9 @@ class _Fork:
     def unlock(self) -> None:
         """In the parent, after the fork: let other threads use the connections again."""
         while self.locked:
-            self.locked.pop().lock.release()
+            known = self.locked.pop()
+            known.link.let_answers_in()
+            known.lock.release()
 
     def close_childs(self) -> None:
         """Close the sockets for the child: in the parent, or in another child."""
@@ -121,6 +123,7 @@ def _after_in_child() -> None:
 
 def _become_fork_peer(sock: socket.socket, address: Address) -> None:
     """Become a peer of the parent."""
+    _introduce(sock)
     connection = Connection(sock, address)
     connection.owner_pid = os.getppid()
     parents = {file._id: file for file in files.all_files()}
@@ -129,11 +132,11 @@ def _become_fork_peer(sock: socket.socket, address: Address) -> None:
         file._become_fork_peer(connection)
         connection.files[name] = file
     connections.remember(connection)
-    _introduce(sock)
 
 
 def _reconnect(known: Connection, sock: socket.socket) -> None:
     """Become a peer of another owner, which the parent is a peer of."""
+    _introduce(sock)
     connection = Connection(sock, known.address)
     connection.owner_pid = known.owner_pid
     for name, file in known.files.items():
@@ -141,7 +144,6 @@ def _reconnect(known: Connection, sock: socket.socket) -> None:
             file._take_fork_lease(connection)
             connection.files[name] = file
     connections.remember(connection)
-    _introduce(sock)
 
 
 def _introduce(sock: socket.socket) -> None:

@@ -14,7 +14,6 @@ from pgalloc.filling import Reader
 from pgalloc.sharing import protocol, remote
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
-from pgalloc.sharing.unpinned import Unpinned
 
 if TYPE_CHECKING:
     from typing import Self
@@ -44,7 +43,6 @@ class PeerFile(_core.PeerFile):
             os.close(descriptor)
         self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
         self._connection = connection
-        self._unpinned = Unpinned()
         self._owns_connection = owns_connection
 
     # --- allocating ------------------------------------------------------------------------------
@@ -86,23 +84,15 @@ class PeerFile(_core.PeerFile):
 
         return new_array(self, shape, dtype, options)
 
-    def inc_ref(self, range: _core.FileRange) -> None:
-        """One reference more, of this process, on pages that it holds."""
-        self._check_usable()
-        if isinstance(range, _core.FileRange):
-            with self._connection.lock:
-                self._unpinned.before_another(self, range)
-        super().inc_ref(range)
-
     def decommit(self, range: _core.FileRange) -> None:
         """As :meth:`MemoryFile.decommit`, of pages that this process holds."""
         self._check_usable()
-        remote.decommit(self, range)
+        self._remote_decommit(range)
 
     def has_unique_ref(self, range: _core.FileRange) -> bool:
         """Whether each page has one reference, of all processes' together: this process's."""
         self._check_usable()
-        return remote.has_unique_ref(self, range)
+        return self._remote_unique(range)
 
     def map_range(self, range: _core.FileRange, access: str = "rw") -> memoryview:
         """As :meth:`MemoryFile.map_range`. The view does not hold the pages."""
@@ -167,23 +157,12 @@ class PeerFile(_core.PeerFile):
         state = "closed" if self.closed else f"leased={self.leased}"
         return f"<PeerFile of process {self._connection.owner_pid} {state}>"
 
-    # --- called by native code, by name ----------------------------------------------------------
-
-    def _unpin_remote(self, range: _core.FileRange) -> bool:
-        with self._connection.lock:
-            return self._unpinned.unpin(self, range)
-
-    def _pin_remote(self, range: _core.FileRange) -> bool:
-        with self._connection.lock:
-            return self._unpinned.pin(self, range)
-
     # --- called by pgalloc.sharing, in a forked child --------------------------------------------
 
     def _take_fork_lease(self, connection: Connection) -> None:
         """The parent of this process is a peer, too: go on with a connection of this process."""
         self._connection = connection
-        self._inherit_from_peer(connection.link, self._unpinned.ranges())
-        self._unpinned = Unpinned()
+        self._inherit_from_peer(connection.link)
 
 
 def peer_file(connection: Connection, name: int) -> PeerFile:

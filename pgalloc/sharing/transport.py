@@ -13,10 +13,9 @@ from typing import Any
 from pgalloc import _core
 from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError
-from pgalloc.sharing import files, protocol, remote
+from pgalloc.sharing import files
 from pgalloc.sharing.connection import connection_to
 from pgalloc.sharing.peer import peer_file
-from pgalloc.sharing.protocol import Op
 from pgalloc.sharing.tokens import Address, Token
 
 
@@ -29,7 +28,7 @@ def offer(pages: Allocation) -> Token:
     connection = file._connection
     if connection.address is None:
         raise TypeError("pages of a served file cannot be passed on: connect() there, too")
-    return Token(connection.address, remote.offer(file, pages.range))
+    return Token(connection.address, file._remote_offer(pages.range))
 
 
 def claim(token: Token) -> Allocation:
@@ -39,19 +38,9 @@ def claim(token: Token) -> Allocation:
         return pages
     connection = connection_to(token.address)
     with connection.lock:  # a child that is forked meanwhile must know all that this process holds
-        answer = connection.request(Op.CLAIM, token.nonce)
-        name, range = protocol.pages(answer)
-        try:
-            file = peer_file(connection, name)
-        except BaseException:
-            connection.link.give_back(name, range)
-            raise
-        remote.adopt(file, answer)
-    try:
-        return Allocation(file, range)
-    except BaseException:
-        file.dec_ref(range)
-        raise
+        lease = connection.link.claim(token.nonce)
+        adopted: Allocation = peer_file(connection, lease.file_id)._adopt(lease)
+        return adopted
 
 
 def _claim_own(token: Token) -> Allocation | None:
