@@ -38,7 +38,7 @@ from pgalloc.eviction import EvictableUser
 from pgalloc.memory_file import MemoryFile
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
 from pgalloc.shared import Shared, SharedList, share
-from pgalloc.sharing import Lease, PeerFile, Server, connect
+from pgalloc.sharing import Lease, Limits, PeerFile, Server, connect
 from pgalloc.snapshot.images import ImageExtent, ImageInfo, inspect_image, verify_image
 
 _logging.getLogger("pgalloc").addHandler(_logging.NullHandler())
@@ -67,6 +67,7 @@ __all__ = [
     "ImageExtent",
     "ImageInfo",
     "Lease",
+    "Limits",
     "Ledger",
     "LoadProgress",
     "MemoryFile",

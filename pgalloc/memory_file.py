@@ -26,7 +26,7 @@ from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
-from pgalloc.sharing import Lease, Server, files, leases, remote
+from pgalloc.sharing import Lease, Limits, Server, files, leases, remote
 from pgalloc.snapshot import decoding, restoring, saving
 from pgalloc.snapshot.hooks import Hooks, RestoreHook, SaveHook
 
@@ -388,15 +388,17 @@ class MemoryFile(_core.MemoryFile):
         path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
         readonly: bool = False,
+        limits: Limits | None = None,
     ) -> Server:
         """Let processes of this user in that :func:`pgalloc.connect` to ``path``.
 
         The socket is for its user only (mode 0600), and the user of each peer is checked, too. With
-        ``readonly``, peers get a descriptor that cannot be written to. A socket that was left
-        behind there is replaced. Raises OSError, also when a process serves there.
+        ``readonly``, peers get a descriptor that cannot be written to. ``limits`` is what each of
+        them may take. A socket that was left behind there is replaced. Raises OSError, also when a
+        process serves there.
         """
         self._check_usable()
-        return Server(self, path, readonly=checked_flag(readonly, "readonly"))
+        return Server(self, path, readonly=checked_flag(readonly, "readonly"), limits=limits)
 
     def leases(self) -> list[Lease]:
         """What other processes hold of this file, and what was sent and waits to be claimed."""

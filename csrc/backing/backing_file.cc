@@ -20,9 +20,16 @@ using os::retry_interrupted;
 using os::sys;
 
 Result<std::unique_ptr<BackingFile>> BackingFile::create_memfd() {
-  const int fd = sys().memfd_create("pgalloc", MFD_CLOEXEC);
+  const int fd = sys().memfd_create("pgalloc", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) return Status::system_error(errno, "memfd_create");
-  return truncated(fd, /*adopted=*/false, "");
+  auto file = truncated(fd, /*adopted=*/false, "");
+  if (!file.ok()) return file;
+  // Peers get it, too: pages that are cut off would kill all who look at them (SIGBUS).
+  if (sys().add_seals(fd, F_SEAL_SHRINK | F_SEAL_SEAL) != 0) {
+    return Status::system_error(errno, "fcntl");
+  }
+  if (sys().fchmod(fd, 0600) != 0) return Status::system_error(errno, "fchmod");
+  return file;
 }
 
 Result<std::unique_ptr<BackingFile>> BackingFile::open_path(const std::string& path) {

@@ -101,6 +101,10 @@ bool pin_remote(AllocationObject* self) try {
 void drop_export(AllocationObject* self) {
   if (--self->exports > 0) return;
   self->mapping.reset();
+  if (self->viewed) {
+    self->viewed = false;
+    if (pages_of(self).is_remote()) peer_of(self).end_view(self->range);
+  }
   if (self->released) {
     give_back(self);
   } else if (self->unpinned && !pages_of(self).is_remote()) {
@@ -124,6 +128,10 @@ char* add_export(AllocationObject* self) {
     const Result<char*> address = pages_of(self).map(self->range);
     if (address.ok()) {
       if (self->mapping == nullptr) self->mapping = pages_of(self).chunks();
+      if (!self->viewed && pages_of(self).is_remote()) {
+        peer_of(self).begin_view(self->range);
+        self->viewed = true;
+      }
       return *address;
     }
     set_error(address.status());

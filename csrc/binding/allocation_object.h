@@ -33,6 +33,7 @@ struct AllocationObject {
   std::shared_ptr<DiscardQueue> queue;  // that the entry waits in, if not the file's own
   bool owned;
   bool released;
+  bool viewed;    // the peer's file knows that there is a view
   bool unpinned;  // as far as its user is concerned
   bool
       discarded_remotely;  // a view has pinned it, and found its contents gone; pin() has not said so yet

@@ -12,6 +12,7 @@
 #include "binding/range_type.h"
 #include "binding/self.h"
 #include "sharing/broker.h"
+#include "sharing/server.h"
 
 namespace pgalloc::binding {
 
@@ -98,11 +99,26 @@ py::list leases(uint64_t file) {
   return result;
 }
 
-uint64_t serve(int fd, const py::object& file, bool readonly,
-               const std::shared_ptr<Lookups>& lookups, const PeerLimits& limits) {
+// An error of a server names its path.
+[[noreturn]] void throw_named(const Status& status, const py::bytes& path) {
+  if (status.code() != ErrorCode::kSystem) throw_if_error(status);
+  PyErr_SetObject(PyExc_OSError, py::make_tuple(status.error_number(), status.describe(),
+                                                py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(
+                                                    std::string(path).c_str())))
+                                     .ptr());
+  throw py::error_already_set();
+}
+
+std::unique_ptr<Server> serve(const py::bytes& path, const py::object& file, bool readonly,
+                              const std::shared_ptr<Lookups>& lookups, const PeerLimits& limits) {
   Scope scope{memory_file(file), readonly, lookups, limits};
-  return value_or_throw(
-      without_gil([&](Broker& broker) { return broker.serve(fd, std::move(scope)); }));
+  const std::string place = path;
+  auto server = [&] {
+    WithoutGil release;
+    return Server::create(place, std::move(scope));
+  }();
+  if (!server.ok()) throw_named(server.status(), path);
+  return std::move(*server);
 }
 
 void add_child(int fd) {
@@ -182,10 +198,20 @@ void bind_lookups(py::module_& module) {
           "close", [](Self<Lookups> lookups) { lookups->close(); }, py::call_guard<WithoutGil>());
 }
 
+void bind_servers(py::module_& module) {
+  py::class_<Server>(module, "Server")
+      .def(py::init(&serve), py::arg("path"), py::arg("file"), py::arg("readonly"),
+           py::arg("lookups"), py::arg("limits"))
+      .def(
+          "close", [](Self<Server> server) { server->close(); }, py::call_guard<WithoutGil>())
+      .def_property_readonly("closed", [](Self<Server> server) { return server->closed(); });
+}
+
 }  // namespace
 
 void bind_broker(py::module_& module) {
   bind_lookups(module);
+  bind_servers(module);
   py::class_<PeerLimits>(module, "PeerLimits")
       .def(py::init([](uint64_t bytes, uint32_t requests, uint32_t children, uint64_t unpinned) {
              return PeerLimits{bytes, requests, children, unpinned};
@@ -204,11 +230,6 @@ void bind_broker(py::module_& module) {
   module.def("broker_claim", &claim, py::arg("nonce"));
   module.def("broker_drop_unclaimed", &drop_unclaimed, py::arg("file_id"), py::arg("seconds"));
   module.def("broker_leases", &leases, py::arg("file_id"));
-  module.def("broker_serve", &serve, py::arg("fd"), py::arg("file"), py::arg("readonly"),
-             py::arg("lookups"), py::arg("limits"));
-  module.def("broker_stop_serving", [](uint64_t number) {
-    without_gil([&](Broker& broker) { broker.stop_serving(number); });
-  });
   module.def("broker_add_child", &add_child, py::arg("fd"));
   module.def("broker_figures", &figures);
   module.def("broker_set_greeting_max", [](double seconds) {

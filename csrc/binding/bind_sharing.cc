@@ -323,7 +323,7 @@ void bind_peer(py::module_& module) {
              throw_if_error(handle->pages().dec_ref(file_range(range)));
            })
       .def("_map_range", &map_range)
-      .def("_leave", [](Self<PeerHandle> handle) { handle->leave(); })
+      .def("_leave", [](Self<PeerHandle> handle) { return handle->leave(); })
       .def("_check_usable",
            [](Self<PeerHandle> handle) { throw_if_error(handle->pages().check_usable()); })
       .def_property_readonly(
@@ -356,7 +356,7 @@ void bind_peer(py::module_& module) {
   auto file_type = py::reinterpret_borrow<py::class_<FileHandle>>(module.attr("MemoryFile"));
   file_type
       .def("_inc_ref_peer", &inc_ref<FileHandle>)
-      .def("_leave", [](Self<FileHandle> handle) { local(handle).close(); });
+      .def("_leave", [](Self<FileHandle> handle) { return local(handle).close(); });
   bind_remote_calls(file_type);
 }
 

@@ -35,7 +35,7 @@ bool FileHandle::closed() const { return peer_ == nullptr ? file_->closed() : pe
 
 Status FileHandle::close(bool keep_descriptor) {
   if (PeerFile* const share = peer()) {
-    share->close();
+    (void)share->close();
     return {};
   }
   Status status;

@@ -99,10 +99,11 @@ class PeerHandle : public PagesHandle {
 
   // For what never changes, as facts() above.
   const PeerFile& facts() const { return *peer_; }
-  // Gives all leases back; what is viewed stays mapped.
-  void leave() {
-    peer_->close();
+  // Gives all leases back, but those on what is viewed. True if there are such.
+  bool leave() {
+    const bool keeps = peer_->close();
     views_.clear();
+    return keeps;
   }
 };
 

@@ -3,10 +3,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -64,23 +66,36 @@ constexpr int kSocketFlags = SOCK_CLOEXEC | SOCK_NONBLOCK;
 int socketpair_call(int* fds) {
   return ::socketpair(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0, fds);
 }
-// A socket that listens under a name (unix(7)): a path, or behind a NUL one that ends with the socket.
-int listen_at_call(const char* name, size_t size) {
+// A socket with a name (unix(7)): a path, or behind a NUL one that ends with the socket. `use` makes
+// something of it.
+template <class Use>
+int socket_at(const char* name, size_t size, Use use) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (size > sizeof address.sun_path) return errno = ENAMETOOLONG, -1;
   std::memcpy(address.sun_path, name, size);
   const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + size);
   const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0);
-  if (fd < 0) return -1;
-  if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), length) == 0 &&
-      ::listen(fd, 128) == 0) {
-    return fd;
-  }
+  if (fd < 0 || use(fd, reinterpret_cast<const sockaddr*>(&address), length)) return fd;
   const int error = errno;
   ::close(fd);
   return errno = error, -1;
 }
+
+// For its user only: the socket's own mode is what bind() gives to its file.
+int listen_at_call(const char* name, size_t size) {
+  constexpr int kBacklog = 128;
+  return socket_at(name, size, [](int fd, const sockaddr* address, socklen_t length) {
+    return ::fchmod(fd, 0600) == 0 && ::bind(fd, address, length) == 0 &&
+           ::listen(fd, kBacklog) == 0;
+  });
+}
+int connect_to_call(const char* name, size_t size) {
+  return socket_at(name, size, [](int fd, const sockaddr* address, socklen_t length) {
+    return ::connect(fd, address, length) == 0;
+  });
+}
+int add_seals_call(int fd, int seals) { return ::fcntl(fd, F_ADD_SEALS, seals); }
 int accept_call(int fd) { return ::accept4(fd, nullptr, nullptr, kSocketFlags); }
 int set_nonblocking_call(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
@@ -103,6 +118,8 @@ constexpr Syscalls kKernel = {
     .rename = ::rename,
     .fsync = ::fsync,
     .memfd_create = ::memfd_create,
+    .add_seals = add_seals_call,
+    .fchmod = ::fchmod,
     .ftruncate = ::ftruncate,
     .fallocate = ::fallocate,
     .fstat = ::fstat,
@@ -126,6 +143,9 @@ constexpr Syscalls kKernel = {
     .getrandom = ::getrandom,
     .socketpair = socketpair_call,
     .listen_at = listen_at_call,
+    .connect_to = connect_to_call,
+    .lstat = ::lstat,
+    .flock = ::flock,
     .accept = accept_call,
     .set_nonblocking = set_nonblocking_call,
     .recvmsg = ::recvmsg,

@@ -63,6 +63,8 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, rename, (const char* from, const char* to), (from, to))                                  \
   X(int, fsync, (int fd), (fd))                                                                   \
   X(int, memfd_create, (const char* name, unsigned flags), (name, flags))                         \
+  X(int, add_seals, (int fd, int seals), (fd, seals))                                             \
+  X(int, fchmod, (int fd, mode_t mode), (fd, mode))                                               \
   X(int, ftruncate, (int fd, off_t length), (fd, length))                                         \
   X(int, fallocate, (int fd, int mode, off_t offset, off_t length), (fd, mode, offset, length))   \
   X(int, fstat, (int fd, struct stat* out), (fd, out))                                            \
@@ -89,6 +91,9 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(ssize_t, getrandom, (void* data, size_t size, unsigned flags), (data, size, flags))           \
   X(int, socketpair, (int* fds), (fds))                                                           \
   X(int, listen_at, (const char* name, size_t size), (name, size))                                \
+  X(int, connect_to, (const char* name, size_t size), (name, size))                               \
+  X(int, lstat, (const char* path, struct stat* out), (path, out))                                \
+  X(int, flock, (int fd, int operation), (fd, operation))                                         \
   X(int, accept, (int fd), (fd))                                                                  \
   X(int, set_nonblocking, (int fd), (fd))                                                         \
   X(ssize_t, recvmsg, (int fd, struct msghdr* message, int flags), (fd, message, flags))          \

@@ -50,10 +50,17 @@ void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
     link->socket_.close();
     return;
   }
-  (void)link->flush(std::chrono::steady_clock::now() + std::chrono::milliseconds(200));
+  if (link->thread_id_ != os::thread_id()) {
+    (void)link->flush(std::chrono::steady_clock::now() + std::chrono::milliseconds(200));
+    link->break_off();
+    link->park();
+    delete link;
+    return;
+  }
+  // What its own thread has in hand was the last that knew it: the thread ends, and this with it.
   link->break_off();
-  link->park();
-  delete link;
+  MutexLock lock(link->mu_);
+  link->parked_ = link->orphaned_ = true;
 }
 
 // --- Sending -------------------------------------------------------------------------------------
@@ -105,6 +112,7 @@ bool OwnerLink::flush(Time deadline) {
     if (now >= deadline) return false;
     (void)changed_.wait_until(mu_, std::min(deadline, now + kRetryPeriod));
   }
+  destroy_ended(lock);
   return true;
 }
 
@@ -164,6 +172,7 @@ Status OwnerLink::request(Op op, std::string payload, Exchange exchange, const P
     lock.lock();
     if (!goes_on) return give_up(lock, pending, Status::error(ErrorCode::kInterrupted, ""));
   }
+  destroy_ended(lock);
   return std::move(pending->status);
 }
 
@@ -286,7 +295,7 @@ void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
     held_.push_back(std::move(arrived));
     return;
   }
-  const std::shared_ptr<Pending> pending = std::move(found->second);
+  std::shared_ptr<Pending> pending = std::move(found->second);
   pending_.erase(found);
   if (arrived.status != 0) {
     pending->status = wire::unpack_error(arrived.status, arrived.reply.payload);
@@ -308,14 +317,12 @@ void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
   const bool unwanted = pending->given_up;
   if (unwanted) --unattended_;
   pending->done = true;
-  if ((unwanted && pending->status.ok() && pending->exchange.undo) ||
-      arrived.reply.descriptor >= 0) {
-    lock.unlock();
-    close_descriptor(arrived.reply);
-    if (unwanted && pending->status.ok() && pending->exchange.undo) pending->exchange.undo();
-    lock.lock();
-  }
   changed_.notify_all();
+  lock.unlock();
+  close_descriptor(arrived.reply);
+  if (unwanted && pending->status.ok() && pending->exchange.undo) pending->exchange.undo();
+  pending.reset();  // it may own a file, which gives back what it holds
+  lock.lock();
 }
 
 // --- The end -------------------------------------------------------------------------------------
@@ -331,6 +338,8 @@ void OwnerLink::end(const char* why) {
         std::string("the process that owns these pages has ended, or does not answer: ") + why);
     pending->done = true;
   }
+  // To be destroyed without the lock: they may own files, which give back what they hold.
+  for (auto& [number, pending] : pending_) ended_.push_back(std::move(pending));
   pending_.clear();
   unattended_ = 0;
   for (Arrived& arrived : held_) close_descriptor(arrived.reply);
@@ -344,6 +353,16 @@ void OwnerLink::break_off() {
   if (broken()) return;
   if (socket_.intact()) ::shutdown(socket_.fd(), SHUT_RDWR);  // wakes who reads
   end("the connection was closed here");
+  destroy_ended(lock);
+}
+
+void OwnerLink::destroy_ended(MutexLock& lock) {
+  if (ended_.empty()) return;
+  auto ended = std::exchange(ended_, {});
+  lock.unlock();
+  for (const auto& pending : ended) pending->exchange = {};
+  ended.clear();
+  lock.lock();
 }
 
 bool OwnerLink::has_hung_up() {
@@ -358,7 +377,7 @@ bool OwnerLink::has_hung_up() {
 
 // Without a thread the queue waits for the next call that gives something back, or flushes.
 void OwnerLink::start_thread() {
-  if (parked_) return;
+  if (parked_ || broken()) return;
   try {
     thread_ = std::make_unique<std::thread>([this] { run(); });
   } catch (const std::system_error&) {
@@ -369,15 +388,20 @@ void OwnerLink::start_thread() {
 void OwnerLink::run() {
   thread_id_ = os::thread_id();
   MutexLock lock(mu_);
-  while (!parked_) {
+  while (!parked_ && !broken()) {
     if (!send_queued()) {
       (void)changed_.wait_until(mu_, std::chrono::steady_clock::now() + kRetryPeriod);
-    } else if (unattended_ > 0 && !reading_ && !broken()) {
+    } else if (unattended_ > 0 && !reading_) {
       read(lock, std::chrono::steady_clock::now() + kSlice);
-    } else {
+    } else if (!broken()) {
       changed_.wait(mu_);
     }
   }
+  destroy_ended(lock);
+  if (!orphaned_) return;
+  thread_->detach();
+  lock.unlock();
+  delete this;
 }
 
 void OwnerLink::park() {

@@ -124,6 +124,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
       REQUIRES(mu_);
   bool send_queued() REQUIRES(mu_);
   void end(const char* why) REQUIRES(mu_);
+  void destroy_ended(MutexLock& lock) REQUIRES(mu_);
   void read(MutexLock& lock, Time until) REQUIRES(mu_);
   void dispatch(MutexLock& lock, Arrived arrived) REQUIRES(mu_);
   Status give_up(MutexLock& lock, const std::shared_ptr<Pending>& pending, Status why)
@@ -143,7 +144,9 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   size_t settling_ GUARDED_BY(mu_) = 0;
   bool holding_ GUARDED_BY(mu_) = false;
   std::vector<Arrived> held_ GUARDED_BY(mu_);
+  std::vector<std::shared_ptr<Pending>> ended_ GUARDED_BY(mu_);  // when the owner had gone
   bool parked_ GUARDED_BY(mu_) = false;
+  bool orphaned_ GUARDED_BY(mu_) = false;  // the thread destroys it
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   std::atomic<pid_t> thread_id_{0};
 };

@@ -38,7 +38,7 @@ Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
 }
 
 PeerFile::~PeerFile() {
-  close();
+  (void)close();
   sys().close(fd_);
 }
 
@@ -415,16 +415,50 @@ Status PeerFile::pin_others(FileRange range, const Patience& patience) {
 
 // --- The end -------------------------------------------------------------------------------------
 
-void PeerFile::close() {
-  if (closed_.exchange(true) || generation_ != process_generation()) return;
-  CountedPages dropped;
+void PeerFile::begin_view(FileRange range) {
+  if (generation_ != process_generation()) return;
+  MutexLock lock(mu_);
+  (void)viewed_.add(range);
+}
+
+void PeerFile::end_view(FileRange range) {
+  if (generation_ != process_generation()) return;
+  std::vector<FileRange> gone;
+  std::vector<FileRange> given_back;
   {
     MutexLock lock(mu_);
-    dropped.swap(handles_);
+    (void)viewed_.remove(range, &gone);
+    for (const FileRange& part : gone) {
+      kept_.set().visit_range(
+          part, [&](FileRange kept, const uint32_t&) { given_back.push_back(kept); });
+    }
+    for (const FileRange& part : given_back) (void)kept_.remove(part, nullptr);
   }
-  for (auto part = dropped.set().first(); part.ok(); part = part.next()) {
-    link_->give_back(identity_.id, part.range());
+  for (const FileRange& part : given_back) link_->give_back(identity_.id, part);
+}
+
+bool PeerFile::close() {
+  if (generation_ != process_generation()) return false;
+  std::vector<FileRange> given_back;
+  MutexLock lock(mu_);
+  if (!closed_.exchange(true)) {
+    for (auto part = handles_.set().first(); part.ok(); part = part.next()) {
+      FileRange rest = part.range();
+      viewed_.set().visit_range(part.range(), [&](FileRange viewed, const uint32_t&) {
+        kept_.record(viewed, 1);
+        if (rest.start < viewed.start) given_back.push_back({rest.start, viewed.start});
+        rest.start = viewed.end;
+      });
+      if (!rest.empty()) given_back.push_back(rest);
+    }
+    handles_.clear();
+    unpinned_.clear();
+    lost_.clear();
   }
+  const bool keeps = !kept_.empty();
+  lock.unlock();
+  for (const FileRange& part : given_back) link_->give_back(identity_.id, part);
+  return keeps;
 }
 
 Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
@@ -435,6 +469,7 @@ Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
   std::shared_ptr<PeerFile> file(
       new PeerFile(parents.chunks_, own, parents.identity_, std::move(link)));
   MutexLock lock(file->mu_);
+  file->viewed_.swap(parents.viewed_);
   file->handles_.swap(parents.handles_);  // not under its lock: a thread that is gone may have it
   for (const auto& [start, range] : parents.unpinned_) (void)file->handles_.remove(range, nullptr);
   return file;

@@ -11,6 +11,7 @@
 //   2. What the owner may discard is recorded in unpinned_, from before it is told to after it has been
 //      told otherwise. There is one handle here on such pages, of exactly this range. When another one
 //      comes they are pinned first; that the contents were lost by then is remembered.
+//   3. A page that is viewed keeps its lease, whatever else is closed.
 //
 // In a forked child none of this is used: inherit() makes a file of the child's own.
 #pragma once
@@ -115,8 +116,13 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   Status commit(FileRange range);
   Status populate(FileRange range);
 
-  // Gives all leases back; what is viewed stays mapped, and its pages are as the owner leaves them.
-  void close() EXCLUDES(mu_);
+  // A view of pages that a handle holds begins, or ends. REQUIRES: as many ends as beginnings.
+  void begin_view(FileRange range) EXCLUDES(mu_);
+  void end_view(FileRange range) EXCLUDES(mu_);
+
+  // Gives all leases back, but those on pages that are viewed: these as soon as no view is left. True if
+  // there are such.
+  bool close() EXCLUDES(mu_);
   bool closed() const { return closed_.load(std::memory_order_acquire); }
   Status check_usable() const override;
 
@@ -149,6 +155,8 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   mutable std::atomic<uint64_t> size_{0};
   mutable Mutex mu_{LockRank::kMemoryFile};
   CountedPages handles_ GUARDED_BY(mu_);
+  CountedPages viewed_ GUARDED_BY(mu_);
+  CountedPages kept_ GUARDED_BY(mu_);  // after close(): pages that were viewed then
   std::map<uint64_t, FileRange> unpinned_ GUARDED_BY(mu_);  // by start
   std::map<uint64_t, FileRange> lost_ GUARDED_BY(mu_);      // pinned since, and not what they were
 };

@@ -371,13 +371,16 @@ class Cache(MutableMapping[Key, memoryview]):
         return serve(self, path)
 
     @staticmethod
-    def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> CacheReader:
+    def connect(
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, timeout: float | None = None
+    ) -> CacheReader:
         """The cache that another process serves at this path, for reading.
 
+        A request that is not answered within ``timeout`` seconds (None: 60) raises SharingError.
         Raises OwnerGoneError if no process serves there, SharingError if what is served there is
         no cache.
         """
-        return CacheReader(path)
+        return CacheReader(path, timeout=timeout)
 
     # --- figures ---------------------------------------------------------------------------------
 

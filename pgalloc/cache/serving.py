@@ -11,6 +11,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from pgalloc.arguments import checked_timeout
 from pgalloc.cache.keys import Decoder, Key, check_key, encode_key
 from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
 from pgalloc.sharing import PeerFile, Server
@@ -71,8 +72,13 @@ class CacheReader:
     All methods may be called from any thread.
     """
 
-    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
-        connection, name, has_cache = open_served(path)
+    def __init__(
+        self,
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        connection, name, has_cache = open_served(path, checked_timeout(timeout))
         try:
             if not has_cache:
                 raise SharingError(f"no cache is served at {os.fsdecode(path)!r}")

@@ -13,7 +13,8 @@ what it held. Nothing has a name that could be left behind.
 
 from pgalloc.sharing import fork_leases, transport
 from pgalloc.sharing.leases import Lease
+from pgalloc.sharing.limits import Limits
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.serving import Server, connect
 
-__all__ = ["Lease", "PeerFile", "Server", "connect", "fork_leases", "transport"]
+__all__ = ["Lease", "Limits", "PeerFile", "Server", "connect", "fork_leases", "transport"]

@@ -115,9 +115,7 @@ class Connection:
     def break_off(self) -> None:
         """Give up on the owner: every request raises OwnerGoneError from here on."""
         self.link.break_off()
-        self.files.clear()  # they last as long as there are handles on their pages
-        if self.address is not None and _connections.get(self.address) is self:
-            del _connections[self.address]
+        self.forget()
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the owner has all that was let go of. False if ``timeout`` seconds passed."""
@@ -132,15 +130,23 @@ class Connection:
         return True
 
     def close(self) -> None:
-        """Give everything back. Views stay mapped."""
+        """Give everything back, but what is viewed: that goes when the last view does."""
         with self.lock:
             if self._closed:
                 return
-            for file in list(self.files.values()):
-                file._leave()
+            keeps = [file._leave() for file in list(self.files.values())]
             self.link.flush(1.0)
             self._closed = True
-            self.break_off()
+            if any(keeps):
+                self.forget()  # the native link ends with what is viewed
+            else:
+                self.break_off()
+
+    def forget(self) -> None:
+        """Use it for nothing new."""
+        self.files.clear()  # they last as long as there are handles on their pages
+        if self.address is not None and _connections.get(self.address) is self:
+            del _connections[self.address]
 
     # --- forks -----------------------------------------------------------------------------------
 

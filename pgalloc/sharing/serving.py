@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
+import atexit
 import os
-import socket
-import stat
-from contextlib import suppress
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core
-from pgalloc.arguments import checked_flag
+from pgalloc.arguments import checked_flag, checked_timeout
 from pgalloc.errors import OptionError
 from pgalloc.sharing import protocol
 from pgalloc.sharing.connection import Connection
+from pgalloc.sharing.limits import Limits, checked_limits
 from pgalloc.sharing.lookups import Lookup, LookupThread
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op
@@ -33,7 +32,13 @@ class Server:
     """
 
     def __init__(
-        self, file: MemoryFile, path: Any, *, readonly: bool, lookup: Lookup | None = None
+        self,
+        file: MemoryFile,
+        path: Any,
+        *,
+        readonly: bool,
+        lookup: Lookup | None = None,
+        limits: Limits | None = None,
     ) -> None:
         if not isinstance(file, _core.MemoryFile):
             raise TypeError(f"expected a MemoryFile, not {type(file).__name__}")
@@ -42,42 +47,28 @@ class Server:
         file._check_usable()
         checked_flag(readonly, "readonly")
         self.path = _checked_path(os.fsdecode(path))
-        self._pid = os.getpid()
-        self._number: int | None = None
-        self._lookups = None if lookup is None else LookupThread(lookup)
-        try:
-            listener = _listen(self.path)
-            self._identity = _identity(self.path)
-            self._number = _core.broker_serve(
-                listener.detach(),
-                file,
-                readonly,
-                None if self._lookups is None else self._lookups.questions,
-                _core.PeerLimits(2**64 - 1, 64, 1024, 1 << 20),
-            )
-        except BaseException:
-            self._clean_up()
-            raise
+        lookups = None if lookup is None else LookupThread(lookup)
+        self._lookups = lookups
+        self._server = _core.Server(
+            os.fsencode(os.path.abspath(self.path)),  # it may be closed elsewhere
+            file,
+            readonly,
+            None if lookups is None else lookups.questions,
+            checked_limits(limits),
+        )
+        _servers.add(self)
 
     def close(self) -> None:
         """Accept no more peers, and remove the socket."""
-        number, self._number = self._number, None
-        if number is None or os.getpid() != self._pid:  # in a forked child it is the parent's
-            return
-        _core.broker_stop_serving(number)
-        self._clean_up()
-
-    def _clean_up(self) -> None:
+        if hasattr(self, "_server"):
+            self._server.close()
         if self._lookups is not None:
             self._lookups.close()
-        with suppress(OSError, AttributeError):
-            if _identity(self.path) == self._identity:
-                os.unlink(self.path)
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._number is None
+        return self._server.closed
 
     def __enter__(self) -> Self:
         return self
@@ -85,22 +76,21 @@ class Server:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_number", None) is not None:
-            self.close()
-
     def __repr__(self) -> str:
         return f"<Server {self.path!r}{' closed' if self.closed else ''}>"
 
 
-def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> PeerFile:
+def connect(
+    path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, timeout: float | None = None
+) -> PeerFile:
     """The file that another process serves at this path: allocate, map and release pages there.
 
-    Its ``close()`` ends the connection; the owner takes back what this process held, as it does
-    when this process dies. Raises OwnerGoneError if no process serves there, or it refuses this
-    process; OSError.
+    Its ``close()`` gives back what this process holds, but what is viewed; the owner takes all back
+    when this process dies. A request that is not answered within ``timeout`` seconds (None: 60)
+    raises SharingError; what it would have brought is given back when the answer comes. Raises
+    OwnerGoneError if no process serves there, or it refuses this process; OSError.
     """
-    connection, name, _has_cache = open_served(path)
+    connection, name, _has_cache = open_served(path, checked_timeout(timeout))
     try:
         file = PeerFile(connection, name, owns_connection=True)
     except BaseException:
@@ -110,9 +100,9 @@ def connect(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> PeerFi
     return file
 
 
-def open_served(path: Any) -> tuple[Connection, int, bool]:
+def open_served(path: Any, timeout: float | None) -> tuple[Connection, int, bool]:
     """A connection to the server there, the name of the file, and whether there is a cache."""
-    connection = Connection.open(_checked_path(os.fsdecode(path)), _NO_SECRET, None)
+    connection = Connection.open(_checked_path(os.fsdecode(path)), _NO_SECRET, None, timeout)
     try:
         name, has_cache = protocol.fields(protocol.SERVED, connection.request(Op.SERVED))
     except BaseException:
@@ -127,40 +117,13 @@ def _checked_path(path: str) -> str:
     return path
 
 
-def _listen(path: str) -> socket.socket:
-    """A socket with this name, for its user only. Takes the place of one that no process serves."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-    try:
-        try:
-            listener.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_deserted(path):
-                raise
-            os.unlink(path)
-            listener.bind(path)
-        os.chmod(path, 0o600)  # no process can connect before listen()
-        listener.listen(128)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+# The native server goes with its object; at the end of the program objects may not go.
+_servers: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
-def _is_deserted(path: str) -> bool:
-    """Whether it is a socket that was left behind by a process that is gone."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-        return False
+def _close_all() -> None:
+    for server in list(_servers):
+        server.close()
 
 
-def _identity(path: str) -> tuple[int, int]:
-    status = os.lstat(path)
-    return status.st_dev, status.st_ino
+atexit.register(_close_all)

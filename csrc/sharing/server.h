@@ -1,0 +1,54 @@
+// Purpose: a socket with a path, by which processes that are not children connect.
+//
+// Thread safety: any thread.
+//
+// Invariants
+//   1. Of processes that want to serve at one path at once, one does. The others are told.
+//   2. Whatever fails, and whenever it ends, no file is left behind, and no other process's is removed.
+//      In a forked child all of it is the parent's.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/process_generation.h"
+#include "base/status.h"
+#include "sharing/session.h"
+
+namespace pgalloc {
+
+class Server {
+ public:
+  // Takes the place of a socket that was left behind there. `path` is absolute.
+  static Result<std::unique_ptr<Server>> create(const std::string& path, Scope scope);
+  ~Server() { close(); }
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Accepts no more peers, and removes the file.
+  void close();
+  bool closed() const { return closed_.load(); }
+
+ private:
+  struct Identity {
+    dev_t device = 0;
+    ino_t inode = 0;
+  };
+
+  explicit Server(std::string path) : path_(std::move(path)) {}
+  Status listen(Scope scope);
+  Status bind(int* fd);
+  void remove_file() const;
+
+  const std::string path_;
+  const uint32_t generation_ = process_generation();
+  Identity identity_;    // of the file
+  uint64_t number_ = 0;  // of the listener
+  std::atomic<bool> closed_{false};
+};
+
+}  // namespace pgalloc

@@ -1,0 +1,39 @@
+"""What one peer may take at most, so that it leaves something to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgalloc import _core
+from pgalloc.arguments import checked_int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """For :meth:`MemoryFile.serve`: limits of each peer. A request beyond them raises there.
+
+    Attributes:
+        nbytes: of pages that it may allocate and hold (OutOfMemoryError); None: no limit.
+        requests: under way at once; more wait.
+        children: forked children that are alive, with its leases (SharingError).
+        unpinned: ranges that it has unpinned (SharingError).
+    """
+
+    nbytes: int | None = None
+    requests: int = 64
+    children: int = 1024
+    unpinned: int = 1 << 20
+
+
+def checked_limits(limits: Limits | None) -> _core.PeerLimits:
+    """As native code wants them. Raises TypeError, OptionError."""
+    if limits is None:
+        limits = Limits()
+    if not isinstance(limits, Limits):
+        raise TypeError(f"limits must be a pgalloc.Limits, not {type(limits).__name__}")
+    return _core.PeerLimits(
+        2**64 - 1 if limits.nbytes is None else checked_int(limits.nbytes, "nbytes", high=2**63),
+        checked_int(limits.requests, "requests", low=1, high=2**31),
+        checked_int(limits.children, "children", high=2**31),
+        checked_int(limits.unpinned, "unpinned", high=2**62),
+    )
