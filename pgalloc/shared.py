@@ -16,13 +16,15 @@ import pickle
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from pgalloc import _core, fork
+from pgalloc import _core, fork, memory_file
 from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError, SharingError
-from pgalloc.memory_file import MemoryFile
 from pgalloc.sharing import PeerFile, transport
+
+if TYPE_CHECKING:
+    from pgalloc.memory_file import MemoryFile
 
 T = TypeVar("T")
 
@@ -37,16 +39,24 @@ class _Default:
     """The file that objects are shared in, unless another one is given. For :mod:`pgalloc.fork`."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant, and held for an assignment only: a signal handler may share something, too.
+        self._lock = threading.RLock()
         self._file: MemoryFile | None = None
 
     def file(self) -> MemoryFile:
         """The file, which is made when it is first needed."""
+        file = self._file
+        if file is not None and not file.closed:
+            return file
+        made = memory_file.MemoryFile()
         with self._lock:
             if self._file is None or self._file.closed:
-                self._file = MemoryFile()
+                self._file = made
                 fork.register(self)
-            return self._file
+                return made
+            file = self._file
+        made.close()  # another thread was first
+        return file
 
     def park(self) -> None:
         """For :mod:`pgalloc.fork`: nothing to do, there is no thread here."""
@@ -56,7 +66,7 @@ class _Default:
 
     def reset_in_child(self) -> None:
         """In a forked child: it makes one of its own."""
-        self._lock = threading.Lock()  # another thread of the parent may have the old one
+        self._lock = threading.RLock()  # another thread of the parent may have the old one
         self._file = None
 
 

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <sys/epoll.h>
 
+#include <utility>
+
 #include "os/syscalls.h"
 
 namespace pgalloc {
@@ -44,11 +46,18 @@ Channel::Read Channel::read(Buffer& buffer, wire::Packet* packet, std::string* w
   return Read::kPacket;
 }
 
+bool Channel::keep_part(std::string_view part) {
+  if (part.size() > wire::kPayloadBytesMax - parts_.size()) return false;
+  parts_.append(part);
+  return true;
+}
+
 Request& Channel::begin(const wire::Packet& packet) {
   auto request = std::make_unique<Request>();
   request->op = static_cast<wire::Op>(packet.kind);
   request->number = packet.number;
-  request->payload = std::string(packet.payload);
+  request->payload = std::exchange(parts_, {});
+  request->payload.append(packet.payload);
   requests_.push_back(std::move(request));
   return *requests_.back();
 }

@@ -41,6 +41,8 @@ class Channel {
   enum class Read : uint8_t { kPacket, kNothing, kEnded, kMalformed };
   Read read(Buffer& buffer, wire::Packet* packet, std::string* why, SteadyTime now);
 
+  // The beginning of a payload. False if it is too long.
+  bool keep_part(std::string_view part);
   // A request begins; finish() is called with its answer, in any order.
   Request& begin(const wire::Packet& packet);
   std::deque<std::unique_ptr<Request>>& requests() { return requests_; }
@@ -73,6 +75,7 @@ class Channel {
   const SteadyTime since_;
   std::deque<std::unique_ptr<Request>> requests_;
   std::deque<Kept> kept_;
+  std::string parts_;  // of the next request
   SteadyTime not_before_{};
 };
 

@@ -124,12 +124,19 @@ uint32_t OwnerLink::enqueue(Op op, const std::string& payload,
     last_number_ = last_number_ == UINT32_MAX ? 1 : last_number_ + 1;
   } while (pending_.contains(last_number_));
   pending->op = op;
-  outgoing_.push_back(
-      {wire::pack(static_cast<uint8_t>(op), last_number_, std::string_view(payload)), {}});
+  constexpr size_t kPartMax = wire::kPacketBytesMax - sizeof(wire::Header);
+  std::vector<Outgoing> packets;
+  std::string_view rest = payload;
+  for (; rest.size() > kPartMax; rest.remove_prefix(kPartMax)) {
+    packets.push_back(
+        {wire::pack(static_cast<uint8_t>(Op::kPart), 0, rest.substr(0, kPartMax)), {}});
+  }
+  packets.push_back({wire::pack(static_cast<uint8_t>(op), last_number_, rest), {}});
+  pending_.emplace(last_number_, pending);
   try {
-    pending_.emplace(last_number_, pending);
+    outgoing_.insert(outgoing_.end(), packets.begin(), packets.end());
   } catch (...) {
-    outgoing_.pop_back();
+    pending_.erase(last_number_);
     throw;
   }
   return last_number_;
@@ -137,9 +144,9 @@ uint32_t OwnerLink::enqueue(Op op, const std::string& payload,
 
 Status OwnerLink::request(Op op, std::string payload, Exchange exchange, const Patience& patience) {
   if (forked()) return Status::error(ErrorCode::kForked, "the connection is the parent's");
-  if (payload.size() > wire::kPacketBytesMax - sizeof(wire::Header)) {
+  if (payload.size() > wire::kPayloadBytesMax) {
     return Status::error(ErrorCode::kSharing,
-                         std::to_string(payload.size()) + " bytes are too much for one message");
+                         std::to_string(payload.size()) + " bytes are too much for one request");
   }
   auto pending = std::make_shared<Pending>();
   pending->exchange = std::move(exchange);

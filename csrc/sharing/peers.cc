@@ -291,6 +291,7 @@ bool Peers::read_from(uint64_t number, Channel& channel, SteadyTime now) {
   }
   const auto op = static_cast<Op>(packet.kind);
   if (!channel.greeted() || op == Op::kHello) return greet(channel, packet, now);
+  if (op == Op::kPart) return channel.keep_part(packet.payload);
   if (op == Op::kFork) {
     Answer answer;
     Result<int> childs = fork(number, channel, now);

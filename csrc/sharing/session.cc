@@ -218,6 +218,7 @@ std::optional<Answer> Session::step(Request& request) {
     case Op::kServed: return served(request);
     case Op::kValue: return value(request);
     case Op::kHello:
+    case Op::kPart:
     case Op::kFork: break;  // the broker's
   }
   return malformed();

@@ -27,6 +27,7 @@ namespace pgalloc::wire {
 
 inline constexpr uint8_t kVersion = 1;
 inline constexpr size_t kPacketBytesMax = 65536;
+inline constexpr size_t kPayloadBytesMax = size_t{16} << 20;  // of several packets
 
 // What a peer asks for. Payloads and answers are named beside each.
 enum class Op : uint8_t {
@@ -45,6 +46,8 @@ enum class Op : uint8_t {
   kPing = 13,     // -> process of the owner
   kServed = 14,   // -> file, whether there is a cache (u8)
   kValue = 15,    // an encoded key -> pages, start and end of the value in them; or nothing
+  kPart = 16,     // the beginning of a payload that is too long for one packet, without an answer; the
+                  // next packet goes on
 };
 
 // The status of an answer: 0, or what went wrong. The text is the payload; kSystem has the errno

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from pgalloc.arguments import checked_timeout
 from pgalloc.cache.keys import Decoder, Key, check_key, encode_key
@@ -113,6 +113,18 @@ class CacheReader:
         if view is None:
             raise KeyError(key)
         return view
+
+    def __contains__(self, key: Key) -> bool:
+        return self.get(key) is not None
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("a CacheReader cannot be iterated over: keys() of the Cache itself can")
+
+    def __len__(self) -> NoReturn:
+        raise TypeError("a CacheReader does not know how many values there are")
+
+    def __bool__(self) -> bool:
+        return True
 
     @property
     def closed(self) -> bool:
