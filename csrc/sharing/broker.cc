@@ -279,6 +279,11 @@ void Broker::set_times(const Times& times) {
   peers_->wake();
 }
 
+void Broker::set_own_peers_end(bool end) {
+  Locked lock(*this);
+  peers_->own_peers_end = end;
+}
+
 std::vector<int> Broker::descriptors() {
   Locked lock(*this);
   return peers_->descriptors();

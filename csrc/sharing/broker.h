@@ -106,6 +106,8 @@ class Broker {
     std::chrono::nanoseconds look;
   };
   void set_times(const Times& times) EXCLUDES(mu_);
+  // Peers in this process, which has its files mapped anyway, end with their connections.
+  void set_own_peers_end(bool end) EXCLUDES(mu_);
   // What could be closed from outside.
   std::vector<int> descriptors() EXCLUDES(mu_);
   std::optional<std::string> verify() EXCLUDES(mu_);

@@ -37,7 +37,7 @@ size_t channels_max() {
   return std::max<size_t>(limit.rlim_cur / 2, 8);
 }
 
-Answer refuse(Status status) { return {.status = std::move(status)}; }
+Answer refusal(Status status) { return {.status = std::move(status)}; }
 
 bool equal(const wire::Secret& left, const wire::Secret& right) {
   unsigned difference = 0;  // all bytes are looked at, whichever differs
@@ -353,16 +353,16 @@ std::optional<Answer> Peers::greet(Channel& channel, const Request& request) {
 Answer Peers::fork(Connected& connected, uint64_t number, SteadyTime now) {
   const Session& parent = connected.channel.session();
   if (channels_.size() >= channels_max() || connected.children >= parent.scope.limits.children) {
-    return refuse(Status::error(ErrorCode::kSharing, "there are too many peers"));
+    return refusal(Status::error(ErrorCode::kSharing, "there are too many peers"));
   }
   int pair[2];
-  if (sys().socketpair(pair) != 0) return refuse(Status::system_error(errno, "socketpair"));
+  if (sys().socketpair(pair) != 0) return refusal(Status::system_error(errno, "socketpair"));
   Endpoint ours(pair[0]);
   Descriptor theirs(pair[1]);
-  if (!ours.open() || !theirs.open()) return refuse(Status::system_error(errno, "fstat"));
+  if (!ours.open() || !theirs.open()) return refusal(Status::system_error(errno, "fstat"));
   const uint64_t its_number = next_number();
   auto session = std::make_unique<Session>(its_number, offers_, parent.scope, 0, parent.uid);
-  if (Status status = parent.copy_to(*session); !status.ok()) return refuse(std::move(status));
+  if (Status status = parent.copy_to(*session); !status.ok()) return refusal(std::move(status));
   auto child = std::make_unique<Connected>(its_number, std::move(ours), std::move(session),
                                            /*greeted=*/true, now);
   child->parent = number;
@@ -390,7 +390,8 @@ void Peers::end(uint64_t number, SteadyTime now) noexcept {
   if (!session->holds_nothing()) {
     // Who made a forked child's connection is not the child.
     const bool says_who = socket.intact() && !session->born_connected();
-    process.emplace(says_who ? socket.fd() : -1, session->pid);
+    const bool blind = own_peers_end && session->pid == ::getpid();
+    process.emplace(says_who && !blind ? socket.fd() : -1, blind ? 0 : session->pid);
   }
   departed_.add(std::move(ended->when_gone), std::move(session), std::move(process), now);
 }

@@ -95,6 +95,8 @@ class Peers {
   // For tests: shorter times, and what could be closed from outside.
   std::chrono::nanoseconds greeting_max{std::chrono::seconds(10)};
   std::chrono::nanoseconds look_every{std::chrono::seconds(1)};
+  // A peer in this process itself, which has its files mapped anyway, ends with its connection.
+  bool own_peers_end = false;
   std::vector<int> descriptors() const;
 
  private:

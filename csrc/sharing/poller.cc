@@ -16,10 +16,13 @@ Poller::~Poller() {
 
 // All epolls look alike to fstat(); but ours knows what it watches.
 Poller::Whose Poller::whose_epoll() const {
-  epoll_event event{};
-  event.events = EPOLLIN;
-  if (sys().epoll_ctl(epoll_, EPOLL_CTL_MOD, wake_.fd(), &event) == 0) return Whose::kOurs;
-  const bool none = errno == EBADF || errno == EINVAL || errno == ENOENT || errno == EPERM;
+  bool none = true;
+  for (const Endpoint* const witness : {&wake_, &waker_}) {
+    epoll_event event{};
+    event.events = witness == &wake_ ? uint32_t{EPOLLIN} : 0;
+    if (sys().epoll_ctl(epoll_, EPOLL_CTL_MOD, witness->fd(), &event) == 0) return Whose::kOurs;
+    none = none && (errno == EBADF || errno == EINVAL || errno == ENOENT || errno == EPERM);
+  }
   return none ? Whose::kNotOurs : Whose::kUnknown;
 }
 
@@ -38,9 +41,11 @@ Status Poller::start() {
   if (!here.open() || !there.open()) return Status::system_error(errno, "fstat");
   const int epoll = sys().epoll_create();
   if (epoll < 0) return Status::system_error(errno, "epoll_create1");
-  epoll_event event{};
-  event.events = EPOLLIN;
-  if (sys().epoll_ctl(epoll, EPOLL_CTL_ADD, here.fd(), &event) != 0) {
+  epoll_event wakes{};
+  wakes.events = EPOLLIN;
+  epoll_event nothing{};  // the second witness
+  if (sys().epoll_ctl(epoll, EPOLL_CTL_ADD, here.fd(), &wakes) != 0 ||
+      sys().epoll_ctl(epoll, EPOLL_CTL_ADD, there.fd(), &nothing) != 0) {
     Status status = Status::system_error(errno, "epoll_ctl");
     sys().close(epoll);
     return status;
