@@ -1,5 +1,6 @@
 #include "sharing/broker.h"
 
+#include <errno.h>
 #include <pthread.h>
 
 #include <array>
@@ -234,6 +235,7 @@ std::vector<Broker::Lease> Broker::leases(uint64_t file) {
 
 Result<uint64_t> Broker::serve(int fd, Scope scope) {
   Endpoint socket(fd);
+  if (!socket.open()) return Status::system_error(errno, "fstat");
   Locked lock(*this);
   PGALLOC_RETURN_IF_ERROR(start());
   return peers_->add_listener(std::move(socket), std::move(scope));
@@ -246,6 +248,7 @@ void Broker::stop_serving(uint64_t number) {
 
 Status Broker::add_child(int fd, std::vector<ForkLease>& leases) {
   Endpoint socket(fd);
+  if (!socket.open()) return Status::system_error(errno, "fstat");
   Locked lock(*this);
   auto session =
       std::make_unique<Session>(peers_->next_number(), peers_->offers(), Scope{}, 0, ::getuid());
@@ -275,7 +278,7 @@ void Broker::set_times(const Times& times) {
   Locked lock(*this);
   peers_->greeting_max = times.greeting;
   peers_->offers().after_sender_max = times.after_sender;
-  peers_->look_every = times.look;
+  peers_->set_look_every(times.look);
   peers_->wake();
 }
 

@@ -55,7 +55,7 @@ void Departed::looked(const Look& look, bool sees, SteadyTime now) noexcept {
   if (!sees && !strikes(Plant::kLost)) return end(seen_, entry, now);
   if (!sees) entry->pause = std::chrono::hours(1);
   entry->next_look = now + entry->pause;
-  entry->pause = std::min<std::chrono::nanoseconds>(2 * entry->pause, kLongestPause);
+  entry->pause = std::min<std::chrono::nanoseconds>(entry->pause * 5 / 4, kLongestPause);
   seen_.splice(seen_.end(), seen_, entry);
 }
 

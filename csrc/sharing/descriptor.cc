@@ -17,8 +17,10 @@ Descriptor::Descriptor(int fd) : fd_(fd) {
     inode_ = status.st_ino;
     return;
   }
-  if (errno != EBADF) sys().close(fd);
+  const int error = errno;
+  if (error != EBADF) sys().close(fd);
   fd_ = -1;
+  errno = error;
 }
 
 Descriptor::Descriptor(Descriptor&& other) noexcept

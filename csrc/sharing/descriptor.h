@@ -16,7 +16,8 @@ namespace pgalloc {
 class Descriptor {
  public:
   Descriptor() = default;
-  // Takes over a descriptor that is open, or nothing (-1). What cannot be known again is closed.
+  // Takes over a descriptor that is open, or nothing (-1). What could not be known again is closed at
+  // once, and errno says why.
   explicit Descriptor(int fd);
   Descriptor(Descriptor&& other) noexcept;
   Descriptor& operator=(Descriptor&& other) noexcept;

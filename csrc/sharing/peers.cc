@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -28,7 +29,6 @@ constexpr std::chrono::milliseconds kWorkMax{2};
 constexpr std::chrono::milliseconds kAcceptPause{100};
 constexpr std::chrono::milliseconds kAgain{10};  // after what the kernel refused
 constexpr std::chrono::microseconds kWaitsMax{500};
-constexpr std::chrono::seconds kIdle{1};
 
 // Half of the descriptors this process may have are for others.
 size_t channels_max() {
@@ -75,7 +75,9 @@ Status Peers::start() {
     if (error == EADDRINUSE) name_.clear();  // taken meanwhile: another one, next time
     return Status::system_error(error, "bind");
   }
-  Result<uint64_t> number = add_listener(Endpoint(fd), {});
+  Endpoint socket(fd);
+  if (!socket.open()) return Status::system_error(errno, "fstat");
+  Result<uint64_t> number = add_listener(std::move(socket), {});
   if (!number.ok()) return std::move(number).status();
   own_listener_ = *number;
   return {};
@@ -150,7 +152,7 @@ void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {
 
 Peers::Wait Peers::prepare(SteadyTime now) {
   if (now >= next_look_at_descriptors_) {
-    next_look_at_descriptors_ = now + look_every;
+    next_look_at_descriptors_ = now + look_every_;
     look_at_descriptors(now);
   }
   if (!poller_.ready()) return {-1, static_cast<int>(kAgain.count())};
@@ -161,12 +163,12 @@ Peers::Wait Peers::prepare(SteadyTime now) {
   if (!watch_listeners(now)) until = std::min<SteadyTime>(until, now + kAgain);
   if (!watch_touched(now, &until)) until = std::min<SteadyTime>(until, now + kAgain);
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - now).count();
-  return {poller_.fd(), static_cast<int>(std::max<int64_t>(left, 0))};
+  return {poller_.fd(), static_cast<int>(std::clamp<int64_t>(left, 0, INT_MAX))};
 }
 
 SteadyTime Peers::next_time(SteadyTime now) const {
   if (departed_.ending()) return now;
-  SteadyTime until = std::min<SteadyTime>(now + kIdle, next_look_at_descriptors_);
+  SteadyTime until = next_look_at_descriptors_;
   for (const uint64_t number : busy_) {
     const auto found = channels_.find(number);
     if (found == channels_.end()) continue;

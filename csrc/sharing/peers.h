@@ -94,7 +94,10 @@ class Peers {
 
   // For tests: shorter times, and what could be closed from outside.
   std::chrono::nanoseconds greeting_max{std::chrono::seconds(10)};
-  std::chrono::nanoseconds look_every{std::chrono::seconds(1)};
+  void set_look_every(std::chrono::nanoseconds time) {
+    look_every_ = time;
+    next_look_at_descriptors_ = {};
+  }
   // A peer in this process itself, which has its files mapped anyway, ends with its connection.
   bool own_peers_end = false;
   std::vector<int> descriptors() const;
@@ -159,6 +162,7 @@ class Peers {
   Departed departed_{offers_};
   SteadyTime accept_again_{};
   SteadyTime next_look_at_descriptors_{};
+  std::chrono::nanoseconds look_every_{std::chrono::seconds(1)};
   LetGo let_go_;
 };
 
