@@ -24,6 +24,7 @@ from sharing_api.owner import Owner
 from sharing_api.plants import PLANTS, plant
 
 import pgalloc
+from pgalloc import _core
 from pgalloc.pressure import default_guard
 from pgalloc.pressure.guard import GuardSource
 from pgalloc.testing import ManualPressure
@@ -46,8 +47,9 @@ def parsed() -> argparse.Namespace:
 
 
 def warm_up(methods: list[str]) -> None:
-    """Start what stays, and is no leftover: the guard, and what multiprocessing needs."""
+    """Start what stays, and is no leftover: the guard, the broker, what multiprocessing needs."""
     default_guard.ensure()
+    _core.broker_address()
     GuardSource().close()
     for method in methods:
         context: Any = multiprocessing.get_context(method)

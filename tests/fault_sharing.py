@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 from conftest import HUGE, PAGE
 from fault_scenarios import COMMIT, POPULATE, Run, Scenario, _give_r
+from raw_peer import RawPeer
+from waiting import eventually
 
 import pgalloc
-from pgalloc import Allocation, MemoryFile, OwnerGoneError, PeerFile, testing
-from pgalloc.sharing.broker import broker
+from pgalloc import Allocation, MemoryFile, OwnerGoneError, PeerFile, SharingError, _core, testing
+from pgalloc.sharing import protocol, transport
+from pgalloc.sharing.protocol import Op
 
 # The owner does not read just now: that is waited out.
 BUSY = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM)
+# Of a peer that is not accepted: it is hung up on.
+ACCEPTING = ("fstat", "getsockopt")
 WAIT_S = 20.0
+
+
+def _may_be_gone(run: Run) -> bool:
+    """Whether the failing call may look to a peer as if its owner were gone."""
+    return run.name in ACCEPTING or (run.name == "send" and run.planned not in BUSY)
 
 
 def _ask(run: Run, call: Callable[[], Any]) -> Any:
@@ -25,8 +36,7 @@ def _ask(run: Run, call: Callable[[], Any]) -> Any:
     try:
         return run.attempt(call)
     except AssertionError as error:
-        gone = isinstance(error.__cause__, OwnerGoneError)
-        if not gone or run.name != "send" or run.planned in BUSY:
+        if not isinstance(error.__cause__, OwnerGoneError) or not _may_be_gone(run):
             raise
         run.errors.append(OwnerGoneError())
         return None
@@ -76,9 +86,13 @@ def _served(run: Run) -> Any:
         yield None
         return
     held = [(segment.start, segment.refs) for segment in mf.segments()]
-    channels = len(broker._channels)
+    channels = _channels()
     with contextlib.chdir(run.directory):
-        with mf.serve("socket"):
+        server = _ask(run, lambda: mf.serve("socket"))
+        if server is None:
+            yield None
+            return
+        with server:
             peer = _ask(run, lambda: pgalloc.connect("socket"))
             pair = None if peer is None else _Pair(run, mf, peer)
             del peer
@@ -89,18 +103,21 @@ def _served(run: Run) -> Any:
                     pair.close()
                     del pair
         _wait_for_channels(channels)
-    assert mf.leases() == []
+    eventually(lambda: mf.leases() == [], "the end of all leases")
     assert [(segment.start, segment.refs) for segment in mf.segments() if segment.refs] == held
     testing.verify(mf)
     run.checks.append(lambda: _check_sharing(run, mf))
 
 
+def _channels() -> int:
+    return _core.broker_figures()["channels"]
+
+
 def _wait_for_channels(count: int) -> None:
     deadline = time.monotonic() + WAIT_S
     while True:
-        with broker.lock:  # not in the middle of closing one
-            if len(broker._channels) <= count:
-                return
+        if _channels() <= count:
+            return
         # time: a bound on a hang
         assert time.monotonic() < deadline, "the owner does not learn that the peer has gone"
         time.sleep(0.0002)  # time: it polls
@@ -108,7 +125,7 @@ def _wait_for_channels(count: int) -> None:
 
 def _check_sharing(run: Run, mf: MemoryFile) -> None:
     """After the fault: a new peer finds everything in order."""
-    channels = len(broker._channels)
+    channels = _channels()
     with contextlib.chdir(run.directory), mf.serve("again"), pgalloc.connect("again") as peer:
         with peer.allocate(3 * PAGE, mode=COMMIT) as pages, pages.view() as view:
             assert bytes(view) == bytes(3 * PAGE)
@@ -184,4 +201,66 @@ def _let_go(pair: _Pair) -> None:
         assert sum(lease.nbytes for lease in pair.mf.leases()) == pair.peer.leased
 
 
-SHARING: list[Scenario] = [shared, shared_for_longer]
+def strangers(run: Run) -> None:
+    """What the owner does for other processes: offers, forks, and how they end."""
+    with _served(run) as pair:
+        if pair is None:
+            return
+        sent = pair.ask(lambda: pair.mf.allocate(PAGE))
+        token = None if sent is None else pair.ask(lambda: transport.offer(sent))
+        if token is not None:
+            with contextlib.suppress(SharingError):
+                transport.claim(token).release()
+        if sent is not None:
+            sent.release()
+        with RawPeer(f"/proc/{os.getpid()}/cwd/socket".encode()) as stranger:
+            _live_and_die(run, pair.mf._id, stranger)
+
+
+def _live_and_die(run: Run, file: int, stranger: RawPeer) -> None:
+    """Hold a page, have a child, and hang up. What fails is the owner's."""
+    requests = [
+        (Op.HELLO, protocol.HELLO.pack(0, bytes(protocol.NONCE_BYTES))),
+        (Op.ALLOCATE, protocol.ALLOCATE.pack(file, PAGE, 1, 0, 0)),
+    ]
+    if run.name != "close":  # the owner would keep the child's end, and the child its leases
+        requests.append((Op.FORK, b""))
+    for kind, payload in requests:
+        answer = stranger.ask(kind, payload)
+        if answer is None:
+            return
+        for descriptor in answer.descriptors:
+            os.close(descriptor)
+
+
+def replaced(run: Run) -> None:
+    """The broker's own descriptors are closed from outside, and it makes new ones."""
+    if run.name in BY_THE_PEER:
+        return
+    channels = _channels()
+    _core.broker_set_times(look_s=0.005)
+    for number in range(4):
+        eventually(lambda: len(_core.broker_descriptors()) == 4, "a listener")
+        os.close(_core.broker_descriptors()[number])
+        eventually(_is_whole, "the broker has all it needs again")
+    _wait_for_channels(channels)
+    _core.broker_set_times(look_s=1e6)
+
+
+BY_THE_PEER = ("send", "eventfd")
+
+
+def _is_whole() -> bool:
+    """All of its descriptors are open, and a process that connects is answered."""
+    descriptors = _core.broker_descriptors()
+    try:
+        for fd in descriptors:
+            os.fstat(fd)
+        with RawPeer(_core.broker_address()[0]) as peer:
+            greeting = protocol.HELLO.pack(0, bytes(protocol.NONCE_BYTES))
+            return len(descriptors) == 4 and peer.ask(Op.HELLO, greeting) is not None
+    except OSError:
+        return False
+
+
+SHARING: list[Scenario] = [shared, shared_for_longer, strangers, replaced]

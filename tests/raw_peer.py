@@ -1,17 +1,63 @@
-"""A client of an owner's socket that keeps to no protocol: it sends what a test says."""
+"""A client of an owner's socket that keeps to no protocol: it sends what a test says.
+
+It is connected by another process, which has none of the owner's memory mapped. For the owner that
+one is the peer: what it holds comes back when the connection ends.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from typing import NamedTuple
 
 from pgalloc.sharing import protocol
 from pgalloc.sharing.protocol import Op
 
 ANSWER_S_MAX = 30.0
-_KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+
+
+_CONNECT = """
+import socket, sys
+line = socket.socket(fileno=int(sys.argv[1]))
+while address := line.recv(200):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connected:
+        try:
+            connected.connect(address)
+        except OSError:
+            line.send(b"!")
+        else:
+            socket.send_fds(line, [b"."], [connected.fileno()])
+"""
+
+
+class Stranger:
+    """The process that connects: one for as long as a test module needs it."""
+
+    current: Stranger | None = None
+
+    def __init__(self) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-S", "-c", _CONNECT, str(number)]
+            self._process = subprocess.Popen(command, pass_fds=[number])
+        self.pid = self._process.pid
+        Stranger.current = self
+
+    def connect(self, address: bytes) -> socket.socket:
+        self._line.send(address)
+        _, descriptors, _, _ = socket.recv_fds(self._line, 1, 1)
+        if not descriptors:
+            raise ConnectionRefusedError(f"no process listens at {address!r}")
+        return socket.socket(fileno=descriptors[0])
+
+    def close(self) -> None:
+        Stranger.current = None
+        self._line.close()
+        assert self._process.wait(ANSWER_S_MAX) == 0
 
 
 class Answer(NamedTuple):
@@ -25,15 +71,23 @@ class Answer(NamedTuple):
 class RawPeer:
     """One connection."""
 
-    def __init__(self, address: bytes) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, _KIND)
-        self.socket.connect(address)  # waits where others wait: no timeout is set yet
+    def __init__(self, address: bytes, *, own: bool = False) -> None:
+        if own:  # this process is the peer
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self.socket.connect(address)  # waits where others wait: no timeout is set yet
+        else:
+            self.socket = self._by_a_stranger(address)
         self.socket.settimeout(ANSWER_S_MAX)
         self._number = 0
 
+    @staticmethod
+    def _by_a_stranger(address: bytes) -> socket.socket:
+        assert Stranger.current is not None, "no process connects for others"
+        return Stranger.current.connect(address)
+
     @classmethod
-    def greeted(cls, address: bytes) -> RawPeer:
-        peer = cls(address)
+    def greeted(cls, address: bytes, *, own: bool = False) -> RawPeer:
+        peer = cls(address, own=own)
         greeting = protocol.HELLO.pack(os.getpid(), bytes(protocol.NONCE_BYTES))
         assert peer.ask(Op.HELLO, greeting) is not None
         return peer

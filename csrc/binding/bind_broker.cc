@@ -1,5 +1,6 @@
 // Purpose: the broker, which answers the peers of this process, for pgalloc.sharing.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <chrono>
 #include <cstring>
@@ -12,6 +13,7 @@
 #include "binding/range_type.h"
 #include "binding/self.h"
 #include "sharing/broker.h"
+#include "sharing/plant.h"
 #include "sharing/server.h"
 
 namespace pgalloc::binding {
@@ -74,12 +76,11 @@ py::bytes offer(const py::object& file_object, const py::object& range_object) {
 
 py::object claim(const py::bytes& nonce) {
   const wire::Secret secret = as_secret(nonce);
-  const FileRange range =
-      value_or_throw(without_gil([&](Broker& broker) -> Result<FileRange> {
-        Result<Offer> offer = broker.claim(secret);
-        if (!offer.ok()) return std::move(offer).status();
-        return offer->range;
-      }));
+  const FileRange range = value_or_throw(without_gil([&](Broker& broker) -> Result<FileRange> {
+    Result<Offer> offer = broker.claim(secret);
+    if (!offer.ok()) return std::move(offer).status();
+    return offer->range;
+  }));
   return new_range(range);
 }
 
@@ -194,8 +195,39 @@ void bind_lookups(py::module_& module) {
       .def("answer_error", &answer_error)
       .def("stop", [](Self<Lookups> lookups) { lookups->stop(); })
       .def("resume", [](Self<Lookups> lookups) { lookups->resume(); })
-      .def(
-          "close", [](Self<Lookups> lookups) { lookups->close(); }, py::call_guard<WithoutGil>());
+      .def("close", [](Self<Lookups> lookups) { lookups->close(); }, py::call_guard<WithoutGil>());
+}
+
+// --- For tests -----------------------------------------------------------------------------------
+
+std::chrono::nanoseconds from_seconds(double seconds) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(seconds));
+}
+
+void bind_tests(py::module_& module) {
+  module.def(
+      "broker_set_times",
+      [](double greeting_s, double after_sender_s, double look_s) {
+        without_gil([&](Broker& broker) {
+          broker.set_times(
+              {from_seconds(greeting_s), from_seconds(after_sender_s), from_seconds(look_s)});
+        });
+      },
+      py::arg("greeting_s") = 10.0, py::arg("after_sender_s") = 600.0, py::arg("look_s") = 1.0);
+  module.def("broker_set_own_peers_end", [](bool end) {
+    without_gil([&](Broker& broker) { broker.set_own_peers_end(end); });
+  });
+  module.def("broker_descriptors",
+             [] { return without_gil([](Broker& broker) { return broker.descriptors(); }); });
+  module.def("broker_verify",
+             [] { return without_gil([](Broker& broker) { return broker.verify(); }); });
+  module.def("broker_plant", [](const std::string& bug) {
+    planted = bug == "lost"    ? Plant::kLost
+              : bug == "early" ? Plant::kEarly
+              : bug == "fork"  ? Plant::kFork
+                               : Plant::kNone;
+  });
 }
 
 void bind_servers(py::module_& module) {
@@ -232,12 +264,7 @@ void bind_broker(py::module_& module) {
   module.def("broker_leases", &leases, py::arg("file_id"));
   module.def("broker_add_child", &add_child, py::arg("fd"));
   module.def("broker_figures", &figures);
-  module.def("broker_set_greeting_max", [](double seconds) {
-    without_gil([&](Broker& broker) {
-      broker.set_greeting_max(std::chrono::duration_cast<std::chrono::nanoseconds>(
-          std::chrono::duration<double>(seconds)));
-    });
-  });
+  bind_tests(module);
 }
 
 }  // namespace pgalloc::binding

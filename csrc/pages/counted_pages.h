@@ -44,8 +44,6 @@ class CountedPages {
   void record(FileRange range, uint32_t count) { set_.insert(range, count); }
   // No page of `range` is held more than `count` times from here on.
   void limit(FileRange range, uint32_t count);
-  // `range` is one of the recorded ranges, or several that touch: they are held no more.
-  void forget(FileRange range) { set_.remove_range(range); }
   void clear() { set_.clear(); }
   void swap(CountedPages& other) noexcept { set_.swap(other.set_); }
 

@@ -1,8 +1,10 @@
 #include "sharing/broker.h"
 
+#include <errno.h>
 #include <pthread.h>
 
 #include <array>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -18,14 +20,17 @@ using os::sys;
 // Holds the lock; afterwards, without it, destroys the files that were let go of meanwhile.
 class SCOPED_CAPABILITY Broker::Locked {
  public:
-  explicit Locked(Broker& broker) ACQUIRE(broker.mu_) : broker_(broker), lock_(broker.mu_) {}
+  explicit Locked(Broker& broker) ACQUIRE(broker.mu_)
+      : broker_(broker), wants_(broker.callers_), lock_(broker.mu_) {
+    wants_.over();
+  }
   ~Locked() RELEASE() { unlock(); }
   Locked(const Locked&) = delete;
   Locked& operator=(const Locked&) = delete;
 
   void unlock() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
     if (!held_) return;
-    const auto let_go = broker_.peers_->take_let_go();
+    const Peers::LetGo let_go = broker_.peers_->take_let_go();
     held_ = false;
     lock_.unlock();
   }
@@ -35,7 +40,14 @@ class SCOPED_CAPABILITY Broker::Locked {
   }
 
  private:
+  struct Wants {
+    explicit Wants(std::atomic<int>& its_count) : count(its_count) { ++count; }
+    void over() { --count; }
+    std::atomic<int>& count;
+  };
+
   Broker& broker_;
+  Wants wants_;
   MutexLock lock_;
   bool held_ = true;
 };
@@ -61,6 +73,8 @@ void Broker::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
   Broker& broker = instance();
   (void)broker.thread_.release();  // it is not here
   broker.parked_ = 0;
+  broker.ending_ = false;
+  broker.callers_ = 0;
   broker.peers_ = std::make_unique<Peers>();
   broker.mu_.unlock();
 }
@@ -69,19 +83,29 @@ void Broker::park() {
   std::unique_ptr<std::thread> thread;
   {
     Locked lock(*this);
-    if (++parked_ > 1) return;
-    peers_->wake();
+    ++parked_;
+    while (ending_) {  // another thread parks it, too
+      lock.unlock();
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+      lock.lock();
+    }
     thread = std::move(thread_);
+    if (thread == nullptr) return;
+    ending_ = true;
+    peers_->wake();
   }
-  if (thread == nullptr) return;
   thread->join();
   os::wait_until_gone(thread_id_);
+  Locked lock(*this);
+  ending_ = false;
 }
 
-void Broker::resume() {
+// Without a thread, the next call that needs it tries again.
+void Broker::resume() try {
   Locked lock(*this);
   if (parked_ == 0 || --parked_ > 0) return;
-  if (peers_->started()) (void)start_thread();  // else with the next call that needs it
+  if (peers_->started()) (void)start_thread();
+} catch (const std::bad_alloc&) {  // NOLINT: the same
 }
 
 // --- The thread ----------------------------------------------------------------------------------
@@ -92,7 +116,7 @@ Status Broker::start() {
 }
 
 Status Broker::start_thread() {
-  if (thread_ != nullptr || parked_ > 0) return {};
+  if (thread_ != nullptr || parked_ > 0 || ending_) return {};
   try {
     thread_ = std::make_unique<std::thread>([this] { run(); });
   } catch (const std::system_error& error) {
@@ -104,20 +128,37 @@ Status Broker::start_thread() {
 
 void Broker::run() {
   thread_id_ = os::thread_id();
-  std::array<epoll_event, 64> events;
   Locked lock(*this);
   while (parked_ == 0) {
-    const Peers::Wait wait = peers_->prepare(std::chrono::steady_clock::now());
-    lock.unlock();
-    const auto room = static_cast<int>(events.size());
-    const int count =
-        wait.epoll < 0 ? -1 : sys().epoll_wait(wait.epoll, events.data(), room, wait.timeout_ms);
-    if (count < 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // not at once again
-    lock.lock();
-    const auto now = std::chrono::steady_clock::now();
-    for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], now);
-    peers_->work(now);
+    try {
+      round(lock);
+    } catch (const std::bad_alloc&) {
+      lock.unlock();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      lock.lock();
+    }
   }
+}
+
+void Broker::round(Locked& lock) {
+  std::array<epoll_event, 64> events;
+  auto now = std::chrono::steady_clock::now();
+  const Peers::Wait wait = peers_->prepare(now);
+  const std::optional<Departed::Look> look = peers_->departed().next_look(now);
+  lock.unlock();
+  // Else this thread would have the lock again before they wake up.
+  for (int i = 0; i < 50 && callers_ > 0; ++i) std::this_thread::yield();
+  const bool sees = look && look->take();
+  const auto room = static_cast<int>(events.size());
+  const int timeout_ms = look ? 0 : wait.timeout_ms;
+  const int count =
+      wait.epoll < 0 ? -1 : sys().epoll_wait(wait.epoll, events.data(), room, timeout_ms);
+  if (count < 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // not at once again
+  lock.lock();
+  now = std::chrono::steady_clock::now();
+  if (look) peers_->departed().looked(*look, sees, now);
+  for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], now);
+  peers_->work(now);
 }
 
 // --- The owner's own -----------------------------------------------------------------------------
@@ -162,14 +203,19 @@ Result<Offer> Broker::claim(const wire::Secret& secret) {
 }
 
 uint64_t Broker::drop_unclaimed(uint64_t file, std::chrono::nanoseconds age) {
-  Locked lock(*this);
+  constexpr size_t kAtOnce = 512;
+  const auto latest = std::chrono::steady_clock::now() - age;
   uint64_t bytes = 0;
-  for (Offer& offer : peers_->offers().take_older(file, std::chrono::steady_clock::now() - age)) {
-    bytes += offer.range.length();
-    drop(offer);
-    peers_->let_go(std::move(offer.file));
+  for (;;) {
+    std::vector<Offer> offers;  // destroyed without the lock
+    Locked lock(*this);
+    offers = peers_->offers().take_older(file, latest, kAtOnce);
+    for (const Offer& offer : offers) {
+      bytes += offer.range.length();
+      drop(offer);
+    }
+    if (offers.size() < kAtOnce) return bytes;
   }
-  return bytes;
 }
 
 std::vector<Broker::Lease> Broker::leases(uint64_t file) {
@@ -189,6 +235,7 @@ std::vector<Broker::Lease> Broker::leases(uint64_t file) {
 
 Result<uint64_t> Broker::serve(int fd, Scope scope) {
   Endpoint socket(fd);
+  if (!socket.open()) return Status::system_error(errno, "fstat");
   Locked lock(*this);
   PGALLOC_RETURN_IF_ERROR(start());
   return peers_->add_listener(std::move(socket), std::move(scope));
@@ -201,9 +248,10 @@ void Broker::stop_serving(uint64_t number) {
 
 Status Broker::add_child(int fd, std::vector<ForkLease>& leases) {
   Endpoint socket(fd);
+  if (!socket.open()) return Status::system_error(errno, "fstat");
   Locked lock(*this);
-  auto session = std::make_unique<Session>(peers_->next_number(), peers_->offers(), Scope{}, 0,
-                                           ::getuid());
+  auto session =
+      std::make_unique<Session>(peers_->next_number(), peers_->offers(), Scope{}, 0, ::getuid());
   session->adopt(leases);
   PGALLOC_RETURN_IF_ERROR(peers_->add_child(std::move(socket), std::move(session)));
   return start();
@@ -222,14 +270,31 @@ Broker::Figures Broker::figures() {
   Figures figures{.channels = peers_->channel_count(),
                   .listeners = peers_->listener_count(),
                   .offers = peers_->offers().size(),
-                  .sessions_without_channel = peers_->detached_count()};
+                  .sessions_without_channel = peers_->departed().size()};
   return figures;
 }
 
-void Broker::set_greeting_max(std::chrono::nanoseconds longest) {
+void Broker::set_times(const Times& times) {
   Locked lock(*this);
-  peers_->greeting_max = longest;
+  peers_->greeting_max = times.greeting;
+  peers_->offers().after_sender_max = times.after_sender;
+  peers_->set_look_every(times.look);
   peers_->wake();
+}
+
+void Broker::set_own_peers_end(bool end) {
+  Locked lock(*this);
+  peers_->own_peers_end = end;
+}
+
+std::vector<int> Broker::descriptors() {
+  Locked lock(*this);
+  return peers_->descriptors();
+}
+
+std::optional<std::string> Broker::verify() {
+  Locked lock(*this);
+  return peers_->verify();
 }
 
 }  // namespace pgalloc

@@ -1,8 +1,8 @@
 // Purpose: the broker: one thread of an owner of pages that answers its peers. It never takes the GIL,
 // so they are answered whatever Python does.
 //
-// Thread safety: any thread. The lock is held for one step of one request at a time, and never while a
-// peer is waited for.
+// Thread safety: any thread. The lock is held for steps of requests, about 2 ms, and never while a peer
+// is waited for or looked at.
 //
 // Lock order: the broker's lock comes before every other lock of the core.
 //
@@ -18,6 +18,7 @@
 //   5. The thread ends only when it is told to. What fails costs the request it belongs to at most.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -38,7 +39,6 @@ class Peers;
 
 class Broker {
  public:
-
   static Broker& instance();
 
   // --- The owner's own -----------------------------------------------------------------------------
@@ -95,8 +95,22 @@ class Broker {
     size_t sessions_without_channel = 0;
   };
   Figures figures() EXCLUDES(mu_);
-  // For tests: how long a peer may take to greet.
-  void set_greeting_max(std::chrono::nanoseconds longest) EXCLUDES(mu_);
+
+  // --- For tests -----------------------------------------------------------------------------------
+
+  // How long a peer may take to greet, how long an offer waits after its sender has ended, and how often
+  // it is looked whether descriptors were closed from outside.
+  struct Times {
+    std::chrono::nanoseconds greeting;
+    std::chrono::nanoseconds after_sender;
+    std::chrono::nanoseconds look;
+  };
+  void set_times(const Times& times) EXCLUDES(mu_);
+  // Peers in this process, which has its files mapped anyway, end with their connections.
+  void set_own_peers_end(bool end) EXCLUDES(mu_);
+  // What could be closed from outside.
+  std::vector<int> descriptors() EXCLUDES(mu_);
+  std::optional<std::string> verify() EXCLUDES(mu_);
 
  private:
   class Locked;
@@ -104,6 +118,7 @@ class Broker {
   Broker();
   Status start() REQUIRES(mu_);
   Status start_thread() REQUIRES(mu_);
+  void round(Locked& lock) REQUIRES(mu_);
   void run() EXCLUDES(mu_);
   static void before_fork();
   static void after_fork_in_parent();
@@ -113,7 +128,9 @@ class Broker {
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   int parked_ GUARDED_BY(mu_) = 0;
+  bool ending_ GUARDED_BY(mu_) = false;  // the thread is being waited for
   std::atomic<pid_t> thread_id_{0};
+  std::atomic<int> callers_{0};  // who want the lock: the thread lets them have it
 };
 
 }  // namespace pgalloc

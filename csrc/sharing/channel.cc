@@ -3,9 +3,9 @@
 #include <errno.h>
 #include <sys/epoll.h>
 
+#include <chrono>
+#include <new>
 #include <utility>
-
-#include "os/syscalls.h"
 
 namespace pgalloc {
 
@@ -15,89 +15,122 @@ namespace {
 constexpr std::chrono::milliseconds kPause{2};
 constexpr int kRefusalsMax = 5000;
 
+// In words if memory suffices.
+std::string text_of(const Status& status) try {
+  return wire::error_payload(status);
+} catch (const std::bad_alloc&) {
+  return {};
+}
+
 }  // namespace
 
-Channel::~Channel() {
-  for (auto& request : requests_) {
-    if (session_ != nullptr) session_->give_up(*request);
+Channel::~Channel() { (void)take_session(); }
+
+std::unique_ptr<Session> Channel::take_session() noexcept {
+  if (session_ != nullptr) {
+    for (Request& request : requests_) session_->give_up(request);
   }
-  for (Kept& kept : kept_) close_descriptor(kept);
+  requests_.clear();
+  kept_.clear();
+  return std::move(session_);
 }
 
-void Channel::close_descriptor(Kept& kept) {
-  if (kept.descriptor >= 0) os::sys().close(kept.descriptor);
-  kept.descriptor = -1;
+void Channel::make_spare(Requests* spare) {
+  if (!spare->empty()) return;
+  Requests made(1);
+  made.front().payload.resize(wire::kPacketBytesMax + 1);
+  spare->splice(spare->end(), made);
 }
 
-Channel::Read Channel::read(Buffer& buffer, wire::Packet* packet, std::string* why,
-                            SteadyTime now) {
+Channel::Read Channel::read(Requests* spare, SteadyTime now) {
+  std::string& buffer = spare->front().payload;
   size_t size = 0;
   int error = 0;
   switch (socket_.receive(buffer.data(), buffer.size(), &size, &error)) {
-    case Endpoint::Io::kDone: break;
-    case Endpoint::Io::kAgain: return Read::kNothing;
-    case Endpoint::Io::kRefused: not_before_ = now + kPause; return Read::kNothing;
+    case Endpoint::Io::kDone:
+      break;
+    case Endpoint::Io::kAgain:
+      return Read::kNothing;
+    case Endpoint::Io::kRefused:
+      not_before_ = now + kPause;
+      return Read::kNothing;
     case Endpoint::Io::kEnded:
-    case Endpoint::Io::kLost: return Read::kEnded;
+    case Endpoint::Io::kLost:
+      return Read::kEnded;
   }
-  const auto parsed = wire::parse({buffer.data(), size}, why);
-  if (!parsed) return Read::kMalformed;
-  *packet = *parsed;
-  return Read::kPacket;
+  const auto packet = wire::parse({buffer.data(), size}, nullptr);
+  if (!packet) return Read::kMalformed;
+  if (static_cast<wire::Op>(packet->kind) == wire::Op::kPart) return keep_part(packet->payload);
+  Requests request;
+  try {
+    request.emplace_back().payload = parts_ + std::string(packet->payload);
+    parts_.clear();
+  } catch (const std::bad_alloc&) {
+    if (!parts_.empty()) return Read::kMalformed;
+    request.splice(request.end(), *spare);
+    request.front().payload.resize(size);
+    request.front().payload.erase(0, sizeof(wire::Header));
+  }
+  request.front().op = static_cast<wire::Op>(packet->kind);
+  request.front().number = packet->number;
+  requests_.splice(requests_.end(), request);
+  return Read::kRequest;
 }
 
-bool Channel::keep_part(std::string_view part) {
-  if (part.size() > wire::kPayloadBytesMax - parts_.size()) return false;
+// The next request has these bytes before its own.
+Channel::Read Channel::keep_part(std::string_view part) try {
+  if (!greeted_ || part.size() > wire::kPayloadBytesMax - parts_.size()) return Read::kMalformed;
   parts_.append(part);
-  return true;
+  return Read::kNothing;
+} catch (const std::bad_alloc&) {
+  return Read::kMalformed;
 }
 
-Request& Channel::begin(const wire::Packet& packet) {
-  auto request = std::make_unique<Request>();
-  request->op = static_cast<wire::Op>(packet.kind);
-  request->number = packet.number;
-  request->payload = std::exchange(parts_, {});
-  request->payload.append(packet.payload);
-  requests_.push_back(std::move(request));
-  return *requests_.back();
-}
-
-bool Channel::answer(uint32_t number, Answer answer, SteadyTime now) {
-  Kept kept{.descriptor = answer.descriptor, .number = number};
-  if (number == 0) {
-    close_descriptor(kept);
+bool Channel::answer(Requests::iterator request, Answer answer, SteadyTime now) {
+  if (request->number == 0) {
+    requests_.erase(request);
     return true;
   }
-  try {
-    kept.packet = answer.status.ok() ? wire::pack(0, number, std::string_view(answer.payload))
-                                     : wire::pack_error(number, answer.status);
-    kept_.push_back(std::move(kept));
-  } catch (...) {
-    close_descriptor(kept);
-    throw;
-  }
+  request->answer = std::move(answer);
+  if (!request->answer.status.ok()) request->answer.payload = text_of(request->answer.status);
+  kept_.splice(kept_.end(), requests_, request);
   return kept_.size() > 1 || send_kept(now);
+}
+
+Endpoint::Io Channel::send(Request& request, int* error) {
+  const Answer& answer = request.answer;
+  if (answer.descriptor.open() && !answer.descriptor.intact()) {
+    request.answer.status = Status::system_error(EBADF, "sendmsg");
+    request.answer.payload = text_of(request.answer.status);
+    request.answer.descriptor.close();
+  }
+  const wire::Header header{wire::kVersion, wire::status_of(answer.status), 0, request.number};
+  return socket_.send({reinterpret_cast<const char*>(&header), sizeof header}, answer.payload,
+                      answer.descriptor.fd(), error);
 }
 
 bool Channel::send_kept(SteadyTime now) {
   while (!kept_.empty()) {
-    Kept& kept = kept_.front();
+    Request& kept = kept_.front();
     int error = 0;
-    switch (socket_.send(kept.packet, kept.descriptor, &error)) {
-      case Endpoint::Io::kDone: break;
-      case Endpoint::Io::kAgain: return true;
+    switch (send(kept, &error)) {
+      case Endpoint::Io::kDone:
+        break;
+      case Endpoint::Io::kAgain:
+        return true;
       case Endpoint::Io::kEnded:
-      case Endpoint::Io::kLost: return false;
+      case Endpoint::Io::kLost:
+        return false;
       case Endpoint::Io::kRefused:
         not_before_ = now + kPause;
         if (++kept.refusals <= kRefusalsMax) return true;
         // It costs this request, and no other.
-        close_descriptor(kept);
-        kept.packet = wire::pack_error(kept.number, Status::system_error(error, "sendmsg"));
+        kept.answer.descriptor.close();
+        kept.answer.status = Status::system_error(error, "sendmsg");
+        kept.answer.payload = text_of(kept.answer.status);
         kept.refusals = 0;
         return true;
     }
-    close_descriptor(kept);
     kept_.pop_front();
   }
   return true;

@@ -6,13 +6,12 @@
 // Invariants
 //   1. Nothing here waits. Answers that the peer does not read are kept, and nothing more is read from
 //      it before they are gone; so they are few.
-//   2. Descriptors are closed once they are sent, or cannot be.
+//   2. Whatever memory a request needs on its way is there before its packet is read: no packet gets
+//      lost, and no answer.
 #pragma once
 
-#include <array>
-#include <chrono>
 #include <cstdint>
-#include <deque>
+#include <list>
 #include <memory>
 #include <string>
 
@@ -23,6 +22,8 @@ namespace pgalloc {
 
 class Channel {
  public:
+  using Requests = std::list<Request>;
+
   Channel(Endpoint socket, std::unique_ptr<Session> session, bool greeted, SteadyTime now)
       : socket_(std::move(socket)), session_(std::move(session)), greeted_(greeted), since_(now) {}
   ~Channel();
@@ -30,52 +31,42 @@ class Channel {
   Channel& operator=(const Channel&) = delete;
 
   Endpoint& socket() { return socket_; }
-  Session& session() { return *session_; }
-  std::unique_ptr<Session> take_session() { return std::move(session_); }
+  Session& session() const { return *session_; }
+  // What is under way is given up.
+  std::unique_ptr<Session> take_session() noexcept;
   bool greeted() const { return greeted_; }
   void greet() { greeted_ = true; }
   SteadyTime since() const { return since_; }
 
-  // Reads one packet into `buffer`, which *packet refers to then.
-  using Buffer = std::array<char, wire::kPacketBytesMax + 1>;
-  enum class Read : uint8_t { kPacket, kNothing, kEnded, kMalformed };
-  Read read(Buffer& buffer, wire::Packet* packet, std::string* why, SteadyTime now);
+  // A request with room for any packet.
+  static void make_spare(Requests* spare);
+  // Reads one packet: a request begins, the last one of requests(). `spare` is from make_spare(), and
+  // may be used up.
+  enum class Read : uint8_t { kRequest, kNothing, kEnded, kMalformed };
+  Read read(Requests* spare, SteadyTime now);
+  Requests& requests() { return requests_; }
+  const Requests& requests() const { return requests_; }
 
-  // The beginning of a payload. False if it is too long.
-  bool keep_part(std::string_view part);
-  // A request begins; finish() is called with its answer, in any order.
-  Request& begin(const wire::Packet& packet);
-  std::deque<std::unique_ptr<Request>>& requests() { return requests_; }
-
-  // Sends the answer, or keeps it. False if the peer has gone.
-  bool answer(uint32_t number, Answer answer, SteadyTime now);
+  // The request is done, and gone if no answer is wanted. False if the peer has gone.
+  bool answer(Requests::iterator request, Answer answer, SteadyTime now);
   bool send_kept(SteadyTime now);
+  size_t kept_count() const { return kept_.size(); }
 
-  // What it waits for, as epoll has it.
+  // What it waits for, as epoll has it; nothing at all before this time: the kernel has refused.
   uint32_t wanted_events() const;
-  // After a refusal of the kernel: not before.
   SteadyTime not_before() const { return not_before_; }
 
-  uint32_t registered = 0;  // what epoll knows
-  uint32_t children = 0;    // channels of forked children
-  uint64_t parent = 0;      // whose child it is; 0: none's
-
  private:
-  struct Kept {
-    std::string packet;
-    int descriptor = -1;
-    uint32_t number = 0;
-    int refusals = 0;
-  };
-  void close_descriptor(Kept& kept);
+  Endpoint::Io send(Request& request, int* error);
+  Read keep_part(std::string_view part);
 
   Endpoint socket_;
   std::unique_ptr<Session> session_;
   bool greeted_;
   const SteadyTime since_;
-  std::deque<std::unique_ptr<Request>> requests_;
-  std::deque<Kept> kept_;
-  std::string parts_;  // of the next request
+  Requests requests_;
+  Requests kept_;      // done, and their answers not sent
+  std::string parts_;  // of the next request's payload
   SteadyTime not_before_{};
 };
 

@@ -4,6 +4,8 @@
 //
 // Invariant: the table owns as many references on each page as it counts, and its file knows them as
 // leases. It gives them back when it goes, so a peer that dies, however it dies, leaves none.
+//
+// Errors: a std::bad_alloc leaves everything as it was.
 #pragma once
 
 #include <cstdint>
@@ -37,13 +39,13 @@ class LeaseTable {
   Status hand_over(FileRange range);
   // Takes a reference wherever `other` has one, once for each page.
   Status copy(const LeaseTable& other);
-  // Gives back what is held of so many ranges. True when nothing is left.
-  bool drop_some(size_t ranges_max);
+  // Gives back so many leases on ranges. True when nothing is left.
+  bool drop_some(size_t count_max);
   // In a forked child the leases are the parent's, and its file must not be touched.
   bool forked() const { return generation_ != process_generation(); }
 
  private:
-  Status take_out(FileRange range);
+  Status give(FileRange range, Status (References::*call)(FileRange));
 
   const std::shared_ptr<MemoryFile> file_;
   const uint32_t generation_ = process_generation();

@@ -8,61 +8,75 @@ Status Lookups::refuse() {
   return Status::error(ErrorCode::kClosed, "the cache is not served any more");
 }
 
+// Nobody is told: those who would ask hold this object.
+Lookups::~Lookups() {
+  if (forked()) {
+    (void)tables_.release();
+    return;
+  }
+  for (auto& [number, question] : tables_->questions) {
+    if (!question.answer || !question.answer->ok() || !**question.answer) continue;
+    const Value& value = ***question.answer;
+    (void)value.file->references().drop_lease(value.range);
+  }
+}
+
 uint64_t Lookups::ask(std::string key) {
   MutexLock lock(mu_);
-  const uint64_t number = ++last_;
-  if (closed_) {
-    answers_.emplace(number, Found(refuse()));
-    return number;
-  }
-  events_.push_back({true, number, std::move(key)});
-  try {
-    answers_.emplace(number, std::nullopt);
-  } catch (...) {
-    events_.pop_back();
-    throw;
-  }
+  const uint64_t number = last_ + 1;
+  Question question;
+  question.end.push_back({false, number, {}});
+  std::list<Event> asked;
+  if (!closed_) asked.push_back({true, number, std::move(key)});
+  tables_->questions.emplace(number, std::move(question));
+  last_ = number;
+  if (closed_) return number;
+  tables_->events.splice(tables_->events.end(), asked);
   ++posted_;
-  changed_.notify_all();
+  tables_->changed.notify_all();
   return number;
 }
 
 std::optional<Lookups::Found> Lookups::take_answer(uint64_t number) {
   MutexLock lock(mu_);
-  const auto answer = answers_.find(number);
-  if (answer == answers_.end() || !answer->second) return std::nullopt;
-  std::optional<Found> found = std::move(answer->second);
-  answers_.erase(answer);
-  return found;
+  const auto found = tables_->questions.find(number);
+  if (found == tables_->questions.end() || found->second.taken) return std::nullopt;
+  Question& question = found->second;
+  if (!question.answer && !closed_) return std::nullopt;
+  if (!question.answer) question.answer.emplace(refuse());
+  question.taken = true;
+  return std::exchange(question.answer, std::nullopt);
 }
 
-void Lookups::drop(uint64_t number) {
+void Lookups::drop(uint64_t number, std::vector<std::shared_ptr<MemoryFile>>* let_go) {
   if (forked()) return;
-  Found unwanted(std::nullopt);
+  std::optional<Found> unwanted;
   {
     MutexLock lock(mu_);
-    if (const auto answer = answers_.find(number); answer != answers_.end()) {
-      if (answer->second) unwanted = std::move(*answer->second);
-      answers_.erase(answer);
+    const auto found = tables_->questions.find(number);
+    if (found == tables_->questions.end()) return;
+    unwanted = std::exchange(found->second.answer, std::nullopt);
+    if (!closed_) {
+      tables_->events.splice(tables_->events.end(), found->second.end);
+      ++posted_;
+      tables_->changed.notify_all();
     }
-    if (closed_) return;
-    events_.push_back({false, number, {}});
-    ++posted_;
-    changed_.notify_all();
+    tables_->questions.erase(found);
   }
-  if (unwanted.ok() && *unwanted) {
-    (void)(*unwanted)->file->references().drop_lease((*unwanted)->range);
-  }
+  if (!unwanted || !unwanted->ok() || !**unwanted) return;
+  Value& value = ***unwanted;
+  (void)value.file->references().drop_lease(value.range);
+  let_go->push_back(std::move(value.file));
 }
 
 std::optional<Lookups::Event> Lookups::next() {
   if (forked()) return std::nullopt;
   MutexLock lock(mu_);
   if (std::exchange(in_hand_, false)) ++done_;
-  while (events_.empty() && !stopped_ && !closed_) changed_.wait(mu_);
-  if (events_.empty() || stopped_) return std::nullopt;
-  Event event = std::move(events_.front());
-  events_.pop_front();
+  while (tables_->events.empty() && !stopped_ && !closed_) tables_->changed.wait(mu_);
+  if (tables_->events.empty() || stopped_) return std::nullopt;
+  Event event = std::move(tables_->events.front());
+  tables_->events.pop_front();
   in_hand_ = true;
   return event;
 }
@@ -81,7 +95,7 @@ void Lookups::stop() {
   if (forked()) return;
   MutexLock lock(mu_);
   stopped_ = true;
-  changed_.notify_all();
+  tables_->changed.notify_all();
 }
 
 void Lookups::resume() {
@@ -94,9 +108,10 @@ bool Lookups::answer(uint64_t number, Found& found) {
   if (forked()) return false;
   {
     MutexLock lock(mu_);
-    const auto answer = answers_.find(number);
-    if (answer == answers_.end() || answer->second) return false;
-    answer->second.emplace(std::move(found));
+    const auto question = tables_->questions.find(number);
+    if (closed_ || question == tables_->questions.end()) return false;
+    if (question->second.answer || question->second.taken) return false;
+    question->second.answer.emplace(std::move(found));
   }
   answered_();
   return true;
@@ -108,11 +123,8 @@ void Lookups::close() {
     MutexLock lock(mu_);
     if (closed_) return;
     closed_ = true;
-    events_.clear();
-    for (auto& [number, answer] : answers_) {
-      if (!answer) answer.emplace(refuse());
-    }
-    changed_.notify_all();
+    tables_->events.clear();
+    tables_->changed.notify_all();
   }
   answered_();
 }

@@ -7,15 +7,19 @@
 // Invariants
 //   1. Each question has a number, is answered once, and its answer is taken once, or dropped.
 //   2. What Python keeps for a value (its view) it keeps until it is told to drop the number.
+//   3. The event that drops a number is made together with the question: drop() needs no memory.
+//   4. In a forked child the tables are left alone: a thread of the parent's may be in the middle of
+//      them, or waiting.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "base/mutex.h"
 #include "base/process_generation.h"
@@ -41,7 +45,7 @@ class Lookups {
   };
 
   explicit Lookups(std::function<void()> answered) : answered_(std::move(answered)) {}
-  ~Lookups() { close(); }
+  ~Lookups();
   Lookups(const Lookups&) = delete;
   Lookups& operator=(const Lookups&) = delete;
 
@@ -49,8 +53,9 @@ class Lookups {
 
   uint64_t ask(std::string key) EXCLUDES(mu_);
   std::optional<Found> take_answer(uint64_t number) EXCLUDES(mu_);
-  // Nothing is needed of this number any more.
-  void drop(uint64_t number) EXCLUDES(mu_);
+  // Nothing is needed of this number any more. The file of an answer that was not taken goes to
+  // `let_go`, if its memory suffices: it may be its last owner.
+  void drop(uint64_t number, std::vector<std::shared_ptr<MemoryFile>>* let_go) EXCLUDES(mu_);
   // How much there has been to do for Python so far, and how much of it is done.
   uint64_t posted() const EXCLUDES(mu_);
   bool done(uint64_t posted) const EXCLUDES(mu_);
@@ -76,9 +81,17 @@ class Lookups {
   const uint32_t generation_ = process_generation();
   const std::function<void()> answered_;
   mutable Mutex mu_{LockRank::kLookups};
-  CondVar changed_;
-  std::deque<Event> events_ GUARDED_BY(mu_);
-  std::unordered_map<uint64_t, std::optional<Found>> answers_ GUARDED_BY(mu_);  // nothing: not yet
+  struct Question {
+    std::optional<Found> answer;
+    bool taken = false;
+    std::list<Event> end;  // what tells Python to drop it
+  };
+  struct Tables {
+    CondVar changed;
+    std::list<Event> events;
+    std::unordered_map<uint64_t, Question> questions;  // until they are dropped
+  };
+  std::unique_ptr<Tables> tables_ GUARDED_BY(mu_) = std::make_unique<Tables>();
   uint64_t last_ GUARDED_BY(mu_) = 0;
   uint64_t posted_ GUARDED_BY(mu_) = 0;
   uint64_t done_ GUARDED_BY(mu_) = 0;

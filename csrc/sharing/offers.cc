@@ -1,6 +1,8 @@
 #include "sharing/offers.h"
 
-
+#include <algorithm>
+#include <cstring>
+#include <new>
 
 namespace pgalloc {
 
@@ -19,44 +21,55 @@ size_t Offers::Hash::operator()(const wire::Secret& secret) const {
   return hash;
 }
 
+Status Offers::check_room(uint64_t sender) const {
+  const auto count_of = [this](uint64_t one) {
+    const auto found = by_sender_.find(one);
+    return found == by_sender_.end() ? size_t{0} : found->second.secrets.size();
+  };
+  const size_t own = count_of(0);
+  const bool full =
+      sender == 0 ? own >= kMax : by_secret_.size() - own >= kMax || count_of(sender) >= kOfPeerMax;
+  if (!full) return {};
+  return Status::error(ErrorCode::kSharing, "too many offers wait to be claimed already");
+}
+
 Result<wire::Secret> Offers::add(Offer offer) {
-  if (by_secret_.size() >= kMax) {
-    return Status::error(ErrorCode::kSharing,
-                         std::to_string(kMax) + " offers wait to be claimed already");
-  }
+  const uint64_t file = offer.file->id();
+  const uint64_t sender_id = offer.sender;
+  PGALLOC_RETURN_IF_ERROR(check_room(sender_id));
   wire::Secret secret{};
   PGALLOC_RETURN_IF_ERROR(wire::make_secret(&secret));
   const Key key{offer.since, secret};
-  const uint64_t file = offer.file->id();
-  const uint64_t sender = offer.sender;
-  // What runs out of memory half-way is taken back.
-  auto& of_file = by_file_[file];
-  of_file.insert(key);
   try {
-    by_sender_[sender].insert(secret);
-    by_secret_.emplace(secret, Entry{std::move(offer), std::nullopt});
+    by_file_[file].insert(key);
+    Sender& sender = by_sender_[sender_id];
+    if (sender.place.empty()) sender.place.emplace_back();
+    sender.secrets.insert(secret);
+    by_secret_.emplace(secret, std::move(offer));
   } catch (...) {
-    of_file.erase(key);
-    if (const auto mine = by_sender_.find(sender); mine != by_sender_.end()) {
-      mine->second.erase(secret);
-    }
+    forget(key, file, sender_id);
     throw;
   }
   return secret;
 }
 
-Offer Offers::take(Entries::iterator entry) {
-  const wire::Secret secret = entry->first;
-  Offer offer = std::move(entry->second.offer);
-  const auto of_file = by_file_.find(offer.file->id());
-  of_file->second.erase({offer.since, secret});
-  if (of_file->second.empty()) by_file_.erase(of_file);
-  if (entry->second.deadline) {
-    by_deadline_.erase({*entry->second.deadline, secret});
-  } else if (const auto mine = by_sender_.find(offer.sender); mine != by_sender_.end()) {
-    mine->second.erase(secret);
-    if (mine->second.empty()) by_sender_.erase(mine);
+void Offers::forget(const Key& key, uint64_t file, uint64_t sender) noexcept {
+  if (const auto of_file = by_file_.find(file); of_file != by_file_.end()) {
+    of_file->second.erase(key);
+    if (of_file->second.empty()) by_file_.erase(of_file);
   }
+  if (const auto of_sender = by_sender_.find(sender); of_sender != by_sender_.end()) {
+    Sender& its = of_sender->second;
+    its.secrets.erase(key.secret);
+    if (!its.secrets.empty()) return;
+    if (its.ended) ended_.erase(*its.ended);
+    by_sender_.erase(of_sender);
+  }
+}
+
+Offer Offers::take(Entries::iterator entry) noexcept {
+  Offer offer = std::move(entry->second);
+  forget({offer.since, entry->first}, offer.file->id(), offer.sender);
   by_secret_.erase(entry);
   return offer;
 }
@@ -64,7 +77,7 @@ Offer Offers::take(Entries::iterator entry) {
 std::optional<uint64_t> Offers::file_of(const wire::Secret& secret) const {
   const auto entry = by_secret_.find(secret);
   if (entry == by_secret_.end()) return std::nullopt;
-  return entry->second.offer.file->id();
+  return entry->second.file->id();
 }
 
 Result<Offer> Offers::claim(const wire::Secret& secret) {
@@ -76,57 +89,88 @@ Result<Offer> Offers::claim(const wire::Secret& secret) {
       "received once");
 }
 
-std::vector<Offer> Offers::take_older(uint64_t file, SteadyTime latest) {
+std::vector<Offer> Offers::take_older(uint64_t file, SteadyTime latest, size_t count_max) {
   std::vector<Offer> taken;
-  for (auto of_file = by_file_.find(file);
-       of_file != by_file_.end() && of_file->second.begin()->since <= latest;
-       of_file = by_file_.find(file)) {
-    const wire::Secret secret = of_file->second.begin()->secret;
-    taken.push_back(take(by_secret_.find(secret)));
+  taken.reserve(count_max);  // what is taken must not get lost
+  while (taken.size() < count_max) {
+    const auto of_file = by_file_.find(file);
+    if (of_file == by_file_.end() || of_file->second.begin()->since > latest) break;
+    taken.push_back(take(by_secret_.find(of_file->second.begin()->secret)));
   }
   return taken;
 }
 
-std::vector<Offer> Offers::take_expired(SteadyTime now) {
+std::vector<Offer> Offers::take_expired(SteadyTime now, size_t count_max) {
   std::vector<Offer> taken;
-  while (!by_deadline_.empty() && by_deadline_.begin()->since <= now) {
-    const wire::Secret secret = by_deadline_.begin()->secret;
-    taken.push_back(take(by_secret_.find(secret)));
+  if (ended_.empty() || ended_.front().since + after_sender_max > now) return taken;
+  taken.reserve(count_max);
+  while (taken.size() < count_max && !ended_.empty() &&
+         ended_.front().since + after_sender_max <= now) {
+    const Sender& sender = by_sender_.find(ended_.front().sender)->second;
+    taken.push_back(take(by_secret_.find(*sender.secrets.begin())));
   }
   return taken;
 }
 
-void Offers::sender_ended(uint64_t sender, SteadyTime now) {
-  const auto mine = by_sender_.find(sender);
-  if (mine == by_sender_.end()) return;
-  for (const wire::Secret& secret : mine->second) {
-    Entry& entry = by_secret_.find(secret)->second;
-    if (entry.deadline) continue;  // memory ran out before
-    by_deadline_.insert({now + kAfterSenderMax, secret});
-    entry.deadline = now + kAfterSenderMax;
-  }
-  by_sender_.erase(mine);
+void Offers::sender_ended(uint64_t sender, SteadyTime now) noexcept {
+  const auto found = by_sender_.find(sender);
+  if (found == by_sender_.end() || found->second.ended) return;
+  Sender& its = found->second;
+  its.place.front() = {sender, now};
+  its.ended = its.place.begin();
+  ended_.splice(ended_.end(), its.place);
 }
 
 std::optional<SteadyTime> Offers::next_deadline() const {
-  if (by_deadline_.empty()) return std::nullopt;
-  return by_deadline_.begin()->since;
+  if (ended_.empty()) return std::nullopt;
+  return ended_.front().since + after_sender_max;
 }
 
 std::vector<Offer> Offers::of_file(uint64_t file) const {
   std::vector<Offer> offers;
   if (const auto keys = by_file_.find(file); keys != by_file_.end()) {
-    for (const Key& key : keys->second) offers.push_back(by_secret_.find(key.secret)->second.offer);
+    for (const Key& key : keys->second) offers.push_back(by_secret_.find(key.secret)->second);
   }
   return offers;
 }
 
-std::vector<Offer> Offers::take_all() {
-  std::vector<Offer> taken;
-  while (!by_secret_.empty()) taken.push_back(take(by_secret_.begin()));
-  return taken;
+std::optional<std::string> Offers::verify() const {
+  size_t in_files = 0;
+  for (const auto& [file, keys] : by_file_) {
+    if (keys.empty()) return "a file without offers is remembered";
+    in_files += keys.size();
+  }
+  size_t of_senders = 0;
+  size_t ended = 0;
+  for (const auto& [number, sender] : by_sender_) {
+    if (sender.secrets.empty()) return "a sender without offers is remembered";
+    of_senders += sender.secrets.size();
+    if (sender.ended) ++ended;
+    if (sender.ended && (*sender.ended)->sender != number) return "a sender has another's place";
+    if (sender.ended.has_value() != sender.place.empty()) return "a sender's place is lost";
+  }
+  for (const auto& [secret, offer] : by_secret_) {
+    const auto of_file = by_file_.find(offer.file->id());
+    const auto sender = by_sender_.find(offer.sender);
+    if (of_file == by_file_.end() || !of_file->second.contains({offer.since, secret})) {
+      return "an offer is not among those of its file";
+    }
+    if (sender == by_sender_.end() || !sender->second.secrets.contains(secret)) {
+      return "an offer is not among those of its sender";
+    }
+  }
+  if (in_files != size() || of_senders != size()) return "an offer is listed that is not there";
+  if (ended != ended_.size()) return "a sender that ended is lost";
+  const bool ordered = std::is_sorted(
+      ended_.begin(), ended_.end(),
+      [](const Ended& left, const Ended& right) { return left.since < right.since; });
+  if (!ordered) return "senders do not stand in the order in which they ended";
+  return std::nullopt;
 }
 
-void drop(const Offer& offer) { (void)offer.file->references().drop_lease(offer.range); }
+void drop(const Offer& offer) noexcept try {
+  (void)offer.file->references().drop_lease(offer.range);
+} catch (const std::bad_alloc&) {  // NOLINT: nothing can be done
+}
 
 }  // namespace pgalloc

@@ -5,21 +5,24 @@
 // Invariants
 //   1. Each offer owns a lease on its pages, so its sender may let go of them. It ends when it is
 //      claimed, which happens once, or dropped.
-//   2. An offer has no deadline while its sender lives; afterwards it has one.
-//   3. Every offer is in by_secret_ and in by_file_; in by_sender_ until it has a deadline, and in
-//      by_deadline_ from there on.
+//   2. An offer waits as long as its sender lives, and for a while after that. This process is sender
+//      0, and has not ended.
+//   3. Every offer is in by_secret_, by_file_ and by_sender_. A sender is there as long as it has
+//      offers, and in ended_ if it has ended: those who ended first, first.
 //
-// Every operation takes logarithmic time, so that one sender's offers keep no other waiting.
+// Every operation takes logarithmic time for each offer it takes or lists, so that one sender's offers
+// keep no other waiting.
 #pragma once
 
 #include <sys/types.h>
 
 #include <chrono>
 #include <cstdint>
-#include <map>
+#include <list>
 #include <memory>
 #include <optional>
 #include <set>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -47,27 +50,32 @@ double seconds_since_epoch();
 
 class Offers {
  public:
-  static constexpr size_t kMax = size_t{1} << 20;
+  static constexpr size_t kMax = size_t{1} << 20;        // of this process; of all peers
+  static constexpr size_t kOfPeerMax = size_t{1} << 18;  // so that one leaves room for others
   // How long an offer waits after its sender has ended.
-  static constexpr std::chrono::seconds kAfterSenderMax{600};
+  std::chrono::nanoseconds after_sender_max = std::chrono::minutes(10);
 
   bool empty() const { return by_secret_.empty(); }
   size_t size() const { return by_secret_.size(); }
 
-  // Takes over a lease on the pages; the secret by which they are claimed.
+  // Takes over a lease on the pages, unless it fails; the secret by which they are claimed.
   Result<wire::Secret> add(Offer offer);
   std::optional<uint64_t> file_of(const wire::Secret& secret) const;
   // The lease is the caller's from here on.
   Result<Offer> claim(const wire::Secret& secret);
-  // The offers of a file that are at least so old, or whose time is over, in all files. Their leases
-  // are the caller's.
-  std::vector<Offer> take_older(uint64_t file, SteadyTime latest);
-  std::vector<Offer> take_expired(SteadyTime now);
-  // The sender has ended: its offers wait for a while more.
-  void sender_ended(uint64_t sender, SteadyTime now);
+  // So many of the offers of a file that are at least so old, oldest first; or of those whose time is
+  // over, in all files. Their leases are the caller's.
+  std::vector<Offer> take_older(uint64_t file, SteadyTime latest, size_t count_max);
+  std::vector<Offer> take_expired(SteadyTime now, size_t count_max);
+  // REQUIRES: !empty().
+  Offer take_any() noexcept { return take(by_secret_.begin()); }
+  // Its offers wait for a while more.
+  void sender_ended(uint64_t sender, SteadyTime now) noexcept;
   std::optional<SteadyTime> next_deadline() const;
   std::vector<Offer> of_file(uint64_t file) const;
-  std::vector<Offer> take_all();
+
+  // What is wrong, if something is.
+  std::optional<std::string> verify() const;
 
  private:
   struct Key {
@@ -78,20 +86,27 @@ class Offers {
   struct Hash {
     size_t operator()(const wire::Secret& secret) const;
   };
-  struct Entry {
-    Offer offer;
-    std::optional<SteadyTime> deadline;
+  struct Ended {
+    uint64_t sender = 0;
+    SteadyTime since;
   };
-  using Entries = std::unordered_map<wire::Secret, Entry, Hash>;
-  Offer take(Entries::iterator entry);
+  struct Sender {
+    std::set<wire::Secret> secrets;
+    std::list<Ended> place;  // until it has ended: so that no memory is needed then
+    std::optional<std::list<Ended>::iterator> ended;
+  };
+  using Entries = std::unordered_map<wire::Secret, Offer, Hash>;
+  Status check_room(uint64_t sender) const;
+  Offer take(Entries::iterator entry) noexcept;
+  void forget(const Key& key, uint64_t file, uint64_t sender) noexcept;
 
   Entries by_secret_;
   std::unordered_map<uint64_t, std::set<Key>> by_file_;
-  std::unordered_map<uint64_t, std::set<wire::Secret>> by_sender_;
-  std::set<Key> by_deadline_;  // Key::since is the deadline
+  std::unordered_map<uint64_t, Sender> by_sender_;
+  std::list<Ended> ended_;
 };
 
-// Gives the lease of an offer back.
-void drop(const Offer& offer);
+// Gives the lease of an offer back; without memory, the pages stay in use.
+void drop(const Offer& offer) noexcept;
 
 }  // namespace pgalloc

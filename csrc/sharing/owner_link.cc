@@ -80,7 +80,7 @@ bool OwnerLink::send_queued() {
     }
     const std::string& bytes = outgoing_.front().packet.empty() ? packet : outgoing_.front().packet;
     int error = 0;
-    switch (socket_.send(bytes, -1, &error)) {
+    switch (socket_.send(bytes, {}, -1, &error)) {
       case Endpoint::Io::kDone: break;
       case Endpoint::Io::kAgain:
       case Endpoint::Io::kRefused: return false;

@@ -1,14 +1,17 @@
 #include "sharing/peers.h"
 
 #include <errno.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
+#include <cstring>
 #include <new>
+#include <utility>
 
 #include "os/syscalls.h"
 
@@ -21,12 +24,11 @@ namespace {
 
 constexpr size_t kUngreetedMax = 64;
 constexpr int kAcceptsAtOnce = 16;
-constexpr size_t kRangesAtOnce = 512;  // given back of those who have ended
+constexpr size_t kRangesAtOnce = 512;  // given back of those who have ended: about 0.3 ms
+constexpr std::chrono::milliseconds kWorkMax{2};
 constexpr std::chrono::milliseconds kAcceptPause{100};
-constexpr std::chrono::seconds kDescriptorsEvery{1};
-constexpr std::chrono::milliseconds kFirstLook{1};
-constexpr std::chrono::seconds kLongestLook{5};
-constexpr int kIdleTimeoutMs = 1000;
+constexpr std::chrono::milliseconds kAgain{10};  // after what the kernel refused
+constexpr std::chrono::microseconds kWaitsMax{500};
 
 // Half of the descriptors this process may have are for others.
 size_t channels_max() {
@@ -35,7 +37,7 @@ size_t channels_max() {
   return std::max<size_t>(limit.rlim_cur / 2, 8);
 }
 
-Status no_memory() { return Status::error(ErrorCode::kNoMemory, "no memory is left"); }
+Answer refusal(Status status) { return {.status = std::move(status)}; }
 
 bool equal(const wire::Secret& left, const wire::Secret& right) {
   unsigned difference = 0;  // all bytes are looked at, whichever differs
@@ -46,10 +48,9 @@ bool equal(const wire::Secret& left, const wire::Secret& right) {
 }  // namespace
 
 Peers::~Peers() {
-  // In a forked child, too: its parent's sockets.
-  if (epoll_ >= 0 && epoll_is_ours()) sys().close(epoll_);
+  // In a forked child only the descriptors go: the rest is its parent's.
   if (generation_ != process_generation()) return;
-  for (const Offer& offer : offers_.take_all()) drop(offer);
+  while (!offers_.empty()) drop(offers_.take_any());
 }
 
 // --- Listening -----------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ Status Peers::start() {
                   static_cast<unsigned long long>(unique));
     name_ = std::string(1, '\0') + name;
   }
-  if (epoll_ < 0) PGALLOC_RETURN_IF_ERROR(rebuild());
+  if (poller_.fd() < 0) PGALLOC_RETURN_IF_ERROR(poller_.start());
   if (own_listener_ != 0) return {};
   const int fd = sys().listen_at(name_.data(), name_.size());
   if (fd < 0) {
@@ -74,59 +75,12 @@ Status Peers::start() {
     if (error == EADDRINUSE) name_.clear();  // taken meanwhile: another one, next time
     return Status::system_error(error, "bind");
   }
-  Result<uint64_t> number = add_listener(Endpoint(fd), {});
+  Endpoint socket(fd);
+  if (!socket.open()) return Status::system_error(errno, "fstat");
+  Result<uint64_t> number = add_listener(std::move(socket), {});
   if (!number.ok()) return std::move(number).status();
   own_listener_ = *number;
   return {};
-}
-
-// A new epoll, and a new way to wake its thread, with all that is to be watched.
-Status Peers::rebuild() {
-  int pair[2];
-  if (sys().socketpair(pair) != 0) return Status::system_error(errno, "socketpair");
-  Endpoint here(pair[0]);
-  Endpoint there(pair[1]);
-  const int epoll = sys().epoll_create();
-  if (epoll < 0) return Status::system_error(errno, "epoll_create1");
-  if (epoll_ >= 0 && epoll_is_ours()) sys().close(epoll_);
-  epoll_ = epoll;
-  wake_ = std::move(here);
-  waker_ = std::move(there);
-  for (auto& [number, listener] : listeners_) listener->registered = 0;
-  for (auto& [number, channel] : channels_) {
-    channel->registered = 0;
-    touched_.push_back(number);
-  }
-  rebuild_ = false;
-  uint32_t registered = 0;
-  if (!watch(0, wake_, EPOLLIN, &registered)) rebuild_ = true;
-  return {};
-}
-
-// One number of a descriptor looks like the next; but ours knows what it watches.
-bool Peers::epoll_is_ours() {
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.u64 = 0;
-  return sys().epoll_ctl(epoll_, EPOLL_CTL_MOD, wake_.fd(), &event) == 0;
-}
-
-bool Peers::watch(uint64_t number, const Endpoint& socket, uint32_t wanted, uint32_t* registered) {
-  // What is not watched for anything is still watched for its end.
-  constexpr uint32_t kKnown = EPOLLHUP;
-  if (*registered == (wanted | kKnown)) return true;
-  epoll_event event{};
-  event.events = wanted;
-  event.data.u64 = number;
-  int operation = *registered == 0 ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
-  int result = sys().epoll_ctl(epoll_, operation, socket.fd(), &event);
-  if (result != 0 && (errno == EEXIST || errno == ENOENT)) {
-    operation = errno == EEXIST ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-    result = sys().epoll_ctl(epoll_, operation, socket.fd(), &event);
-  }
-  if (result != 0) return false;
-  *registered = wanted | kKnown;
-  return true;
 }
 
 Result<uint64_t> Peers::add_listener(Endpoint socket, Scope scope) {
@@ -146,349 +100,367 @@ void Peers::remove_listener(uint64_t number) {
   const auto found = listeners_.find(number);
   if (found == listeners_.end()) return;
   Listener& listener = *found->second;
-  if (listener.socket.intact()) {
-    epoll_event event{};
-    sys().epoll_ctl(epoll_, EPOLL_CTL_DEL, listener.socket.fd(), &event);
-  }
-  if (listener.scope.file != nullptr) let_go(std::move(listener.scope.file));
-  listeners_.erase(found);
+  poller_.unwatch(listener.socket, &listener.registered);
+  listener.socket.close();
+  let_go_.listeners.insert(listeners_.extract(found));
 }
 
-void Peers::wake() {
-  int error = 0;
-  (void)waker_.send("!", -1, &error);  // if it is full, the thread wakes up anyway
+void Peers::add(uint64_t number, std::unique_ptr<Connected> connected) {
+  Connected& added = *channels_.emplace(number, std::move(connected)).first->second;
+  touch(added);
 }
 
 Status Peers::add_child(Endpoint socket, std::unique_ptr<Session> session) {
   if (!socket.intact()) return Status::system_error(EBADF, "fstat");
-  auto channel = std::make_unique<Channel>(std::move(socket), std::move(session), /*greeted=*/true,
-                                           std::chrono::steady_clock::now());
   const uint64_t number = next_number();
-  touched_.push_back(number);
-  channels_.emplace(number, std::move(channel));
+  add(number, std::make_unique<Connected>(number, std::move(socket), std::move(session),
+                                          /*greeted=*/true, std::chrono::steady_clock::now()));
   wake();
   return {};
 }
 
-void Peers::accept(uint64_t number, SteadyTime now) {
-  const auto found = listeners_.find(number);
-  if (found == listeners_.end() || !found->second->socket.intact()) return;
-  Listener& listener = *found->second;
+void Peers::accept(Listener& listener, SteadyTime now) try {
+  if (!listener.socket.intact()) return;
   for (int i = 0; i < kAcceptsAtOnce; ++i) {
     const int fd = sys().accept(listener.socket.fd());
-    if (fd < 0) {
-      const bool nothing = errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
-      if (!nothing) accept_again_ = now + kAcceptPause;  // no descriptor is left, or no memory
-      return;
+    if (fd >= 0) {
+      let_in(Endpoint(fd), listener.scope, now);
+      continue;
     }
-    Endpoint socket(fd);
-    if (channels_.size() >= channels_max()) continue;
-    ucred peer{};
-    socklen_t size = sizeof peer;
-    if (sys().getsockopt(fd, SO_PEERCRED, &peer, &size) != 0) continue;
-    const uint64_t its_number = next_number();
-    auto session =
-        std::make_unique<Session>(its_number, offers_, listener.scope, peer.pid, peer.uid);
-    ungreeted_.push_back(its_number);
-    touched_.push_back(its_number);
-    channels_.emplace(its_number, std::make_unique<Channel>(std::move(socket), std::move(session),
-                                                            /*greeted=*/false, now));
+    const bool nothing = errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
+    if (!nothing) accept_again_ = now + kAcceptPause;  // no descriptor is left, or no memory
+    return;
   }
+} catch (const std::bad_alloc&) {
+  accept_again_ = now + kAcceptPause;
 }
 
-// --- Rounds --------------------------------------------------------------------------------------
+void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {
+  if (!socket.open() || channels_.size() >= channels_max()) return;
+  ucred peer{};
+  socklen_t size = sizeof peer;
+  if (sys().getsockopt(socket.fd(), SO_PEERCRED, &peer, &size) != 0) return;
+  const uint64_t number = next_number();
+  auto session = std::make_unique<Session>(number, offers_, scope, peer.pid, peer.uid);
+  auto connected = std::make_unique<Connected>(number, std::move(socket), std::move(session),
+                                               /*greeted=*/false, now);
+  ungreeted_.push_back(number);
+  add(number, std::move(connected));
+}
+
+// --- Waiting -------------------------------------------------------------------------------------
 
 Peers::Wait Peers::prepare(SteadyTime now) {
   if (now >= next_look_at_descriptors_) {
-    look_at_descriptors();
-    next_look_at_descriptors_ = now + kDescriptorsEvery;
+    next_look_at_descriptors_ = now + look_every_;
+    look_at_descriptors(now);
   }
-  if (rebuild_ || !epoll_is_ours()) (void)rebuild();
-  if (rebuild_) return {-1, 10};
-  SteadyTime until = now + std::chrono::milliseconds(kIdleTimeoutMs);
-  watch_touched(now, &until);
-  for (const uint64_t number : busy_) {
-    const auto channel = channels_.find(number);
-    if (channel == channels_.end()) continue;
-    for (const auto& request : channel->second->requests()) {
-      // What waits for Python is told when there is an answer.
-      if (!request->waits) until = now;
-      if (request->op != Op::kValue) until = std::min(until, now + std::chrono::microseconds(500));
-    }
+  if (!poller_.ready()) return {-1, static_cast<int>(kAgain.count())};
+  if (std::exchange(seen_generation_, poller_.generation()) != poller_.generation()) {
+    for (auto& [number, connected] : channels_) touch(*connected);
   }
-  if (!ungreeted_.empty()) until = std::min(until, now + greeting_max);
-  if (!ending_.empty()) until = now;
-  for (const Detached& detached : detached_) until = std::min(until, detached.next_look);
-  if (const auto deadline = offers_.next_deadline()) until = std::min(until, *deadline);
+  SteadyTime until = next_time(now);
+  if (!watch_listeners(now)) until = std::min<SteadyTime>(until, now + kAgain);
+  if (!watch_touched(now, &until)) until = std::min<SteadyTime>(until, now + kAgain);
   const auto left = std::chrono::ceil<std::chrono::milliseconds>(until - now).count();
-  return {epoll_, static_cast<int>(std::max<int64_t>(left, 0))};
+  return {poller_.fd(), static_cast<int>(std::clamp<int64_t>(left, 0, INT_MAX))};
 }
 
-void Peers::watch_touched(SteadyTime now, SteadyTime* until) {
-  constexpr std::chrono::milliseconds kAgain{10};
-  const bool accepts = now >= accept_again_;
-  if (!accepts) *until = std::min(*until, accept_again_);
-  for (auto& [number, listener] : listeners_) {
-    const uint32_t wanted = accepts ? uint32_t{EPOLLIN} : 0;
-    if (watch(number, listener->socket, wanted, &listener->registered)) continue;
-    *until = std::min(*until, now + kAgain);
-  }
-  size_t left = 0;  // those that must be looked at again
-  for (const uint64_t number : touched_) {
+SteadyTime Peers::next_time(SteadyTime now) const {
+  if (departed_.ending()) return now;
+  SteadyTime until = next_look_at_descriptors_;
+  for (const uint64_t number : busy_) {
     const auto found = channels_.find(number);
     if (found == channels_.end()) continue;
-    Channel& channel = *found->second;
-    const bool paused = now < channel.not_before();
-    const bool watched = watch(number, channel.socket(), paused ? 0 : channel.wanted_events(),
-                               &channel.registered);
-    if (!paused && watched) continue;
-    touched_[left++] = number;
-    *until = std::min(*until, paused ? channel.not_before() : now + kAgain);
+    for (const Request& request : found->second->channel.requests()) {
+      if (!request.waits) return now;
+      // What waits for a value is told when there is one.
+      if (request.op != Op::kValue) until = std::min<SteadyTime>(until, now + kWaitsMax);
+    }
   }
-  touched_.resize(left);
+  if (now < accept_again_) until = std::min(until, accept_again_);
+  if (!ungreeted_.empty()) until = std::min<SteadyTime>(until, now + greeting_max);
+  if (const auto time = departed_.next_time()) until = std::min(until, *time);
+  if (const auto time = offers_.next_deadline()) until = std::min(until, *time);
+  return until;
 }
+
+// False if one has to be tried again.
+bool Peers::watch_listeners(SteadyTime now) {
+  const uint32_t wanted = now >= accept_again_ ? uint32_t{EPOLLIN} : 0;
+  bool all = true;
+  for (auto& [number, listener] : listeners_) {
+    all = poller_.watch(number, listener->socket, wanted, &listener->registered) && all;
+  }
+  return all;
+}
+
+// The same.
+bool Peers::watch_touched(SteadyTime now, SteadyTime* until) {
+  bool all = true;
+  for (auto number = touched_.begin(); number != touched_.end();) {
+    const auto at = number++;
+    const auto found = channels_.find(*at);
+    if (found == channels_.end()) {
+      touched_.erase(at);
+      continue;
+    }
+    Connected& connected = *found->second;
+    const Channel& channel = connected.channel;
+    if (now < channel.not_before()) {
+      poller_.unwatch(connected.channel.socket(), &connected.registered);
+      *until = std::min(*until, channel.not_before());
+    } else if (poller_.watch(*at, connected.channel.socket(), channel.wanted_events(),
+                             &connected.registered)) {
+      connected.when_touched.splice(connected.when_touched.end(), touched_, at);
+    } else {
+      all = false;
+    }
+  }
+  return all;
+}
+
+// --- Reading -------------------------------------------------------------------------------------
 
 void Peers::handle(const epoll_event& event, SteadyTime now) {
   const uint64_t number = event.data.u64;
-  if (number == 0) {
-    size_t got = 0;
-    int error = 0;
-    while (wake_.receive(buffer_.data(), buffer_.size(), &got, &error) == Endpoint::Io::kDone) {
-    }
-    return;
+  if (number == 0) return poller_.take_wakes();
+  if (const auto listener = listeners_.find(number); listener != listeners_.end()) {
+    return accept(*listener->second, now);
   }
-  if (listeners_.contains(number)) return accept(number, now);
-  const auto channel = channels_.find(number);
-  if (channel != channels_.end()) return serve(number, *channel->second, event.events, now);
-  rebuild_ = true;  // a descriptor that we have no more is still watched
+  // Else it has gone meanwhile.
+  const auto found = channels_.find(number);
+  if (found != channels_.end()) serve(*found->second, number, event.events, now);
 }
 
-void Peers::serve(uint64_t number, Channel& channel, uint32_t events, SteadyTime now) {
+void Peers::serve(Connected& connected, uint64_t number, uint32_t events, SteadyTime now) {
   bool lives = true;
+  if ((events & EPOLLOUT) != 0) lives = connected.channel.send_kept(now);
+  if (lives && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) lives = read(connected, now);
+  if (!lives) return end(number, now);
+  touch(connected);
+}
+
+bool Peers::read(Connected& connected, SteadyTime now) {
   try {
-    if ((events & EPOLLOUT) != 0) lives = channel.send_kept(now);
-    if (lives && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) {
-      lives = read_from(number, channel, now);
-    }
+    Channel::make_spare(&spare_);
   } catch (const std::bad_alloc&) {
-    lives = false;  // a packet is lost: nothing that comes after it can be believed
+    return true;  // it is read later
   }
-  if (lives) {
-    touched_.push_back(number);
-  } else {
-    end(number, now);
-  }
-}
-
-bool Peers::read_from(uint64_t number, Channel& channel, SteadyTime now) {
-  wire::Packet packet;
-  std::string why;
-  switch (channel.read(buffer_, &packet, &why, now)) {
-    case Channel::Read::kPacket: break;
-    case Channel::Read::kNothing: return true;
+  switch (connected.channel.read(&spare_, now)) {
+    case Channel::Read::kRequest:
+      busy_.splice(busy_.end(), connected.when_busy);
+      return true;
+    case Channel::Read::kNothing:
+      return true;
     case Channel::Read::kEnded:
-    case Channel::Read::kMalformed: return false;
+    case Channel::Read::kMalformed:
+      return false;
   }
-  const auto op = static_cast<Op>(packet.kind);
-  if (!channel.greeted() || op == Op::kHello) return greet(channel, packet, now);
-  if (op == Op::kPart) return channel.keep_part(packet.payload);
-  if (op == Op::kFork) {
-    Answer answer;
-    Result<int> childs = fork(number, channel, now);
-    if (childs.ok()) {
-      answer.descriptor = *childs;
-    } else {
-      answer.status = std::move(childs).status();
-    }
-    return channel.answer(packet.number, std::move(answer), now);
-  }
-  return step(number, channel, channel.begin(packet), now);
+  return false;
 }
 
-bool Peers::greet(Channel& channel, const wire::Packet& packet, SteadyTime now) {
+// --- Working -------------------------------------------------------------------------------------
+
+void Peers::work(SteadyTime now) {
+  take_turns(now);
+  drop_ungreeted(now);
+  departed_.end_some(kRangesAtOnce);
+  drop_expired(now);
+}
+
+void Peers::take_turns(SteadyTime now) {
+  const SteadyTime until = std::chrono::steady_clock::now() + kWorkMax;
+  for (size_t left = busy_.size(); left > 0; --left) {
+    const uint64_t number = busy_.front();
+    const auto found = channels_.find(number);
+    if (found == channels_.end()) {
+      busy_.pop_front();
+      continue;
+    }
+    Connected& connected = *found->second;
+    const bool lives = work_on(connected, number, now, until);
+    if (!lives) {
+      end(number, now);
+      busy_.pop_front();
+    } else if (connected.channel.requests().empty()) {
+      connected.when_busy.splice(connected.when_busy.end(), busy_, busy_.begin());
+    } else {
+      busy_.splice(busy_.end(), busy_, busy_.begin());
+    }
+    if (lives) touch(connected);
+    if (std::chrono::steady_clock::now() >= until) return;
+  }
+}
+
+// A step of each of its requests, or of some. False if the peer has gone.
+bool Peers::work_on(Connected& connected, uint64_t number, SteadyTime now, SteadyTime until) {
+  Channel::Requests& requests = connected.channel.requests();
+  for (size_t left = requests.size(); left > 0; --left) {
+    const auto request = requests.begin();
+    requests.splice(requests.end(), requests, request);
+    if (!step(connected, number, request, now)) return false;
+    if (std::chrono::steady_clock::now() >= until) break;
+  }
+  return true;
+}
+
+// False if the peer has gone, or does not keep to the protocol.
+bool Peers::step(Connected& connected, uint64_t number, Channel::Requests::iterator request,
+                 SteadyTime now) {
+  Channel& channel = connected.channel;
+  std::optional<Answer> answer;
+  request->waits = false;
+  try {
+    answer = answer_to(connected, number, *request, now);
+    for (auto& file : channel.session().take_let_go()) let_go(std::move(file));
+  } catch (const std::bad_alloc&) {
+    // What is given back must not be lost.
+    request->waits = request->op == Op::kRelease;
+    if (!request->waits && !answer) {
+      channel.session().give_up(*request);
+      answer.emplace();
+      answer->status = Status::error(ErrorCode::kNoMemory, "no memory is left");
+    }
+  }
+  if (!answer) return true;
+  return !answer->malformed && channel.answer(request, std::move(*answer), now);
+}
+
+std::optional<Answer> Peers::answer_to(Connected& connected, uint64_t number, Request& request,
+                                       SteadyTime now) {
+  Channel& channel = connected.channel;
+  if (!channel.greeted() || request.op == Op::kHello) return greet(channel, request);
+  if (request.op == Op::kFork) return fork(connected, number, now);
+  return channel.session().step(request);
+}
+
+std::optional<Answer> Peers::greet(Channel& channel, const Request& request) {
+  Answer malformed;
+  malformed.malformed = true;
   uint32_t pid = 0;
   wire::Secret shown{};
-  if (static_cast<Op>(packet.kind) != Op::kHello ||
-      !wire::Reader(packet.payload).read_all(pid, shown)) {
-    return false;
+  if (request.op != Op::kHello || !wire::Reader(request.payload).read_all(pid, shown)) {
+    return malformed;
   }
   Session& session = channel.session();
-  if (session.uid != ::geteuid() && !equal(shown, secret_)) return false;
+  if (session.uid != ::geteuid() && !equal(shown, secret_)) return malformed;
   if (session.pid == 0) session.pid = static_cast<pid_t>(pid);  // connected before it was born
   channel.greet();
   Answer answer;
   wire::append(answer.payload, static_cast<uint32_t>(::getpid()));
-  return channel.answer(packet.number, std::move(answer), now);
+  return answer;
 }
 
-// False if the peer has gone, or does not keep to the protocol.
-bool Peers::step(uint64_t number, Channel& channel, Request& request, SteadyTime now) {
-  std::optional<Answer> answer;
-  request.waits = false;
-  try {
-    answer = channel.session().step(request);
-  } catch (const std::bad_alloc&) {
-    // What is given back must not be lost.
-    if (request.op == Op::kRelease) {
-      request.waits = true;
-    } else {
-      channel.session().give_up(request);
-      answer = Answer{.status = no_memory()};
-    }
-  }
-  for (auto& file : channel.session().take_let_go()) let_go(std::move(file));
-  if (!answer) {
-    if (std::find(busy_.begin(), busy_.end(), number) == busy_.end()) busy_.push_back(number);
-    return true;
-  }
-  if (answer->malformed) return false;
-  const uint32_t its_number = request.number;
-  auto& requests = channel.requests();
-  requests.erase(std::find_if(requests.begin(), requests.end(),
-                              [&](const auto& each) { return each.get() == &request; }));
-  return channel.answer(its_number, std::move(*answer), now);
-}
-
-Result<int> Peers::fork(uint64_t number, Channel& channel, SteadyTime now) {
-  const Session& parent = channel.session();
-  if (channels_.size() >= channels_max() || channel.children >= parent.scope.limits.children) {
-    return Status::error(ErrorCode::kSharing, "there are too many peers");
+Answer Peers::fork(Connected& connected, uint64_t number, SteadyTime now) {
+  const Session& parent = connected.channel.session();
+  if (channels_.size() >= channels_max() || connected.children >= parent.scope.limits.children) {
+    return refusal(Status::error(ErrorCode::kSharing, "there are too many peers"));
   }
   int pair[2];
-  if (sys().socketpair(pair) != 0) return Status::system_error(errno, "socketpair");
+  if (sys().socketpair(pair) != 0) return refusal(Status::system_error(errno, "socketpair"));
   Endpoint ours(pair[0]);
-  Endpoint theirs(pair[1]);
+  Descriptor theirs(pair[1]);
+  if (!ours.open() || !theirs.open()) return refusal(Status::system_error(errno, "fstat"));
   const uint64_t its_number = next_number();
   auto session = std::make_unique<Session>(its_number, offers_, parent.scope, 0, parent.uid);
-  PGALLOC_RETURN_IF_ERROR(parent.copy_to(*session));
-  auto child = std::make_unique<Channel>(std::move(ours), std::move(session), /*greeted=*/true, now);
+  if (Status status = parent.copy_to(*session); !status.ok()) return refusal(std::move(status));
+  auto child = std::make_unique<Connected>(its_number, std::move(ours), std::move(session),
+                                           /*greeted=*/true, now);
   child->parent = number;
-  touched_.push_back(its_number);
-  channels_.emplace(its_number, std::move(child));
-  ++channel.children;
-  return theirs.release();
-}
-
-void Peers::work(SteadyTime now) {
-  const std::vector<uint64_t> busy = std::exchange(busy_, {});
-  for (const uint64_t number : busy) {
-    const auto found = channels_.find(number);
-    if (found == channels_.end()) continue;
-    Channel& channel = *found->second;
-    bool lives = true;
-    std::vector<Request*> requests;
-    for (const auto& request : channel.requests()) requests.push_back(request.get());
-    for (Request* const request : requests) {
-      if (lives) lives = step(number, channel, *request, now);
-    }
-    if (lives) {
-      touched_.push_back(number);
-    } else {
-      end(number, now);
-    }
-  }
-  drop_ungreeted(now);
-  look_after_detached(now);
-  if (!ending_.empty()) {
-    Session& session = *ending_.front();
-    const bool ended = session.end_some(kRangesAtOnce);
-    for (auto& file : session.take_let_go()) let_go(std::move(file));
-    if (ended) ending_.pop_front();
-  }
-  for (Offer& offer : offers_.take_expired(now)) {
-    drop(offer);
-    let_go(std::move(offer.file));
-  }
-}
-
-void Peers::drop_ungreeted(SteadyTime now) {
-  size_t count = 0;
-  std::deque<uint64_t> left;
-  for (auto number = ungreeted_.rbegin(); number != ungreeted_.rend(); ++number) {
-    const auto channel = channels_.find(*number);
-    if (channel == channels_.end() || channel->second->greeted()) continue;
-    if (++count > kUngreetedMax || now - channel->second->since() > greeting_max) {
-      end(*number, now);
-    } else {
-      left.push_front(*number);
-    }
-  }
-  ungreeted_ = std::move(left);
+  add(its_number, std::move(child));
+  ++connected.children;
+  Answer answer;
+  answer.descriptor = std::move(theirs);
+  return answer;
 }
 
 // --- Ends ----------------------------------------------------------------------------------------
 
-void Peers::end(uint64_t number, SteadyTime now) {
+void Peers::end(uint64_t number, SteadyTime now) noexcept {
   const auto found = channels_.find(number);
   if (found == channels_.end()) return;
-  const std::unique_ptr<Channel> channel = std::move(found->second);
+  const std::unique_ptr<Connected> ended = std::move(found->second);
   channels_.erase(found);
-  if (const auto parent = channels_.find(channel->parent); parent != channels_.end()) {
+  if (const auto parent = channels_.find(ended->parent); parent != channels_.end()) {
     --parent->second->children;
   }
-  for (auto& request : channel->requests()) channel->session().give_up(*request);
-  channel->requests().clear();
-  const bool intact = channel->socket().intact();
-  if (intact) {
-    epoll_event event{};
-    sys().epoll_ctl(epoll_, EPOLL_CTL_DEL, channel->socket().fd(), &event);
+  const Endpoint& socket = ended->channel.socket();
+  poller_.unwatch(socket, &ended->registered);
+  std::unique_ptr<Session> session = ended->channel.take_session();
+  std::optional<PeerProcess> process;
+  if (!session->holds_nothing()) {
+    // Who made a forked child's connection is not the child.
+    const bool says_who = socket.intact() && !session->born_connected();
+    const bool blind = own_peers_end && session->pid == ::getpid();
+    process.emplace(says_who && !blind ? socket.fd() : -1, blind ? 0 : session->pid);
   }
-  end_session(channel->take_session(), intact ? channel->socket().fd() : -1, now);
+  departed_.add(std::move(ended->when_gone), std::move(session), std::move(process), now);
 }
 
-void Peers::end_session(std::unique_ptr<Session> session, int socket, SteadyTime now) {
-  if (session->holds_nothing()) {
-    offers_.sender_ended(session->id, now);
-    for (auto& file : session->take_let_go()) let_go(std::move(file));
-    return;
-  }
-  // Whom a forked child was connected by is no child.
-  PeerProcess process(session->born_connected() ? -1 : socket, session->pid);
-  if (process.may_see(session->descriptors())) {
-    detached_.push_back({std::move(session), std::move(process), now + kFirstLook, kFirstLook});
-  } else {
-    offers_.sender_ended(session->id, now);
-    ending_.push_back(std::move(session));
+void Peers::drop_ungreeted(SteadyTime now) {
+  std::erase_if(ungreeted_, [this](uint64_t number) {
+    const auto found = channels_.find(number);
+    return found == channels_.end() || found->second->channel.greeted();
+  });
+  while (!ungreeted_.empty()) {
+    const Channel& oldest = channels_.find(ungreeted_.front())->second->channel;
+    if (ungreeted_.size() <= kUngreetedMax && now - oldest.since() <= greeting_max) return;
+    end(ungreeted_.front(), now);
+    ungreeted_.pop_front();
   }
 }
 
-void Peers::look_after_detached(SteadyTime now) {
-  for (size_t i = 0; i < detached_.size();) {
-    Detached& detached = detached_[i];
-    if (now < detached.next_look) {
-      ++i;
-      continue;
-    }
-    if (detached.process.may_see(detached.session->descriptors())) {
-      detached.pause = std::min<std::chrono::nanoseconds>(2 * detached.pause, kLongestLook);
-      detached.next_look = now + detached.pause;
-      ++i;
-      continue;
-    }
-    offers_.sender_ended(detached.session->id, now);
-    ending_.push_back(std::move(detached.session));
-    detached_.erase(detached_.begin() + static_cast<ptrdiff_t>(i));
+void Peers::drop_expired(SteadyTime now) try {
+  const auto deadline = offers_.next_deadline();
+  if (!deadline || *deadline > now) return;
+  let_go_.files.reserve(let_go_.files.size() + kRangesAtOnce);
+  for (Offer& offer : offers_.take_expired(now, kRangesAtOnce)) {
+    drop(offer);
+    let_go(std::move(offer.file));
   }
+} catch (const std::bad_alloc&) {
+  // In the next round.
 }
 
 // Descriptors that were closed behind our back say nothing any more.
-void Peers::look_at_descriptors() {
-  std::vector<uint64_t> lost;
-  for (const auto& [number, channel] : channels_) {
-    if (!channel->socket().intact()) lost.push_back(number);
+void Peers::look_at_descriptors(SteadyTime now) {
+  for (auto at = channels_.begin(); at != channels_.end();) {
+    const auto one = at++;
+    if (!one->second->channel.socket().intact()) end(one->first, now);
   }
-  for (const uint64_t number : lost) end(number, std::chrono::steady_clock::now());
-  for (auto listener = listeners_.begin(); listener != listeners_.end();) {
-    if (listener->second->socket.intact()) {
-      ++listener;
-      continue;
-    }
-    if (listener->first == own_listener_) own_listener_ = 0;
-    if (listener->second->scope.file != nullptr) let_go(std::move(listener->second->scope.file));
-    listener = listeners_.erase(listener);
+  for (auto at = listeners_.begin(); at != listeners_.end();) {
+    const auto one = at++;
+    if (one->second->socket.intact()) continue;
+    if (one->first == own_listener_) own_listener_ = 0;
+    let_go_.listeners.insert(listeners_.extract(one));
   }
-  if (!wake_.intact() || !waker_.intact()) rebuild_ = true;
   if (own_listener_ == 0 && secret_ != wire::Secret{}) (void)start();
+}
+
+Peers::LetGo Peers::take_let_go() noexcept {
+  LetGo taken = std::exchange(let_go_, {});
+  taken.sessions = departed_.take_finished();
+  return taken;
+}
+
+// --- For tests -----------------------------------------------------------------------------------
+
+std::optional<std::string> Peers::verify() const {
+  if (auto broken = offers_.verify()) return broken;
+  for (const auto& [number, connected] : channels_) {
+    if (auto broken = connected->channel.session().verify()) return broken;
+    const bool idle = connected->channel.requests().empty();
+    if (idle != !connected->when_busy.empty()) return "a peer with requests has no turn";
+  }
+  return std::nullopt;
+}
+
+std::vector<int> Peers::descriptors() const {
+  std::vector<int> descriptors = poller_.descriptors();
+  const auto own = listeners_.find(own_listener_);
+  if (own != listeners_.end()) descriptors.push_back(own->second->socket.fd());
+  return descriptors;
 }
 
 }  // namespace pgalloc

@@ -1,16 +1,20 @@
 // Purpose: all connections of an owner of pages: who listens, who is connected, what is under way, and
 // what those hold that have lost their connection.
 //
-// Thread safety: externally synchronised (the broker's lock), but for wait().
+// Thread safety: externally synchronised (the broker's lock).
 //
-// Invariants: those of broker.h, which has the thread.
+// Invariants: those of broker.h, which has the thread, and
+//   1. A std::bad_alloc comes out before anything has changed, or costs the request it belongs to. A
+//      connection that ends needs no memory: its place among those who wait, work and end was made
+//      together with it.
+//   2. Requests are worked on in turn, one step for each peer, for about 2 ms: whatever one asks for, the
+//      others are read, and answered, in between.
 #pragma once
 
-#include <sys/epoll.h>
-
-#include <array>
 #include <chrono>
 #include <deque>
+#include <list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -19,7 +23,8 @@
 
 #include "base/process_generation.h"
 #include "sharing/channel.h"
-#include "sharing/peer_process.h"
+#include "sharing/departed.h"
+#include "sharing/poller.h"
 
 namespace pgalloc {
 
@@ -51,80 +56,114 @@ class Peers {
   };
   Wait prepare(SteadyTime now);
   void handle(const epoll_event& event, SteadyTime now);
-  // A step of each request, and what time brings.
+  // Steps of requests, and what time brings.
   void work(SteadyTime now);
   // Ends the wait.
-  void wake();
-  // Files that were let go of: to be destroyed without the lock.
-  std::vector<std::shared_ptr<MemoryFile>> take_let_go() { return std::move(let_go_); }
-  void let_go(std::shared_ptr<MemoryFile> file) { let_go_.push_back(std::move(file)); }
+  void wake() { poller_.wake(); }
+  Departed& departed() { return departed_; }
+
+  // What may be a file's last owner: to be destroyed without the lock.
+  struct Listener {
+    Endpoint socket;
+    Scope scope;
+    Poller::Registration registered;
+  };
+  using Listeners = std::map<uint64_t, std::unique_ptr<Listener>>;
+  struct LetGo {
+    std::vector<std::shared_ptr<MemoryFile>> files;
+    Listeners listeners;
+    Departed::Place sessions;
+  };
+  LetGo take_let_go() noexcept;
+  void let_go(std::shared_ptr<MemoryFile> file) { let_go_.files.push_back(std::move(file)); }
 
   // --- What there is -------------------------------------------------------------------------------
 
   Offers& offers() { return offers_; }
   template <class Visit>
   void visit_sessions(Visit visit) const {
-    for (const auto& [number, channel] : channels_) {
-      if (channel->greeted()) visit(channel->session());
+    for (const auto& [number, connected] : channels_) {
+      if (connected->channel.greeted()) visit(connected->channel.session());
     }
-    for (const Detached& detached : detached_) visit(*detached.session);
+    departed_.visit(visit);
   }
   size_t channel_count() const { return channels_.size(); }
   size_t listener_count() const { return listeners_.size(); }
-  size_t detached_count() const { return detached_.size() + ending_.size(); }
+  // What is wrong, if something is.
+  std::optional<std::string> verify() const;
+
+  // For tests: shorter times, and what could be closed from outside.
   std::chrono::nanoseconds greeting_max{std::chrono::seconds(10)};
+  void set_look_every(std::chrono::nanoseconds time) {
+    look_every_ = time;
+    next_look_at_descriptors_ = {};
+  }
+  // A peer in this process itself, which has its files mapped anyway, ends with its connection.
+  bool own_peers_end = false;
+  std::vector<int> descriptors() const;
 
  private:
-  struct Listener {
-    Endpoint socket;
-    Scope scope;
-    uint32_t registered = 0;
-  };
-  // The connection has ended, and the process may see pages.
-  struct Detached {
-    std::unique_ptr<Session> session;
-    PeerProcess process;
-    SteadyTime next_look;
-    std::chrono::nanoseconds pause{};
-  };
+  using Numbers = std::list<uint64_t>;
+  struct Connected {
+    Connected(uint64_t number, Endpoint socket, std::unique_ptr<Session> session, bool greeted,
+              SteadyTime now)
+        : channel(std::move(socket), std::move(session), greeted, now),
+          when_touched{number},
+          when_busy{number} {}
 
-  Status rebuild();
-  bool epoll_is_ours();
-  bool watch(uint64_t number, const Endpoint& socket, uint32_t wanted, uint32_t* registered);
-  void watch_touched(SteadyTime now, SteadyTime* until);
-  void accept(uint64_t number, SteadyTime now);
-  void serve(uint64_t number, Channel& channel, uint32_t events, SteadyTime now);
-  bool read_from(uint64_t number, Channel& channel, SteadyTime now);
-  bool greet(Channel& channel, const wire::Packet& packet, SteadyTime now);
-  bool step(uint64_t number, Channel& channel, Request& request, SteadyTime now);
-  Result<int> fork(uint64_t number, Channel& channel, SteadyTime now);
-  void end(uint64_t number, SteadyTime now);
-  void end_session(std::unique_ptr<Session> session, int socket, SteadyTime now);
-  void look_after_detached(SteadyTime now);
-  void look_at_descriptors();
+    Channel channel;
+    Poller::Registration registered;
+    uint32_t children = 0;  // connections of forked children
+    uint64_t parent = 0;    // whose child it is; 0: none's
+    Numbers when_touched;   // empty while it is in touched_
+    Numbers when_busy;      // empty while it is in busy_
+    Departed::Place when_gone = Departed::make_place();
+  };
+  using Channels = std::unordered_map<uint64_t, std::unique_ptr<Connected>>;
+
+  void add(uint64_t number, std::unique_ptr<Connected> connected);
+  void touch(Connected& connected) noexcept {
+    touched_.splice(touched_.end(), connected.when_touched);
+  }
+  void accept(Listener& listener, SteadyTime now);
+  void let_in(Endpoint socket, const Scope& scope, SteadyTime now);
+  bool watch_listeners(SteadyTime now);
+  bool watch_touched(SteadyTime now, SteadyTime* until);
+  SteadyTime next_time(SteadyTime now) const;
+  void serve(Connected& connected, uint64_t number, uint32_t events, SteadyTime now);
+  bool read(Connected& connected, SteadyTime now);
+  bool work_on(Connected& connected, uint64_t number, SteadyTime now, SteadyTime until);
+  bool step(Connected& connected, uint64_t number, Channel::Requests::iterator request,
+            SteadyTime now);
+  std::optional<Answer> answer_to(Connected& connected, uint64_t number, Request& request,
+                                  SteadyTime now);
+  std::optional<Answer> greet(Channel& channel, const Request& request);
+  Answer fork(Connected& connected, uint64_t number, SteadyTime now);
+  void take_turns(SteadyTime now);
+  void end(uint64_t number, SteadyTime now) noexcept;
+  void look_at_descriptors(SteadyTime now);
   void drop_ungreeted(SteadyTime now);
+  void drop_expired(SteadyTime now);
 
   std::string name_;
   wire::Secret secret_{};
   const uint32_t generation_ = process_generation();
-  int epoll_ = -1;
-  Endpoint wake_;    // the thread's end
-  Endpoint waker_;   // the others'
-  bool rebuild_ = false;
-  uint64_t last_number_ = 0;  // 0 is wake_
+  Poller poller_;
+  uint64_t seen_generation_ = 0;  // of the poller
+  uint64_t last_number_ = 0;      // 0 is the poller's own
   uint64_t own_listener_ = 0;
-  std::unordered_map<uint64_t, std::unique_ptr<Listener>> listeners_;
-  std::unordered_map<uint64_t, std::unique_ptr<Channel>> channels_;
-  std::deque<uint64_t> ungreeted_;  // oldest first; some may have gone
-  std::vector<uint64_t> touched_;   // what they wait for may have changed
-  std::vector<uint64_t> busy_;      // with requests under way
-  std::vector<Detached> detached_;
-  std::deque<std::unique_ptr<Session>> ending_;  // giving back what they held
   Offers offers_;
+  Listeners listeners_;
+  Channels channels_;
+  std::deque<uint64_t> ungreeted_;  // oldest first; some may have gone
+  Numbers touched_;                 // what they wait for may have changed; some may have gone
+  Numbers busy_;                    // with requests under way; some may have gone
+  Channel::Requests spare_;
+  Departed departed_{offers_};
   SteadyTime accept_again_{};
   SteadyTime next_look_at_descriptors_{};
-  std::vector<std::shared_ptr<MemoryFile>> let_go_;
-  std::array<char, wire::kPacketBytesMax + 1> buffer_;
+  std::chrono::nanoseconds look_every_{std::chrono::seconds(1)};
+  LetGo let_go_;
 };
 
 }  // namespace pgalloc

@@ -12,6 +12,7 @@
 #include "file/file_registry.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
+#include "sharing/plant.h"
 
 namespace pgalloc {
 
@@ -26,6 +27,12 @@ template <class... Fields>
 Answer answer_with(const Fields&... fields) {
   Answer answer;
   wire::append(answer.payload, fields...);
+  return answer;
+}
+// What changes something begins with this: its answer must not fail for want of memory.
+Answer answer_with_room() {
+  Answer answer;
+  answer.payload.reserve(64);
   return answer;
 }
 Answer refuse(Status status) { return {.status = std::move(status)}; }
@@ -68,14 +75,29 @@ Status take_over(Share& share, FileRange range) {
   return status;
 }
 
+// The lease ends if that fails.
+Result<wire::Secret> add_or_drop(Offers& offers, const Offer& offer) {
+  Result<wire::Secret> secret = sharing_error("");
+  try {
+    secret = offers.add(offer);
+  } catch (const std::bad_alloc&) {
+    drop(offer);
+    throw;
+  }
+  if (!secret.ok()) drop(offer);
+  return secret;
+}
+
 // A description of its own: read-only stays read-only, wherever it is passed.
-Result<int> reopen(int fd, bool readonly) {
+Result<Descriptor> reopen(int fd, bool readonly) {
   char path[32];
   std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
   const int flags = (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC;
   const int own = os::retry_interrupted([&] { return sys().open(path, flags, 0); });
   if (own < 0) return Status::system_error(errno, "open");
-  return own;
+  Descriptor descriptor(own);
+  if (!descriptor.open()) return Status::system_error(errno, "fstat");
+  return descriptor;
 }
 
 }  // namespace
@@ -95,11 +117,19 @@ Session::~Session() { end_some(SIZE_MAX); }
 void Session::adopt(std::vector<ForkLease>& leases) {
   forked_ = knows_all_ = true;
   for (ForkLease& lease : leases) {
-    if (!lease.taken) continue;
-    Held& held = hold(lease.file);
-    for (const auto& [range, refs] : lease.pages) (void)held.share.table().add_lease(range);
+    if (!std::exchange(lease.taken, false)) continue;
+    for (const auto& [range, refs] : lease.pages) adopt(lease.file, range);
     tidy(lease.file->id());
   }
+  if (strikes(Plant::kFork)) end_some(SIZE_MAX);
+}
+
+// The child does without what there is no memory for.
+void Session::adopt(const std::shared_ptr<MemoryFile>& file, FileRange range) try {
+  if (hold(file).share.table().add_lease(range).ok()) return;
+  (void)file->references().drop_lease(range);
+} catch (const std::bad_alloc&) {
+  (void)file->references().drop_lease(range);
 }
 
 Status Session::copy_to(Session& child) const {
@@ -112,28 +142,34 @@ Status Session::copy_to(Session& child) const {
     PGALLOC_RETURN_IF_ERROR(copy.share.table().copy(held->share.table()));
     child.tidy(file);
   }
+  if (strikes(Plant::kFork)) child.end_some(SIZE_MAX);
   return {};
 }
 
 Session::Held& Session::hold(std::shared_ptr<MemoryFile> file) {
   const uint64_t name = file->id();
   known_.insert(name);
-  auto& held = shares_[name];
-  if (held == nullptr) held = std::make_unique<Held>(std::move(file));
-  return *held;
+  if (const auto found = shares_.find(name); found != shares_.end()) return *found->second;
+  return *shares_.emplace(name, std::make_unique<Held>(std::move(file))).first->second;
 }
 
 // Forgets a file of which nothing is held: it may go.
 void Session::tidy(uint64_t file) {
   const auto held = shares_.find(file);
-  if (held == shares_.end() || (held->second != nullptr && !held->second->share.empty())) return;
-  if (held->second != nullptr) let_go_.push_back(held->second->share.file());
+  if (held == shares_.end() || !held->second->share.empty() || !held->second->views.empty()) return;
+  let_go_.push_back(held->second->share.file());
   shares_.erase(held);
+}
+
+uint64_t Session::unpinned_count() const {
+  uint64_t count = 0;
+  for (const auto& [file, held] : shares_) count += held->share.unpinned_count();
+  return count;
 }
 
 // A file the peer was let into.
 Result<Session::Held*> Session::find(uint64_t file) {
-  if (const auto held = shares_.find(file); held != shares_.end() && held->second != nullptr) {
+  if (const auto held = shares_.find(file); held != shares_.end()) {
     if (held->second->share.file()->closed()) {
       return Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
     }
@@ -143,9 +179,9 @@ Result<Session::Held*> Session::find(uint64_t file) {
   if (!served && !knows_all_ && !known_.contains(file)) {
     return sharing_error("the peer has nothing of this file");
   }
-  auto found = served ? scope.file
-                      : std::static_pointer_cast<MemoryFile>(FileRegistry::find(file));
+  auto found = served ? scope.file : std::static_pointer_cast<MemoryFile>(FileRegistry::find(file));
   if (found == nullptr || found->closed()) {
+    if (found != nullptr) let_go_.push_back(std::move(found));  // this may be its last owner
     return Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
   }
   return &hold(std::move(found));
@@ -160,32 +196,39 @@ Result<Session::Held*> Session::find_writable(uint64_t file) {
 
 uint64_t Session::bytes_of(uint64_t file) const {
   const auto held = shares_.find(file);
-  return held == shares_.end() || held->second == nullptr ? 0 : held->second->share.bytes();
+  return held == shares_.end() ? 0 : held->second->share.bytes();
 }
 
-std::vector<int> Session::descriptors() const {
-  std::vector<int> fds;
-  for (const auto& [file, held] : shares_) {
-    if (!held->share.file()->closed()) fds.push_back(held->share.file()->fd());
+std::vector<FileIdentity> Session::files() const {
+  std::vector<FileIdentity> files;
+  for (const auto& [name, held] : shares_) {
+    const MemoryFile& file = *held->share.file();
+    if (!file.closed()) files.push_back(FileIdentity::of(file.fd()));
   }
-  return fds;
+  return files;
+}
+
+std::optional<std::string> Session::verify() const {
+  for (const auto& [name, held] : shares_) {
+    if (held->share.empty() && held->views.empty()) return "a file of which nothing is held stays";
+    if (auto broken = held->share.verify()) return broken;
+  }
+  return std::nullopt;
 }
 
 bool Session::end_some(size_t ranges_max) {
   while (!shares_.empty()) {
     const auto held = shares_.begin();
-    if (held->second != nullptr) {
-      if (!held->second->share.end_some(ranges_max)) return false;
-      drop_views(*held->second, {0, kMaxOffset});
-      let_go_.push_back(held->second->share.file());
-    }
+    if (!held->second->share.end_some(ranges_max)) return false;
+    if (!drop_views(*held->second, {0, kMaxOffset}, ranges_max)) return false;
+    let_go_.push_back(held->second->share.file());
     shares_.erase(held);
   }
   return true;
 }
 
-// What Python keeps for pages of which the peer holds nothing any more.
-void Session::drop_views(Held& held, FileRange range) {
+// What Python keeps for pages of which the peer holds nothing any more: so many. True if that is all.
+bool Session::drop_views(Held& held, FileRange range, size_t count_max) {
   auto view = held.views.upper_bound(range.start);
   if (view != held.views.begin()) --view;
   while (view != held.views.end() && view->first < range.end) {
@@ -195,38 +238,54 @@ void Session::drop_views(Held& held, FileRange range) {
       ++view;
       continue;
     }
-    if (scope.lookups != nullptr) scope.lookups->drop(view->second.number);
+    if (count_max-- == 0) return false;
+    if (scope.lookups != nullptr) scope.lookups->drop(view->second.number, &let_go_);
     view = held.views.erase(view);
   }
+  return true;
 }
 
 // --- Requests ------------------------------------------------------------------------------------
 
 std::optional<Answer> Session::step(Request& request) {
   switch (request.op) {
-    case Op::kOpen: return open(request);
-    case Op::kClaim: return claim(request);
-    case Op::kOffer: return offer(request);
-    case Op::kAllocate: return allocate(request);
-    case Op::kRelease: return release(request);
-    case Op::kDecommit: return decommit(request);
-    case Op::kUnique: return unique(request);
-    case Op::kUnpin: return unpin(request);
-    case Op::kPin: return pin(request);
-    case Op::kUsage: return usage(request);
-    case Op::kPing: return ping(request);
-    case Op::kServed: return served(request);
-    case Op::kValue: return value(request);
+    case Op::kOpen:
+      return open(request);
+    case Op::kClaim:
+      return claim(request);
+    case Op::kOffer:
+      return offer(request);
+    case Op::kAllocate:
+      return allocate(request);
+    case Op::kRelease:
+      return release(request);
+    case Op::kDecommit:
+      return decommit(request);
+    case Op::kUnique:
+      return unique(request);
+    case Op::kUnpin:
+      return unpin(request);
+    case Op::kPin:
+      return pin(request);
+    case Op::kUsage:
+      return usage(request);
+    case Op::kPing:
+      return ping(request);
+    case Op::kServed:
+      return served(request);
+    case Op::kValue:
+      return value(request);
     case Op::kHello:
     case Op::kPart:
-    case Op::kFork: break;  // the broker's
+    case Op::kFork:
+      break;  // the broker's
   }
   return malformed();
 }
 
 void Session::give_up(Request& request) {
   if (request.op == Op::kValue && request.progress != 0 && scope.lookups != nullptr) {
-    scope.lookups->drop(request.progress);
+    scope.lookups->drop(std::exchange(request.progress, 0), &let_go_);
   }
 }
 
@@ -236,13 +295,12 @@ std::optional<Answer> Session::open(Request& request) {
   Result<Held*> held = find(name);
   if (!held.ok()) return refuse(std::move(held).status());
   const MemoryFile& file = *(*held)->share.file();
-  Answer answer;
-  Result<int> descriptor = reopen(file.fd(), scope.readonly);
+  constexpr size_t kLabelMax = 1000;
+  Answer answer = answer_with(name, file.capacity(), uint8_t{scope.readonly},
+                              std::string_view(file.options().label).substr(0, kLabelMax));
+  Result<Descriptor> descriptor = reopen(file.fd(), scope.readonly);
   if (descriptor.ok()) {
-    constexpr size_t kLabelMax = 1000;
-    answer = answer_with(name, file.capacity(), uint8_t{scope.readonly},
-                         std::string_view(file.options().label).substr(0, kLabelMax));
-    answer.descriptor = *descriptor;
+    answer.descriptor = std::move(*descriptor);
   } else {
     answer.status = std::move(descriptor).status();
   }
@@ -255,25 +313,32 @@ std::optional<Answer> Session::claim(Request& request) {
   if (!wire::Reader(request.payload).read_all(secret)) {
     return refuse(sharing_error("this is no name of pages that were sent"));
   }
+  Answer answer = answer_with_room();
+  let_go_.reserve(let_go_.size() + 2);
   Result<Offer> claimed = offers_.claim(secret);
   if (!claimed.ok()) return refuse(std::move(claimed).status());
   const uint64_t name = claimed->file->id();
-  Status status;
   try {
-    status = claimed->file->closed()
-                 ? Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile")
-                 : hold(claimed->file).share.table().add_lease(claimed->range);
-  } catch (...) {
-    drop(*claimed);
-    throw;
-  }
-  if (!status.ok()) {
+    if (claimed->file->closed()) {
+      answer.status = Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
+    } else {
+      answer.status = hold(claimed->file).share.table().add_lease(claimed->range);
+    }
+  } catch (const std::bad_alloc&) {
     drop(*claimed);
     let_go_.push_back(std::move(claimed->file));
-    tidy(name);
-    return refuse(std::move(status));
+    throw;
   }
-  return answer_with(wire::Pages{name, claimed->range});
+  if (answer.status.ok()) {
+    if (strikes(Plant::kEarly))
+      (void)shares_.find(name)->second->share.table().remove(claimed->range);
+    wire::append(answer.payload, wire::Pages{name, claimed->range});
+    return answer;
+  }
+  drop(*claimed);
+  let_go_.push_back(std::move(claimed->file));
+  tidy(name);
+  return answer;
 }
 
 std::optional<Answer> Session::offer(Request& request) {
@@ -282,15 +347,18 @@ std::optional<Answer> Session::offer(Request& request) {
   if (!pages) return answer;
   Result<Held*> held = find_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
+  Answer given = answer_with_room();
   Status status = (*held)->share.need(pages->range);
   if (status.ok()) {
     const std::shared_ptr<MemoryFile> file = (*held)->share.file();
     status = file->references().lease_anew(pages->range);
     if (status.ok()) {
       const Offer offer = Offer::now(file, pages->range, id, pid, uid);
-      Result<wire::Secret> secret = offers_.add(offer);
-      if (secret.ok()) return answer_with(*secret);
-      drop(offer);
+      Result<wire::Secret> secret = add_or_drop(offers_, offer);
+      if (secret.ok()) {
+        wire::append(given.payload, *secret);
+        return given;
+      }
       status = std::move(secret).status();
     }
   }
@@ -307,19 +375,21 @@ std::optional<Answer> Session::allocate(Request& request) {
            .read_all(name, wanted.length, kind, direction, wanted.memcg_id)) {
     return malformed();
   }
-  if (kind >= static_cast<uint8_t>(MemoryKind::kMapped) || direction > static_cast<uint8_t>(Direction::kTopDown)) {
+  if (kind >= static_cast<uint8_t>(MemoryKind::kMapped) ||
+      direction > static_cast<uint8_t>(Direction::kTopDown)) {
     return refuse(Status::error(ErrorCode::kOption, "unknown kind or direction"));
   }
   wanted.kind = static_cast<MemoryKind>(kind);
   wanted.direction = static_cast<Direction>(direction);
   Result<Held*> held = find_writable(name);
   if (!held.ok()) return refuse(std::move(held).status());
+  Answer given = answer_with_room();
   Status status;
   Share& share = (*held)->share;
   if (wanted.length > scope.limits.bytes || share.bytes() > scope.limits.bytes - wanted.length) {
-    status = Status::error(ErrorCode::kOutOfMemory, "a peer may hold " +
-                                                        std::to_string(scope.limits.bytes) +
-                                                        " bytes at most");
+    status =
+        Status::error(ErrorCode::kOutOfMemory,
+                      "a peer may hold " + std::to_string(scope.limits.bytes) + " bytes at most");
   } else {
     bool must_wait = false;
     Result<FileRange> range = share.file()->allocate(wanted, /*may_wait=*/false, &must_wait);
@@ -330,7 +400,10 @@ std::optional<Answer> Session::allocate(Request& request) {
     }
     if (range.ok()) {
       status = take_over(share, *range);
-      if (status.ok()) return answer_with(wire::Pages{name, *range});
+      if (status.ok()) {
+        wire::append(given.payload, wire::Pages{name, *range});
+        return given;
+      }
     } else {
       status = std::move(range).status();
     }
@@ -346,12 +419,11 @@ std::optional<Answer> Session::release(Request& request) {
   for (wire::Pages pages; reader.read(pages); request.progress += sizeof pages) {
     const auto held = shares_.find(pages.file);
     if (held == shares_.end() || !are_pages(pages.range)) {
-      status = held == shares_.end() ? sharing_error("the peer has nothing of this file") : no_pages();
+      status =
+          held == shares_.end() ? sharing_error("the peer has nothing of this file") : no_pages();
       break;
     }
-    const size_t unpinned_before = held->second->share.unpinned_count();
     Result<bool> done = held->second->share.release(pages.range);
-    unpinned_ -= unpinned_before - held->second->share.unpinned_count();
     if (!done.ok()) {
       status = std::move(done).status();
       break;
@@ -360,7 +432,7 @@ std::optional<Answer> Session::release(Request& request) {
       request.waits = true;
       return std::nullopt;
     }
-    if (!held->second->views.empty()) drop_views(*held->second, pages.range);
+    drop_views(*held->second, pages.range, SIZE_MAX);
     tidy(pages.file);
   }
   return Answer{.status = std::move(status)};
@@ -407,14 +479,12 @@ std::optional<Answer> Session::unpin(Request& request) {
   Result<Held*> held = find_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Share& share = (*held)->share;
-  if (unpinned_ >= scope.limits.unpinned) {
+  if (unpinned_count() >= scope.limits.unpinned) {
     tidy(pages->file);
     return refuse(sharing_error("a peer may have " + std::to_string(scope.limits.unpinned) +
                                 " ranges unpinned at most"));
   }
-  const size_t before = share.unpinned_count();
   Status status = share.unpin(pages->range);
-  unpinned_ += share.unpinned_count() - before;
   tidy(pages->file);
   if (!status.ok()) return refuse(std::move(status));
   return answer_with(uint8_t{1});
@@ -427,17 +497,15 @@ std::optional<Answer> Session::pin(Request& request) {
   Result<Held*> held = find(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Share& share = (*held)->share;
-  const size_t before = share.unpinned_count();
   Result<std::optional<bool>> intact = share.pin(pages->range);
-  unpinned_ -= before - share.unpinned_count();
   if (!intact.ok()) {
     tidy(pages->file);
     if (!forked_ || intact.status().code() != ErrorCode::kRefCount) {
       return refuse(std::move(intact).status());
     }
-    return refuse(Status::error(
-        ErrorCode::kForked,
-        "this allocation was unpinned when the process forked: it is the parent's"));
+    return refuse(
+        Status::error(ErrorCode::kForked,
+                      "this allocation was unpinned when the process forked: it is the parent's"));
   }
   if (!*intact) {
     request.waits = true;
@@ -479,6 +547,8 @@ std::optional<Answer> Session::served(Request&) {
 
 std::optional<Answer> Session::value(Request& request) {
   if (scope.lookups == nullptr) return refuse(sharing_error("no cache is served here"));
+  Answer answer = answer_with_room();
+  let_go_.reserve(let_go_.size() + 2);
   if (request.progress == 0) request.progress = scope.lookups->ask(request.payload);
   std::optional<Lookups::Found> found = scope.lookups->take_answer(request.progress);
   if (!found) {
@@ -487,30 +557,30 @@ std::optional<Answer> Session::value(Request& request) {
   }
   const uint64_t number = std::exchange(request.progress, 0);
   if (!found->ok() || !**found) {
-    scope.lookups->drop(number);
-    return found->ok() ? Answer() : refuse(std::move(*found).status());
+    scope.lookups->drop(number, &let_go_);
+    return found->ok() ? std::move(answer) : refuse(std::move(*found).status());
   }
-  const Lookups::Value& value = ***found;
+  Lookups::Value& value = ***found;
   const uint64_t name = value.file->id();
-  Status status;
+  bool kept = false;
   try {
-    Held& held = hold(value.file);
-    status = held.share.table().add_lease(value.range);
-    if (status.ok() && !held.views.try_emplace(value.range.start, View{value.range.end, number}).second) {
-      scope.lookups->drop(number);  // a view of these pages is kept already
-    }
-  } catch (...) {
+    // What Python keeps for the same pages already is enough.
+    auto& views = hold(value.file).views;
+    kept = views.try_emplace(value.range.start, View{value.range.end, number}).second;
+    answer.status = hold(value.file).share.table().add_lease(value.range);
+    if (!answer.status.ok()) throw std::bad_alloc();
+  } catch (const std::bad_alloc&) {
+    if (kept) shares_.find(name)->second->views.erase(value.range.start);
     (void)value.file->references().drop_lease(value.range);
-    scope.lookups->drop(number);
-    throw;
-  }
-  if (!status.ok()) {
-    (void)value.file->references().drop_lease(value.range);
-    scope.lookups->drop(number);
+    scope.lookups->drop(number, &let_go_);
+    let_go_.push_back(std::move(value.file));
     tidy(name);
-    return refuse(std::move(status));
+    if (answer.status.ok()) throw;
+    return answer;
   }
-  return answer_with(wire::Pages{name, value.range}, value.start, value.stop);
+  if (!kept) scope.lookups->drop(number, &let_go_);
+  wire::append(answer.payload, wire::Pages{name, value.range}, value.start, value.stop);
+  return answer;
 }
 
 }  // namespace pgalloc

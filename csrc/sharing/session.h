@@ -6,7 +6,10 @@
 //   1. A peer uses only files it was let into, and touches only pages it holds. It gets an error for
 //      anything else, and nothing has changed then.
 //   2. Everything a peer holds is in its session, and goes with it: end_some().
-//   3. No step takes longer than kPieceBytes of pages need, whatever a peer asks for.
+//   3. No step takes longer than kPieceBytes of pages need, whatever a peer asks for (but see fork:
+//      copy_to()).
+//   4. A std::bad_alloc leaves what a peer holds as it was: memory for an answer is there before
+//      anything changes.
 #pragma once
 
 #include <sys/types.h>
@@ -20,9 +23,11 @@
 #include <vector>
 
 #include "base/status.h"
+#include "sharing/descriptor.h"
 #include "sharing/fork_leases.h"
 #include "sharing/lookups.h"
 #include "sharing/offers.h"
+#include "sharing/peer_process.h"
 #include "sharing/share.h"
 #include "sharing/wire.h"
 
@@ -30,10 +35,10 @@ namespace pgalloc {
 
 // What one peer may take at most.
 struct PeerLimits {
-  uint64_t bytes = UINT64_MAX;      // of pages it holds
-  uint32_t requests = 64;           // at once
-  uint32_t children = 1024;         // forked, and alive
-  uint64_t unpinned = 1 << 20;      // ranges
+  uint64_t bytes = UINT64_MAX;  // of pages it holds
+  uint32_t requests = 64;       // at once
+  uint32_t children = 1024;     // forked, and alive
+  uint64_t unpinned = 1 << 20;  // ranges
   friend bool operator==(const PeerLimits&, const PeerLimits&) = default;
 };
 
@@ -45,20 +50,22 @@ struct Scope {
   PeerLimits limits;
 };
 
-// A request under way.
-struct Request {
-  wire::Op op{};
-  uint32_t number = 0;  // 0: nobody waits for an answer
-  std::string payload;
-  uint64_t progress = 0;   // how far it has come, in its own terms
-  bool waits = false;      // for something else: it need not be asked again at once
-};
-
 struct Answer {
   Status status;
   std::string payload;
-  int descriptor = -1;  // to be closed once it is sent
+  Descriptor descriptor;   // sent along
   bool malformed = false;  // no peer sends this: it is dropped instead of answered
+};
+
+// A request under way, and then its answer.
+struct Request {
+  wire::Op op{};
+  uint32_t number = 0;  // 0: no answer is wanted
+  std::string payload;
+  uint64_t progress = 0;  // how far it has come, in its own terms
+  bool waits = false;     // for something else: it need not be asked again at once
+  Answer answer;
+  int refusals = 0;  // by the kernel, to send the answer
 };
 
 class Session {
@@ -77,19 +84,21 @@ class Session {
 
   // Does what is asked for, or a step of it: nothing until it is done.
   std::optional<Answer> step(Request& request);
-  // A request is given up: its peer has gone.
+  // A request is given up: its peer has gone, or memory has run out.
   void give_up(Request& request);
 
   // A forked child, whose connection was made by its parent.
   bool born_connected() const { return forked_; }
   bool holds_nothing() const { return shares_.empty(); }
   uint64_t bytes_of(uint64_t file) const;
+  // What is wrong, if something is.
+  std::optional<std::string> verify() const;
   // Gives back what the peer held, about so many ranges. True when nothing is left.
   bool end_some(size_t ranges_max);
   // Files that were let go of: to be destroyed without the broker's lock.
   std::vector<std::shared_ptr<MemoryFile>> take_let_go() { return std::move(let_go_); }
-  // Of the files of which it holds pages.
-  std::vector<int> descriptors() const;
+  // The files of which it holds pages.
+  std::vector<FileIdentity> files() const;
 
   const uint64_t id;
   const Scope scope;
@@ -109,11 +118,13 @@ class Session {
   };
   using Handler = std::optional<Answer> (Session::*)(Request&);
 
+  void adopt(const std::shared_ptr<MemoryFile>& file, FileRange range);
   Result<Held*> find(uint64_t file);
   Result<Held*> find_writable(uint64_t file);
   Held& hold(std::shared_ptr<MemoryFile> file);
   void tidy(uint64_t file);
-  void drop_views(Held& held, FileRange range);
+  uint64_t unpinned_count() const;
+  bool drop_views(Held& held, FileRange range, size_t count_max);
 
   std::optional<Answer> open(Request& request);
   std::optional<Answer> claim(Request& request);
@@ -130,11 +141,11 @@ class Session {
   std::optional<Answer> value(Request& request);
 
   Offers& offers_;
-  std::unordered_map<uint64_t, std::unique_ptr<Held>> shares_;  // of files of which it holds something
+  std::unordered_map<uint64_t, std::unique_ptr<Held>>
+      shares_;                          // of files of which it holds something
   std::unordered_set<uint64_t> known_;  // files it was let into
-  bool forked_ = false;     // born with leases
-  bool knows_all_ = false;  // a child of the owner knows all files that its parent had
-  uint64_t unpinned_ = 0;   // ranges
+  bool forked_ = false;                 // born with leases
+  bool knows_all_ = false;              // a child of the owner knows all files that its parent had
   std::vector<std::shared_ptr<MemoryFile>> let_go_;
 };
 

@@ -95,4 +95,17 @@ bool Share::end_some(size_t ranges_max) {
   return unpinned_.empty() && table_.drop_some(ranges_max);
 }
 
+std::optional<std::string> Share::verify() const {
+  uint64_t end = 0;
+  uint64_t bytes = 0;
+  for (const auto& [start, entry] : unpinned_) {
+    if (entry->range.start != start || entry->range.empty()) return "an entry has another's place";
+    if (start < end) return "unpinned ranges overlap";
+    end = entry->range.end;
+    bytes += entry->range.length();
+  }
+  if (bytes != unpinned_bytes_) return "unpinned bytes are miscounted";
+  return std::nullopt;
+}
+
 }  // namespace pgalloc

@@ -12,7 +12,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <vector>
+#include <optional>
+#include <string>
 
 #include "base/status.h"
 #include "file/memory_file.h"
@@ -47,6 +48,9 @@ class Share {
 
   // Gives back what the peer held, about so many ranges of it. True when nothing is left.
   bool end_some(size_t ranges_max);
+
+  // What is wrong, if something is.
+  std::optional<std::string> verify() const;
 
  private:
   using Unpinned = std::map<uint64_t, std::unique_ptr<Discardable>>;  // by start

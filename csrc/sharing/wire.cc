@@ -18,16 +18,11 @@ struct Pair {
   Error error;
 };
 constexpr Pair kErrors[] = {
-    {ErrorCode::kRange, Error::kRange},
-    {ErrorCode::kOption, Error::kOption},
-    {ErrorCode::kRefCount, Error::kRefCount},
-    {ErrorCode::kOutOfMemory, Error::kOutOfMemory},
-    {ErrorCode::kClosed, Error::kClosed},
-    {ErrorCode::kForked, Error::kForked},
-    {ErrorCode::kSharing, Error::kSharing},
-    {ErrorCode::kPermission, Error::kPermission},
-    {ErrorCode::kSystem, Error::kSystem},
-    {ErrorCode::kNoMemory, Error::kNoMemory},
+    {ErrorCode::kRange, Error::kRange},       {ErrorCode::kOption, Error::kOption},
+    {ErrorCode::kRefCount, Error::kRefCount}, {ErrorCode::kOutOfMemory, Error::kOutOfMemory},
+    {ErrorCode::kClosed, Error::kClosed},     {ErrorCode::kForked, Error::kForked},
+    {ErrorCode::kSharing, Error::kSharing},   {ErrorCode::kPermission, Error::kPermission},
+    {ErrorCode::kSystem, Error::kSystem},     {ErrorCode::kNoMemory, Error::kNoMemory},
 };
 
 // A text of another process: what is no text is made one.
@@ -43,40 +38,48 @@ std::string as_text(std::string_view bytes) {
 }  // namespace
 
 Status make_secret(Secret* secret) {
-  const ssize_t filled = os::retry_interrupted(
-      [&] { return os::sys().getrandom(secret->data(), secret->size(), 0); });
+  const ssize_t filled =
+      os::retry_interrupted([&] { return os::sys().getrandom(secret->data(), secret->size(), 0); });
   if (filled == static_cast<ssize_t>(secret->size())) return {};
   return Status::system_error(filled < 0 ? errno : EIO, "getrandom");
 }
 
 std::optional<Packet> parse(std::string_view bytes, std::string* why) {
+  const auto refuse = [why](auto... parts) {
+    if (why != nullptr) *why = (std::string() + ... + parts);
+    return std::nullopt;
+  };
   Header header;
   if (bytes.size() < sizeof header || bytes.size() > kPacketBytesMax) {
-    *why = "a message of " + std::to_string(bytes.size()) + " bytes";
-    return std::nullopt;
+    return refuse("a message of ", std::to_string(bytes.size()), " bytes");
   }
   std::memcpy(&header, bytes.data(), sizeof header);
   if (header.version != kVersion) {
-    *why = "version " + std::to_string(header.version) + " of the sharing protocol, not " +
-           std::to_string(kVersion);
-    return std::nullopt;
+    return refuse("version ", std::to_string(header.version), " of the sharing protocol, not ",
+                  std::to_string(kVersion));
   }
-  if (header.zero != 0) {
-    *why = "a malformed message";
-    return std::nullopt;
-  }
+  if (header.zero != 0) return refuse("a malformed message");
   return Packet{header.kind, header.number, bytes.substr(sizeof header)};
 }
 
-std::string pack_error(uint32_t number, const Status& status) {
-  auto error = Error::kSharing;
+uint8_t status_of(const Status& status) {
+  if (status.ok()) return 0;
   for (const Pair& pair : kErrors) {
-    if (pair.code == status.code()) error = pair.error;
+    if (pair.code == status.code()) return static_cast<uint8_t>(pair.error);
   }
+  return static_cast<uint8_t>(Error::kSharing);
+}
+
+std::string error_payload(const Status& status) {
   const std::string text = status.describe().substr(0, kTextMax);
-  const auto kind = static_cast<uint8_t>(error);
-  if (error != Error::kSystem) return pack(kind, number, std::string_view(text));
-  return pack(kind, number, int32_t{status.error_number()}, std::string_view(text));
+  std::string payload;
+  if (status.code() == ErrorCode::kSystem) append(payload, int32_t{status.error_number()});
+  append(payload, std::string_view(text));
+  return payload;
+}
+
+std::string pack_error(uint32_t number, const Status& status) {
+  return pack(status_of(status), number, std::string_view(error_payload(status)));
 }
 
 Status unpack_error(uint8_t status, std::string_view payload) {
@@ -91,8 +94,8 @@ Status unpack_error(uint8_t status, std::string_view payload) {
       return Status::error(pair.code, as_text(payload));
     }
   }
-  return Status::error(ErrorCode::kSharing, "the owner answered with the unknown status " +
-                                                std::to_string(status));
+  return Status::error(ErrorCode::kSharing,
+                       "the owner answered with the unknown status " + std::to_string(status));
 }
 
 }  // namespace pgalloc::wire

@@ -89,7 +89,7 @@ struct Packet {
   std::string_view payload;
 };
 
-// The parts of a packet; nothing, and why not, for what is none.
+// The parts of a packet; nothing, and why not unless that is nullptr, for what is none.
 std::optional<Packet> parse(std::string_view bytes, std::string* why);
 
 // Appends fields: numbers, secrets, pages; text only as the last one.
@@ -151,7 +151,9 @@ class Reader {
   std::string_view left_;
 };
 
-// An answer that stands for an error, and back.
+// An answer that stands for an error: its status (0 if there is none) and its payload; and back.
+uint8_t status_of(const Status& status);
+std::string error_payload(const Status& status);
 std::string pack_error(uint32_t number, const Status& status);
 Status unpack_error(uint8_t status, std::string_view payload);
 

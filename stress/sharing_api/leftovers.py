@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torture_api.marks import PromiseBrokenError
 
-_SETTLE_S_MAX = 60.0  # the broker's thread ends a moment after its last peer
+_SETTLE_S_MAX = 60.0  # the broker closes connections a moment after their peers have ended
 
 
 class Leftovers(NamedTuple):

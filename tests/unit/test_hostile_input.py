@@ -28,7 +28,7 @@ from hostile_snapshots import cases_of_snapshots
 from hostile_zoo import Hands, UserError, zoo
 
 import pgalloc
-from pgalloc import MemoryFile, pressure, testing
+from pgalloc import MemoryFile, _core, pressure, testing
 
 CASES = [
     *cases_of_the_package(),
@@ -193,11 +193,11 @@ def test_every_public_name_is_exported_once_and_documented(module: ModuleType) -
 
 
 @pytest.fixture(scope="module", autouse=True)
-def something_shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The broker starts with the first thing that is shared, and ends with the last: not here."""
+def owner_and_peers_in_one_process() -> Iterator[None]:
     pgalloc.share(None).release()  # the file that stays as long as the process
-    with MemoryFile(capacity=CHUNK) as mf, mf.serve(tmp_path_factory.mktemp("served") / "socket"):
-        yield
+    _core.broker_set_own_peers_end(True)
+    yield
+    _core.broker_set_own_peers_end(False)
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ PARTS = {
     "binding/hot_calls.cc": "binding/file_handle.h",
     "binding/mapping_type.cc": "binding/file_handle.h",
     "binding/part_type.cc": "binding/file_handle.h",
+    "binding/bind_broker.cc": "binding/bind.h",
     "binding/bind_discards.cc": "binding/bind.h",
     "binding/bind_guard.cc": "binding/bind.h",
     "binding/bind_fork.cc": "binding/bind.h",
@@ -151,7 +152,8 @@ def test_python_is_known_to_the_binding_only(path: Path) -> None:
 # the machine or of the thread, and cannot usefully fail.
 KERNEL_CALLS = re.compile(
     r"::(open|close|unlink|memfd_create|ftruncate|fallocate|fstat|fstatfs|lseek|pwrite|pread|mmap|"
-    r"munmap|madvise|mincore|mlock|munlock|fcntl|ioctl|syscall|read|write)\s*\("
+    r"munmap|madvise|mincore|mlock|munlock|fcntl|ioctl|syscall|read|write|poll|accept4?|bind|listen|"
+    r"socket|socketpair|sendmsg|recvmsg|send|recv|getsockopt|epoll_\w+|getrandom|pidfd_open)\s*\("
 )
 
 
@@ -179,12 +181,15 @@ THREADS = {
     "guard/guard.h",
     "imageio/image_writer.cc",
     "imageio/image_writer.h",
+    "sharing/broker.cc",
+    "sharing/broker.h",
     "sharing/owner_link.cc",
     "sharing/owner_link.h",
 }
 CLOCKS = {
     "base/clock.h",
     "base/mutex.h",
+    "binding/bind_broker.cc",
     "binding/bind_image_writer.cc",
     "binding/bind_inl.h",
     "binding/bind_restore.cc",
@@ -204,8 +209,12 @@ CLOCKS = {
     "imageio/image_sink.h",
     "imageio/image_writer.h",
     "os/thread.cc",
+    "sharing/broker.cc",
+    "sharing/offers.cc",
+    "sharing/offers.h",
     "sharing/owner_link.cc",
     "sharing/owner_link.h",
+    "sharing/peers.cc",
 }
 
 

@@ -25,6 +25,7 @@ from pgalloc import (
     OwnerGoneError,
     RangeError,
     SharingError,
+    _core,
     testing,
 )
 
@@ -148,16 +149,30 @@ def test_unclaimed_pages_are_visible_and_can_be_dropped(mf: MemoryFile) -> None:
             receiver.recv()
 
 
-def test_unclaimed_pages_are_dropped_in_time(
-    mf: MemoryFile, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pgalloc.sharing.offers.UNCLAIMED_MAX_S", 0.05)
-    monkeypatch.setattr("pgalloc.sharing.broker.UNCLAIMED_MAX_S", 0.05)
+def test_unclaimed_pages_wait_as_long_as_their_sender_lives(mf: MemoryFile) -> None:
+    """Those of this process for ever; those of a peer for a while after its end."""
+    _core.broker_set_times(after_sender_s=0.0)
     receiver, sender = multiprocessing.Pipe()
-    with receiver, sender:
-        sender.send(mf.allocate(PAGE))
-        eventually(lambda: mf.leases() == [])
-        eventually(lambda: is_free(mf))
+    try:
+        with receiver, sender, Peer() as peer:
+            sender.send(mf.allocate(PAGE))
+            peer.do(peers.keep, "a", mf.allocate(2 * PAGE))
+            offer = "from pgalloc.sharing import transport\ntransport.offer(kept.pop('a'))"
+            peer.do(peers.run, offer)
+            offers = [(os.getpid(), PAGE), (peer.pid, 2 * PAGE)]
+            eventually(lambda: _unclaimed(mf) == sorted(offers), "both wait")
+            peer.kill()
+            eventually(lambda: _unclaimed(mf) == offers[:1], "the offer of the dead one ends")
+            with receiver.recv() as mine:
+                assert mine.nbytes == PAGE
+    finally:
+        _core.broker_set_times()
+    eventually(lambda: is_free(mf))
+
+
+def _unclaimed(memory_file: MemoryFile) -> list[tuple[int, int]]:
+    leases = memory_file.leases()
+    return sorted((lease.pid, lease.nbytes) for lease in leases if not lease.claimed)
 
 
 # --- what a peer can do --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import peers
@@ -245,48 +246,63 @@ def test_forks_from_a_process_whose_threads_share(forks: int) -> None:
 
 
 FORKS_INSIDE = """
-import ctypes, os, selectors, sys, traceback
-from pgalloc import MemoryFile, PAGE_SIZE
-from pgalloc.sharing.broker import broker
-from waiting import eventually
+import ctypes, os, sys, traceback
+import peers
+from peers import Peer
+from pgalloc import MemoryFile, PAGE_SIZE, _core
 
-fork = ctypes.PyDLL(None).fork  # without hooks: those of the parent wait for the broker
+fork = ctypes.PyDLL(None).fork  # without hooks: the broker's thread goes on
 # No thread may ask for the GIL at a fork: the child would wait for that thread to take it.
 sys.setswitchinterval(1000)
-real = os.eventfd, selectors.DefaultSelector, os.close
-statuses = []
 
-def then_fork(call):
-    def both(*arguments):
-        result = call(*arguments)
-        pid = fork()
-        if pid == 0:
-            os.eventfd, selectors.DefaultSelector, os.close = real
-            try:
-                broker.leave_to_parent()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-        statuses.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-        return result
-    return both
+ASK = '''
+import threading
+def ask(file):
+    while True:
+        file.allocate(4096).release()
+for _ in range(2):
+    threading.Thread(target=ask, args=(kept['a'].file,), daemon=True).start()
+'''
 
-os.eventfd, selectors.DefaultSelector, os.close = map(then_fork, real)
-with MemoryFile() as mf:
-    broker.offer(mf.allocate(PAGE_SIZE))
-    mf.drop_unclaimed()
-    eventually(lambda: broker._selector is None and broker._wake < 0, "the broker's end")
-    eventually(lambda: len(statuses) >= 3, "a fork in the start, and in the end")
-os.eventfd, selectors.DefaultSelector, os.close = real
-assert set(statuses) == {0}, statuses
+def check(parents):
+    for fd in parents:
+        try:
+            os.fstat(fd)
+        except OSError:
+            continue
+        raise AssertionError(f"descriptor {fd} of the parent's broker is open")
+    assert _core.broker_figures()["channels"] == 0
+    assert _core.broker_address() != address
+
+if __name__ == "__main__":
+    address = _core.broker_address()
+    with MemoryFile() as mf, mf.allocate(PAGE_SIZE) as a, Peer() as peer:
+        peer.do(peers.keep, "a", a)
+        peer.do(peers.run, ASK)
+        for _ in range(300):
+            parents = _core.broker_descriptors()
+            pid = fork()
+            if pid == 0:
+                try:
+                    check(parents)
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            assert status == 0, status
+        assert peer.do(peers.run, "result = kept['a'].file.flush(10)")
+        assert _core.broker_verify() is None
+        peer.kill()
 """
 
 
-def test_a_fork_in_the_middle_of_the_brokers_start_and_end() -> None:
-    """What another thread has half done does not confuse the child."""
+def test_forks_without_hooks_in_the_middle_of_the_brokers_work(tmp_path: Path) -> None:
+    """Whatever its thread is doing: the child closes what is its parent's, and has its own."""
+    script = tmp_path / "script.py"  # the spawned process imports it
+    script.write_text(FORKS_INSIDE)
     done = subprocess.run(
-        [sys.executable, "-c", FORKS_INSIDE],
+        [sys.executable, str(script)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -16,19 +16,18 @@ import peers
 import pytest
 from conftest import PAGE
 from peers import Peer
-from raw_peer import RawPeer
+from raw_peer import RawPeer, Stranger
 from waiting import eventually
 
 import pgalloc
-from pgalloc import FileRange, MemoryFile, testing
-from pgalloc.sharing import broker as brokers
+from pgalloc import FileRange, MemoryFile, _core, testing
 from pgalloc.sharing import protocol
-from pgalloc.sharing.broker import broker
 from pgalloc.sharing.protocol import Op
 
 A_STAMP, B_STAMP = b"claimed by token", b"allocated over the path"
 OUTSIDE = 1 << 40  # an offset that no file of these tests reaches
 MAX64 = 2**64 - 1
+UNGREETED_MAX = 64  # peers.cc
 
 
 def _descriptors() -> int:
@@ -53,7 +52,7 @@ class Scene:
         self._descriptors = _descriptors()
 
     def address(self, listener: str) -> bytes:
-        return self.path if listener == "path" else broker._address.name
+        return self.path if listener == "path" else _core.broker_address()[0]
 
     @property
     def honests_pages(self) -> FileRange:
@@ -75,6 +74,7 @@ class Scene:
         eventually(lambda: _descriptors() <= self._descriptors, "descriptors as before")
         assert self.mf.wait_for_reclaim(10)
         testing.verify(self.mf)
+        assert _core.broker_verify() is None
         assert self.mf.segments() == self._segments
 
     def _held(self) -> list[tuple[int, int, bool]]:
@@ -87,6 +87,14 @@ def honest() -> Iterator[Peer]:
     with MemoryFile() as keeper, Peer() as peer:
         peer.do(peers.keep, "for ever", keeper.allocate(PAGE))
         yield peer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stranger() -> Iterator[None]:
+    """Attackers come from a process of their own."""
+    stranger = Stranger()
+    yield
+    stranger.close()
 
 
 @pytest.fixture
@@ -291,21 +299,23 @@ def test_tokens_are_not_guessed(scene: Scene, listener: str) -> None:
 
 
 @both_listeners
-def test_half_open_greetings(scene: Scene, listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest UNAUTHENTICATED_MAX of them are let in, for GREETING_MAX_S."""
+def test_half_open_greetings(scene: Scene, listener: str) -> None:
+    """The newest UNGREETED_MAX of them are let in, for ten seconds."""
     before = _descriptors()
     with ExitStack() as attackers:
-        for _ in range(3 * brokers.UNAUTHENTICATED_MAX):
+        for _ in range(3 * UNGREETED_MAX):
             attackers.enter_context(RawPeer(scene.address(listener)))
         scene.check_served()
-        theirs = 3 * brokers.UNAUTHENTICATED_MAX
-        assert _descriptors() <= before + theirs + brokers.UNAUTHENTICATED_MAX + 1
-        monkeypatch.setattr(brokers, "GREETING_MAX_S", 0.05)
-        with RawPeer.greeted(scene.address(listener)):  # the broker looks at the clock
+        theirs = 3 * UNGREETED_MAX
+        assert _descriptors() <= before + theirs + UNGREETED_MAX + 1
+        _core.broker_set_times(greeting_s=0.05)
+        try:
             eventually(
-                lambda: _descriptors() <= before + theirs + 2,
-                "unauthenticated channels are dropped",
+                lambda: _descriptors() <= before + theirs,
+                "channels without a greeting are dropped",
             )
+        finally:
+            _core.broker_set_times()
 
 
 def _send_all_that_fits(attacker: RawPeer, kind: Op, payload: bytes) -> int:
@@ -416,7 +426,7 @@ def test_what_an_attacker_held_comes_back(
 def test_an_attacker_does_not_unpin_what_others_hold(scene: Scene) -> None:
     """Pages go only when all who hold them have unpinned them, whatever one of them says."""
     token = pgalloc.sharing.transport.offer(scene.a)
-    with RawPeer.greeted(broker._address.name) as attacker:
+    with RawPeer.greeted(_core.broker_address()[0]) as attacker:
         answer = attacker.ask(Op.CLAIM, token.nonce)
         assert answer is not None
         assert answer.status == 0

@@ -1,0 +1,51 @@
+#include "sharing/descriptor.h"
+
+#include <errno.h>
+#include <sys/stat.h>
+
+#include "os/syscalls.h"
+
+namespace pgalloc {
+
+using os::sys;
+
+Descriptor::Descriptor(int fd) : fd_(fd) {
+  if (fd < 0) return;
+  struct stat status{};
+  if (sys().fstat(fd, &status) == 0) {
+    device_ = status.st_dev;
+    inode_ = status.st_ino;
+    return;
+  }
+  const int error = errno;
+  if (error != EBADF) sys().close(fd);
+  fd_ = -1;
+  errno = error;
+}
+
+Descriptor::Descriptor(Descriptor&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), device_(other.device_), inode_(other.inode_) {}
+
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  if (this == &other) return *this;
+  close();
+  fd_ = std::exchange(other.fd_, -1);
+  device_ = other.device_;
+  inode_ = other.inode_;
+  return *this;
+}
+
+bool Descriptor::intact() const {
+  if (fd_ < 0) return false;
+  struct stat status{};
+  // Only EBADF says that it is closed; the kernel may be short of something.
+  if (sys().fstat(fd_, &status) != 0) return errno != EBADF;
+  return status.st_ino == inode_ && status.st_dev == device_;
+}
+
+void Descriptor::close() {
+  if (intact()) sys().close(fd_);
+  fd_ = -1;
+}
+
+}  // namespace pgalloc
