@@ -94,12 +94,12 @@ PYTHON
 
 # As users get the core.
 job_drivers() {
-  build drivers "" Release segment_set_driver image_driver torture core_driver
+  build drivers "" Release segment_set_driver image_driver torture
 }
 
 # For valgrind: optimized across files, a driver's own operator delete is mixed up with malloc's.
 job_drivers_debug() {
-  build debug "" RelWithDebInfo segment_set_driver image_driver torture
+  build debug "" RelWithDebInfo segment_set_driver image_driver torture core_driver
 }
 
 job_asan_build() {
