@@ -35,7 +35,7 @@ class PageStream:
         with memoryview(data) as view:
             nbytes = view.nbytes
             if nbytes < _GATHERED:
-                self._gathered += data
+                self._gathered += view
                 if len(self._gathered) >= _GATHERED:
                     self._flush()
             else:
@@ -84,22 +84,20 @@ class PageStream:
         old = self._pages
         if old is not None and length <= old.nbytes:
             return old
-        new = self._allocate(length)
+        new: Allocation = self._allocate(length)
         length, self._pages, self._length = self._length, new, 0
         if old is not None:
             self._take(old, length)
         return new
 
-    def _allocate(self, length: int) -> Allocation:
+    def _allocate(self, length: int) -> Any:
         """More than is needed, if there is: each byte is moved few times."""
         for wish in (max(4 * length, _FIRST), length + length // 8):
             try:
-                pages: Allocation = self._file.allocate(whole_pages(wish))
+                return self._file.allocate(whole_pages(wish))
             except OutOfMemoryError:
                 continue
-            return pages
-        pages = self._file.allocate(whole_pages(length))
-        return pages
+        return self._file.allocate(whole_pages(length))
 
     def _take(self, pages: Allocation, length: int) -> None:
         """Append the contents of other pages, which are given back on the way."""

@@ -42,7 +42,7 @@ class SharedList(InPages, Sequence[Any]):
         self._index = self._part(0)
         self._flat = self._part(1)
         self._length = max(len(self._index) // _ENTRY.size - 1, 0)
-        self._dtypes: list[Any] | None = None  # unpickled when an array is read
+        self._arrays: Any = None  # made when an array is read
 
     def __len__(self) -> int:
         self._need()
@@ -68,11 +68,11 @@ class SharedList(InPages, Sequence[Any]):
         return item if kind == _RAW else pickle.loads(item)
 
     def _array(self, end: int) -> Any:
-        from pgalloc.sharing.arrays import items
+        if self._arrays is None:
+            from pgalloc.sharing.arrays.items import Reader
 
-        if self._dtypes is None:
-            self._dtypes = pickle.loads(self._part(2))
-        return items.read(self._flat, end, self._dtypes)
+            self._arrays = Reader(self._flat, self._part(2))
+        return self._arrays.read(end)
 
     def __iter__(self) -> Iterator[Any]:
         for index in range(len(self)):
@@ -81,6 +81,7 @@ class SharedList(InPages, Sequence[Any]):
     def release(self) -> None:
         """As Shared.release()."""
         self._index = self._flat = memoryview(b"")
+        self._arrays = None
         super().release()
 
     def __repr__(self) -> str:
@@ -109,11 +110,12 @@ def _written(items: Iterable[Any], flat: PageStream) -> Allocation:
 
 def _write_item(item: Any, flat: PageStream, dtypes: dict[Any, int]) -> int:
     if isinstance(item, (bytes, bytearray, memoryview)):
-        contiguous = not isinstance(item, memoryview) or item.c_contiguous
-        flat.write(item if contiguous else item.tobytes())
+        if isinstance(item, memoryview) and not item.c_contiguous:
+            item = item.tobytes()
+        flat.write(item)
         return _RAW
-    # Without numpy there are no arrays.
-    if isinstance(item, getattr(sys.modules.get("numpy"), "ndarray", ())):
+    numpy: Any = sys.modules.get("numpy")  # without it there are no arrays
+    if numpy is not None and isinstance(item, numpy.ndarray):
         from pgalloc.sharing.arrays import items
 
         if items.can_write(item):

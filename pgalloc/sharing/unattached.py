@@ -54,12 +54,14 @@ class Unattached:
     __hash__ = object.__hash__
 
 
-_OPERATORS = "add and divmod floordiv lshift matmul mod mul or pow rshift sub truediv xor"
-_USES = [
-    *"array array_function array_ufunc bool buffer bytes call complex contains delattr".split(),
-    *"delitem enter eq exit float ge getitem gt index int iter le len lt ne next".split(),
-    *"reversed setattr setitem abs ceil floor invert neg pos round trunc".split(),
-    *(prefix + name for name in _OPERATORS.split() for prefix in ("", "r", "i")),
-]
-for _name in _USES:
+_OPERATORS = """
+    add and divmod floordiv lshift matmul mod mul or pow rshift sub truediv xor
+"""
+_OTHERS = """
+    array array_function array_ufunc bool buffer bytes call complex contains delattr delitem enter
+    eq exit float ge getitem gt index int iter le len lt ne next reversed setattr setitem
+    abs ceil floor invert neg pos round trunc
+"""
+_USES = [prefix + name for name in _OPERATORS.split() for prefix in ("", "r", "i")]
+for _name in _USES + _OTHERS.split():
     setattr(Unattached, f"__{_name}__", Unattached._use)

@@ -1,18 +1,19 @@
 """How arrays lie in a SharedList: the elements, aligned, and behind them what they are.
 
 ``write`` appends to anything that has ``write`` and ``align``; ``dtypes`` numbers the dtypes that
-occur. ``read`` makes a view: nothing is unpickled, nothing is copied.
+occur. A Reader makes views: nothing but the list of dtypes is unpickled, nothing is copied.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
 import struct
 from typing import Any
 
 import numpy as np
 
-from pgalloc.sharing.arrays.shared_array import SharedArray
+from pgalloc.sharing.arrays.shared_array import SharedArray, elements_of
 
 _TAIL = struct.Struct("<IBB")  # the number of the dtype, dimensions, whether in Fortran's order
 _LARGE = 1024
@@ -36,12 +37,21 @@ def write(array: np.ndarray[Any, Any], stream: Any, dtypes: dict[Any, int]) -> N
     stream.write(_TAIL.pack(number, array.ndim, fortran))
 
 
-def read(flat: memoryview, end: int, dtypes: list[Any]) -> np.ndarray[Any, Any]:
-    """The array that ends there."""
-    end -= _TAIL.size
-    number, dimensions, fortran = _TAIL.unpack_from(flat, end)
-    end -= 8 * dimensions
-    shape = struct.unpack_from(f"<{dimensions}Q", flat, end)
-    dtype = dtypes[number]
-    start = end - math.prod(shape) * dtype.itemsize
-    return np.ndarray(shape, dtype, flat, start, order="F" if fortran else "C")
+class Reader:
+    """Reads what was written to ``flat``; ``pickled`` is the list of dtypes."""
+
+    def __init__(self, flat: memoryview, pickled: memoryview) -> None:
+        self._flat = flat
+        self._elements = elements_of(flat)
+        self._dtypes: list[Any] = pickle.loads(pickled)
+
+    def read(self, end: int) -> np.ndarray[Any, Any]:
+        """The array that ends there."""
+        end -= _TAIL.size
+        number, dimensions, fortran = _TAIL.unpack_from(self._flat, end)
+        end -= 8 * dimensions
+        shape = struct.unpack_from(f"<{dimensions}Q", self._flat, end)
+        dtype = self._dtypes[number]
+        start = end - math.prod(shape) * dtype.itemsize
+        order: Any = "F" if fortran else "C"
+        return np.ndarray(shape, dtype, self._elements, start, order=order)

@@ -11,7 +11,7 @@ from pgalloc import _core
 from pgalloc.allocation import whole_pages
 from pgalloc.arguments import checked_int
 from pgalloc.errors import OptionError
-from pgalloc.sharing.arrays.shared_array import SharedArray
+from pgalloc.sharing.arrays.shared_array import SharedArray, elements_of
 
 if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
@@ -30,7 +30,7 @@ def new_array(
     dimensions += prototype.shape
     nbytes = math.prod(dimensions) * prototype.itemsize
     pages = file.allocate(whole_pages(checked_int(nbytes, "size", high=2**62)), **options)
-    return SharedArray(dimensions, prototype.dtype, buffer=pages.view(), order=order)
+    return SharedArray(dimensions, prototype.dtype, buffer=elements_of(pages), order=order)
 
 
 def _prototype(dtype: Any) -> np.ndarray[Any, Any]:

@@ -22,6 +22,14 @@ def pages_of(array: Any) -> Allocation | None:
             return array if isinstance(array, Allocation) else None
 
 
+def elements_of(buffer: Any) -> np.ndarray[Any, Any]:
+    """What an array on pages has to be made on, to keep them where they are.
+
+    numpy.ndarray(buffer=) lets go of the view it is given, and keeps only the object behind it.
+    """
+    return np.frombuffer(buffer, np.uint8)
+
+
 def _is_in_between(owner: Any) -> bool:
     """numpy's as_strided() puts an object of its own between a view and what it is a view of."""
     kind = type(owner)
@@ -61,6 +69,15 @@ class SharedArray(np.ndarray):
     def __getitem__(self, index: Any) -> Any:
         return _numpys_own(super().__getitem__(index))
 
+    @property
+    def imag(self) -> Any:
+        """As numpy has it: of real numbers it is zeros, in ordinary memory."""
+        return _numpys_own(super().imag)
+
+    @imag.setter
+    def imag(self, value: Any) -> None:
+        np.asarray(self).imag = value
+
     # --- copies and pickles -----------------------------------------------------------------------
 
     def __copy__(self) -> Any:
@@ -70,7 +87,9 @@ class SharedArray(np.ndarray):
         return self.__copy__()  # no object can lie in pages
 
     def __reduce__(self) -> Any:
-        return super().__reduce__() if type(self) is not SharedArray else np.asarray(self).__reduce__()
+        return (
+            super().__reduce__() if type(self) is not SharedArray else np.asarray(self).__reduce__()
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if type(self) is not SharedArray:  # a class of its user's stays what it is
@@ -101,8 +120,9 @@ def _returning_numpys_own(name: str) -> Callable[..., Any]:
 
 
 # The methods that may return a copy, and do not ask __array_wrap__.
-for _name in (
-    "argmax argmin argpartition argsort astype byteswap choose clip compress copy cumprod cumsum "
-    "dot flatten ravel repeat reshape round searchsorted take trace"
-).split():
+_METHODS = """
+    argmax argmin argpartition argsort astype byteswap choose clip compress copy cumprod cumsum dot
+    flatten ravel repeat reshape round searchsorted take trace
+"""
+for _name in _METHODS.split():
     setattr(SharedArray, _name, _returning_numpys_own(_name))

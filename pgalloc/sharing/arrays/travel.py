@@ -13,7 +13,7 @@ from pgalloc import _core
 from pgalloc.allocation import Allocation, whole_pages
 from pgalloc.errors import ClosedError, Error, OwnerGoneError
 from pgalloc.sharing import transport
-from pgalloc.sharing.arrays.shared_array import SharedArray, pages_of
+from pgalloc.sharing.arrays.shared_array import SharedArray, elements_of, pages_of
 from pgalloc.sharing.unattached import attach
 
 
@@ -32,6 +32,8 @@ def _handle(pages: Allocation) -> Allocation:
     """A handle that can be used: an array holds its pages whatever became of the handle it had."""
     if not pages.released:
         return pages
+    if not pages._in_use:  # an array that was made without a view of them
+        raise ClosedError("the Allocation has been released")
     pages.file.inc_ref(pages.range)
     try:
         return Allocation(pages.file, pages.range)
@@ -66,7 +68,7 @@ def _receive(
     pages = transport.receive(*token)
     kind = SharedArray if shared else np.ndarray
     array: np.ndarray[Any, Any] = kind(
-        shape, dtype, buffer=pages.view(), offset=offset, strides=strides
+        shape, dtype, buffer=elements_of(pages), offset=offset, strides=strides
     )
     if not writeable:
         array.flags.writeable = False
