@@ -72,7 +72,7 @@ def after_import(name: str, action: Action) -> None:
     _finder.actions[name] = action
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    if name in sys.modules:
+    if sys.modules.get(name) is not None:
         _do(action, importlib.import_module(name))  # waits if another thread is importing it
 
 
