@@ -1,9 +1,9 @@
 """The picklers that send pages: each is told how, and all others pickle arrays by value.
 
 They are multiprocessing's, which concurrent.futures and torch.multiprocessing use, too, and those
-of libraries that need not be there. A library's pickler copies its table of reducers for each use,
-and a reducer is not told which pickler it works for; so there is nothing to look up at the time of
-use, and a library that is imported after pgalloc has to be told then: see :mod:`.imports`.
+of joblib, loky and multiprocess, which need not be there. These ask nothing that they have in
+common with pgalloc while they pickle: their classes and tables have to be changed, and if they are
+imported after pgalloc, then: see :mod:`.imports`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from types import ModuleType
 from typing import Any
 
 from pgalloc.sharing.imports import after_import
@@ -19,7 +18,7 @@ from pgalloc.sharing.imports import after_import
 Reducer = Callable[[Any], Any]
 
 _kinds: dict[type[Any], Reducer] = {}
-_tables: list[Callable[[type[Any], Reducer], None]] = []  # the picklers' own register()
+_tables: list[Callable[[type[Any], Reducer], None]] = []  # loky's register()
 
 
 def register(kind: type[Any], how: Reducer) -> None:
@@ -35,19 +34,20 @@ def _tell(table: Callable[[type[Any], Reducer], None]) -> None:
         table(kind, how)
 
 
-def _tell_forking_pickler(pickler: Any) -> None:
-    """A pickler like multiprocessing's: numpy's own arrays on pages travel without a copy, too.
+def _override(pickler: Any) -> None:
+    """Have all picklers of this class send pages, numpy's own arrays on pages included.
 
-    Those are of a type that has always been pickled, by protocols that its reducer would have to
-    know. ``reducer_override`` sees the object, and can leave it to the pickler. numpy need not be
-    there: without it there are no arrays.
+    Those are of a type that has always been pickled, by protocols that a reducer in a table would
+    have to know. ``reducer_override`` sees the object, and can leave it to the pickler. numpy need
+    not be there: without it there are no arrays.
     """
-    _tell(pickler.register)
     before = getattr(pickler, "reducer_override", None)
 
     def reducer_override(self: Any, obj: Any) -> Any:
-        numpy = sys.modules.get("numpy")
-        if type(obj) is getattr(numpy, "ndarray", None) and obj.base is not None:
+        kind = type(obj)
+        if kind in _kinds:
+            return _kinds[kind](obj)
+        if kind is getattr(sys.modules.get("numpy"), "ndarray", None) and obj.base is not None:
             from pgalloc.sharing import arrays
 
             reduced = arrays.reduce_numpys_own(obj)
@@ -58,15 +58,9 @@ def _tell_forking_pickler(pickler: Any) -> None:
     pickler.reducer_override = reducer_override
 
 
-def _tell_multiprocess(module: ModuleType) -> None:
-    _tell_forking_pickler(module.ForkingPickler)
-
-
-def _tell_loky(module: ModuleType) -> None:
-    _tell(module.register)
-
-
-_tell_forking_pickler(ForkingPickler)
-after_import("multiprocess.reduction", _tell_multiprocess)
-after_import("loky.backend.reduction", _tell_loky)
-after_import("joblib.externals.loky.backend.reduction", _tell_loky)
+_override(ForkingPickler)
+after_import("multiprocess.reduction", lambda module: _override(module.ForkingPickler))
+after_import("joblib.pool", lambda module: _override(module.CustomizablePickler))
+# Has a reducer_override of its own, in classes that it makes when it likes.
+for _loky in ("loky", "joblib.externals.loky"):
+    after_import(f"{_loky}.backend.reduction", lambda module: _tell(module.register))

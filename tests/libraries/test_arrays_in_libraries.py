@@ -46,12 +46,13 @@ def write(array: Any, at: int) -> tuple[int, str]:
 # --- joblib and scikit-learn ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing"])
 @pytest.mark.parametrize("max_nbytes", ["1M", None])
-def test_joblib_takes_pages(mf: MemoryFile, max_nbytes: str | None) -> None:
+def test_joblib_takes_pages(mf: MemoryFile, backend: str, max_nbytes: str | None) -> None:
     """Small arrays, and those that joblib would put into a file."""
     for length in (10, 1 << 20):
         array = mf.array(length)
-        parallel = joblib.Parallel(n_jobs=2, max_nbytes=max_nbytes)
+        parallel = joblib.Parallel(n_jobs=2, backend=backend, max_nbytes=max_nbytes)
         results = parallel(joblib.delayed(write)(array[5:], at) for at in range(4))
         assert {kind for _, kind in results} == {"SharedArray"}
         assert os.getpid() not in {pid for pid, _ in results}
