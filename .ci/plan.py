@@ -48,7 +48,7 @@ CI = (
     Job("tidy", 1, 165, _TOOLS, limit_s=900),
     # Elsewhere.
     Job("other_python", 2, 75, _TOOLS, limit_s=900),
-    Job("libraries", 1, 75, _TOOLS),
+    Job("libraries", 1, 45, _TOOLS),
     Job("limits", 2, 60, _TOOLS),
     Job("vm", 2, 70, _TOOLS, limit_s=1200),
     Job("readme_demo", 1, 70, _TOOLS),

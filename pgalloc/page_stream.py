@@ -32,15 +32,16 @@ class PageStream:
 
     def write(self, data: Any) -> int:
         """Append any contiguous bytes-like object."""
-        with memoryview(data) as view:
-            nbytes = view.nbytes
-            if nbytes < _GATHERED:
-                self._gathered += view
-                if len(self._gathered) >= _GATHERED:
-                    self._flush()
-            else:
+        if type(data) is not bytes:  # most are, and small
+            data = memoryview(data)
+        nbytes: int = len(data) if type(data) is bytes else data.nbytes
+        if nbytes < _GATHERED:
+            self._gathered += data
+            if len(self._gathered) >= _GATHERED:
                 self._flush()
-                self._put(view)
+        else:
+            self._flush()
+            self._put(data)
         return nbytes
 
     def align(self, alignment: int) -> int:

@@ -67,7 +67,8 @@ class SharedArray(np.ndarray):
         return _numpys_own(super().__array_function__(func, types, args, kwargs))
 
     def __getitem__(self, index: Any) -> Any:
-        return _numpys_own(super().__getitem__(index))
+        result = super().__getitem__(index)
+        return _numpys_own(result) if type(result) is SharedArray else result
 
     @property
     def imag(self) -> Any:
