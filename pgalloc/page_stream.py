@@ -10,7 +10,7 @@ from pgalloc.errors import OutOfMemoryError
 
 _GATHERED = 256 << 10  # what is written to the pages at once
 _FIRST = 64 << 20  # pages that are not touched cost nothing
-_MOVED = 8 << 20  # what is in memory twice for a moment
+_MOVED = 1 << 20  # what is in memory twice for a moment
 
 
 class PageStream:

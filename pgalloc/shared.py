@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_ALIGNMENT = 64  # of buffers: a cache line, and what vector instructions want
+ALIGNMENT = 64  # of buffers: a cache line, and what vector instructions want
 _HEAD = struct.Struct("<8sQQ")  # what it is, how many parts, where their table is
 _PART = struct.Struct("<QQ")  # start, length
 
@@ -104,7 +104,7 @@ def _write(parts: list[Any], kind: bytes, file: MemoryFile | PeerFile) -> Alloca
 
 
 def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+    return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 class InPages:

@@ -12,7 +12,7 @@ from typing import Any, overload
 from pgalloc.allocation import Allocation
 from pgalloc.memory_file import MemoryFile
 from pgalloc.page_stream import PageStream
-from pgalloc.shared import InPages, checked_file, head_of, register_kind
+from pgalloc.shared import ALIGNMENT, InPages, checked_file, head_of, register_kind
 from pgalloc.sharing import PeerFile
 
 _ENTRY = struct.Struct("<QB")  # of the index: where an item ends, and what it is
@@ -95,12 +95,12 @@ def _written(items: Iterable[Any], flat: PageStream) -> Allocation:
     index = PageStream(flat._file)
     dtypes: dict[Any, int] = {}
     flat.write(bytes(len(head_of(SharedList._kind, [(0, 0)] * 3))))
-    first = flat.align(64)
+    first = flat.align(ALIGNMENT)
     index.write(_ENTRY.pack(0, _RAW))
     for item in items:
         kind = _write_item(item, flat, dtypes)
         index.write(_ENTRY.pack(flat.tell() - first, kind))
-    parts = [(flat.align(64), index.tell()), (first, flat.tell() - first)]
+    parts = [(flat.align(ALIGNMENT), index.tell()), (first, flat.tell() - first)]
     flat.move(index)
     pickled = pickle.dumps(list(dtypes), 5)
     parts.append((flat.tell(), len(pickled)))
