@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from types import ModuleType
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import peers
 import pytest
 from array_kinds import elsewhere, in_pages, same
+from array_work import Sample, double, rows, total, view, write
 from conftest import PAGE
 from peers import Peer
 from waiting import eventually
@@ -167,38 +167,6 @@ def test_an_array_is_sent_after_its_allocation_was_released(mf: MemoryFile) -> N
 
 
 # --- to other processes --------------------------------------------------------------------------
-
-
-@dataclass
-class Sample:
-    name: str
-    pixels: Any
-
-
-def write(value: Any) -> str:
-    """In another process: changes the first element of what comes, alone or in something."""
-    if isinstance(value, dict):
-        value = value["array"]
-    if isinstance(value, Sample):
-        value = value.pixels
-    value[0] = 99
-    return type(value).__name__
-
-
-def double(array: Any) -> Any:
-    return array * 2
-
-
-def total(array: Any) -> Any:
-    return array.sum()
-
-
-def rows(array: Any) -> Any:
-    return array[[1, 2]]
-
-
-def view(array: Any) -> Any:
-    return array[1:]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,6 @@ import io
 import multiprocessing
 import pickle
 import pkgutil
-import resource
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import peers
 import pytest
+from array_work import add, little_room, load, look
 from conftest import PAGE
 from peers import Peer
 
@@ -134,19 +134,6 @@ def test_what_interrupts_is_not_kept() -> None:
         attach(interrupt)
 
 
-def little_room() -> None:
-    """No room for the address space of a file: nothing can be attached."""
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-
-
-def look(thing: Any) -> Any:
-    return thing[0] if hasattr(type(thing), "__getitem__") else thing.get()
-
-
-def add(one: int, other: int) -> int:
-    return one + other
-
-
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_the_caller_hears_of_it_and_goes_on(mf: MemoryFile, method: str) -> None:
     context: Any = multiprocessing.get_context(method)
@@ -215,11 +202,6 @@ class OwnFillError(FillError):
 def test_a_fill_error_of_a_users_own_stays_one() -> None:
     result = pickle.loads(pickle.dumps(OwnFillError("text", FileRange(0, PAGE), None)))
     assert type(result) is OwnFillError
-
-
-def load(nbytes: int) -> None:
-    with MemoryFile() as mf:
-        mf.allocate(nbytes, reader=io.BytesIO(b"too short").readinto)
 
 
 def test_a_fill_error_reaches_the_caller_of_a_pool() -> None:
