@@ -67,10 +67,11 @@ job_readme_test() {
   bash -euxc "$(readme_command test)"
 }
 
-job_tools() {
-  "$python" -m venv "$work/tools"
-  # The tools see what README's command installed, which does not see them.
-  "$work/tools/bin/python" - "$root/.venv" <<'PYTHON'
+# beside_readme FOLDER EXTRA...: a virtual environment with these extras, which sees what README's command
+# installed, and is not seen by that.
+beside_readme() {
+  "$python" -m venv "$1"
+  "$1/bin/python" - "$root/.venv" <<'PYTHON'
 import pathlib, sys, sysconfig
 there = sysconfig.get_path("purelib", vars={"base": sys.argv[1]})
 pathlib.Path(sysconfig.get_path("purelib"), "readme.pth").write_text(
@@ -79,7 +80,7 @@ pathlib.Path(sysconfig.get_path("purelib"), "readme.pth").write_text(
 PYTHON
   # What optional dependencies of pgalloc need, without building it again.
   local extras
-  extras=$("$python" - lint bench <<'PYTHON'
+  extras=$("$python" - "${@:2}" <<'PYTHON'
 import sys, tomllib
 extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]
 for name in sys.argv[1:]:
@@ -89,17 +90,22 @@ for name in sys.argv[1:]:
 PYTHON
   )
   mapfile -t extras <<<"$extras"
-  "$work/tools/bin/python" -m pip install -q cmake ninja 'pybind11>=3' py-spy "${extras[@]}"
+  "$1/bin/python" -m pip install -q "${extras[@]}"
+}
+
+job_tools() {
+  beside_readme "$work/tools" lint bench
+  "$work/tools/bin/python" -m pip install -q cmake ninja 'pybind11>=3' py-spy
 }
 
 # As users get the core.
 job_drivers() {
-  build drivers "" Release segment_set_driver image_driver torture core_driver
+  build drivers "" Release segment_set_driver image_driver torture
 }
 
 # For valgrind: optimized across files, a driver's own operator delete is mixed up with malloc's.
 job_drivers_debug() {
-  build debug "" RelWithDebInfo segment_set_driver image_driver torture
+  build debug "" RelWithDebInfo segment_set_driver image_driver torture core_driver
 }
 
 job_asan_build() {
@@ -171,6 +177,12 @@ job_other_python() {
   # shellcheck disable=SC2046
   in_python "${found[$(date +%s) / 86400 % ${#found[@]}]}" -m 'not slow' \
     $(rooms allocation references save restore discard cache fork sharing readme)
+}
+
+# With the real libraries, in a virtual environment of their own: nothing else may need them.
+job_libraries() {
+  beside_readme "$work/libraries" libraries
+  "$work/libraries/bin/python" -m pytest -q -p no:cacheprovider tests/libraries
 }
 
 # Against the memory limit of this machine's controller. With --plant what protects is switched off,

@@ -38,8 +38,8 @@ CI = (
     Job("readme_test", 2, 210, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
     Job("tools", 1, 10, ("readme_test",)),
     # What others need.
-    Job("drivers", 1, 90, _TOOLS),
-    Job("drivers_debug", 1, 80, _TOOLS),
+    Job("drivers", 1, 75, _TOOLS),
+    Job("drivers_debug", 1, 90, _TOOLS),
     Job("asan_build", 1, 140, _TOOLS, limit_s=1200),
     Job("tsan_build", 1, 165, _TOOLS, limit_s=1200),
     # What is written.
@@ -48,9 +48,10 @@ CI = (
     Job("tidy", 1, 165, _TOOLS, limit_s=900),
     # Elsewhere.
     Job("other_python", 2, 75, _TOOLS, limit_s=900),
+    Job("libraries", 1, 45, _TOOLS),
     Job("limits", 2, 60, _TOOLS),
     Job("vm", 2, 70, _TOOLS, limit_s=1200),
-    Job("readme_demo", 2, 60, _TOOLS),
+    Job("readme_demo", 1, 70, _TOOLS),
     # Sanitizers and valgrind.
     Job("asan_rooms", 1, 65, _ASAN, limit_s=1200),
     Job("asan_hostile", 1, 35, _ASAN, limit_s=1200),

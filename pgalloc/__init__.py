@@ -37,7 +37,8 @@ from pgalloc.errors import (
 from pgalloc.eviction import EvictableUser
 from pgalloc.memory_file import MemoryFile
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
-from pgalloc.shared import Shared, SharedList, share
+from pgalloc.shared import Shared, array, share
+from pgalloc.shared_list import SharedList
 from pgalloc.sharing import Lease, Limits, PeerFile, Server, connect
 from pgalloc.snapshot.images import ImageExtent, ImageInfo, inspect_image, verify_image
 
@@ -89,6 +90,7 @@ __all__ = [
     "SnapshotError",
     "SnapshotVersionError",
     "UnadoptedRange",
+    "array",
     "cached",
     "connect",
     "inspect_image",

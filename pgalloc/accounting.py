@@ -6,6 +6,8 @@ program booked to it by hand, such as memory of kind MAPPED that no MemoryFile b
 
 from __future__ import annotations
 
+from typing import Any
+
 from pgalloc import _core
 from pgalloc.arguments import checked_bytes, checked_memcg_id
 from pgalloc.enums import MemoryKind
@@ -71,6 +73,19 @@ class Ledger:
     def memcg_ids(self) -> frozenset[int]:
         """The memory cgroups that anything is booked to."""
         return frozenset(self._snapshot()[1])
+
+    def __copy__(self) -> Ledger:
+        totals, memcgs = self._snapshot()
+        result = Ledger()
+        for kind, nbytes in kinds_to_bytes(totals).items():
+            for memcg_id, amounts in memcgs.items():
+                result.inc(amounts[kind], kind, memcg_id)
+                nbytes -= amounts[kind]
+            result.inc(nbytes, kind)
+        return result
+
+    def __deepcopy__(self, memo: Any) -> Ledger:
+        return self.__copy__()
 
     def __repr__(self) -> str:
         amounts = ", ".join(f"{kind.name}={n}" for kind, n in self.copy().items() if n)

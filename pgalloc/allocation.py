@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pgalloc import _core
 from pgalloc.errors import ClosedError, RangeError
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
 
 
-class Allocation(_core.Allocation):
+def whole_pages(nbytes: int) -> int:
+    """The bytes of the pages that so many bytes need: one page at least."""
+    return max(-(-nbytes // _core.PAGE_SIZE), 1) * _core.PAGE_SIZE
+
+
+class Allocation(_core.Allocation, Uncopyable):
     """Owns one reference on every page of :attr:`range`.
 
     It supports the buffer protocol: ``memoryview(a)``, ``numpy.frombuffer(a)``,
@@ -25,6 +31,15 @@ class Allocation(_core.Allocation):
     """
 
     __slots__ = ()
+
+    _instead_of_copying = (
+        "clone() gives another handle on the same pages, bytes(allocation) a copy of the contents"
+    )
+    _instead_of_pickling = (
+        "it can only be pickled on its way to another process, by multiprocessing, "
+        "concurrent.futures, joblib (loky) or multiprocess; bytes(allocation) is a copy of the "
+        "contents"
+    )
 
     if TYPE_CHECKING:
 
@@ -72,12 +87,6 @@ class Allocation(_core.Allocation):
         if self.released:
             raise ClosedError("the Allocation has been released")
         self.file.decommit(self.range)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            "an Allocation can only be pickled on its way to another process, by multiprocessing "
-            "or concurrent.futures; for a copy of the contents, use bytes(allocation)"
-        )
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,7 @@ A system call that failed is an :class:`OSError` with its errno; its text names 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pgalloc._core import FileRange
@@ -42,15 +42,21 @@ class FillError(Error, OSError):
     ``range`` is the part that was filled, in whole pages; it may be empty. What raised this decides
     who owns that part: after :meth:`MemoryFile.allocate` it is ``allocation`` (None if empty),
     after :meth:`MemoryFile.allocate_range` the caller owns a reference on each page of ``range``.
+    A copy, and what arrives in another process, has no ``allocation``.
     """
 
     range: FileRange
     allocation: Allocation | None
 
-    def __init__(self, text: str, range: FileRange, allocation: Allocation | None) -> None:
+    def __init__(self, text: str, range: FileRange, allocation: Allocation | None = None) -> None:
         super().__init__(text)
         self.range = range
         self.allocation = allocation
+
+    def __reduce__(self) -> Any:
+        # The pages belong to what caught the original, and plain pickling would refuse them.
+        others = {key: value for key, value in vars(self).items() if key != "allocation"}
+        return type(self), (str(self), self.range), others
 
 
 class ClosedError(Error, ValueError):

@@ -29,6 +29,7 @@ from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRan
 from pgalloc.sharing import Lease, Limits, Server, files, leases, remote
 from pgalloc.snapshot import decoding, restoring, saving
 from pgalloc.snapshot.hooks import Hooks, RestoreHook, SaveHook
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -47,7 +48,7 @@ def _stop_listening(monitor: Monitor, unsubscribe: Callable[[], None]) -> None:
     unsubscribe()
 
 
-class MemoryFile(_core.MemoryFile):
+class MemoryFile(_core.MemoryFile, Uncopyable):
     """Pages of one backing file: allocated, counted, mapped, accounted for, given back.
 
     ``backing`` is None for a memfd; a path for a file on disk (created if absent); or a file
@@ -73,6 +74,9 @@ class MemoryFile(_core.MemoryFile):
     All methods may be called from any thread. Lengths and offsets are bytes. After close() they
     raise ClosedError, in a forked child ForkedError. A system call that fails is an OSError.
     """
+
+    _instead_of_copying = "its Allocations have clone(); save() and restore() copy all its pages"
+    _instead_of_pickling = "send its Allocations by multiprocessing, or serve() it"
 
     _parent: Connection | None = None  # in a forked child: the connection to the owner
 
@@ -159,7 +163,7 @@ class MemoryFile(_core.MemoryFile):
             """Allocate pages, as a handle that owns them: the native method has the details."""
 
     def array(self, shape: Any, dtype: Any = float, **options: Any) -> Any:
-        """A numpy array of zeros in pages of their own: a view of it, too, is sent without a copy.
+        """A numpy array of zeros in pages of their own: it and its views are sent without a copy.
 
         ``shape`` is an int or a tuple of ints, ``dtype`` anything that numpy.dtype() takes.
         ``options`` are those of allocate(), and ``order``: "C" or "F". Raises ImportError without
@@ -168,6 +172,16 @@ class MemoryFile(_core.MemoryFile):
         from pgalloc.sharing.arrays import new_array
 
         return new_array(self, shape, dtype, options)
+
+    def array_like(self, data: Any, *, dtype: Any = None, **options: Any) -> Any:
+        """A numpy array in pages of its own with the contents of ``data``, as array() otherwise.
+
+        ``data`` is anything that numpy.array() takes; ``dtype`` None is the dtype it has. Raises
+        what array() and numpy.asarray() raise.
+        """
+        from pgalloc.sharing.arrays import copy_of
+
+        return copy_of(self, data, dtype, options)
 
     def decommit(self, range: _core.FileRange) -> None:
         """Give the pages of ``range`` back to the kernel; they read as zero afterwards.
@@ -413,11 +427,6 @@ class MemoryFile(_core.MemoryFile):
         """
         self._check_usable()
         return _core.broker_drop_unclaimed(self._id, checked_seconds(older_than, "older_than"))
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            "a MemoryFile cannot be pickled: send its Allocations by multiprocessing, or serve() it"
-        )
 
     # --- labels ----------------------------------------------------------------------------------
 

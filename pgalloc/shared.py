@@ -1,4 +1,4 @@
-"""Objects in shared pages: :func:`share` for one of any kind, SharedList for many small ones.
+"""Objects in shared pages: :func:`share` for one of any kind, :func:`array` for an array.
 
 What they hold lies in pages once, for all processes that have it. They are sent by multiprocessing
 in constant time, whatever their size, and what is read from them by way of buffers (arrays,
@@ -11,28 +11,28 @@ sends, only processes that trust each other should.
 from __future__ import annotations
 
 import io
-import operator
 import pickle
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgalloc import _core, fork, memory_file
-from pgalloc.allocation import Allocation
+from pgalloc.allocation import Allocation, whole_pages
 from pgalloc.errors import ClosedError, SharingError
 from pgalloc.sharing import PeerFile, transport
+from pgalloc.sharing.unattached import attach
+
+if TYPE_CHECKING:
+    from typing import Self
 
 if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
 
 T = TypeVar("T")
 
-_ALIGNMENT = 64  # of buffers: a cache line, and what vector instructions want
+ALIGNMENT = 64  # of buffers: a cache line, and what vector instructions want
 _HEAD = struct.Struct("<8sQQ")  # what it is, how many parts, where their table is
 _PART = struct.Struct("<QQ")  # start, length
-_OBJECT = b"pgobject"
-_LIST = b"pglist\0\0"
 
 
 class _Default:
@@ -73,24 +73,38 @@ class _Default:
 _default = _Default()
 
 
-def _write(parts: list[Any], kind: bytes, file: MemoryFile | PeerFile | None) -> Allocation:
-    """One allocation with a head, a table of the parts, and the parts."""
+def checked_file(file: Any) -> Any:
+    """A file that pages can be allocated in; None is the one that all of this process share."""
+    if file is None:
+        return _default.file()
+    if not isinstance(file, (memory_file.MemoryFile, PeerFile)):
+        raise TypeError(f"file must be a MemoryFile or a PeerFile, not {type(file).__name__}")
+    return file
+
+
+def head_of(kind: bytes, places: list[tuple[int, int]]) -> bytes:
+    """What begins such pages: a head, and a table of where the parts are, and how long."""
     table = _aligned(_HEAD.size)
-    end = table + _PART.size * len(parts)
+    head = bytearray(table + _PART.size * len(places))
+    _HEAD.pack_into(head, 0, kind, len(places), table)
+    for index, place in enumerate(places):
+        _PART.pack_into(head, table + index * _PART.size, *place)
+    return bytes(head)
+
+
+def _write(parts: list[Any], kind: bytes, file: MemoryFile | PeerFile) -> Allocation:
+    """One allocation with a head and the parts."""
+    end = len(head_of(kind, [(0, 0)] * len(parts)))
     places = []
     for part in parts:
         start = _aligned(end)
         end = start + part.nbytes
         places.append((start, part.nbytes))
-    size = -(-end // _core.PAGE_SIZE) * _core.PAGE_SIZE
+    size = whole_pages(end)
     reservation = _core.CommitReservation(size)
     try:
-        pages = (_default.file() if file is None else file).allocate(size)
-        head = bytearray(table + _PART.size * len(parts))
-        _HEAD.pack_into(head, 0, kind, len(parts), table)
-        for index, place in enumerate(places):
-            _PART.pack_into(head, table + index * _PART.size, *place)
-        pages._write(0, head)
+        pages = file.allocate(size)
+        pages._write(0, head_of(kind, places))
         for (start, length), part in zip(places, parts, strict=True):
             if length:
                 pages._write(start, part)
@@ -100,21 +114,18 @@ def _write(parts: list[Any], kind: bytes, file: MemoryFile | PeerFile | None) ->
 
 
 def _aligned(offset: int) -> int:
-    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+    return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def _checked_file(file: Any) -> Any:
-    if file is not None and not isinstance(file, (MemoryFile, PeerFile)):
-        raise TypeError(f"file must be a MemoryFile or a PeerFile, not {type(file).__name__}")
-    return file
-
-
-class _InPages:
-    """Parts in an allocation of their own."""
+class InPages:
+    """Parts in an allocation of their own. A copy is another handle on the same pages."""
 
     _kind = b""
 
     def __init__(self, pages: Allocation) -> None:
+        self._open(pages)
+
+    def _open(self, pages: Allocation) -> None:
         if not isinstance(pages, Allocation):
             raise TypeError("use pgalloc.share()")
         self._pages = pages
@@ -147,25 +158,47 @@ class _InPages:
         if self._pages.released:
             raise ClosedError(f"the {type(self).__name__} has been released")
 
+    def __copy__(self) -> Self:
+        self._need()
+        return _opened(type(self), self._pages.clone())
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self.__copy__()  # what is in the pages cannot be changed
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
             f"a {type(self).__name__} can only be pickled on its way to another process, by "
-            "multiprocessing or concurrent.futures"
+            "multiprocessing, concurrent.futures, joblib (loky) or multiprocess"
         )
 
 
-class _Pickler(pickle.Pickler):
-    """Takes what lies in shared pages already by value: its contents, not its place."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        by_value = getattr(type(obj), "_reduce_by_value", None)
-        return NotImplemented if by_value is None else by_value(obj)
+_Kind = TypeVar("_Kind", bound=InPages)
 
 
-class Shared(_InPages, Generic[T]):
+def _opened(kind: type[_Kind], pages: Allocation) -> _Kind:
+    result = kind.__new__(kind)
+    result._open(pages)
+    return result
+
+
+def _received(kind: type[_Kind], *token: Any) -> _Kind:
+    return _opened(kind, transport.receive(*token))
+
+
+def _reduce(thing: InPages) -> Any:
+    thing._need()
+    return attach, (_received, type(thing), *transport.send(thing._pages))
+
+
+def register_kind(kind: type[InPages]) -> None:
+    """Have objects of this class travel."""
+    transport.register(kind, _reduce)
+
+
+class Shared(InPages, Generic[T]):
     """An object in shared pages. Get one from :func:`share`."""
 
-    _kind = _OBJECT
+    _kind = b"pgobject"
 
     def get(self) -> T:
         """The object, made anew; its buffers are read-only views of the pages."""
@@ -176,12 +209,6 @@ class Shared(_InPages, Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Shared {self.nbytes} bytes>"
-
-
-def _pickled(item: Any) -> memoryview:
-    stream = io.BytesIO()
-    _Pickler(stream, protocol=5).dump(item)
-    return stream.getbuffer()
 
 
 def share(obj: T, *, file: MemoryFile | PeerFile | None = None) -> Shared[T]:
@@ -196,95 +223,19 @@ def share(obj: T, *, file: MemoryFile | PeerFile | None = None) -> Shared[T]:
     """
     buffers: list[pickle.PickleBuffer] = []
     stream = io.BytesIO()
-    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
+    pickle.Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
     parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
-    return Shared(_write(parts, _OBJECT, _checked_file(file)))
+    return Shared(_write(parts, Shared._kind, checked_file(file)))
 
 
-class SharedList(_InPages, Sequence[Any]):
-    """Many samples in shared pages: a sequence that cannot be changed, sent in constant time.
+def array(data: Any, *, dtype: Any = None) -> Any:
+    """A numpy array in shared pages with the contents of ``data``: anything numpy.array() takes.
 
-    Bytes-like items come back as read-only memoryviews of the pages; others are pickled, and made
-    anew each time they are read. For data sets whose list of samples would otherwise be copied
-    into every worker, or touched there page by page by reference counting.
+    As MemoryFile.array_like(), in a MemoryFile that all of this process share.
     """
+    from pgalloc.sharing.arrays import copy_of
 
-    _kind = _LIST
-    _RAW, _PICKLED = 0, 1
-
-    def __init__(self, items: Iterable[Any], *, file: MemoryFile | PeerFile | None = None) -> None:
-        _checked_file(file)
-        flat = bytearray()
-        offsets = bytearray(8)
-        kinds = bytearray()
-        for item in items:
-            raw = isinstance(item, (bytes, bytearray, memoryview))
-            kinds.append(self._RAW if raw else self._PICKLED)
-            flat += item if raw else _pickled(item)
-            offsets += struct.pack("<Q", len(flat))
-        parts = [memoryview(offsets), memoryview(kinds), memoryview(flat)]
-        self._open(_write(parts, _LIST, file))
-
-    def _open(self, pages: Allocation) -> None:
-        super().__init__(pages)
-        self._offsets = self._part(0).cast("Q")
-        self._kinds = self._part(1)
-        self._flat = self._part(2)
-
-    def __len__(self) -> int:
-        self._need()
-        return len(self._kinds)
-
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Any]: ...
-    def __getitem__(self, index: Any) -> Any:
-        self._need()
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self._kinds)))]
-        index = operator.index(index)
-        kind = self._kinds[index]  # raises IndexError as any sequence
-        if index < 0:
-            index += len(self._kinds)
-        item = self._flat[self._offsets[index] : self._offsets[index + 1]]
-        return item if kind == self._RAW else pickle.loads(item)
-
-    def __iter__(self) -> Iterator[Any]:
-        for index in range(len(self)):
-            yield self[index]
-
-    def release(self) -> None:
-        """As Shared.release()."""
-        self._offsets = memoryview(b"").cast("Q")
-        self._kinds = self._flat = memoryview(b"")
-        super().release()
-
-    def __repr__(self) -> str:
-        if self._pages.released:
-            return "<SharedList released>"
-        return f"<SharedList of {len(self)} items, {self.nbytes} bytes>"
+    return copy_of(_default.file(), data, dtype, {})
 
 
-def _reduce_shared(shared: Shared[Any]) -> Any:
-    shared._need()
-    return _receive_shared, transport.reduce(shared._pages)[1]
-
-
-def _receive_shared(*token: bytes) -> Shared[Any]:
-    return Shared(transport.receive(*token))
-
-
-def _reduce_list(items: SharedList) -> Any:
-    items._need()
-    return _receive_list, transport.reduce(items._pages)[1]
-
-
-def _receive_list(*token: bytes) -> SharedList:
-    items = SharedList.__new__(SharedList)
-    items._open(transport.receive(*token))
-    return items
-
-
-transport.register(Shared, _reduce_shared)
-transport.register(SharedList, _reduce_list)
+register_kind(Shared)

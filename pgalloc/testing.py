@@ -5,6 +5,7 @@ Nothing here is needed in production, and everything works in the binary that sh
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -38,6 +39,17 @@ __all__ = [
     "verify_cache",
     "without_loaders",
 ]
+
+
+def _segment_set(segments: list[tuple[int, int, int]]) -> SegmentSet:
+    result = SegmentSet()
+    for start, end, value in segments:
+        result.insert(start, end, value, False)
+    return result
+
+
+# A native class: for copy and pickle.
+copyreg.pickle(SegmentSet, lambda segments: (_segment_set, (segments.segments(),)))
 
 
 def find_available_range(

@@ -103,6 +103,14 @@ def dtype(value: Any) -> bool:
         return False
 
 
+def array_data(value: Any) -> bool:
+    """What numpy makes an array of, without objects."""
+    try:
+        return not np.asarray(value).dtype.hasobject
+    except Exception:
+        return False
+
+
 class Scene:
     """An owner and a peer, both in this process: a file, served, and a connection to it."""
 
@@ -250,6 +258,15 @@ def cases_of_sharing() -> Iterator[Case]:
     yield Case(name, "dtype", on_file(lambda mf, v: mf.array(3, v) is None), dtype)
     order = on_file(lambda mf, v: mf.array((3, 3), order=v) is None)
     yield Case(name, "order", order, none)
+    name = "MemoryFile.array_like"
+    yield Case(name, "data", on_file(lambda mf, v: mf.array_like(v) is None), array_data)
+    convert = on_file(lambda mf, v: mf.array_like(np.zeros(3), dtype=v) is None)
+    yield Case(name, "dtype", convert, dtype)
+    order = on_file(lambda mf, v: mf.array_like(np.zeros((3, 3)), order=v) is None)
+    yield Case(name, "order", order, none)
+    yield Case("array", "data", lambda h, v: pgalloc.array(v) is None, array_data)
+    convert = lambda h, v: pgalloc.array(np.zeros(3), dtype=v) is None
+    yield Case("array", "dtype", convert, dtype)
     name = "MemoryFile.drop_unclaimed"
     yield Case(name, "older_than", lambda h, v: h.mf.drop_unclaimed(v), age)
 

@@ -38,6 +38,7 @@ from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
 from pgalloc.sharing import Server
 from pgalloc.sizes import parse_size
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -46,7 +47,7 @@ T = TypeVar("T")
 _NO_DEFAULT: Any = object()
 
 
-class Cache(MutableMapping[Key, memoryview]):
+class Cache(MutableMapping[Key, memoryview], Uncopyable):
     """Keeps bytes as long as there is memory for them.
 
     Values live outside Python's heap. When a memory limit comes near, or ``maxsize`` is reached,
@@ -67,6 +68,9 @@ class Cache(MutableMapping[Key, memoryview]):
 
     A value of up to 3 KiB shares pages with others; a longer one has whole pages for itself.
     """
+
+    _instead_of_copying = "dict(cache) has its values, and holds them"
+    _instead_of_pickling = "serve() it, and Cache.connect() in the other process"
 
     def __init__(
         self,

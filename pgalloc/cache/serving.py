@@ -18,6 +18,7 @@ from pgalloc.sharing import PeerFile, Server
 from pgalloc.sharing.protocol import ProtocolError
 from pgalloc.sharing.serving import open_served
 from pgalloc.sharing.lookups import Value
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -64,13 +65,15 @@ def _look_up(cache: Cache, key: Key) -> Value | None:
     return None
 
 
-class CacheReader:
+class CacheReader(Uncopyable):
     """Another process's Cache: reads what is there. Get one from :meth:`Cache.connect`.
 
     Values are read-only memoryviews of the other process's pages; they stay valid and unchanged as
     long as they are held, also when the cache has dropped them, and when its process has ended.
     All methods may be called from any thread.
     """
+
+    _instead_of_copying = _instead_of_pickling = "call Cache.connect() again"
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from pgalloc.pressure.signals import LEVELS, Level
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     import asyncio
@@ -118,13 +119,15 @@ class Mailbox:
                 self._waiter.get_loop().call_soon_threadsafe(_resolve, self._waiter)
 
 
-class EventStream:
+class EventStream(Uncopyable):
     """An asynchronous iterator over the events of a Monitor: ``Monitor.events()``.
 
     It ends when the monitor closes or :meth:`close` is called. After breaking out of the loop there
     is nothing to do: a stream without references is gone. It may be read in any event loop,
     by one task at a time.
     """
+
+    _instead_of_copying = "call Monitor.events() again"
 
     def __init__(self, mailbox: Mailbox, monitor: object) -> None:
         if not isinstance(mailbox, Mailbox):

@@ -20,12 +20,13 @@ from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
 from pgalloc.pressure.memcg_sources import NoMemoryCgroupError, open_sources
 from pgalloc.pressure.signals import Level, checked_level
 from pgalloc.pressure.watcher import Signal, Watcher
+from pgalloc.uncopyable import Uncopyable
 
 _log = logging.getLogger("pgalloc.pressure")
 
 
 # Rows N1 and N2.
-class PressureLevelListener:
+class PressureLevelListener(Uncopyable):
     """Calls ``callback()`` once per wake-up; several events may coalesce into one wake-up.
 
     An exception in the callback is logged and stops nothing.

@@ -32,6 +32,7 @@ from pgalloc.pressure.signals import Level, PressureSource, checked_level
 from pgalloc.pressure.subscribers import MonitorStats, Subscribers, Subscription, deliver_to
 from pgalloc.pressure.watcher import Watcher
 from pgalloc.sizes import parse_headroom
+from pgalloc.uncopyable import Uncopyable
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class MonitorInfo:
     sources: tuple[str, ...]
 
 
-class Monitor:
+class Monitor(Uncopyable):
     """Watches everything that can tell of memory pressure, and passes it on.
 
     While it is open, the native guard keeps ``headroom`` free below every limit of this process, by

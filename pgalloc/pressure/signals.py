@@ -19,7 +19,9 @@ import os
 import select
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Literal, get_args
+
+from pgalloc.uncopyable import Uncopyable
 
 Level = Literal["low", "medium", "critical"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -45,7 +47,7 @@ def checked_level(level: object) -> Level:
     raise ValueError(f"level must be one of {', '.join(LEVELS)}, not {text}")
 
 
-class PressureSource(abc.ABC):
+class PressureSource(Uncopyable, abc.ABC):
     """One descriptor. Not thread-safe: ``take`` and ``close`` are for one thread at a time.
 
     The descriptor belongs to one object in one process: a source can neither be pickled nor
@@ -80,10 +82,6 @@ class PressureSource(abc.ABC):
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refused: a copy would close a descriptor that is not its own."""
-        raise TypeError(f"a {type(self).__name__} can neither be pickled nor copied")
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:

@@ -7,7 +7,9 @@ what it held. Nothing has a name that could be left behind.
 
 * ``protocol``: the messages. ``broker``, ``session``, ``offers``: the owner's side.
 * ``connection``, ``peer``, ``remote``: the peer's. ``fork_leases``: forked children.
-* ``transport``: how pages travel in what multiprocessing sends. ``arrays``: numpy on top of it.
+* ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send
+  them, ``imports``: also those of libraries. ``unattached``: what stands for pages that could not
+  be received. ``arrays``: numpy on top of it.
 * ``serving``: sockets with a name. ``leases``: what peers hold.
 """
 
@@ -16,5 +18,17 @@ from pgalloc.sharing.leases import Lease
 from pgalloc.sharing.limits import Limits
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.serving import Server, connect
+from pgalloc.uncopyable import refuse_copies
+
+refuse_copies(
+    PeerFile,
+    instead_of_copying="its Allocations have clone(); connect() makes another one",
+    instead_of_pickling="send an Allocation by multiprocessing, or connect() there",
+)
+refuse_copies(
+    Server,
+    instead_of_copying="serve() at another path",
+    instead_of_pickling="give its path to the other process, which can connect()",
+)
 
 __all__ = ["Lease", "Limits", "PeerFile", "Server", "connect", "fork_leases", "transport"]

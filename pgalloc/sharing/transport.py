@@ -1,22 +1,22 @@
 """How pages travel in what multiprocessing sends: as tokens.
 
 ``multiprocessing`` pickles Process arguments and whatever goes through Queues, Pipes and Pools with
-a pickler of its own, ForkingPickler; so does concurrent.futures. That one is told here to send
+a pickler of its own; so does concurrent.futures, and so do some libraries. Those are told to send
 pages by token. Every other pickler gets a TypeError: a token is claimed once, and soon.
 """
 
 from __future__ import annotations
 
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from pgalloc import _core
 from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError
-from pgalloc.sharing import files
+from pgalloc.sharing import files, picklers
 from pgalloc.sharing.connection import connection_to
 from pgalloc.sharing.peer import peer_file
 from pgalloc.sharing.tokens import Address, Token
+from pgalloc.sharing.unattached import attach
 
 
 def offer(pages: Allocation) -> Token:
@@ -69,15 +69,20 @@ def receive(name: bytes, secret: bytes, nonce: bytes) -> Allocation:
     return claim(Token(Address(name, secret), nonce))
 
 
+def send(pages: Allocation) -> tuple[Any, ...]:
+    """Offer pages: what receive() is to be called with."""
+    token = offer(pages)
+    return (*token.address, token.nonce)
+
+
 def reduce(pages: Allocation) -> tuple[Any, ...]:
     """A token, which is pickled in place of the Allocation."""
-    token = offer(pages)
-    return receive, (*token.address, token.nonce)
+    return attach, (receive, *send(pages))
 
 
 def register(kind: type[Any], how: Any) -> None:
     """Have objects of exactly this type travel as ``how(object)`` says."""
-    ForkingPickler.register(kind, how)
+    picklers.register(kind, how)
 
 
 register(Allocation, reduce)

@@ -264,7 +264,7 @@ def test_a_source_can_neither_be_pickled_nor_copied(psi_file: Path) -> None:
     sources = [ManualSource(), PsiTrigger(psi_file, "some", stall_us=1, window_us=2_000_000)]
     for source in sources:
         for call in (pickle.dumps, copy.copy, copy.deepcopy):
-            with pytest.raises(TypeError, match="can neither be pickled nor copied"):
+            with pytest.raises(TypeError, match=r"cannot be (pickled|copied)"):
                 call(source)
         source.close()
 

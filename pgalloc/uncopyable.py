@@ -1,0 +1,40 @@
+"""What can be neither copied nor pickled, and says what to do instead."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+
+class Uncopyable:
+    """A base of what owns something that is there once: a file, a thread, references on pages.
+
+    By default Python would copy the attributes, and the end of the copy would close what the
+    original uses.
+    """
+
+    __slots__ = ()
+
+    _instead_of_copying = "make a new one"
+    _instead_of_pickling = "it belongs to this process"
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(f"{_named(self)} cannot be copied: {self._instead_of_copying}")
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        self.__copy__()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(f"{_named(self)} cannot be pickled: {self._instead_of_pickling}")
+
+
+def refuse_copies(kind: Any, *, instead_of_copying: str, instead_of_pickling: str) -> None:
+    """The same for a class that has not Uncopyable as its base."""
+    kind._instead_of_copying = instead_of_copying
+    kind._instead_of_pickling = instead_of_pickling
+    for name in ("__copy__", "__deepcopy__", "__reduce_ex__"):
+        setattr(kind, name, vars(Uncopyable)[name])
+
+
+def _named(thing: object) -> str:
+    name = type(thing).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
