@@ -1,5 +1,6 @@
 // Purpose: the broker, which answers the peers of this process, for pgalloc.sharing.
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 #include <pybind11/stl.h>
 
 #include <chrono>
@@ -61,7 +62,8 @@ py::object new_range(FileRange range) {
 
 py::tuple address() {
   const auto address = value_or_throw(without_gil([](Broker& broker) { return broker.address(); }));
-  return py::make_tuple(py::bytes(address.name), as_bytes(address.secret));
+  return py::make_tuple(py::bytes(address.name), py::bytes(address.path),
+                        as_bytes(address.secret), static_cast<uint64_t>(::geteuid()));
 }
 
 py::bytes offer(const py::object& file_object, const py::object& range_object) {

@@ -166,7 +166,7 @@ void Broker::round(Locked& lock) {
 Result<Broker::Address> Broker::address() {
   Locked lock(*this);
   PGALLOC_RETURN_IF_ERROR(start());
-  return Address{peers_->name(), peers_->secret()};
+  return Address{peers_->name(), peers_->path(), peers_->secret()};
 }
 
 Result<wire::Secret> Broker::offer(const std::shared_ptr<MemoryFile>& file, FileRange range) {

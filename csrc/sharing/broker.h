@@ -46,6 +46,7 @@ class Broker {
   // Where peers connect, and what lets users in that would be refused.
   struct Address {
     std::string name;  // of the abstract socket
+    std::string path;  // for other network namespaces; may be empty
     wire::Secret secret{};
     friend bool operator==(const Address&, const Address&) = default;
   };

@@ -1,6 +1,7 @@
 #include "sharing/peers.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -80,7 +81,23 @@ Status Peers::start() {
   Result<uint64_t> number = add_listener(std::move(socket), {});
   if (!number.ok()) return std::move(number).status();
   own_listener_ = *number;
+  open_door();
   return {};
+}
+
+// A second socket, with a path: abstract names belong to a network namespace. The file is there for a
+// moment only; a descriptor of it leads to it afterwards. Without it, processes of other network
+// namespaces are told that they cannot connect.
+void Peers::open_door() {
+  path_.clear();
+  const std::string path = "/tmp/.pgalloc-" + name_.substr(name_.rfind('-') + 1);
+  Endpoint socket(sys().listen_at(path.data(), path.size()));
+  if (!socket.open()) return;
+  Descriptor door(sys().open(path.c_str(), O_PATH | O_CLOEXEC, 0));
+  sys().unlink(path.c_str());
+  if (!door.open() || !add_listener(std::move(socket), {}).ok()) return;
+  door_ = std::move(door);
+  path_ = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(door_.fd());
 }
 
 Result<uint64_t> Peers::add_listener(Endpoint socket, Scope scope) {

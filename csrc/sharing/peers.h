@@ -23,6 +23,7 @@
 
 #include "base/process_generation.h"
 #include "sharing/channel.h"
+#include "sharing/descriptor.h"
 #include "sharing/departed.h"
 #include "sharing/poller.h"
 
@@ -40,6 +41,9 @@ class Peers {
   bool started() const { return own_listener_ != 0; }
   const std::string& name() const { return name_; }
   const wire::Secret& secret() const { return secret_; }
+  // Where processes in other network namespaces connect, for which name() says nothing; empty if there
+  // is no such place.
+  const std::string& path() const { return path_; }
 
   Result<uint64_t> add_listener(Endpoint socket, Scope scope);
   void remove_listener(uint64_t number);
@@ -145,7 +149,11 @@ class Peers {
   void drop_ungreeted(SteadyTime now);
   void drop_expired(SteadyTime now);
 
+  void open_door();
+
   std::string name_;
+  std::string path_;
+  Descriptor door_;  // of a socket whose file is unlinked: it is reached through /proc
   wire::Secret secret_{};
   const uint32_t generation_ = process_generation();
   Poller poller_;

@@ -20,7 +20,7 @@ import weakref
 from typing import Any
 
 from pgalloc import _core, fork
-from pgalloc.errors import OwnerGoneError
+from pgalloc.errors import OwnerGoneError, SharingError
 from pgalloc.sharing import protocol
 from pgalloc.sharing.protocol import Op
 from pgalloc.sharing.tokens import Address
@@ -29,6 +29,8 @@ REQUEST_MAX_S = 60.0
 """How long a request waits for its answer, unless connect() said otherwise."""
 
 _KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
+_NO_SECRET = bytes(protocol.NONCE_BYTES)
 
 
 class Connection:
@@ -51,38 +53,41 @@ class Connection:
         _all.add(self)
 
     @classmethod
-    def open(
-        cls,
-        name: bytes | str,
-        secret: bytes,
-        address: Address | None,
-        timeout: float | None = None,
-    ) -> Connection:
-        """Connect. Raises OwnerGoneError if no process listens, OSError, SharingError."""
-        sock = socket.socket(socket.AF_UNIX, _KIND)
+    def to_owner(cls, address: Address) -> Connection:
+        """Connect to the sender of pages. Raises OwnerGoneError if it has gone, SharingError."""
         try:
-            # Not settimeout(): a socket that does not block is refused when many come at once.
-            seconds = REQUEST_MAX_S if timeout is None else timeout
-            sock.setsockopt(
-                socket.SOL_SOCKET,
-                socket.SO_SNDTIMEO,
-                struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) or 1),
-            )
+            sock = _connected(address.name, address.uid, None)
+        except OwnerGoneError:
+            if not address.path:
+                raise
             try:
-                sock.connect(name)
-            except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
-                raise OwnerGoneError(f"no owner of pages listens at {name!r}") from error
-            connection = cls(sock, address, timeout)
-        except BaseException:
-            sock.close()
-            raise
+                sock = _connected(address.path, address.uid, None)
+            except (OwnerGoneError, OSError) as error:
+                raise OwnerGoneError(
+                    f"the process that sent these pages has ended, or cannot be reached: no process "
+                    f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). A "
+                    f"process in a network namespace of its own needs a /proc that shows the sender, "
+                    f"and the sender's user"
+                ) from None
+        return cls._greeted(sock, address.secret, address, None)
+
+    @classmethod
+    def to_server(cls, path: str, timeout: float | None) -> Connection:
+        """Connect to what is served there. Raises OwnerGoneError if nothing is, SharingError."""
+        return cls._greeted(_connected(path, os.geteuid(), timeout), _NO_SECRET, None, timeout)
+
+    @classmethod
+    def _greeted(
+        cls, sock: socket.socket, secret: bytes, address: Address | None, timeout: float | None
+    ) -> Connection:
+        connection = cls(sock, address, timeout)
         try:
             answer = connection.request(Op.HELLO, protocol.HELLO.pack(os.getpid(), secret))
             (connection.owner_pid,) = protocol.fields(protocol.PROCESS, answer)
         except OwnerGoneError as error:
             connection.close()
             raise OwnerGoneError(
-                f"the owner of pages at {name!r} did not let this process in: is it another user's?"
+                "the owner of these pages did not let this process in: is it another user's?"
             ) from error
         except BaseException:
             connection.close()
@@ -165,6 +170,28 @@ class Connection:
         self.link.leave_to_parent()
 
 
+def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.socket:
+    """A socket to a process of this user, or root's. Raises OwnerGoneError, SharingError."""
+    sock = socket.socket(socket.AF_UNIX, _KIND)
+    try:
+        # Not settimeout(): a socket that does not block is refused when many come at once.
+        seconds = REQUEST_MAX_S if timeout is None else timeout
+        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) or 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        try:
+            sock.connect(name)
+        except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
+            raise OwnerGoneError(f"no owner of pages listens at {name!r}") from error
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        _pid, served_by, _gid = _CREDENTIALS.unpack(credentials)
+        if served_by not in (uid, 0):
+            raise SharingError(f"user {served_by} listens at {name!r}, not user {uid}")
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 _connections: dict[Address, Connection] = {}
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()
 _lock = threading.Lock()
@@ -179,7 +206,7 @@ def connection_to(address: Address) -> Connection:
         connection = _connections.get(address)
         if connection is not None:
             return connection
-        connection = Connection.open(address.name, address.secret, address)
+        connection = Connection.to_owner(address)
         _connections[address] = connection
         return connection
 

@@ -46,7 +46,7 @@ class _Fork:
 
     def __init__(self) -> None:
         self.pair: _Pair | None = None  # for the parent's own files
-        self.address = Address(b"", b"")  # of the parent
+        self.address: Address | None = None  # of the parent
         self.locked: list[Connection] = []
         self.childs: list[tuple[Connection, socket.socket]] = []  # to other owners
 
@@ -121,7 +121,7 @@ def _after_in_child() -> None:
         _become_fork_peer(fork.pair.childs, fork.address)
 
 
-def _become_fork_peer(sock: socket.socket, address: Address) -> None:
+def _become_fork_peer(sock: socket.socket, address: Address | None) -> None:
     """Become a peer of the parent."""
     _introduce(sock)
     connection = Connection(sock, address)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from pgalloc.memory_file import MemoryFile
 
-_NO_SECRET = bytes(protocol.NONCE_BYTES)
-
 
 class Server:
     """Lets other processes of the same user in, until :meth:`close` or the end of the program.
@@ -102,7 +100,7 @@ def connect(
 
 def open_served(path: Any, timeout: float | None) -> tuple[Connection, int, bool]:
     """A connection to the server there, the name of the file, and whether there is a cache."""
-    connection = Connection.open(_checked_path(os.fsdecode(path)), _NO_SECRET, None, timeout)
+    connection = Connection.to_server(_checked_path(os.fsdecode(path)), timeout)
     try:
         name, has_cache = protocol.fields(protocol.SERVED, connection.request(Op.SERVED))
     except BaseException:

@@ -6,10 +6,19 @@ from typing import NamedTuple
 
 
 class Address(NamedTuple):
-    """Where the owner of pages listens; ``secret`` lets in users it would refuse."""
+    """Where the owner of pages listens.
+
+    Attributes:
+        name: of an abstract Unix socket, which belongs to a network namespace.
+        path: of the same owner, for other network namespaces; empty if there is none.
+        secret: lets in users that the owner would refuse.
+        uid: the owner's user. No other process is told the secret.
+    """
 
     name: bytes
+    path: bytes
     secret: bytes
+    uid: int
 
 
 class Token(NamedTuple):

@@ -11,20 +11,24 @@ from typing import Any
 
 from pgalloc import _core
 from pgalloc.allocation import Allocation
-from pgalloc.errors import ClosedError
+from pgalloc.errors import ClosedError, Error, SharingError
 from pgalloc.sharing import files, picklers
 from pgalloc.sharing.connection import connection_to
 from pgalloc.sharing.peer import peer_file
 from pgalloc.sharing.tokens import Address, Token
-from pgalloc.sharing.unattached import attach
+from pgalloc.sharing.unattached import Unattached, attach
+
+_RELEASED = (
+    "these pages were released before they were sent: send a clone(), which stays until it is on its "
+    "way"
+)
 
 
 def offer(pages: Allocation) -> Token:
     """A token by which another process can claim these pages. They are held until then."""
     file = pages.file
     if isinstance(file, _core.MemoryFile) and not file._forked:
-        name, secret = _core.broker_address()
-        return Token(Address(name, secret), _core.broker_offer(file, pages.range))
+        return Token(Address(*_core.broker_address()), _core.broker_offer(file, pages.range))
     connection = file._connection
     if connection.address is None:
         raise TypeError("pages of a served file cannot be passed on: connect() there, too")
@@ -64,9 +68,9 @@ def _claim_own(token: Token) -> Allocation | None:
         raise
 
 
-def receive(name: bytes, secret: bytes, nonce: bytes) -> Allocation:
+def receive(name: bytes, path: bytes, secret: bytes, uid: int, nonce: bytes) -> Allocation:
     """Claim the pages of a token: called when one is unpickled."""
-    return claim(Token(Address(name, secret), nonce))
+    return claim(Token(Address(name, path, secret, uid), nonce))
 
 
 def send(pages: Allocation) -> tuple[Any, ...]:
@@ -76,8 +80,17 @@ def send(pages: Allocation) -> tuple[Any, ...]:
 
 
 def reduce(pages: Allocation) -> tuple[Any, ...]:
-    """A token, which is pickled in place of the Allocation."""
-    return attach, (receive, *send(pages))
+    """A token, which is pickled in place of the Allocation.
+
+    A Queue pickles in a thread of its own, where an error would be lost, and with it what was sent.
+    So pages that were released by then become something that says so where it is used.
+    """
+    try:
+        return attach, (receive, *send(pages))
+    except Error:
+        if not pages.released:
+            raise
+        return Unattached, (SharingError, _RELEASED)
 
 
 def register(kind: type[Any], how: Any) -> None:
