@@ -2,7 +2,6 @@
 // pgalloc.sharing.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -49,20 +48,10 @@ auto ask_owner(OwnerLink& link, Ask ask) {
 
 // A request that brings bytes, and perhaps a descriptor: (bytes, descriptor or -1).
 py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
-  struct Brought {
-    std::string payload;
-    int descriptor = -1;
-  };
-  const auto brought = std::make_shared<Brought>();
+  const auto brought = std::make_shared<OwnerLink::Reply>();
   OwnerLink::Exchange exchange{
-      [brought](OwnerLink::Reply& reply) {
-        brought->payload = std::move(reply.payload);
-        brought->descriptor = std::exchange(reply.descriptor, -1);
-      },
-      [brought] {
-        const int descriptor = std::exchange(brought->descriptor, -1);
-        if (descriptor >= 0) ::close(descriptor);
-      }};
+      [brought](OwnerLink::Reply& reply) { std::swap(*brought, reply); },
+      [brought] { brought->close_descriptor(); }};
   std::string text = payload;
   throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
     return link->request(static_cast<wire::Op>(op), std::move(text), std::move(exchange), patience);

@@ -55,11 +55,6 @@ int munlock_call(const void* address, size_t length) {
   return static_cast<int>(::syscall(SYS_munlock, address, length));
 }
 
-// At once or not at all, and without SIGPIPE.
-ssize_t send_call(int fd, const void* data, size_t size) {
-  return ::send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
 // Sockets of ours keep packets apart, and no other program inherits them.
 constexpr int kSocketFlags = SOCK_CLOEXEC | SOCK_NONBLOCK;
 
@@ -137,7 +132,6 @@ constexpr Syscalls kKernel = {
     .munlock = munlock_call,
     .read = ::read,
     .write = ::write,
-    .send = send_call,
     .eventfd = ::eventfd,
     .poll = ::poll,
     .getrandom = ::getrandom,

@@ -31,11 +31,11 @@ Status owner_gone() {
                                               "closed the connection");
 }
 
-void close_descriptor(OwnerLink::Reply& reply) {
-  if (reply.descriptor >= 0) sys().close(std::exchange(reply.descriptor, -1));
-}
-
 }  // namespace
+
+void OwnerLink::Reply::close_descriptor() {
+  if (descriptor >= 0) sys().close(std::exchange(descriptor, -1));
+}
 
 Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) {
   Endpoint socket(fd);
@@ -297,7 +297,7 @@ void OwnerLink::read(MutexLock& lock, Time until) {
 
 void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
   const auto found = pending_.find(arrived.number);
-  if (found == pending_.end()) return close_descriptor(arrived.reply);  // an answer to nothing
+  if (found == pending_.end()) return arrived.reply.close_descriptor();  // an answer to nothing
   if (holding_ && found->second->op != Op::kFork) {
     held_.push_back(std::move(arrived));
     return;
@@ -326,7 +326,7 @@ void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
   pending->done = true;
   changed_.notify_all();
   lock.unlock();
-  close_descriptor(arrived.reply);
+  arrived.reply.close_descriptor();
   if (unwanted && pending->status.ok() && pending->exchange.undo) pending->exchange.undo();
   pending.reset();  // it may own a file, which gives back what it holds
   lock.lock();
@@ -349,7 +349,7 @@ void OwnerLink::end(const char* why) {
   for (auto& [number, pending] : pending_) ended_.push_back(std::move(pending));
   pending_.clear();
   unattended_ = 0;
-  for (Arrived& arrived : held_) close_descriptor(arrived.reply);
+  for (Arrived& arrived : held_) arrived.reply.close_descriptor();
   held_.clear();
   changed_.notify_all();
 }

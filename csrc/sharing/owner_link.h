@@ -50,6 +50,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   struct Reply {
     std::string payload;
     int descriptor = -1;  // the link's, unless it is taken
+    void close_descriptor();
   };
   // What becomes of a good answer. Called without a lock, by any thread.
   struct Exchange {

@@ -90,12 +90,16 @@ Status Peers::start() {
 // namespaces are told that they cannot connect.
 void Peers::open_door() {
   path_.clear();
+  if (door_listener_ != 0) remove_listener(std::exchange(door_listener_, 0));
   const std::string path = "/tmp/.pgalloc-" + name_.substr(name_.rfind('-') + 1);
   Endpoint socket(sys().listen_at(path.data(), path.size()));
   if (!socket.open()) return;
   Descriptor door(sys().open(path.c_str(), O_PATH | O_CLOEXEC, 0));
   sys().unlink(path.c_str());
-  if (!door.open() || !add_listener(std::move(socket), {}).ok()) return;
+  if (!door.open()) return;
+  const Result<uint64_t> number = add_listener(std::move(socket), {});
+  if (!number.ok()) return;
+  door_listener_ = *number;
   door_ = std::move(door);
   path_ = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(door_.fd());
 }
@@ -450,9 +454,15 @@ void Peers::look_at_descriptors(SteadyTime now) {
     const auto one = at++;
     if (one->second->socket.intact()) continue;
     if (one->first == own_listener_) own_listener_ = 0;
+    if (one->first == door_listener_) door_listener_ = 0;
     let_go_.listeners.insert(listeners_.extract(one));
   }
-  if (own_listener_ == 0 && secret_ != wire::Secret{}) (void)start();
+  if (secret_ == wire::Secret{}) return;
+  if (own_listener_ == 0) {
+    (void)start();
+  } else if (door_listener_ == 0 || !door_.intact()) {
+    open_door();
+  }
 }
 
 Peers::LetGo Peers::take_let_go() noexcept {
@@ -477,6 +487,9 @@ std::vector<int> Peers::descriptors() const {
   std::vector<int> descriptors = poller_.descriptors();
   const auto own = listeners_.find(own_listener_);
   if (own != listeners_.end()) descriptors.push_back(own->second->socket.fd());
+  const auto door = listeners_.find(door_listener_);
+  if (door != listeners_.end()) descriptors.push_back(door->second->socket.fd());
+  if (door_.open()) descriptors.push_back(door_.fd());
   return descriptors;
 }
 

@@ -153,6 +153,7 @@ class Peers {
 
   std::string name_;
   std::string path_;
+  uint64_t door_listener_ = 0;
   Descriptor door_;  // of a socket whose file is unlinked: it is reached through /proc
   wire::Secret secret_{};
   const uint32_t generation_ = process_generation();

@@ -41,6 +41,9 @@ class LookupThread:
         self._views: dict[int, memoryview] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
+
+    def start(self) -> None:
+        """Begin to answer."""
         fork.register(self)
         self._start()
 

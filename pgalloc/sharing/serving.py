@@ -55,6 +55,12 @@ class Server:
             checked_limits(limits),
         )
         _servers.add(self)
+        if lookups is not None:
+            try:
+                lookups.start()
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Accept no more peers, and remove the socket."""

@@ -305,12 +305,14 @@ def test_a_thread_that_waits_for_a_save_learns_why_it_failed() -> None:
     assert [type(error) for error in errors] == [OSError]
 
 
-@pytest.mark.parametrize("error", [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR])
+@pytest.mark.parametrize(
+    "error", [errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR, errno.EIO]
+)
 def test_a_peer_waits_for_an_owner_that_does_not_read(tmp_path: Path, error: int) -> None:
     with MemoryFile() as mf, mf.serve(tmp_path / "socket"):
         with pgalloc.connect(tmp_path / "socket") as peer:
             kept, dropped = peer.allocate(PAGE), peer.allocate(2 * PAGE)
-            with FaultPlan("send", error, times=5) as fault:
+            with FaultPlan("sendmsg", error, times=5) as fault:
                 dropped.release()
                 assert peer.flush(20)
             assert fault.failures == 5
@@ -318,14 +320,14 @@ def test_a_peer_waits_for_an_owner_that_does_not_read(tmp_path: Path, error: int
         del peer, kept, dropped
 
 
-@pytest.mark.parametrize("error", [errno.EPIPE, errno.ECONNRESET, errno.EIO])
+@pytest.mark.parametrize("error", [errno.EPIPE, errno.ECONNRESET])
 def test_a_peer_that_cannot_send_counts_its_owner_as_gone(tmp_path: Path, error: int) -> None:
     """What it holds it can use, and its close() gives all of that back."""
     with MemoryFile() as mf, mf.serve(tmp_path / "socket"):
         peer = pgalloc.connect(tmp_path / "socket")
         kept, dropped = peer.allocate(PAGE), peer.allocate(2 * PAGE)
         view = kept.view()
-        with FaultPlan("send", error, times=1):
+        with FaultPlan("sendmsg", error, times=1):
             dropped.release()
             with contextlib.suppress(pgalloc.OwnerGoneError):
                 peer.flush(20)

@@ -491,7 +491,7 @@ def test_a_token_is_claimed_once_by_the_first_receiver(mf: MemoryFile, keeper: P
     token = transport.offer(a)
     claim = (
         "from pgalloc.sharing import transport\nfrom pgalloc.sharing.tokens import Address, Token\n"
-        f"t = Token(Address({token.address.name!r}, {token.address.secret!r}), {token.nonce!r})\n"
+        f"t = Token(Address(*{tuple(token.address)!r}), {token.nonce!r})\n"
         "kept['a'] = transport.claim(t)"
     )
     keeper.do(peers.run, claim)
