@@ -17,9 +17,9 @@ from pgalloc.cache.keys import Decoder, Key, check_key, encode_key
 from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
 from pgalloc.sharing import PeerFile, Server
 from pgalloc.sharing import protocol as messages
+from pgalloc.sharing.lookups import Value
 from pgalloc.sharing.protocol import Op, ProtocolError
 from pgalloc.sharing.serving import open_served
-from pgalloc.sharing.lookups import Value
 
 if TYPE_CHECKING:
     from typing import Self

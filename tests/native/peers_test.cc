@@ -209,7 +209,7 @@ void check(Scene& scene) {
   EXPECT_EQ(hub.peers.verify(), std::nullopt);
 }
 
-TEST(every_system_call_fails_once_and_for_a_while) {
+TEST(l3_every_system_call_fails_once_and_for_a_while) {
   std::set<std::string_view> met;
   for (const std::string_view name : os::syscall_names()) {
     if (name == "mmap" || name == "munmap" || name == "close") continue;  // the tests' own, too
@@ -234,7 +234,7 @@ TEST(every_system_call_fails_once_and_for_a_while) {
   }
 }
 
-TEST(every_allocation_fails_once) {
+TEST(l3_every_allocation_fails_once) {
   int failed = 0;
   for (int64_t number = 0; number < 3000; number += number < 200 ? 1 : 7) {
     native_tests::context = "allocation " + std::to_string(number);
