@@ -23,20 +23,20 @@ namespace pgalloc {
 
 // Lock order: a thread that holds a lock may take only locks with a higher rank.
 enum class LockRank : uint8_t {
-  kBroker = 1,     // what other processes hold of this one's files
-  kLookups,        // what the broker asks Python
-  kImagePlan,      // what one save does next
-  kImageOrder,     // the order in which its parts are written
-  kImageSink,      // a stream that takes them
-  kGuard,          // what the guard knows of the limits, and who listens to it
-  kRegistry,       // the list of live files, and stopping threads around fork
-  kScan,           // one commit scan at a time
-  kThread,         // starting and stopping one background thread
-  kMemoryFile,     // page metadata of one file
-  kEvictables,     // evictable users of one file
-  kChunkMap,       // mapping chunks of one file
-  kLedger,         // one account
-  kOwnerLink,      // what a peer gives back
+  kBroker = 1,  // what other processes hold of this one's files
+  kLookups,     // what the broker asks Python
+  kImagePlan,   // what one save does next
+  kImageOrder,  // the order in which its parts are written
+  kImageSink,   // a stream that takes them
+  kGuard,       // what the guard knows of the limits, and who listens to it
+  kRegistry,    // the list of live files, and stopping threads around fork
+  kScan,        // one commit scan at a time
+  kThread,      // starting and stopping one background thread
+  kMemoryFile,  // page metadata of one file
+  kEvictables,  // evictable users of one file
+  kChunkMap,    // mapping chunks of one file
+  kLedger,      // one account
+  kOwnerLink,   // what a peer gives back
 };
 
 namespace internal {

@@ -217,9 +217,8 @@ void bind_tests(py::module_& module) {
         });
       },
       py::arg("greeting_s") = 10.0, py::arg("after_sender_s") = 600.0, py::arg("look_s") = 1.0);
-  module.def("broker_set_own_peers_end", [](bool end) {
-    without_gil([&](Broker& broker) { broker.set_own_peers_end(end); });
-  });
+  module.def("broker_set_own_peers_end",
+             [](bool end) { without_gil([&](Broker& broker) { broker.set_own_peers_end(end); }); });
   module.def("broker_descriptors",
              [] { return without_gil([](Broker& broker) { return broker.descriptors(); }); });
   module.def("broker_verify",

@@ -173,16 +173,7 @@ Result<wire::Secret> Broker::offer(const std::shared_ptr<MemoryFile>& file, File
   Locked lock(*this);
   PGALLOC_RETURN_IF_ERROR(start());
   PGALLOC_RETURN_IF_ERROR(file->references().lease_anew(range));
-  const Offer offer = Offer::now(file, range, 0, ::getpid(), ::getuid());
-  Result<wire::Secret> secret = Status::error(ErrorCode::kNoMemory, "");
-  try {
-    secret = peers_->offers().add(offer);
-  } catch (...) {
-    drop(offer);
-    throw;
-  }
-  if (!secret.ok()) drop(offer);
-  return secret;
+  return peers_->offers().add_or_drop(Offer::now(file, range, 0, ::getpid(), ::getuid()));
 }
 
 bool Broker::is_own(const wire::Secret& secret) {

@@ -21,7 +21,7 @@ void Departed::add(Place place, std::unique_ptr<Session> session,
   entry.process = std::move(process);
   entry.next_look = now;
   entry.pause = kFirstPause;
-  if (entry.session->holds_nothing()) {
+  if (!entry.process || entry.session->holds_nothing()) {
     end(place, place.begin(), now);
   } else {
     seen_.splice(seen_.end(), place);

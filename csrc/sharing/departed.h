@@ -25,7 +25,7 @@ class Departed {
  public:
   struct Entry {
     std::unique_ptr<Session> session;
-    std::optional<PeerProcess> process;  // unless nothing is held
+    std::optional<PeerProcess> process;  // unless it holds nothing, or never lived
     SteadyTime next_look;
     std::chrono::nanoseconds pause{};
   };

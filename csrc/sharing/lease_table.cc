@@ -1,6 +1,15 @@
 #include "sharing/lease_table.h"
 
+#include <new>
+
 namespace pgalloc {
+
+LeaseTable::~LeaseTable() {
+  try {
+    drop_some(SIZE_MAX);
+  } catch (const std::bad_alloc&) {  // NOLINT: see above
+  }
+}
 
 Status LeaseTable::add(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(file_->references().begin_lease(range));

@@ -19,7 +19,8 @@ namespace pgalloc {
 class LeaseTable {
  public:
   explicit LeaseTable(std::shared_ptr<MemoryFile> file) : file_(std::move(file)) {}
-  ~LeaseTable() { drop_some(SIZE_MAX); }
+  // What there is no memory to give back stays in use.
+  ~LeaseTable();
   LeaseTable(const LeaseTable&) = delete;
   LeaseTable& operator=(const LeaseTable&) = delete;
 

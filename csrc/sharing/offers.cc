@@ -53,6 +53,15 @@ Result<wire::Secret> Offers::add(Offer offer) {
   return secret;
 }
 
+Result<wire::Secret> Offers::add_or_drop(const Offer& offer) try {
+  Result<wire::Secret> secret = add(offer);
+  if (!secret.ok()) drop(offer);
+  return secret;
+} catch (const std::bad_alloc&) {
+  drop(offer);
+  throw;
+}
+
 void Offers::forget(const Key& key, uint64_t file, uint64_t sender) noexcept {
   if (const auto of_file = by_file_.find(file); of_file != by_file_.end()) {
     of_file->second.erase(key);

@@ -60,6 +60,8 @@ class Offers {
 
   // Takes over a lease on the pages, unless it fails; the secret by which they are claimed.
   Result<wire::Secret> add(Offer offer);
+  // The same; if it fails, the lease ends.
+  Result<wire::Secret> add_or_drop(const Offer& offer);
   std::optional<uint64_t> file_of(const wire::Secret& secret) const;
   // The lease is the caller's from here on.
   Result<Offer> claim(const wire::Secret& secret);

@@ -126,9 +126,11 @@ void Peers::remove_listener(uint64_t number) {
   let_go_.listeners.insert(listeners_.extract(found));
 }
 
-void Peers::add(uint64_t number, std::unique_ptr<Connected> connected) {
-  Connected& added = *channels_.emplace(number, std::move(connected)).first->second;
-  touch(added);
+// A std::bad_alloc leaves it with the caller.
+void Peers::add(uint64_t number, std::unique_ptr<Connected>&& connected) {
+  auto& place = channels_[number];
+  place = std::move(connected);
+  touch(*place);
 }
 
 Status Peers::add_child(Endpoint socket, std::unique_ptr<Session> session) {
@@ -385,15 +387,31 @@ Answer Peers::fork(Connected& connected, uint64_t number, SteadyTime now) {
   if (!ours.open() || !theirs.open()) return refusal(Status::system_error(errno, "fstat"));
   const uint64_t its_number = next_number();
   auto session = std::make_unique<Session>(its_number, offers_, parent.scope, 0, parent.uid);
-  if (Status status = parent.copy_to(*session); !status.ok()) return refusal(std::move(status));
   auto child = std::make_unique<Connected>(its_number, std::move(ours), std::move(session),
                                            /*greeted=*/true, now);
   child->parent = number;
-  add(its_number, std::move(child));
+  Status status;
+  try {
+    status = parent.copy_to(child->channel.session());
+    if (status.ok()) add(its_number, std::move(child));
+  } catch (const std::bad_alloc&) {
+    give_up(std::move(child), now);
+    throw;
+  }
+  if (!status.ok()) {
+    give_up(std::move(child), now);
+    return refusal(std::move(status));
+  }
   ++connected.children;
   Answer answer;
   answer.descriptor = std::move(theirs);
   return answer;
+}
+
+// A child that never was: what it has got is given back as that of others, a piece at a time.
+void Peers::give_up(std::unique_ptr<Connected> child, SteadyTime now) noexcept {
+  if (child == nullptr) return;
+  departed_.add(std::move(child->when_gone), child->channel.take_session(), std::nullopt, now);
 }
 
 // --- Ends ----------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ class Peers {
   };
   using Channels = std::unordered_map<uint64_t, std::unique_ptr<Connected>>;
 
-  void add(uint64_t number, std::unique_ptr<Connected> connected);
+  void add(uint64_t number, std::unique_ptr<Connected>&& connected);
   void touch(Connected& connected) noexcept {
     touched_.splice(touched_.end(), connected.when_touched);
   }
@@ -143,6 +143,7 @@ class Peers {
                                   SteadyTime now);
   std::optional<Answer> greet(Channel& channel, const Request& request);
   Answer fork(Connected& connected, uint64_t number, SteadyTime now);
+  void give_up(std::unique_ptr<Connected> child, SteadyTime now) noexcept;
   void take_turns(SteadyTime now);
   void end(uint64_t number, SteadyTime now) noexcept;
   void look_at_descriptors(SteadyTime now);

@@ -75,19 +75,6 @@ Status take_over(Share& share, FileRange range) {
   return status;
 }
 
-// The lease ends if that fails.
-Result<wire::Secret> add_or_drop(Offers& offers, const Offer& offer) {
-  Result<wire::Secret> secret = sharing_error("");
-  try {
-    secret = offers.add(offer);
-  } catch (const std::bad_alloc&) {
-    drop(offer);
-    throw;
-  }
-  if (!secret.ok()) drop(offer);
-  return secret;
-}
-
 // A description of its own: read-only stays read-only, wherever it is passed.
 Result<Descriptor> reopen(int fd, bool readonly) {
   char path[32];
@@ -112,7 +99,12 @@ Session::Session(uint64_t its_id, Offers& offers, Scope its_scope, pid_t its_pid
       since_epoch(seconds_since_epoch()),
       offers_(offers) {}
 
-Session::~Session() { end_some(SIZE_MAX); }
+Session::~Session() {
+  try {
+    end_some(SIZE_MAX);
+  } catch (const std::bad_alloc&) {  // NOLINT: what there is no memory to give back stays in use
+  }
+}
 
 void Session::adopt(std::vector<ForkLease>& leases) {
   forked_ = knows_all_ = true;
@@ -354,7 +346,7 @@ std::optional<Answer> Session::offer(Request& request) {
     status = file->references().lease_anew(pages->range);
     if (status.ok()) {
       const Offer offer = Offer::now(file, pages->range, id, pid, uid);
-      Result<wire::Secret> secret = add_or_drop(offers_, offer);
+      Result<wire::Secret> secret = offers_.add_or_drop(offer);
       if (secret.ok()) {
         wire::append(given.payload, *secret);
         return given;

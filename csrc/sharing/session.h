@@ -73,7 +73,7 @@ class Session {
   static constexpr uint64_t kPieceBytes = uint64_t{8} << 20;  // decommitted at once: about 2 ms
 
   Session(uint64_t id, Offers& offers, Scope scope, pid_t pid, uid_t uid);
-  ~Session();
+  ~Session();  // sessions that end by end_some() before need no memory then
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 

@@ -1,5 +1,7 @@
 #include "sharing/share.h"
 
+#include <new>
+
 namespace pgalloc {
 namespace {
 
@@ -8,6 +10,13 @@ Status not_held() {
 }
 
 }  // namespace
+
+Share::~Share() {
+  try {
+    end_some(SIZE_MAX);
+  } catch (const std::bad_alloc&) {  // NOLINT: what there is no memory to give back stays in use
+  }
+}
 
 // The first unpinned range that ends behind the start of `range`.
 Share::Unpinned::iterator Share::first_unpinned(FileRange range) {
@@ -64,7 +73,20 @@ Status Share::unpin(FileRange range) {
     return status;
   }
   unpinned_bytes_ += range.length();
-  return file()->unpin(*entry->second);  // if it fails, the entry owns pages that stay pinned
+  try {
+    return file()->unpin(*entry->second);  // if it is closed, the entry owns pages that stay pinned
+  } catch (const std::bad_alloc&) {
+    take_back(entry);
+    throw;
+  }
+}
+
+// What could not be unpinned is a lease again; without memory for that, too, it stays an entry.
+void Share::take_back(Unpinned::iterator entry) {
+  try {
+    (void)pin_entry(entry);
+  } catch (const std::bad_alloc&) {  // NOLINT: see above
+  }
 }
 
 std::optional<bool> Share::pin_entry(Unpinned::iterator entry) {

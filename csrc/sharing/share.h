@@ -24,7 +24,7 @@ namespace pgalloc {
 class Share {
  public:
   explicit Share(std::shared_ptr<MemoryFile> file) : table_(std::move(file)) {}
-  ~Share() { end_some(SIZE_MAX); }
+  ~Share();  // as ~LeaseTable()
   Share(const Share&) = delete;
   Share& operator=(const Share&) = delete;
 
@@ -57,6 +57,7 @@ class Share {
   Unpinned::iterator first_unpinned(FileRange range);
   Unpinned::const_iterator unpinned_at(FileRange range) const;
   std::optional<bool> pin_entry(Unpinned::iterator entry);
+  void take_back(Unpinned::iterator entry);
 
   LeaseTable table_;
   Unpinned unpinned_;

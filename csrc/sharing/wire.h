@@ -1,5 +1,4 @@
-// Purpose: what peers and the owner of pages say to each other: packets on a Unix socket
-// (docs/sharing-protocol.md).
+// Purpose: what peers and the owner of pages say to each other: packets on a Unix socket.
 //
 // Thread safety: values only.
 //

@@ -144,7 +144,7 @@ class MemoryFile:
         manual_zeroing: bool,
         disable_ima_workaround: bool,
         max_allocatable_bytes: int | None,
-        label: str,
+        label: bytes,
     ) -> None: ...
     def allocate(
         self,

@@ -15,9 +15,9 @@ from pgalloc.arguments import checked_timeout
 from pgalloc.cache.keys import Decoder, Key, check_key, encode_key
 from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
 from pgalloc.sharing import PeerFile, Server
+from pgalloc.sharing.lookups import Value
 from pgalloc.sharing.protocol import ProtocolError
 from pgalloc.sharing.serving import open_served
-from pgalloc.sharing.lookups import Value
 from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:

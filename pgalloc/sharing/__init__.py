@@ -5,7 +5,8 @@ long as one has a handle on a page, the owner keeps a reference for it. Each pee
 to the owner; the kernel closes it when the peer dies, however it dies, and the owner takes back
 what it held. Nothing has a name that could be left behind.
 
-* ``protocol``: the messages. ``broker``, ``session``, ``offers``: the owner's side.
+* The owner's side is native: csrc/sharing/broker.h. ``lookups``: the values of a served cache.
+* ``protocol``: the messages.
 * ``connection``, ``peer``, ``remote``: the peer's. ``fork_leases``: forked children.
 * ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send
   them, ``imports``: also those of libraries. ``unattached``: what stands for pages that could not

@@ -1,7 +1,7 @@
 """The values of a served cache, looked up for its peers.
 
-The broker is native and never waits for the GIL; what only Python knows it asks the thread that runs
-here. Peers that ask for something else are answered meanwhile.
+The broker is native and never waits for the GIL; what only Python knows it asks the thread that
+runs here. Peers that ask for something else are answered meanwhile.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ class LookupThread:
                 return
             pages = value.pages
             self._views[number] = value.view
-            wanted = self.questions.answer(
-                number, pages.file, pages.range, value.start, value.stop
-            )
+            wanted = self.questions.answer(number, pages.file, pages.range, value.start, value.stop)
             if not wanted:
                 del self._views[number]
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 #include "sharing/offers.h"
 
+#include <algorithm>
 #include <map>
 
 #include "native/memory.h"
@@ -135,18 +136,24 @@ TEST(a_model_takes_the_same_steps) {
         case 3: {
           const SteadyTime latest = now - std::chrono::seconds(random.below(60));
           const size_t count = random.below(4);
-          const auto taken =
-              scene.offers.take_older(scene.files[file].first->id(), latest, count);
+          const auto taken = scene.offers.take_older(scene.files[file].first->id(), latest, count);
           for (const Offer& offer : taken) drop(offer);
-          size_t wanted = 0;
-          for (auto one = model.begin(); one != model.end() && wanted < count;) {
-            const bool old = one->file == file && one->since <= latest;
-            wanted += old;
-            one = old ? model.erase(one) : one + 1;
+          const auto old = [&](const Sent& sent) {
+            return sent.file == file && sent.since <= latest;
+          };
+          const auto there_are = static_cast<size_t>(std::ranges::count_if(model, old));
+          EXPECT_EQ(taken.size(), std::min(count, there_are));
+          SteadyTime last = SteadyTime::min();
+          for (const Offer& offer : taken) {
+            EXPECT(offer.since >= last);
+            last = offer.since;
           }
-          EXPECT_EQ(taken.size(), wanted);
-          // Of those that are equally old, any may go.
-          std::erase_if(model, [&](const Sent& sent) { return !scene.offers.file_of(sent.secret); });
+          std::erase_if(model, [&](const Sent& sent) {
+            const bool gone = !scene.offers.file_of(sent.secret);
+            EXPECT(!gone || old(sent));
+            if (!gone && old(sent)) EXPECT(sent.since >= last);
+            return gone;
+          });
           break;
         }
         case 4:
@@ -172,12 +179,12 @@ TEST(a_model_takes_the_same_steps) {
 TEST(memory_that_runs_out_leaves_offers_as_they_were) {
   Scene scene;
   (void)scene.send(0, 7, kStart);
-  const uint64_t failures = native_tests::fail_each_allocation(
-      [&] { (void)scene.send(1, 8, kStart); },
-      [&] {
-        EXPECT_EQ(scene.offers.size(), 1u);
-        EXPECT_EQ(scene.offers.verify(), std::nullopt);
-      });
+  const uint64_t failures =
+      native_tests::fail_each_allocation([&] { (void)scene.send(1, 8, kStart); },
+                                         [&] {
+                                           EXPECT_EQ(scene.offers.size(), 1u);
+                                           EXPECT_EQ(scene.offers.verify(), std::nullopt);
+                                         });
   EXPECT(failures > 3);
   EXPECT_EQ(scene.offers.size(), 2u);
   native_tests::all_fail = true;

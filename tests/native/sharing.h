@@ -13,8 +13,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "file/memory_file.h"
+#include "native/memory.h"
 #include "native/support.h"
 #include "sharing/peers.h"
 
@@ -91,21 +93,22 @@ struct Hub {
 
   void round() {
     auto now = std::chrono::steady_clock::now();
+    allocations_left = fails_after;
     try {
       const Peers::Wait wait = peers.prepare(now);
       const auto look = peers.departed().next_look(now);
       (void)peers.take_let_go();
       const bool sees = look && look->take();
       std::array<epoll_event, 16> events;
-      const int count =
-          wait.epoll < 0 ? 0 : os::sys().epoll_wait(wait.epoll, events.data(), 16, 0);
+      const int count = wait.epoll < 0 ? 0 : os::sys().epoll_wait(wait.epoll, events.data(), 16, 0);
       now = std::chrono::steady_clock::now();
       if (look) peers.departed().looked(*look, sees, now);
       for (int i = 0; i < count; ++i) peers.handle(events[static_cast<size_t>(i)], now);
       peers.work(now);
     } catch (const std::bad_alloc&) {
-      ++memory_failures;
+      fails_after = -1;
     }
+    fails_after = std::exchange(allocations_left, -1);
     (void)peers.take_let_go();
   }
   // Rounds until it is so. False if that takes too long.
@@ -124,7 +127,8 @@ struct Hub {
     EXPECT_EQ(os::kernel().socketpair(pair), 0);
     auto session = std::make_unique<Session>(peers.next_number(), peers.offers(), std::move(scope),
                                              ::getpid(), ::getuid());
-    EXPECT(peers.add_child(Endpoint(pair[0]), std::move(session)).ok());
+    (void)peers.add_child(Endpoint(pair[0]),
+                          std::move(session));  // if it fails, the client sees that
     return std::make_unique<Client>(pair[1]);
   }
   // The answer to a request; nothing if the connection has ended.
@@ -136,12 +140,10 @@ struct Hub {
     EXPECT(until([&] { return (answer = client.receive()) || client.ended; }));
     return answer;
   }
-  bool idle() {
-    return peers.channel_count() == 0 && peers.departed().size() == 0;
-  }
+  bool idle() { return peers.channel_count() == 0 && peers.departed().size() == 0; }
 
   Peers peers;
-  int memory_failures = 0;
+  int64_t fails_after = -1;  // so many allocations of rounds to come (memory.h)
 };
 
 }  // namespace pgalloc::native_tests

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import CHUNK, PAGE
+from conftest import PAGE
 from hostile_cache import cases_of_caches
 from hostile_cases import Case, cases_of_testing, cases_of_the_package
 from hostile_pressure import cases_of_pressure

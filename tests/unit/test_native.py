@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "build/native_tests"
-UNITS = sorted(path.name.removesuffix("_test.cc") for path in (ROOT / "tests/native").glob("*.cc"))
-UNITS.remove("main.cc")
+UNITS = sorted(
+    path.name.removesuffix("_test.cc") for path in (ROOT / "tests/native").glob("*_test.cc")
+)
 
 
 @pytest.fixture(scope="module")

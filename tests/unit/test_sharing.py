@@ -152,7 +152,7 @@ def test_unclaimed_pages_are_visible_and_can_be_dropped(mf: MemoryFile) -> None:
 
 
 def test_unclaimed_pages_wait_as_long_as_their_sender_lives(mf: MemoryFile) -> None:
-    """Those of this process for ever; those of a peer for a while after its end."""
+    """Those of this process for ever; those of a peer for a while after its end (row L2)."""
     _core.broker_set_times(after_sender_s=0.0)
     receiver, sender = multiprocessing.Pipe()
     try:

@@ -298,7 +298,7 @@ if __name__ == "__main__":
 
 
 def test_forks_without_hooks_in_the_middle_of_the_brokers_work(tmp_path: Path) -> None:
-    """Whatever its thread is doing: the child closes what is its parent's, and has its own."""
+    """Row L5: at any moment, the child closes what is its parent's, and has its own."""
     script = tmp_path / "script.py"  # the spawned process imports it
     script.write_text(FORKS_INSIDE)
     done = subprocess.run(

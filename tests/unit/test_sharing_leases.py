@@ -1,4 +1,4 @@
-"""How long a peer holds what it holds: until it lets go, or cannot see it any more (row L1)."""
+"""How long a peer holds what it holds: until it lets go, or cannot see it any more."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ TALK_NONSENSE = "kept['raw'].send(b'nonsense'); assert kept.pop('raw').is_droppe
 def test_a_lease_outlives_the_connection_while_the_pages_are_mapped(
     served: _Served, leave: str
 ) -> None:
+    """Row L1."""
     with Peer() as sees, Peer() as blind:
         start = served.hold(sees)
         served.hold(blind, maps=False)
@@ -179,7 +180,7 @@ class _Replaced:
 def test_the_broker_replaces_what_was_closed_from_outside(
     served: _Served, which: int, by: str
 ) -> None:
-    """And does not touch what has taken its place."""
+    """And does not touch what has taken its place (row L4)."""
     _core.broker_set_times(look_s=0.01)
     try:
         before = _core.broker_descriptors()

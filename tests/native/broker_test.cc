@@ -1,0 +1,113 @@
+// The broker's thread, and forks that know nothing of it. Each test is a process: a broker stays.
+
+#include "sharing/broker.h"
+
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include <atomic>
+#include <thread>
+
+#include "native/sharing.h"
+
+namespace pgalloc::broker_test {
+namespace {
+
+using native_tests::Client;
+using native_tests::FakeKernel;
+
+// Runs in a process of its own. Whether it ended well: `failures` of the child are its status.
+bool in_child(void (*run)()) {
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    ::alarm(60);
+    native_tests::failures = 0;
+    run();
+    ::_exit(native_tests::failures == 0 ? 0 : 1);
+  }
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+bool is_answered() {
+  const auto address = Broker::instance().address();
+  if (!EXPECT(address.ok())) return false;
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  std::memcpy(name.sun_path, address->name.data(), address->name.size());
+  const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  const Client client(fd);
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + address->name.size());
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) return false;
+  client.send(wire::pack(static_cast<uint8_t>(wire::Op::kHello), 1, uint32_t{1}, wire::Secret{}));
+  char answer[100];
+  return ::recv(fd, answer, sizeof answer, 0) > 0;  // waits
+}
+
+std::atomic<bool> reached{false};
+std::atomic<bool> goes_on{false};
+int slow_listen_at(const char* name, size_t size) {
+  reached = true;
+  while (!goes_on) std::this_thread::yield();
+  return os::kernel().listen_at(name, size);
+}
+
+TEST(a_fork_waits_until_another_thread_has_started_the_broker) {
+  EXPECT(in_child([] {
+    FakeKernel kernel;
+    kernel.calls.listen_at = slow_listen_at;
+    kernel.begin();
+    std::thread starts([] { EXPECT(Broker::instance().address().ok()); });
+    while (!reached) std::this_thread::yield();
+    std::thread lets_go([] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      goes_on = true;
+    });
+    EXPECT(in_child([] {
+      const auto figures = Broker::instance().figures();
+      EXPECT_EQ(figures.listeners, 0u);  // the parent's
+      EXPECT(is_answered());
+    }));
+    starts.join();
+    lets_go.join();
+    EXPECT(is_answered());
+  }));
+}
+
+TEST(forks_at_any_moment_leave_parent_and_child_with_a_broker) {
+  EXPECT(in_child([] {
+    EXPECT(is_answered());
+    std::atomic<bool> stop{false};
+    std::thread asks([&] {
+      while (!stop) EXPECT(is_answered());
+    });
+    for (int i = 0; i < 50; ++i) {
+      EXPECT(in_child([] { EXPECT(is_answered()); }));
+    }
+    stop = true;
+    asks.join();
+    EXPECT_EQ(Broker::instance().verify(), std::nullopt);
+  }));
+}
+
+TEST(those_who_park_it_wait_until_the_thread_is_gone) {
+  EXPECT(in_child([] {
+    EXPECT(is_answered());
+    std::vector<std::thread> parkers;
+    std::atomic<int> alive{0};
+    for (int i = 0; i < 4; ++i) {
+      parkers.emplace_back([&] {
+        Broker::instance().park();
+        if (native_tests::threads_of_process() > 5) ++alive;  // the first, and four parkers
+      });
+    }
+    for (std::thread& parker : parkers) parker.join();
+    EXPECT_EQ(alive, 0);
+    for (int i = 0; i < 4; ++i) Broker::instance().resume();
+    EXPECT(is_answered());
+  }));
+}
+
+}  // namespace
+}  // namespace pgalloc::broker_test
