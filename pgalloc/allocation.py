@@ -68,7 +68,8 @@ class Allocation(_core.Allocation, Uncopyable):
 
         Raises ClosedError after release(), ForkedError in a forked child.
         """
-        return self._share(0, self.nbytes)
+        other: Allocation = self._share(0, self.nbytes)
+        return other
 
     def slice(self, start: int, stop: int) -> Allocation:
         """Another handle on the bytes ``[start, stop)`` of this one, with a reference of its own.
@@ -77,7 +78,8 @@ class Allocation(_core.Allocation, Uncopyable):
         """
         if not 0 <= start < stop <= self.nbytes:
             raise RangeError(f"[{start}, {stop}) is not a part of {self.nbytes} bytes")
-        return self._share(start, stop)
+        part: Allocation = self._share(start, stop)
+        return part
 
     def decommit(self) -> None:
         """Give the pages back to the kernel, keeping the range: it reads as zero afterwards.

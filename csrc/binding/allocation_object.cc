@@ -61,10 +61,9 @@ Status add_reference(AllocationObject* self, FileRange part) try {
   const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
   if (pages_of(self).is_remote()) {
     PeerFile& peer = peer_of(self);
-    PGALLOC_RETURN_IF_ERROR(
-        patiently(peer.link().usual_patience(), [&](const OwnerLink::Patience& patience) {
-          return peer.pin_others(part, patience);
-        }));
+    PGALLOC_RETURN_IF_ERROR(patiently(
+        peer.link().usual_patience(),
+        [&](const OwnerLink::Patience& patience) { return peer.pin_others(part, patience); }));
   }
   if (!pages_of(self).discarding()) return pages_of(self).inc_ref(part, 0);
   WithoutGil release;
@@ -76,10 +75,9 @@ Status add_reference(AllocationObject* self, FileRange part) try {
 bool pin_remote(AllocationObject* self) try {
   const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
   PeerFile& peer = peer_of(self);
-  const Result<bool> intact =
-      patiently(peer.link().usual_patience(), [&](const OwnerLink::Patience& patience) {
-        return peer.pin(self->range, patience);
-      });
+  const Result<bool> intact = patiently(
+      peer.link().usual_patience(),
+      [&](const OwnerLink::Patience& patience) { return peer.pin(self->range, patience); });
   if (!intact.ok()) return set_error(intact.status()), false;
   if (self->generation != process_generation()) {  // invariant 4: its pages are others', too
     const Status status = pages_of(self).inc_ref(self->range, 0);

@@ -42,10 +42,9 @@ bool unpin_remote(AllocationObject* self) try {
   self->unpinned = true;
   self->generation = process_generation();
   self->discarded_remotely = false;
-  const Result<bool> unpinned =
-      patiently(peer.link().usual_patience(), [&](const OwnerLink::Patience& patience) {
-        return peer.unpin(self->range, patience);
-      });
+  const Result<bool> unpinned = patiently(
+      peer.link().usual_patience(),
+      [&](const OwnerLink::Patience& patience) { return peer.unpin(self->range, patience); });
   if (unpinned.ok()) {
     if (!*unpinned) self->unpinned = false;
     return true;

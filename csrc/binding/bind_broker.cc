@@ -1,7 +1,7 @@
 // Purpose: the broker, which answers the peers of this process, for pgalloc.sharing.
 #include <pybind11/pybind11.h>
-#include <unistd.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstring>
@@ -62,8 +62,8 @@ py::object new_range(FileRange range) {
 
 py::tuple address() {
   const auto address = value_or_throw(without_gil([](Broker& broker) { return broker.address(); }));
-  return py::make_tuple(py::bytes(address.name), py::bytes(address.path),
-                        as_bytes(address.secret), static_cast<uint64_t>(::geteuid()));
+  return py::make_tuple(py::bytes(address.name), py::bytes(address.path), as_bytes(address.secret),
+                        static_cast<uint64_t>(::geteuid()));
 }
 
 py::bytes offer(const py::object& file_object, const py::object& range_object) {
@@ -105,10 +105,11 @@ py::list leases(uint64_t file) {
 // An error of a server names its path.
 [[noreturn]] void throw_named(const Status& status, const py::bytes& path) {
   if (status.code() != ErrorCode::kSystem) throw_if_error(status);
-  PyErr_SetObject(PyExc_OSError, py::make_tuple(status.error_number(), status.describe(),
-                                                py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(
-                                                    std::string(path).c_str())))
-                                     .ptr());
+  PyErr_SetObject(PyExc_OSError,
+                  py::make_tuple(status.error_number(), status.describe(),
+                                 py::reinterpret_steal<py::object>(
+                                     PyUnicode_DecodeFSDefault(std::string(path).c_str())))
+                      .ptr());
   throw py::error_already_set();
 }
 

@@ -49,9 +49,8 @@ auto ask_owner(OwnerLink& link, Ask ask) {
 // A request that brings bytes, and perhaps a descriptor: (bytes, descriptor or -1).
 py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
   const auto brought = std::make_shared<OwnerLink::Reply>();
-  OwnerLink::Exchange exchange{
-      [brought](OwnerLink::Reply& reply) { std::swap(*brought, reply); },
-      [brought] { brought->close_descriptor(); }};
+  OwnerLink::Exchange exchange{[brought](OwnerLink::Reply& reply) { std::swap(*brought, reply); },
+                               [brought] { brought->close_descriptor(); }};
   std::string text = payload;
   throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
     return link->request(static_cast<wire::Op>(op), std::move(text), std::move(exchange), patience);
@@ -116,10 +115,8 @@ void bind_link(py::module_& module) {
              return wait_interruptibly(timeout_s,
                                        [&](auto deadline) { return link->flush(deadline); });
            })
-      .def("set_timeout",
-           [](Self<OwnerLink> link, double longest_s) {
-             link->set_usual_patience(seconds(longest_s));
-           })
+      .def("set_timeout", [](Self<OwnerLink> link,
+                             double longest_s) { link->set_usual_patience(seconds(longest_s)); })
       .def("give_back", [](Self<OwnerLink> link, uint64_t file,
                            const py::object& range) { link->give_back(file, file_range(range)); })
       .def("break_off", [](Self<OwnerLink> link) { link->break_off(); })
@@ -343,9 +340,9 @@ void bind_peer(py::module_& module) {
 
   // bind_memory_file() made the class; these are further methods of it.
   auto file_type = py::reinterpret_borrow<py::class_<FileHandle>>(module.attr("MemoryFile"));
-  file_type
-      .def("_inc_ref_peer", &inc_ref<FileHandle>)
-      .def("_leave", [](Self<FileHandle> handle) { return local(handle).close(); });
+  file_type.def("_inc_ref_peer", &inc_ref<FileHandle>).def("_leave", [](Self<FileHandle> handle) {
+    return local(handle).close();
+  });
   bind_remote_calls(file_type);
 }
 

@@ -17,13 +17,12 @@ namespace pgalloc::binding {
 template <class Call>
 auto patiently(std::chrono::nanoseconds longest, Call call) {
   std::optional<WithoutGil> released;
-  const OwnerLink::Patience patience{
-      std::chrono::steady_clock::now() + longest, [&released] {
-        released.reset();
-        const bool goes_on = PyErr_CheckSignals() == 0;
-        released.emplace();
-        return goes_on;
-      }};
+  const OwnerLink::Patience patience{std::chrono::steady_clock::now() + longest, [&released] {
+                                       released.reset();
+                                       const bool goes_on = PyErr_CheckSignals() == 0;
+                                       released.emplace();
+                                       return goes_on;
+                                     }};
   released.emplace();
   auto result = call(patience);
   released.reset();

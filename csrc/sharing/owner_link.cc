@@ -22,13 +22,14 @@ using wire::Op;
 
 namespace {
 
-constexpr std::chrono::milliseconds kSlice{50};        // until Ctrl-C gets through
-constexpr std::chrono::milliseconds kRetryPeriod{5};   // while the owner does not read
-constexpr int kDescriptorsMax = 4;                     // that one packet may bring
+constexpr std::chrono::milliseconds kSlice{50};       // until Ctrl-C gets through
+constexpr std::chrono::milliseconds kRetryPeriod{5};  // while the owner does not read
+constexpr int kDescriptorsMax = 4;                    // that one packet may bring
 
 Status owner_gone() {
-  return Status::error(ErrorCode::kOwnerGone, "the process that owns these pages has ended, or has "
-                                              "closed the connection");
+  return Status::error(ErrorCode::kOwnerGone,
+                       "the process that owns these pages has ended, or has "
+                       "closed the connection");
 }
 
 }  // namespace
@@ -81,11 +82,17 @@ bool OwnerLink::send_queued() {
     const std::string& bytes = outgoing_.front().packet.empty() ? packet : outgoing_.front().packet;
     int error = 0;
     switch (socket_.send(bytes, {}, -1, &error)) {
-      case Endpoint::Io::kDone: break;
+      case Endpoint::Io::kDone:
+        break;
       case Endpoint::Io::kAgain:
-      case Endpoint::Io::kRefused: return false;
-      case Endpoint::Io::kEnded: end("it has closed the connection"); return true;
-      case Endpoint::Io::kLost: end("the descriptor of the connection was closed"); return true;
+      case Endpoint::Io::kRefused:
+        return false;
+      case Endpoint::Io::kEnded:
+        end("it has closed the connection");
+        return true;
+      case Endpoint::Io::kLost:
+        end("the descriptor of the connection was closed");
+        return true;
     }
     outgoing_.erase(outgoing_.begin(), outgoing_.begin() + static_cast<ptrdiff_t>(count));
   }
@@ -231,8 +238,8 @@ void OwnerLink::read(MutexLock& lock, Time until) {
   enum class Got { kNothing, kPacket, kEnd } got = Got::kNothing;
   const char* why = "it has closed the connection";
   {
-    const auto left = std::chrono::ceil<std::chrono::milliseconds>(
-        until - std::chrono::steady_clock::now());
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
     pollfd waits{socket_.fd(), POLLIN, 0};
     const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
     if (!socket_.intact()) {
@@ -247,8 +254,7 @@ void OwnerLink::read(MutexLock& lock, Time until) {
       message.msg_iovlen = 1;
       message.msg_control = room;
       message.msg_controllen = sizeof room;
-      const ssize_t size =
-          sys().recvmsg(socket_.fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+      const ssize_t size = sys().recvmsg(socket_.fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
       const int error = errno;
       std::vector<int> descriptors;
       if (size >= 0) {
@@ -264,10 +270,9 @@ void OwnerLink::read(MutexLock& lock, Time until) {
         }
       }
       std::string wrong;
-      const auto packet =
-          size > 0 && (message.msg_flags & MSG_TRUNC) == 0
-              ? wire::parse({buffer.data(), static_cast<size_t>(size)}, &wrong)
-              : std::nullopt;
+      const auto packet = size > 0 && (message.msg_flags & MSG_TRUNC) == 0
+                              ? wire::parse({buffer.data(), static_cast<size_t>(size)}, &wrong)
+                              : std::nullopt;
       if (size < 0) {
         const bool ended = error != EAGAIN && error != EINTR && error != ENOMEM && error != ENOBUFS;
         if (ended) got = Got::kEnd;

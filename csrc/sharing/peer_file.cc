@@ -226,20 +226,19 @@ Result<FileRange> PeerFile::allocate(const AllocateRequest& request, const Patie
                static_cast<uint8_t>(request.direction), request.memcg_id);
   const auto outcome = std::make_shared<Result<FileRange>>(not_the_protocol());
   const auto self = shared_from_this();
-  OwnerLink::Exchange exchange{
-      [self, outcome, length = request.length](OwnerLink::Reply& reply) {
-        const auto range = self->pages_in(reply.payload);
-        if (!range || range->length() != length) return;
-        Status status = self->adopt(*range);
-        if (status.ok()) {
-          *outcome = *range;
-        } else {
-          *outcome = std::move(status);
-        }
-      },
-      [self, outcome] {
-        if (outcome->ok()) (void)self->dec_ref(**outcome);
-      }};
+  OwnerLink::Exchange exchange{[self, outcome, length = request.length](OwnerLink::Reply& reply) {
+                                 const auto range = self->pages_in(reply.payload);
+                                 if (!range || range->length() != length) return;
+                                 Status status = self->adopt(*range);
+                                 if (status.ok()) {
+                                   *outcome = *range;
+                                 } else {
+                                   *outcome = std::move(status);
+                                 }
+                               },
+                               [self, outcome] {
+                                 if (outcome->ok()) (void)self->dec_ref(**outcome);
+                               }};
   PGALLOC_RETURN_IF_ERROR(
       link_->request(wire::Op::kAllocate, std::move(payload), std::move(exchange), patience));
   return std::move(*outcome);
@@ -429,8 +428,8 @@ void PeerFile::end_view(FileRange range) {
     MutexLock lock(mu_);
     (void)viewed_.remove(range, &gone);
     for (const FileRange& part : gone) {
-      kept_.set().visit_range(
-          part, [&](FileRange kept, const uint32_t&) { given_back.push_back(kept); });
+      kept_.set().visit_range(part,
+                              [&](FileRange kept, const uint32_t&) { given_back.push_back(kept); });
     }
     for (const FileRange& part : given_back) (void)kept_.remove(part, nullptr);
   }

@@ -23,8 +23,8 @@
 
 #include "base/process_generation.h"
 #include "sharing/channel.h"
-#include "sharing/descriptor.h"
 #include "sharing/departed.h"
+#include "sharing/descriptor.h"
 #include "sharing/poller.h"
 
 namespace pgalloc {

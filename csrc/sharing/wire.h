@@ -45,8 +45,8 @@ enum class Op : uint8_t {
   kPing = 13,     // -> process of the owner
   kServed = 14,   // -> file, whether there is a cache (u8)
   kValue = 15,    // an encoded key -> pages, start and end of the value in them; or nothing
-  kPart = 16,     // the beginning of a payload that is too long for one packet, without an answer; the
-                  // next packet goes on
+  kPart = 16,  // the beginning of a payload that is too long for one packet, without an answer; the
+               // next packet goes on
 };
 
 // The status of an answer: 0, or what went wrong. The text is the payload; kSystem has the errno

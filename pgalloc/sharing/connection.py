@@ -6,7 +6,8 @@ connects, and which connections it has.
 Thread safety: any thread. ``lock`` is held while a lease that has arrived finds its file, so that a
 child that is forked meanwhile knows all that this process holds.
 
-Invariant: a forked child never uses its parent's connection; it gets one of its own before the fork.
+Invariant: a forked child never uses its parent's connection; it gets one of its own before the
+fork.
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ class Connection:
                 sock = _connected(address.path, address.uid, None)
             except (OwnerGoneError, OSError) as error:
                 raise OwnerGoneError(
-                    f"the process that sent these pages has ended, or cannot be reached: no process "
-                    f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). A "
-                    f"process in a network namespace of its own needs a /proc that shows the sender, "
-                    f"and the sender's user"
+                    "the process that sent these pages has ended, or cannot be reached: no process "
+                    f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
+                    "In a network namespace of its own a process needs a /proc that shows the "
+                    "sender, and the sender's user"
                 ) from None
         return cls._greeted(sock, address.secret, address, None)
 

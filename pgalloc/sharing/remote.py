@@ -15,6 +15,7 @@ from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
 from pgalloc.filling import Reader, fill, fill_range
 
+
 class RemoteFile(Protocol):
     """A file whose owner is another process: its pages are counted here for this process alone.
 

@@ -19,8 +19,8 @@ from pgalloc.sharing.tokens import Address, Token
 from pgalloc.sharing.unattached import Unattached, attach
 
 _RELEASED = (
-    "these pages were released before they were sent: send a clone(), which stays until it is on its "
-    "way"
+    "these pages were released before they were sent: send a clone(), which keeps them until it is "
+    "on its way"
 )
 
 

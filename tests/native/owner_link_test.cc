@@ -22,9 +22,7 @@ constexpr size_t kRangeBytes = sizeof(wire::Pages);
 class Ends {
  public:
   Ends() { EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends_.data()), 0); }
-  ~Ends() {
-    ::close(ends_[1]);
-  }
+  ~Ends() { ::close(ends_[1]); }
   Ends(const Ends&) = delete;
   Ends& operator=(const Ends&) = delete;
 

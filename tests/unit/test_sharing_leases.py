@@ -176,7 +176,9 @@ class _Replaced:
 
 
 @pytest.mark.parametrize("by", _replacements())
-@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["epoll", "wake", "waker", "listener"])
+@pytest.mark.parametrize(
+    "which", range(6), ids=["epoll", "wake", "waker", "listener", "second listener", "its path"]
+)
 def test_the_broker_replaces_what_was_closed_from_outside(
     served: _Served, which: int, by: str
 ) -> None:
@@ -185,7 +187,7 @@ def test_the_broker_replaces_what_was_closed_from_outside(
     try:
         before = _core.broker_descriptors()
         replaced = _Replaced(before[which], by)
-        eventually(lambda: len(_core.broker_descriptors()) == 4, "a listener")
+        eventually(lambda: len(_core.broker_descriptors()) == 6, "all of them")
         with RawPeer.greeted(served.path) as peer:
             assert peer.ask(Op.PING) is not None
 

@@ -1,0 +1,306 @@
+"""What peers ask for, and what becomes of it when they do not wait for the answer."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import peers
+import pytest
+from conftest import PAGE
+from peers import Peer
+from waiting import TIMEOUT_S, eventually
+
+import pgalloc
+from pgalloc import Cache, MemoryFile, PeerFile, SharingError, testing
+
+INTERRUPTS = 150
+
+
+class Hit(BaseException):
+    """Raised by a signal handler, wherever the program is."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "socket"
+
+
+@pytest.fixture
+def peer(mf: MemoryFile, path: Path) -> Iterator[PeerFile]:
+    with mf.serve(path), pgalloc.connect(path) as peer:
+        yield peer
+    eventually(lambda: mf.leases() == [])
+
+
+@pytest.fixture
+def raising() -> Iterator[None]:
+    def hit(number: int, frame: FrameType | None) -> None:
+        raise Hit
+
+    before = signal.signal(signal.SIGALRM, hit)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def interrupt(act: Callable[[], Any]) -> int:
+    """Call it again and again, with a signal at a random moment. How often that came in time."""
+    rng = random.Random(1)
+    hits = 0
+    for _ in range(INTERRUPTS):
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 2e-4))
+                act()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except Hit:
+            hits += 1
+    return hits
+
+
+# --- interrupted ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("raising")
+def test_what_an_interrupted_request_brings_is_given_back(mf: MemoryFile, peer: PeerFile) -> None:
+    assert interrupt(lambda: peer.allocate(PAGE)) > 0
+    eventually(lambda: peer.flush(1) and peer.leased == 0)
+    eventually(lambda: mf.leases() == [])
+    assert mf.wait_for_reclaim(TIMEOUT_S)
+    assert mf.segments() == []
+
+
+@pytest.mark.usefixtures("raising")
+def test_clones_and_slices_leak_no_reference(mf: MemoryFile, peer: PeerFile) -> None:
+    for pages in (mf.allocate(2 * PAGE), peer.allocate(2 * PAGE)):
+        interrupt(pages.clone)
+        interrupt(lambda pages=pages: pages.slice(0, PAGE))  # type: ignore[misc]
+        assert pages.file.has_unique_ref(pages.range)
+        pages.release()
+
+
+@pytest.mark.usefixtures("raising")
+def test_an_interrupted_unpin_loses_nothing_unseen(mf: MemoryFile, peer: PeerFile) -> None:
+    """Whatever pinned says, contents that were discarded are known as such."""
+    rng = random.Random(2)
+    for _ in range(INTERRUPTS):
+        pages = peer.allocate(PAGE)
+        pages.view()[:4] = b"kept"
+        for act in (pages.unpin, pages.pin, pages.unpin):
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 2e-4))
+                    act()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except Hit:
+                pass
+        assert peer.flush(TIMEOUT_S)
+        pinned = pages.pinned
+        with testing.ManualPressure() as pressure:
+            pressure.demand(1 << 30)
+        intact = pages.pin()
+        assert intact or not pinned
+        assert bytes(pages.view()[:4]) == (b"kept" if intact else bytes(4))
+        pages.release()
+
+
+@pytest.mark.usefixtures("raising")
+def test_serving_leaves_nothing_behind(mf: MemoryFile, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    names = iter(range(10**9))
+
+    def serve() -> None:
+        mf.serve(tmp_path / f"socket{next(names)}").close()
+
+    assert interrupt(serve) > 0
+    eventually(lambda: os.listdir(tmp_path) == [])
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_a_handler_may_ask_while_a_request_waits(peer: PeerFile) -> None:
+    errors: list[Exception] = []
+
+    def act(*_: Any) -> None:
+        try:
+            pages = peer.allocate(PAGE)
+            other = pages.clone()
+            pages.unpin()
+            other.release()
+            pages.pin()
+            pages.release()
+        except Exception as error:
+            errors.append(error)
+
+    before = signal.signal(signal.SIGALRM, act)
+    rng = random.Random(3)
+    try:
+        for _ in range(INTERRUPTS):
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 2e-4))
+            act()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert errors == []
+    assert peer.flush(TIMEOUT_S)
+    assert peer.leased == 0
+
+
+# --- not answered --------------------------------------------------------------------------------
+
+
+def test_a_peer_is_answered_while_its_owner_keeps_the_gil(mf: MemoryFile) -> None:
+    with Peer() as peer:
+        peer.do(peers.keep, "a", mf.allocate(PAGE))
+        code = f"""
+import time
+answered, end = 0, time.monotonic() + 0.5
+while time.monotonic() < end:
+    kept["a"].file.allocate({PAGE}).release()
+    answered += 1
+result = answered
+"""
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(peer.do(peers.run, code)))
+        asking.start()
+        ctypes.PyDLL(None).usleep(1_000_000)  # with the GIL
+        asking.join()
+        assert answers[0] > 0
+
+
+def test_a_request_that_takes_too_long_fails_alone(path: Path) -> None:
+    """What it would have brought is given back when the answer comes."""
+    with Peer() as owner:
+        pid = owner.do(
+            peers.run,
+            "import os, pgalloc\n"
+            "kept['mf'] = pgalloc.MemoryFile()\n"
+            f"kept['server'] = kept['mf'].serve({os.fspath(path)!r})\n"
+            "result = os.getpid()",
+        )
+        with pgalloc.connect(path, timeout=0.2) as peer:
+            kept = peer.allocate(PAGE)
+            view = kept.view()
+            view[:4] = b"kept"
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(SharingError, match="not answered in time"):
+                    peer.allocate(PAGE)
+                assert bytes(view[:4]) == b"kept"
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            eventually(lambda: peer.flush(TIMEOUT_S) and peer.leased == PAGE)
+            held = "result = sum(lease.nbytes for lease in kept['mf'].leases())"
+            eventually(lambda: owner.do(peers.run, held) == PAGE)
+            peer.allocate(PAGE).release()
+            view.release()
+
+
+# --- views ---------------------------------------------------------------------------------------
+
+
+def test_views_keep_their_pages_after_close(mf: MemoryFile, path: Path) -> None:
+    with Cache("1M") as cache, mf.serve(path), cache.serve(f"{path}.cache"):
+        cache["k"] = b"v" * 5000
+        with Peer() as peer:
+            peer.do(
+                peers.run,
+                f"""
+import pgalloc
+with pgalloc.connect({os.fspath(path)!r}) as file:
+    kept["view"] = file.allocate({PAGE}).view()
+    kept["view"][:4] = b"mine"
+with pgalloc.Cache.connect({os.fspath(path) + ".cache"!r}) as reader:
+    kept["value"] = reader["k"]
+""",
+            )
+            for n in range(3):
+                cache["k" if n == 0 else f"k{n}"] = b"z" * 5000
+            others = [mf.allocate(PAGE) for _ in range(3)]
+            for pages in others:
+                pages.view()[:4] = b"next"
+            seen = "result = bytes(kept['view'][:4]), bytes(kept['value'][:4])"
+            assert peer.do(peers.run, seen) == (b"mine", b"vvvv")
+            peer.do(peers.run, "kept['view'][:4] = b'mine'; kept.clear()")
+            eventually(lambda: mf.leases() == [])
+            assert [bytes(pages.view()[:4]) for pages in others] == [b"next"] * 3
+
+
+# --- what a peer cannot do -----------------------------------------------------------------------
+
+
+def test_the_memory_cannot_be_shrunk(mf: MemoryFile, peer: PeerFile) -> None:
+    pages = mf.allocate(PAGE)
+    pages.view()[:2] = b"hi"
+    for fd in (mf.fileno(), peer.fileno()):
+        with pytest.raises(PermissionError):
+            os.ftruncate(fd, 0)
+        with pytest.raises(PermissionError):
+            MemoryFile(os.dup(fd))
+    assert os.fstat(mf.fileno()).st_mode & 0o777 == 0o600
+    assert bytes(pages.view()[:2]) == b"hi"
+
+
+def test_limits_of_a_peer(mf: MemoryFile, path: Path) -> None:
+    limits = pgalloc.Limits(nbytes=4 * PAGE, unpinned=2)
+    with mf.serve(path, limits=limits), pgalloc.connect(path) as peer:
+        held = [peer.allocate(PAGE) for _ in range(4)]
+        with pytest.raises(pgalloc.OutOfMemoryError, match="4"):
+            peer.allocate(PAGE)
+        held.pop().release()
+        assert peer.flush(TIMEOUT_S)
+        for pages in held[:2]:
+            pages.unpin()
+        with pytest.raises(SharingError, match="2 ranges"):
+            held[2].unpin()
+        assert held[2].pinned
+        held[0].pin()
+        held[2].unpin()
+        del held, pages
+
+
+# --- caches --------------------------------------------------------------------------------------
+
+
+def test_a_reader_takes_the_keys_that_a_cache_takes(path: Path) -> None:
+    with Cache("1M") as cache, cache.serve(path), Cache.connect(path) as reader:
+        for key in ("k", "L" * 70_000, ("t", 1, b"x" * 200_000)):
+            cache[key] = b"value"
+            assert bytes(reader[key]) == b"value"
+            assert key in reader
+        assert "other" not in reader
+        with pytest.raises(TypeError):
+            iter(reader)
+        with pytest.raises(TypeError):
+            len(reader)
+
+
+def test_a_lookup_that_waits_for_the_gil_keeps_no_other_request_waiting(
+    mf: MemoryFile, path: Path
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def look_up(key: bytes) -> None:
+        entered.set()
+        assert go_on.wait(TIMEOUT_S)
+
+    with (
+        pgalloc.Server(mf, path, readonly=False, lookup=look_up),
+        pgalloc.connect(path) as peer,
+    ):
+        asking = threading.Thread(target=lambda: peer._remote_value(b"key"))
+        asking.start()
+        assert entered.wait(TIMEOUT_S)
+        for _ in range(10):
+            peer.allocate(PAGE).release()
+        go_on.set()
+        asking.join()
