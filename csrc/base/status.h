@@ -31,6 +31,7 @@ enum class ErrorCode {
   kSharing,          // a peer, or the owner of shared pages, refuses
   kPermission,       // shared for reading only
   kNoMemory,         // memory for the request itself
+  kTimedOut,         // no answer in time: it may come later
   kInterrupted,      // the caller did not want to wait any longer
   kSystem,           // a system call failed: `error_number` and `call` are set
 };

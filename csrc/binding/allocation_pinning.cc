@@ -50,7 +50,7 @@ bool unpin_remote(AllocationObject* self) try {
     return true;
   }
   const ErrorCode code = unpinned.status().code();
-  if (code != ErrorCode::kInterrupted && code != ErrorCode::kSharing) self->unpinned = false;
+  if (code != ErrorCode::kInterrupted && code != ErrorCode::kTimedOut) self->unpinned = false;
   return set_error(unpinned.status()), false;
 } catch (const std::bad_alloc&) {
   PyErr_NoMemory();

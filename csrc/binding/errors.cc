@@ -50,6 +50,7 @@ bool load_error_types() {
 
 PyObject* error_type(ErrorCode code) {
   if (code == ErrorCode::kSystem) return PyExc_OSError;
+  if (code == ErrorCode::kTimedOut) code = ErrorCode::kSharing;
   if (code == ErrorCode::kPermission) return PyExc_PermissionError;
   if (code == ErrorCode::kNoMemory) return PyExc_MemoryError;
   return types[static_cast<size_t>(code)];

@@ -166,7 +166,7 @@ Status OwnerLink::request(Op op, std::string payload, Exchange exchange, const P
     const Time now = std::chrono::steady_clock::now();
     if (now >= patience.deadline) {
       return give_up(lock, pending,
-                     Status::error(ErrorCode::kSharing,
+                     Status::error(ErrorCode::kTimedOut,
                                    "the process that owns these pages has not answered in time"));
     }
     Time until = std::min(patience.deadline, now + kSlice);

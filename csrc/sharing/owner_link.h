@@ -64,7 +64,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   OwnerLink(const OwnerLink&) = delete;
   OwnerLink& operator=(const OwnerLink&) = delete;
 
-  // Asks, and waits for the answer. What the owner answers if it refuses; kOwnerGone; kSharing if the
+  // Asks, and waits for the answer. What the owner answers if it refuses; kOwnerGone; kTimedOut if the
   // deadline passed, and kInterrupted if keep_waiting() said so: then the request goes on without its
   // asker, and what it brings is given back.
   Status request(wire::Op op, std::string payload, Exchange exchange, const Patience& patience);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -33,8 +34,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "socket"
 
 
-@pytest.fixture
-def peer(mf: MemoryFile, path: Path) -> Iterator[PeerFile]:
+@contextlib.contextmanager
+def connected(mf: MemoryFile, path: Path) -> Iterator[PeerFile]:
+    """A peer in this process. No fixture: pytest would keep it too long."""
     with mf.serve(path), pgalloc.connect(path) as peer:
         yield peer
     eventually(lambda: mf.leases() == [])
@@ -71,47 +73,50 @@ def interrupt(act: Callable[[], Any]) -> int:
 
 
 @pytest.mark.usefixtures("raising")
-def test_what_an_interrupted_request_brings_is_given_back(mf: MemoryFile, peer: PeerFile) -> None:
-    assert interrupt(lambda: peer.allocate(PAGE)) > 0
-    eventually(lambda: peer.flush(1) and peer.leased == 0)
-    eventually(lambda: mf.leases() == [])
-    assert mf.wait_for_reclaim(TIMEOUT_S)
-    assert mf.segments() == []
+def test_what_an_interrupted_request_brings_is_given_back(mf: MemoryFile, path: Path) -> None:
+    with connected(mf, path) as peer:
+        assert interrupt(lambda: peer.allocate(PAGE)) > 0
+        eventually(lambda: peer.flush(1) and peer.leased == 0)
+        eventually(lambda: mf.leases() == [])
+        assert mf.wait_for_reclaim(TIMEOUT_S)
+        assert mf.segments() == []
 
 
 @pytest.mark.usefixtures("raising")
-def test_clones_and_slices_leak_no_reference(mf: MemoryFile, peer: PeerFile) -> None:
-    for pages in (mf.allocate(2 * PAGE), peer.allocate(2 * PAGE)):
-        interrupt(pages.clone)
-        interrupt(lambda pages=pages: pages.slice(0, PAGE))  # type: ignore[misc]
-        assert pages.file.has_unique_ref(pages.range)
-        pages.release()
+def test_clones_and_slices_leak_no_reference(mf: MemoryFile, path: Path) -> None:
+    with connected(mf, path) as peer:
+        for pages in (mf.allocate(2 * PAGE), peer.allocate(2 * PAGE)):
+            interrupt(pages.clone)
+            interrupt(lambda pages=pages: pages.slice(0, PAGE))  # type: ignore[misc]
+            assert pages.file.has_unique_ref(pages.range)
+            pages.release()
 
 
 @pytest.mark.usefixtures("raising")
-def test_an_interrupted_unpin_loses_nothing_unseen(mf: MemoryFile, peer: PeerFile) -> None:
+def test_an_interrupted_unpin_loses_nothing_unseen(mf: MemoryFile, path: Path) -> None:
     """Whatever pinned says, contents that were discarded are known as such."""
-    rng = random.Random(2)
-    for _ in range(INTERRUPTS):
-        pages = peer.allocate(PAGE)
-        pages.view()[:4] = b"kept"
-        for act in (pages.unpin, pages.pin, pages.unpin):
-            try:
+    with connected(mf, path) as peer:
+        rng = random.Random(2)
+        for _ in range(INTERRUPTS):
+            pages = peer.allocate(PAGE)
+            pages.view()[:4] = b"kept"
+            for act in (pages.unpin, pages.pin, pages.unpin):
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 2e-4))
-                    act()
-                finally:
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-            except Hit:
-                pass
-        assert peer.flush(TIMEOUT_S)
-        pinned = pages.pinned
-        with testing.ManualPressure() as pressure:
-            pressure.demand(1 << 30)
-        intact = pages.pin()
-        assert intact or not pinned
-        assert bytes(pages.view()[:4]) == (b"kept" if intact else bytes(4))
-        pages.release()
+                    try:
+                        signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 2e-4))
+                        act()
+                    finally:
+                        signal.setitimer(signal.ITIMER_REAL, 0)
+                except Hit:
+                    pass
+            assert peer.flush(TIMEOUT_S)
+            pinned = pages.pinned
+            with testing.ManualPressure() as pressure:
+                pressure.demand(1 << 30)
+            intact = pages.pin()
+            assert intact or not pinned
+            assert bytes(pages.view()[:4]) == (b"kept" if intact else bytes(4))
+            pages.release()
 
 
 @pytest.mark.usefixtures("raising")
@@ -127,32 +132,33 @@ def test_serving_leaves_nothing_behind(mf: MemoryFile, tmp_path: Path) -> None:
     eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
-def test_a_handler_may_ask_while_a_request_waits(peer: PeerFile) -> None:
-    errors: list[Exception] = []
+def test_a_handler_may_ask_while_a_request_waits(mf: MemoryFile, path: Path) -> None:
+    with connected(mf, path) as peer:
+        errors: list[Exception] = []
 
-    def act(*_: Any) -> None:
+        def act(*_: Any) -> None:
+            try:
+                pages = peer.allocate(PAGE)
+                other = pages.clone()
+                pages.unpin()
+                other.release()
+                pages.pin()
+                pages.release()
+            except Exception as error:
+                errors.append(error)
+
+        before = signal.signal(signal.SIGALRM, act)
+        rng = random.Random(3)
         try:
-            pages = peer.allocate(PAGE)
-            other = pages.clone()
-            pages.unpin()
-            other.release()
-            pages.pin()
-            pages.release()
-        except Exception as error:
-            errors.append(error)
-
-    before = signal.signal(signal.SIGALRM, act)
-    rng = random.Random(3)
-    try:
-        for _ in range(INTERRUPTS):
-            signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 2e-4))
-            act()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert errors == []
-    assert peer.flush(TIMEOUT_S)
-    assert peer.leased == 0
+            for _ in range(INTERRUPTS):
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(5e-6, 2e-4))
+                act()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert errors == []
+        assert peer.flush(TIMEOUT_S)
+        assert peer.leased == 0
 
 
 # --- not answered --------------------------------------------------------------------------------
@@ -192,6 +198,7 @@ def test_a_request_that_takes_too_long_fails_alone(path: Path) -> None:
             view = kept.view()
             view[:4] = b"kept"
             os.kill(pid, signal.SIGSTOP)
+            eventually(lambda: ") T " in Path(f"/proc/{pid}/stat").read_text(), "its stop")
             try:
                 with pytest.raises(SharingError, match="not answered in time"):
                     peer.allocate(PAGE)
@@ -238,16 +245,19 @@ with pgalloc.Cache.connect({os.fspath(path) + ".cache"!r}) as reader:
 # --- what a peer cannot do -----------------------------------------------------------------------
 
 
-def test_the_memory_cannot_be_shrunk(mf: MemoryFile, peer: PeerFile) -> None:
-    pages = mf.allocate(PAGE)
-    pages.view()[:2] = b"hi"
-    for fd in (mf.fileno(), peer.fileno()):
-        with pytest.raises(PermissionError):
-            os.ftruncate(fd, 0)
-        with pytest.raises(PermissionError):
-            MemoryFile(os.dup(fd))
-    assert os.fstat(mf.fileno()).st_mode & 0o777 == 0o600
-    assert bytes(pages.view()[:2]) == b"hi"
+def test_the_memory_cannot_be_shrunk(mf: MemoryFile, path: Path) -> None:
+    with connected(mf, path) as peer:
+        pages = mf.allocate(PAGE)
+        pages.view()[:2] = b"hi"
+        for fd in (mf.fileno(), peer.fileno()):
+            with pytest.raises(PermissionError):
+                os.ftruncate(fd, 0)
+            own = os.dup(fd)
+            with pytest.raises(PermissionError):
+                MemoryFile(own)
+            os.close(own)
+        assert os.fstat(mf.fileno()).st_mode & 0o777 == 0o600
+        assert bytes(pages.view()[:2]) == b"hi"
 
 
 def test_limits_of_a_peer(mf: MemoryFile, path: Path) -> None:
