@@ -86,6 +86,12 @@ class PeerFile(_core.PeerFile):
 
         return new_array(self, shape, dtype, options)
 
+    def array_like(self, data: Any, *, dtype: Any = None, **options: Any) -> Any:
+        """As :meth:`MemoryFile.array_like`."""
+        from pgalloc.sharing.arrays import copy_of
+
+        return copy_of(self, data, dtype, options)
+
     def inc_ref(self, range: _core.FileRange) -> None:
         """One reference more, of this process, on pages that it holds."""
         self._check_usable()
