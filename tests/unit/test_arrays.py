@@ -526,3 +526,12 @@ def test_a_peer_copies_into_the_owners_pages(mf: MemoryFile, spawned: Peer) -> N
     assert same(copy, np.arange(5, dtype="i2"))
     assert copy.allocation.file is mf
     spawned.do(peers.drop, "a", "copy")
+
+
+def test_the_base_of_an_array_is_its_allocation(mf: MemoryFile) -> None:
+    array = mf.array((4, 4))
+    for each in (array, array[1:], array.T, array[1:].reshape(-1)[2:]):
+        assert each.base is array.allocation
+    assert SharedArray((3,)).base is None
+    own = np.zeros(3)
+    assert own.view(SharedArray).base is own
