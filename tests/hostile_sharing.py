@@ -327,6 +327,8 @@ def _cases_of_peers() -> Iterator[Case]:
     yield Case(name, "access", access, lambda value: value == "rw")
     yield Case("PeerFile.array", "shape", on_peer(lambda s, v: s.peer.array(v) is None), shape)
     yield Case("PeerFile.array", "dtype", on_peer(lambda s, v: s.peer.array(3, v) is None), dtype)
+    name = "PeerFile.array_like"
+    yield Case(name, "data", on_peer(lambda s, v: s.peer.array_like(v) is None), array_data)
     memcg = either(none, U32)
     yield Case("PeerFile.usage", "memcg_id", on_peer(lambda s, v: s.peer.usage(v)), memcg)
     yield Case("PeerFile.flush", "timeout", on_peer(lambda s, v: s.peer.flush(v)), SECONDS)

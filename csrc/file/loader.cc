@@ -1,4 +1,5 @@
 #include "file/loader.h"
+#include "os/thread.h"
 
 #include <new>
 #include <string>
@@ -282,6 +283,7 @@ void Loader::start_threads() {
   stops_ = false;  // for threads from outside, too
   if (!testing::loaders_allowed) return;
   try {
+    const os::WithoutSignals quiet;
     for (unsigned i = 0; i < thread_count_; ++i) threads_.emplace_back([this] { run(); });
   } catch (const std::system_error&) {
     thread_count_ = static_cast<unsigned>(threads_.size());  // they do it all

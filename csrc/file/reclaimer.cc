@@ -27,6 +27,7 @@ Status Reclaimer::start() {
   if (state_.closed()) return {};
   stops_ = false;
   try {
+    const os::WithoutSignals quiet;
     thread_ = std::make_unique<std::thread>([this] { run(); });
   } catch (const std::system_error& error) {
     return Status::system_error(error.code().value(), "pthread_create");

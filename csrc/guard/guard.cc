@@ -312,6 +312,7 @@ void Guard::start_if_wanted() {
   if (!wake_) return;  // the next unpin tries again
   stops_ = false;
   try {
+    const os::WithoutSignals quiet;
     thread_ = std::thread([this] { run(); });
   } catch (const std::system_error&) {
     wake_ = {};  // nor a thread; callers that commit memory still make room for it

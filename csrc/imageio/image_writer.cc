@@ -11,6 +11,7 @@
 #include "base/crc32c.h"
 #include "image/encode.h"
 #include "os/syscalls.h"
+#include "os/thread.h"
 
 namespace pgalloc {
 
@@ -50,6 +51,7 @@ ImageWriter::~ImageWriter() {
 }
 
 Status ImageWriter::start(unsigned threads) {
+  const os::WithoutSignals quiet;
   for (unsigned i = 0; i < threads; ++i) {
     try {
       threads_.emplace_back([this] { work(); });

@@ -11,6 +11,18 @@
 
 namespace pgalloc::os {
 
+WithoutSignals::WithoutSignals() {
+  sigset_t blocked;
+  ::sigfillset(&blocked);
+  // A thread's own faults, which are reported where they happen.
+  for (const int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS}) {
+    ::sigdelset(&blocked, fault);
+  }
+  ::pthread_sigmask(SIG_SETMASK, &blocked, &before_);
+}
+
+WithoutSignals::~WithoutSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
 pid_t thread_id() { return static_cast<pid_t>(::syscall(SYS_gettid)); }
 
 void wait_until_gone(pid_t thread_id) {

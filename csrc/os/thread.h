@@ -6,11 +6,26 @@
 // than one, so code that stops threads for a fork has to wait for that moment too.
 #pragma once
 
+#include <signal.h>
 #include <sys/types.h>
 
 namespace pgalloc::os {
 
 pid_t thread_id();
+
+// While it lives, this thread takes no signals that come from outside; nor do threads that it starts
+// then, for good. Programs (Python above all) want theirs in threads of their own.
+class WithoutSignals {
+ public:
+  WithoutSignals();
+  ~WithoutSignals();
+  WithoutSignals(const WithoutSignals&) = delete;
+  WithoutSignals& operator=(const WithoutSignals&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
 // Returns when no thread of this process has the id any more, or after a second.
 void wait_until_gone(pid_t thread_id);
 

@@ -118,6 +118,7 @@ Status Broker::start() {
 Status Broker::start_thread() {
   if (thread_ != nullptr || parked_ > 0 || ending_) return {};
   try {
+    const os::WithoutSignals quiet;
     thread_ = std::make_unique<std::thread>([this] { run(); });
   } catch (const std::system_error& error) {
     thread_ = nullptr;

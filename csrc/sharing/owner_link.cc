@@ -391,6 +391,7 @@ bool OwnerLink::has_hung_up() {
 void OwnerLink::start_thread() {
   if (parked_ || broken()) return;
   try {
+    const os::WithoutSignals quiet;
     thread_ = std::make_unique<std::thread>([this] { run(); });
   } catch (const std::system_error&) {
     thread_ = nullptr;

@@ -84,6 +84,12 @@ class PeerFile(_core.PeerFile):
 
         return new_array(self, shape, dtype, options)
 
+    def array_like(self, data: Any, *, dtype: Any = None, **options: Any) -> Any:
+        """As :meth:`MemoryFile.array_like`."""
+        from pgalloc.sharing.arrays import copy_of
+
+        return copy_of(self, data, dtype, options)
+
     def decommit(self, range: _core.FileRange) -> None:
         """As :meth:`MemoryFile.decommit`, of pages that this process holds."""
         self._check_usable()

@@ -513,3 +513,25 @@ def test_a_library_that_is_not_there_is_not_found() -> None:
             load("no_such_library_at_all")
     finally:
         del imports._finder.actions["no_such_library_at_all"]
+
+
+def test_a_peer_copies_into_the_owners_pages(mf: MemoryFile, spawned: Peer) -> None:
+    spawned.do(peers.keep, "a", mf.allocate(PAGE))
+    spawned.do(
+        peers.run,
+        "import numpy as np; kept['copy'] = kept['a'].file.array_like(np.arange(5), dtype='i2')",
+    )
+    copy = spawned.do(peers.send_back, "copy")
+    assert type(copy) is SharedArray
+    assert same(copy, np.arange(5, dtype="i2"))
+    assert copy.allocation.file is mf
+    spawned.do(peers.drop, "a", "copy")
+
+
+def test_the_base_of_an_array_is_its_allocation(mf: MemoryFile) -> None:
+    array = mf.array((4, 4))
+    for each in (array, array[1:], array.T, array[1:].reshape(-1)[2:]):
+        assert each.base is array.allocation
+    assert SharedArray((3,)).base is None
+    own = np.zeros(3)
+    assert own.view(SharedArray).base is own

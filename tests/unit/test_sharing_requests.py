@@ -314,3 +314,21 @@ def test_a_lookup_that_waits_for_the_gil_keeps_no_other_request_waiting(
             peer.allocate(PAGE).release()
         go_on.set()
         asking.join()
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+def test_core_threads_take_no_signals(mf: MemoryFile, path: Path) -> None:
+    """Python wants them in its own threads: one that comes elsewhere interrupts no wait."""
+    with connected(mf, path) as peer:
+        peer.allocate(PAGE).release()  # starts the link's thread
+        assert peer.flush(TIMEOUT_S)
+        python = {thread.native_id for thread in threading.enumerate()}
+        others = {int(task) for task in os.listdir("/proc/self/task")} - python
+        quiet = 0
+        for task in others:
+            status = Path(f"/proc/self/task/{task}/status").read_text()
+            blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+            quiet += bool(blocked & 1 << (signal.SIGALRM - 1))
+        assert quiet >= 3  # the reclaimer, the broker and the link, at least

@@ -52,6 +52,13 @@ class SharedArray(np.ndarray):
         """
         return pages_of(self)
 
+    @property
+    def base(self) -> Any:
+        """The object that the memory belongs to: the Allocation, if it is in pages."""
+        owner = super().base
+        pages = pages_of(owner)
+        return owner if pages is None else pages
+
     # --- what is computed is numpy's own, as with numpy.memmap ------------------------------------
 
     def __array_wrap__(self, array: Any, context: Any = None, *return_scalar: bool) -> Any:
