@@ -12,7 +12,7 @@ void bind_memory_file(pybind11::module_& module);
 void bind_ledger(pybind11::module_& module);
 void bind_testing(pybind11::module_& module);
 void bind_fork(pybind11::module_& module);
-void bind_sharing(pybind11::module_& module);   // after bind_memory_file
+void bind_sharing(pybind11::module_& module);  // after bind_memory_file
 void bind_broker(pybind11::module_& module);
 void bind_discards(pybind11::module_& module);  // after bind_memory_file
 void bind_guard(pybind11::module_& module);
