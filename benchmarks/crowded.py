@@ -1,8 +1,8 @@
 """``python -m benchmarks.crowded``: how long one peer waits for the owner while another has much.
 
 A request and its answer, allocate and release, and 1 MiB handed over, each alone, beside a peer
-that has 10,000 ranges unpinned and 50,000 offers on their way, and while that one dies. Each beside
-a packet over a bare pair of sockets to a thread and back, in the same run. Percentiles, in
+that has 10,000 ranges unpinned and 50,000 offers on their way, and while that one dies. Each
+beside a packet over a bare pair of sockets to a thread and back, in the same run. Percentiles, in
 microseconds.
 """
 

@@ -9,9 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "build/native_tests"
-UNITS = sorted(
-    path.name.removesuffix("_test.cc") for path in (ROOT / "tests/native").glob("*_test.cc")
-)
+SOURCES = (ROOT / "tests/native").glob("*_test.cc")
+UNITS = sorted(path.name.removesuffix("_test.cc") for path in SOURCES)
 
 
 @pytest.fixture(scope="module")
