@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import operator
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from hostile_zoo import (
     none,
     nothing,
 )
+from waiting import eventually
 
 import pgalloc
 from pgalloc import (
@@ -154,6 +156,16 @@ def wait_for_channels(count: int) -> None:
         time.sleep(0.0002)  # time: it polls
 
 
+@contextmanager
+def threads_end() -> Iterator[None]:
+    """Those that look up values of a served cache end a moment after it."""
+    before = len(os.listdir("/proc/self/task"))
+    try:
+        yield
+    finally:
+        eventually(lambda: len(os.listdir("/proc/self/task")) <= before, "the end of threads")
+
+
 def on_peer(use: Callable[[Scene, Any], Any]) -> Callable[[Hands, Any], Any]:
     """A refusal must leave owner and peer as they were."""
 
@@ -196,7 +208,7 @@ def on_path(connect: Callable[[Any], Any], *, with_cache: bool) -> Callable[[Han
 
     def call(h: Hands, value: Any) -> None:
         channels = _core.broker_figures()["channels"]
-        with Cache() if with_cache else MemoryFile(capacity=CHUNK) as served:
+        with threads_end(), Cache() if with_cache else MemoryFile(capacity=CHUNK) as served:
             try:
                 with served.serve("4096"), served.serve("a"):
                     connect(value).close()
@@ -209,7 +221,7 @@ def on_path(connect: Callable[[Any], Any], *, with_cache: bool) -> Callable[[Han
 def on_reader(use: Callable[[CacheReader, Any], Any]) -> Callable[[Hands, Any], Any]:
     def call(h: Hands, value: Any) -> None:
         channels = _core.broker_figures()["channels"]
-        with Cache() as cache:
+        with threads_end(), Cache() as cache:
             cache["kept"] = b"v" * 100
             try:
                 with cache.serve(SOCKET), Cache.connect(SOCKET) as reader:
@@ -226,7 +238,7 @@ def on_reader(use: Callable[[CacheReader, Any], Any]) -> Callable[[Hands, Any], 
 
 
 def serve_cache(h: Hands, value: Any) -> None:
-    with Cache() as cache, cache.serve(value):
+    with threads_end(), Cache() as cache, cache.serve(value):
         pass
 
 

@@ -82,9 +82,10 @@ void Poller::unwatch(const Endpoint& socket, Registration* known) {
   if (sys().epoll_ctl(epoll_, EPOLL_CTL_DEL, socket.fd(), &event) == 0) *known = {};
 }
 
-void Poller::wake() const {
+// What cannot be sent is said by hanging up, which takes nothing; there is a new pair then.
+void Poller::wake() {
   int error = 0;
-  (void)waker_.send("!", {}, -1, &error);  // if it is full, the thread wakes up anyway
+  if (waker_.send("!", {}, -1, &error) != Endpoint::Io::kDone) waker_.close();
 }
 
 void Poller::take_wakes() const {

@@ -44,7 +44,7 @@ class Poller {
   void unwatch(const Endpoint& socket, Registration* known);
 
   // Wakes the thread up; its event has number 0, and is to be taken.
-  void wake() const;
+  void wake();
   void take_wakes() const;
 
   // For tests: what could be closed from outside.

@@ -61,6 +61,7 @@ TEST(a_fork_waits_until_another_thread_has_started_the_broker) {
     std::thread starts([] { EXPECT(Broker::instance().address().ok()); });
     while (!reached) std::this_thread::yield();
     std::thread lets_go([] {
+      // time: the load: the fork has begun by then, or the test shows nothing
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
       goes_on = true;
     });
