@@ -219,9 +219,9 @@ def on_path(connect: Callable[[Any], Any], *, with_cache: bool) -> Callable[[Han
 
 
 def on_reader(use: Callable[[CacheReader, Any], Any]) -> Callable[[Hands, Any], Any]:
-    def call(h: Hands, value: Any) -> None:
+    def read(value: Any) -> None:
         channels = _core.broker_figures()["channels"]
-        with threads_end(), Cache() as cache:
+        with Cache() as cache:
             cache["kept"] = b"v" * 100
             try:
                 with cache.serve(SOCKET), Cache.connect(SOCKET) as reader:
@@ -234,7 +234,19 @@ def on_reader(use: Callable[[CacheReader, Any], Any]) -> Callable[[Hands, Any], 
                 wait_for_channels(channels)
                 testing.verify_cache(cache)
 
-    return call
+    # The reader has a thread, too, which ends with the last reference to it.
+    return lambda h, value: _with_threads_gone(read, value)
+
+
+def _with_threads_gone(call: Callable[[Any], None], value: Any) -> None:
+    refusal: BaseException | None = None
+    with threads_end():
+        try:
+            call(value)
+        except BaseException as error:
+            refusal = error.with_traceback(None)
+    if refusal is not None:
+        raise refusal
 
 
 def serve_cache(h: Hands, value: Any) -> None:
