@@ -19,6 +19,7 @@ from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op
 from pgalloc.sharing.session import Lookup, Scope
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
 _NO_SECRET = bytes(protocol.NONCE_BYTES)
 
 
-class Server:
+class Server(Uncopyable):
     """Lets other processes of the same user in, until :meth:`close` or the end of the program.
 
     Get one from :meth:`MemoryFile.serve`. Peers that are connected stay connected.
     """
+
+    _instead_of_copying = "serve() at another path"
+    _instead_of_pickling = "give its path to the other process, which can connect()"
 
     def __init__(
         self, file: MemoryFile, path: Any, *, readonly: bool, lookup: Lookup | None = None
