@@ -27,14 +27,6 @@ class Uncopyable:
         raise TypeError(f"{_named(self)} cannot be pickled: {self._instead_of_pickling}")
 
 
-def refuse_copies(kind: Any, *, instead_of_copying: str, instead_of_pickling: str) -> None:
-    """The same for a class that has not Uncopyable as its base."""
-    kind._instead_of_copying = instead_of_copying
-    kind._instead_of_pickling = instead_of_pickling
-    for name in ("__copy__", "__deepcopy__", "__reduce_ex__"):
-        setattr(kind, name, vars(Uncopyable)[name])
-
-
 def _named(thing: object) -> str:
     name = type(thing).__name__
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

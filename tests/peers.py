@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -79,6 +79,14 @@ class Peer:
     def __exit__(self, *error: object) -> None:
         if self.process.is_alive():
             self.close()
+
+
+def first() -> Iterator[Peer]:
+    """For a fixture: a peer, once all is there that starts when something is first shared."""
+    with pgalloc.MemoryFile() as keeper, Peer("forkserver"), Peer() as peer:
+        peer.do(keep, "for ever", keeper.allocate(PAGE_SIZE))
+        pgalloc.share(None).release()
+        yield peer
 
 
 # --- what peers do -------------------------------------------------------------------------------

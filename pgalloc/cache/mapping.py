@@ -22,6 +22,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from pgalloc import _core, fork
+from pgalloc.allocation import whole_pages
 from pgalloc.cache.changes import Changes
 from pgalloc.cache.entry import Entry
 from pgalloc.cache.integrity import broken_invariant
@@ -253,7 +254,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self, key: Key, view: memoryview, expires: float | None, tag: Key | None, keep: bool = False
     ) -> None:
         length = view.nbytes
-        pages = max(-(-length // _core.PAGE_SIZE), 1) * _core.PAGE_SIZE
+        pages = whole_pages(length)
         if self.maxsize is not None and pages > self.maxsize:
             raise TooLargeError("value too large")
         data: Any = view if view.c_contiguous else view.tobytes()

@@ -19,17 +19,5 @@ from pgalloc.sharing.leases import Lease
 from pgalloc.sharing.limits import Limits
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.serving import Server, connect
-from pgalloc.uncopyable import refuse_copies
-
-refuse_copies(
-    PeerFile,
-    instead_of_copying="its Allocations have clone(); connect() makes another one",
-    instead_of_pickling="send an Allocation by multiprocessing, or connect() there",
-)
-refuse_copies(
-    Server,
-    instead_of_copying="serve() at another path",
-    instead_of_pickling="give its path to the other process, which can connect()",
-)
 
 __all__ = ["Lease", "Limits", "PeerFile", "Server", "connect", "fork_leases", "transport"]

@@ -14,12 +14,13 @@ from pgalloc.filling import Reader
 from pgalloc.sharing import protocol, remote
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.protocol import Op
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-class PeerFile(_core.PeerFile):
+class PeerFile(_core.PeerFile, Uncopyable):
     """Another process's MemoryFile. What was received from there has it as its ``file``.
 
     Pages that this process holds stay the owner's: it counts them, and takes them back when this
@@ -30,6 +31,9 @@ class PeerFile(_core.PeerFile):
     Get one from :func:`pgalloc.connect`, or as ``allocation.file``. All methods may be called from
     any thread.
     """
+
+    _instead_of_copying = "its Allocations have clone(); connect() makes another one"
+    _instead_of_pickling = "send an Allocation by multiprocessing, or connect() there"
 
     def __init__(self, connection: Connection, name: int, *, owns_connection: bool = False) -> None:
         if not isinstance(connection, Connection):
@@ -155,9 +159,6 @@ class PeerFile(_core.PeerFile):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a PeerFile cannot be pickled: send an Allocation, or connect() there")
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"leased={self.leased}"

@@ -16,6 +16,7 @@ from pgalloc.sharing.limits import Limits, checked_limits
 from pgalloc.sharing.lookups import Lookup, LookupThread
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op
+from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import Self
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
 
 
-class Server:
+class Server(Uncopyable):
     """Lets other processes of the same user in, until :meth:`close` or the end of the program.
 
     Get one from :meth:`MemoryFile.serve`. Peers that are connected stay connected.
     """
+
+    _instead_of_copying = "serve() at another path"
+    _instead_of_pickling = "give its path to the other process, which can connect()"
 
     def __init__(
         self,

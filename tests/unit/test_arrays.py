@@ -36,11 +36,8 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 @pytest.fixture(scope="module", autouse=True)
 def spawned() -> Iterator[Peer]:
-    """What starts when something is shared for the first time is there."""
-    with MemoryFile() as keeper, Peer("forkserver"), Peer() as peer:
-        peer.do(peers.keep, "for ever", keeper.allocate(PAGE))
-        pgalloc.share(None).release()
-        yield peer
+    """One peer for many tests."""
+    yield from peers.first()
 
 
 def there_and_back(value: Any, protocol: int | None = None) -> Any:

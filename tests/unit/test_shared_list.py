@@ -17,7 +17,6 @@ from conftest import PAGE, stored
 from peers import Peer
 from waiting import eventually
 
-import pgalloc
 from pgalloc import MemoryFile, OutOfMemoryError, SharedList
 from pgalloc.page_stream import PageStream
 
@@ -26,11 +25,8 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def spawned() -> Iterator[Peer]:
-    """What starts when something is shared for the first time is there."""
-    with MemoryFile() as keeper, Peer("forkserver"), Peer() as peer:
-        peer.do(peers.keep, "for ever", keeper.allocate(PAGE))
-        pgalloc.share(None).release()
-        yield peer
+    """One peer for many tests."""
+    yield from peers.first()
 
 
 def resident(kind: str) -> int:

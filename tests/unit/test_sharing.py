@@ -34,11 +34,8 @@ METHODS = ["spawn", "fork", "forkserver"]
 
 @pytest.fixture(scope="module", autouse=True)
 def spawned() -> Iterator[Peer]:
-    """One peer for many tests. What starts when something is shared for the first time is there."""
-    with MemoryFile() as keeper, Peer("forkserver"), Peer() as peer:
-        peer.do(peers.keep, "for ever", keeper.allocate(PAGE))
-        pgalloc.share(None).release()
-        yield peer
+    """One peer for many tests."""
+    yield from peers.first()
 
 
 def leased(memory_file: MemoryFile) -> int:

@@ -24,6 +24,7 @@ import pytest
 from array_work import add, little_room, load, look
 from conftest import PAGE
 from peers import Peer
+from waiting import TIMEOUT_S
 
 import pgalloc
 from pgalloc import FileRange, FillError, MemoryFile, OwnerGoneError, SharingError
@@ -31,16 +32,12 @@ from pgalloc.sharing import transport
 from pgalloc.sharing.unattached import Unattached, attach
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
 def spawned() -> Iterator[Peer]:
-    """What starts when something is shared for the first time is there."""
-    with MemoryFile() as keeper, Peer("forkserver"), Peer() as peer:
-        peer.do(peers.keep, "for ever", keeper.allocate(PAGE))
-        pgalloc.share(None).release()
-        yield peer
+    """One peer for many tests."""
+    yield from peers.first()
 
 
 def raised_by(call: Callable[..., Any]) -> BaseException | None:

@@ -88,9 +88,9 @@ def _reduce(array: SharedArray) -> Any:
 
 
 def reduce_numpys_own(array: np.ndarray[Any, Any]) -> Any:
-    """The same for numpy's own type; NotImplemented if it is to be pickled as ever.
+    """The same for numpy's own type; NotImplemented leaves it to the pickler, by value.
 
-    That is also so if its pages cannot be sent: an array that could always be pickled still can.
+    Also if its pages cannot be sent: an array that could be pickled without pgalloc still can.
     """
     pages = pages_of(array)
     if pages is None or array.dtype.hasobject:
