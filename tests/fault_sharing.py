@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -233,6 +234,28 @@ def _live_and_die(run: Run, file: int, stranger: RawPeer) -> None:
             os.close(descriptor)
 
 
+def served_where_a_socket_was_left(run: Run) -> None:
+    """It is taken over if no process listens there, as far as that can be found out."""
+    mf = run.make()
+    if mf is None:
+        return
+    with contextlib.chdir(run.directory):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+            left.bind("left")
+        try:
+            server = run.attempt(lambda: mf.serve("left"))
+        except AssertionError as error:  # it may be another process's
+            cause = error.__cause__
+            assert isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+            run.errors.append(cause.with_traceback(None))
+            server = None
+        if server is not None:
+            server.close()
+            assert not os.path.exists("left")
+        elif os.path.exists("left"):
+            os.unlink("left")
+
+
 def replaced(run: Run) -> None:
     """The broker's own descriptors are closed from outside, and it makes new ones."""
     if run.name in BY_THE_PEER:
@@ -264,4 +287,10 @@ def _is_whole() -> bool:
         return False
 
 
-SHARING: list[Scenario] = [shared, shared_for_longer, strangers, replaced]
+SHARING: list[Scenario] = [
+    shared,
+    shared_for_longer,
+    strangers,
+    served_where_a_socket_was_left,
+    replaced,
+]

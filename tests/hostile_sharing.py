@@ -146,6 +146,14 @@ class Scene:
         self.mf.close()
 
 
+def connect_within(scene: Scene, timeout: Any) -> None:
+    pgalloc.connect(SOCKET, timeout=timeout).close()
+
+
+# Else the answer would have to be there at once.
+PATIENCE: Accepts = lambda value: SECONDS(value) and (value is None or float(value) >= 1)
+
+
 def wait_for_channels(count: int) -> None:
     """Until the owner knows that peers have gone."""
     deadline = time.monotonic() + WAIT_S
@@ -299,6 +307,19 @@ def _cases_of_paths() -> Iterator[Case]:
     yield Case("MemoryFile.serve", "path", lambda h, v: h.mf.serve(v).close(), socket_path)
     readonly = lambda h, v: h.mf.serve(SOCKET, readonly=v).close()
     yield Case("MemoryFile.serve", "readonly", readonly, BOOL)
+    limits = lambda h, v: h.mf.serve(SOCKET, limits=v).close()
+    yield Case("MemoryFile.serve", "limits", limits, none)
+    for name, low, high in (
+        ("nbytes", 0, 2**63),
+        ("requests", 1, 2**31),
+        ("children", 0, 2**31),
+        ("unpinned", 0, 2**62),
+    ):
+        number: Accepts = lambda value, low=low, high=high: low <= (int_of(value) or -1) <= high
+        zero: Accepts = lambda value, low=low: int_of(value) == 0 == low
+        accepts = either(number, zero, none) if name == "nbytes" else either(number, zero)
+        make = lambda h, v, name=name: pgalloc.Limits(**{name: v}) is None
+        yield Case("Limits", name, make, accepts)
     yield Case("Cache.serve", "path", serve_cache, socket_path)
 
     served: Accepts = lambda value: value in ("4096", b"4096") and isinstance(value, (str, bytes))
@@ -335,6 +356,7 @@ def _cases_of_peers() -> Iterator[Case]:
         "mode": integer(0, 3),
         "reader": either(none, callable),
     }
+    yield Case("connect", "timeout", on_peer(connect_within), PATIENCE)
     for method in ("allocate", "allocate_range"):
         name = f"PeerFile.{method}"
         call = on_peer(lambda s, v, m=method: getattr(s.peer, m)(v))

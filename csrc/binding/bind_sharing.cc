@@ -48,9 +48,16 @@ auto ask_owner(OwnerLink& link, Ask ask) {
 
 // A request that brings bytes, and perhaps a descriptor: (bytes, descriptor or -1).
 py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
-  const auto brought = std::make_shared<OwnerLink::Reply>();
-  OwnerLink::Exchange exchange{[brought](OwnerLink::Reply& reply) { std::swap(*brought, reply); },
-                               [brought] { brought->close_descriptor(); }};
+  struct Brought {
+    std::string payload;
+    int descriptor = -1;
+  };
+  const auto brought = std::make_shared<Brought>();
+  OwnerLink::Exchange exchange{[brought](OwnerLink::Reply& reply) {
+                                 brought->payload = reply.payload;
+                                 brought->descriptor = std::exchange(reply.descriptor, -1);
+                               },
+                               [brought] { OwnerLink::Reply{{}, brought->descriptor}.close_descriptor(); }};
   std::string text = payload;
   throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
     return link->request(static_cast<wire::Op>(op), std::move(text), std::move(exchange), patience);

@@ -1,6 +1,8 @@
 // Purpose: what the core asks of the kernel about its threads: to know when one that was joined is
 // really gone, and to run one promptly.
 //
+// Thread safety: any thread.
+//
 // pthread_join() returns when the thread has let go of its memory, a moment before the kernel takes
 // it off the list of threads. CPython counts that list after fork() and warns when it finds more
 // than one, so code that stops threads for a fork has to wait for that moment too.

@@ -38,7 +38,7 @@ class Departed {
   void add(Place place, std::unique_ptr<Session> session, std::optional<PeerProcess> process,
            SteadyTime now) noexcept;
 
-  // Whom to look at now, if at somebody.
+  // Which process to look at now, if there is one to look at.
   struct Look {
     const PeerProcess* process = nullptr;
     std::vector<FileIdentity> files;

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <cstring>
+#include <utility>
 
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -56,16 +57,52 @@ Endpoint::Io Endpoint::send(std::string_view head, std::string_view rest, int de
 }
 
 Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, int* error) const {
-  if (!intact()) return Io::kLost;
   iovec part{data, size};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
-  const ssize_t received =
-      os::retry_interrupted([&] { return sys().recvmsg(fd(), &message, MSG_DONTWAIT); });
-  if (received < 0) return outcome(errno, error);
-  if (received == 0) return Io::kEnded;  // no packet of ours is empty
-  *got = static_cast<size_t>(received);
+  return receive(&message, got, error);
+}
+
+Endpoint::Io Endpoint::receive(char* data, size_t size, Received* received, int* error) const {
+  constexpr size_t kMax = 4;  // the kernel closes those that are more
+  iovec part{data, size};
+  alignas(cmsghdr) char room[CMSG_SPACE(kMax * sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = room;
+  message.msg_controllen = sizeof room;
+  const Io result = receive(&message, &received->size, error);
+  if (result != Io::kDone) return result;
+  received->truncated = (message.msg_flags & MSG_TRUNC) != 0;
+  int count = 0;
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+    const size_t size_of_all = header->cmsg_len - CMSG_LEN(0);
+    for (size_t at = 0; at < size_of_all; at += sizeof(int)) {
+      int descriptor;
+      std::memcpy(&descriptor, CMSG_DATA(header) + at, sizeof descriptor);
+      if (count++ == 0) {
+        received->descriptor = descriptor;
+      } else {
+        sys().close(descriptor);
+      }
+    }
+  }
+  if (count > 1) sys().close(std::exchange(received->descriptor, -1));
+  received->lost_descriptor = count == 0 && (message.msg_flags & MSG_CTRUNC) != 0;
+  return Io::kDone;
+}
+
+Endpoint::Io Endpoint::receive(msghdr* message, size_t* got, int* error) const {
+  if (!intact()) return Io::kLost;
+  const ssize_t size = os::retry_interrupted(
+      [&] { return sys().recvmsg(fd(), message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC); });
+  if (size < 0) return outcome(errno, error);
+  if (size == 0) return Io::kEnded;  // no packet of ours is empty
+  *got = static_cast<size_t>(size);
   return Io::kDone;
 }
 

@@ -5,6 +5,8 @@
 // Invariant: a descriptor that is not ours any more is neither used nor closed (descriptor.h).
 #pragma once
 
+#include <sys/socket.h>
+
 #include <cstdint>
 #include <string_view>
 
@@ -28,6 +30,17 @@ class Endpoint : public Descriptor {
   // The next packet: *got bytes of it, `size` at most. Descriptors that come along were not asked for,
   // and stay with the kernel.
   Io receive(char* data, size_t size, size_t* got, int* error) const;
+  // The same, with one descriptor. Where several come along, all are closed.
+  struct Received {
+    size_t size = 0;
+    bool truncated = false;        // the packet is longer than that
+    int descriptor = -1;           // the caller's
+    bool lost_descriptor = false;  // the table of descriptors was full
+  };
+  Io receive(char* data, size_t size, Received* received, int* error) const;
+
+ private:
+  Io receive(msghdr* message, size_t* got, int* error) const;
 };
 
 }  // namespace pgalloc

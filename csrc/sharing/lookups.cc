@@ -8,7 +8,7 @@ Status Lookups::refuse() {
   return Status::error(ErrorCode::kClosed, "the cache is not served any more");
 }
 
-// Nobody is told: those who would ask hold this object.
+// No asker is told: those who would ask hold this object.
 Lookups::~Lookups() {
   if (forked()) {
     (void)tables_.release();

@@ -30,7 +30,7 @@ namespace pgalloc {
 
 class Lookups {
  public:
-  // A value: bytes [start, stop) of pages. The lease on the pages is owned by whoever has this.
+  // A value: bytes [start, stop) of pages. It owns a lease on the pages.
   struct Value {
     std::shared_ptr<MemoryFile> file;
     FileRange range;

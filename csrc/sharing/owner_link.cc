@@ -8,6 +8,7 @@
 #include <array>
 #include <cstring>
 #include <new>
+#include <optional>
 #include <system_error>
 #include <utility>
 
@@ -24,7 +25,6 @@ namespace {
 
 constexpr std::chrono::milliseconds kSlice{50};       // until Ctrl-C gets through
 constexpr std::chrono::milliseconds kRetryPeriod{5};  // while the owner does not read
-constexpr int kDescriptorsMax = 4;                    // that one packet may bring
 
 Status owner_gone() {
   return Status::error(ErrorCode::kOwnerGone,
@@ -40,7 +40,7 @@ void OwnerLink::Reply::close_descriptor() {
 
 Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) {
   Endpoint socket(fd);
-  if (!socket.intact()) return Status::system_error(EBADF, "fstat");
+  if (!socket.open()) return Status::system_error(errno, "fstat");
   return std::shared_ptr<OwnerLink>(new OwnerLink(std::move(socket)), &OwnerLink::destroy);
 }
 
@@ -229,103 +229,80 @@ void OwnerLink::post(Op op, std::string payload, Exchange exchange) {
 
 // --- Receiving -----------------------------------------------------------------------------------
 
-// Waits for a packet until then, or until a signal comes; and sees to it.
+// Waits for a packet until then, or until a signal comes; and sees to it. It needs no memory.
 void OwnerLink::read(MutexLock& lock, Time until) {
   static_assert(wire::kPacketBytesMax < 1 << 17);
   reading_ = true;
   lock.unlock();
-  Arrived arrived;
-  enum class Got { kNothing, kPacket, kEnd } got = Got::kNothing;
-  const char* why = "it has closed the connection";
-  {
-    const auto left =
-        std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
-    pollfd waits{socket_.fd(), POLLIN, 0};
-    const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
-    if (!socket_.intact()) {
-      got = Got::kEnd;
-      why = "the descriptor of the connection was closed";
-    } else if (ready > 0) {
-      thread_local std::array<char, wire::kPacketBytesMax + 1> buffer;
-      iovec part{buffer.data(), buffer.size()};
-      alignas(cmsghdr) char room[CMSG_SPACE(kDescriptorsMax * sizeof(int))];
-      msghdr message{};
-      message.msg_iov = &part;
-      message.msg_iovlen = 1;
-      message.msg_control = room;
-      message.msg_controllen = sizeof room;
-      const ssize_t size = sys().recvmsg(socket_.fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-      const int error = errno;
-      std::vector<int> descriptors;
-      if (size >= 0) {
-        for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-             header = CMSG_NXTHDR(&message, header)) {
-          if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-          const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-          for (size_t i = 0; i < count; ++i) {
-            int descriptor;
-            std::memcpy(&descriptor, CMSG_DATA(header) + i * sizeof(int), sizeof descriptor);
-            descriptors.push_back(descriptor);
-          }
-        }
-      }
-      std::string wrong;
-      const auto packet = size > 0 && (message.msg_flags & MSG_TRUNC) == 0
-                              ? wire::parse({buffer.data(), static_cast<size_t>(size)}, &wrong)
-                              : std::nullopt;
-      if (size < 0) {
-        const bool ended = error != EAGAIN && error != EINTR && error != ENOMEM && error != ENOBUFS;
-        if (ended) got = Got::kEnd;
-      } else if (!packet) {
-        got = Got::kEnd;
-        if (size > 0) why = "it does not keep to the protocol";
-      } else {
-        got = Got::kPacket;
-        arrived.status = packet->kind;
-        arrived.number = packet->number;
-        arrived.reply.payload = std::string(packet->payload);
-        arrived.lost_descriptor = (message.msg_flags & MSG_CTRUNC) != 0 && descriptors.empty();
-        if (descriptors.size() == 1) {
-          arrived.reply.descriptor = descriptors.front();
-          descriptors.clear();
-        }
-      }
-      for (const int descriptor : descriptors) sys().close(descriptor);
-    }
+  thread_local std::array<char, wire::kPacketBytesMax + 1> buffer;
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+  pollfd waits{socket_.fd(), POLLIN, 0};
+  const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
+  Endpoint::Io io = socket_.intact() ? Endpoint::Io::kAgain : Endpoint::Io::kLost;
+  Endpoint::Received received;
+  int error = 0;
+  if (io != Endpoint::Io::kLost && ready > 0) {
+    io = socket_.receive(buffer.data(), buffer.size(), &received, &error);
+    if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
+  }
+  std::optional<wire::Packet> packet;
+  if (io == Endpoint::Io::kDone && !received.truncated) {
+    packet = wire::parse({buffer.data(), received.size}, nullptr);
   }
   lock.lock();
   reading_ = false;
-  if (got == Got::kEnd || broken()) end(why);
-  if (got == Got::kPacket) dispatch(lock, std::move(arrived));
+  if (broken() || io == Endpoint::Io::kEnded) {
+    end("it has closed the connection");
+  } else if (io == Endpoint::Io::kLost) {
+    end("the descriptor of the connection was closed");
+  } else if (io == Endpoint::Io::kDone && !packet) {
+    end("it does not keep to the protocol");
+  }
+  Reply reply{packet ? packet->payload : std::string_view(), received.descriptor};
+  if (packet && !broken()) {
+    dispatch(lock, {packet->kind, packet->number, reply, received.lost_descriptor});
+  } else {
+    reply.close_descriptor();
+  }
   changed_.notify_all();
+}
+
+// Until the fork is over.
+void OwnerLink::hold(Arrived arrived, Pending& pending) try {
+  held_.reserve(held_.size() + 1);
+  std::string payload(arrived.reply.payload);
+  held_.push_back({arrived, std::move(payload)});
+} catch (const std::bad_alloc&) {
+  arrived.reply.close_descriptor();
+  pending.status = Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
+  pending.done = true;
+}
+
+// What the asker is told.
+Status OwnerLink::settle(Arrived& arrived, const Exchange& exchange) try {
+  if (arrived.status != 0) return wire::unpack_error(arrived.status, arrived.reply.payload);
+  if (arrived.lost_descriptor) return Status::system_error(EMFILE, "recvmsg");
+  if (exchange.arrived) exchange.arrived(arrived.reply);
+  return {};
+} catch (const std::bad_alloc&) {
+  return Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
 }
 
 void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
   const auto found = pending_.find(arrived.number);
   if (found == pending_.end()) return arrived.reply.close_descriptor();  // an answer to nothing
-  if (holding_ && found->second->op != Op::kFork) {
-    held_.push_back(std::move(arrived));
-    return;
-  }
+  if (holding_ && found->second->op != Op::kFork) return hold(arrived, *found->second);
   std::shared_ptr<Pending> pending = std::move(found->second);
   pending_.erase(found);
-  if (arrived.status != 0) {
-    pending->status = wire::unpack_error(arrived.status, arrived.reply.payload);
-  } else if (arrived.lost_descriptor) {
-    pending->status = Status::system_error(EMFILE, "recvmsg");
-  } else if (pending->exchange.arrived) {
-    pending->settling = true;
-    ++settling_;
-    lock.unlock();
-    try {
-      pending->exchange.arrived(arrived.reply);
-    } catch (const std::bad_alloc&) {
-      pending->status = Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
-    }
-    lock.lock();
-    --settling_;
-    pending->settling = false;
-  }
+  pending->settling = true;
+  ++settling_;
+  lock.unlock();
+  Status status = settle(arrived, pending->exchange);
+  lock.lock();
+  --settling_;
+  pending->settling = false;
+  pending->status = std::move(status);
   const bool unwanted = pending->given_up;
   if (unwanted) --unattended_;
   pending->done = true;
@@ -354,7 +331,7 @@ void OwnerLink::end(const char* why) {
   for (auto& [number, pending] : pending_) ended_.push_back(std::move(pending));
   pending_.clear();
   unattended_ = 0;
-  for (Arrived& arrived : held_) arrived.reply.close_descriptor();
+  for (Held& held : held_) held.arrived.reply.close_descriptor();
   held_.clear();
   changed_.notify_all();
 }
@@ -459,7 +436,10 @@ void OwnerLink::let_answers_in() {
   if (forked()) return;
   MutexLock lock(mu_);
   holding_ = false;
-  for (Arrived& arrived : std::exchange(held_, {})) dispatch(lock, std::move(arrived));
+  for (Held& held : std::exchange(held_, {})) {
+    held.arrived.reply.payload = held.payload;
+    dispatch(lock, held.arrived);
+  }
 }
 
 }  // namespace pgalloc

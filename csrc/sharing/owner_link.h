@@ -9,8 +9,8 @@
 // Invariants
 //   1. A packet is sent whole or not at all (the socket is SOCK_SEQPACKET), and packets are sent in the
 //      order in which they were queued: what was let go of before a request is back when it is done.
-//   2. Each answer reaches its Exchange once: whoever receives it calls arrived(), and the asker, or
-//      whoever receives it if the asker has given up, calls undo() if nobody wants what it brought.
+//   2. Each answer reaches its Exchange once: the thread that receives it calls arrived(). If what it
+//      brought is not wanted any more, the asker calls undo(), or that thread if the asker has given up.
 //   3. One thread at a time reads: an asker, or the link's own thread while an answer is due that no
 //      asker waits for.
 //   4. Once the owner has gone nothing is sent any more: the kernel has told it what this process held.
@@ -24,6 +24,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -48,7 +49,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
     std::function<bool()> keep_waiting;
   };
   struct Reply {
-    std::string payload;
+    std::string_view payload;
     int descriptor = -1;  // the link's, unless it is taken
     void close_descriptor();
   };
@@ -115,6 +116,10 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
     Reply reply;
     bool lost_descriptor = false;
   };
+  struct Held {
+    Arrived arrived;
+    std::string payload;
+  };
 
   explicit OwnerLink(Endpoint socket) : socket_(std::move(socket)) {}
   static void destroy(OwnerLink* link);
@@ -128,6 +133,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   void destroy_ended(MutexLock& lock) REQUIRES(mu_);
   void read(MutexLock& lock, Time until) REQUIRES(mu_);
   void dispatch(MutexLock& lock, Arrived arrived) REQUIRES(mu_);
+  static Status settle(Arrived& arrived, const Exchange& exchange);
+  void hold(Arrived arrived, Pending& pending) REQUIRES(mu_);
   Status give_up(MutexLock& lock, const std::shared_ptr<Pending>& pending, Status why)
       REQUIRES(mu_);
 
@@ -144,7 +151,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   bool reading_ GUARDED_BY(mu_) = false;   // a thread does
   size_t settling_ GUARDED_BY(mu_) = 0;
   bool holding_ GUARDED_BY(mu_) = false;
-  std::vector<Arrived> held_ GUARDED_BY(mu_);
+  std::vector<Held> held_ GUARDED_BY(mu_);
   std::vector<std::shared_ptr<Pending>> ended_ GUARDED_BY(mu_);  // when the owner had gone
   bool parked_ GUARDED_BY(mu_) = false;
   bool orphaned_ GUARDED_BY(mu_) = false;  // the thread destroys it

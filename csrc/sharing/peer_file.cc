@@ -209,7 +209,7 @@ std::string PeerFile::packed(FileRange range) const {
 }
 
 // The pages of this file that an answer begins with; nothing if the owner does not keep to the protocol.
-std::optional<FileRange> PeerFile::pages_in(const std::string& payload) const {
+std::optional<FileRange> PeerFile::pages_in(std::string_view payload) const {
   wire::Pages pages;
   if (!wire::Reader(payload).read(pages) || pages.file != identity_.id ||
       pages.range.start >= pages.range.end || !check_range(pages.range).ok() ||
@@ -358,7 +358,7 @@ Result<bool> PeerFile::unpin(FileRange range, const Patience& patience) {
   return status;
 }
 
-// What an answer to Op::kPin says, for whoever waits for it or for the next pin().
+// What an answer to Op::kPin says, for the caller that waits for it, or for the next pin().
 OwnerLink::Exchange PeerFile::pinning(FileRange range,
                                       const std::shared_ptr<std::optional<bool>>& intact) {
   const auto self = shared_from_this();

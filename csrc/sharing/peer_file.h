@@ -139,7 +139,7 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   Status not_held(FileRange range) const;
   Status check_range(FileRange range) const;
   Result<bool> reaches(uint64_t end) const;
-  std::optional<FileRange> pages_in(const std::string& payload) const;
+  std::optional<FileRange> pages_in(std::string_view payload) const;
   std::string packed(FileRange range) const;
   Result<bool> ask_yes_or_no(wire::Op op, FileRange range, const Patience& patience);
   void forget_unpinned(FileRange range) REQUIRES(mu_);

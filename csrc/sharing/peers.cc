@@ -85,23 +85,15 @@ Status Peers::start() {
   return {};
 }
 
-// A second socket, with a path: abstract names belong to a network namespace. The file is there for a
-// moment only; a descriptor of it leads to it afterwards. Without it, processes of other network
-// namespaces are told that they cannot connect.
+// Without a door, processes of other network namespaces are told that they cannot connect.
 void Peers::open_door() {
-  path_.clear();
+  door_.close();
   if (door_listener_ != 0) remove_listener(std::exchange(door_listener_, 0));
-  const std::string path = "/tmp/.pgalloc-" + name_.substr(name_.rfind('-') + 1);
-  Endpoint socket(sys().listen_at(path.data(), path.size()));
+  Endpoint socket = door_.open();
   if (!socket.open()) return;
-  Descriptor door(sys().open(path.c_str(), O_PATH | O_CLOEXEC, 0));
-  sys().unlink(path.c_str());
-  if (!door.open()) return;
   const Result<uint64_t> number = add_listener(std::move(socket), {});
-  if (!number.ok()) return;
+  if (!number.ok()) return door_.close();
   door_listener_ = *number;
-  door_ = std::move(door);
-  path_ = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(door_.fd());
 }
 
 Result<uint64_t> Peers::add_listener(Endpoint socket, Scope scope) {
@@ -507,7 +499,7 @@ std::vector<int> Peers::descriptors() const {
   if (own != listeners_.end()) descriptors.push_back(own->second->socket.fd());
   const auto door = listeners_.find(door_listener_);
   if (door != listeners_.end()) descriptors.push_back(door->second->socket.fd());
-  if (door_.open()) descriptors.push_back(door_.fd());
+  if (door_.fd() >= 0) descriptors.push_back(door_.fd());
   return descriptors;
 }
 

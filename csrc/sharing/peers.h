@@ -25,6 +25,7 @@
 #include "sharing/channel.h"
 #include "sharing/departed.h"
 #include "sharing/descriptor.h"
+#include "sharing/door.h"
 #include "sharing/poller.h"
 
 namespace pgalloc {
@@ -43,7 +44,7 @@ class Peers {
   const wire::Secret& secret() const { return secret_; }
   // Where processes in other network namespaces connect, for which name() says nothing; empty if there
   // is no such place.
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return door_.path(); }
 
   Result<uint64_t> add_listener(Endpoint socket, Scope scope);
   void remove_listener(uint64_t number);
@@ -153,9 +154,8 @@ class Peers {
   void open_door();
 
   std::string name_;
-  std::string path_;
   uint64_t door_listener_ = 0;
-  Descriptor door_;  // of a socket whose file is unlinked: it is reached through /proc
+  Door door_;
   wire::Secret secret_{};
   const uint32_t generation_ = process_generation();
   Poller poller_;

@@ -25,7 +25,7 @@ std::string folder_of(const std::string& path) {
 }
 
 // Other servers wait while it lives, so that what is looked at stays what it is. As far as the file
-// system knows locks, and for two seconds: whoever else locks folders must not stop us.
+// system knows locks, and for two seconds: other programs that lock folders must not stop us.
 class FolderLock {
  public:
   explicit FolderLock(const std::string& folder) {
@@ -103,11 +103,16 @@ Status Server::listen(Scope scope) {
   return {};
 }
 
+// What fails once may succeed the next time; a file that stays is taken over by the next server there.
 void Server::remove_file() const {
-  struct stat status{};
-  if (sys().lstat(path_.c_str(), &status) == 0 && status.st_ino == identity_.inode &&
-      status.st_dev == identity_.device) {
-    sys().unlink(path_.c_str());
+  for (int i = 0; i < 3; ++i) {
+    struct stat status{};
+    if (sys().lstat(path_.c_str(), &status) != 0) {
+      if (errno == ENOENT) return;
+      continue;
+    }
+    if (status.st_ino != identity_.inode || status.st_dev != identity_.device) return;
+    if (sys().unlink(path_.c_str()) == 0) return;
   }
 }
 

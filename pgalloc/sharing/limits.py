@@ -24,16 +24,23 @@ class Limits:
     children: int = 1024
     unpinned: int = 1 << 20
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or RangeError for what is no such number."""
+        if self.nbytes is not None:
+            self._check("nbytes", high=2**63)
+        self._check("requests", low=1, high=2**31)
+        self._check("children", high=2**31)
+        self._check("unpinned", high=2**62)
 
-def checked_limits(limits: Limits | None) -> _core.PeerLimits:
-    """As native code wants them. Raises TypeError, OptionError."""
+    def _check(self, name: str, *, low: int = 0, high: int) -> None:
+        object.__setattr__(self, name, checked_int(getattr(self, name), name, low=low, high=high))
+
+
+def native_limits(limits: Limits | None) -> _core.PeerLimits:
+    """As native code wants them; None means the defaults. Raises TypeError."""
     if limits is None:
         limits = Limits()
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be a pgalloc.Limits, not {type(limits).__name__}")
-    return _core.PeerLimits(
-        2**64 - 1 if limits.nbytes is None else checked_int(limits.nbytes, "nbytes", high=2**63),
-        checked_int(limits.requests, "requests", low=1, high=2**31),
-        checked_int(limits.children, "children", high=2**31),
-        checked_int(limits.unpinned, "unpinned", high=2**62),
-    )
+    nbytes = 2**64 - 1 if limits.nbytes is None else limits.nbytes
+    return _core.PeerLimits(nbytes, limits.requests, limits.children, limits.unpinned)

@@ -12,7 +12,7 @@ from pgalloc.arguments import checked_flag, checked_timeout
 from pgalloc.errors import OptionError
 from pgalloc.sharing import protocol
 from pgalloc.sharing.connection import Connection
-from pgalloc.sharing.limits import Limits, checked_limits
+from pgalloc.sharing.limits import Limits, native_limits
 from pgalloc.sharing.lookups import Lookup, LookupThread
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op
@@ -56,7 +56,7 @@ class Server(Uncopyable):
             file,
             readonly,
             None if lookups is None else lookups.questions,
-            checked_limits(limits),
+            native_limits(limits),
         )
         _servers.add(self)
         if lookups is not None:

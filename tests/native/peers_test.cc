@@ -34,7 +34,7 @@ std::unique_ptr<Client> connect(const std::string& name) {
   return std::make_unique<Client>(fd);
 }
 
-// Nobody holds them.
+// No process holds them.
 uint64_t pages_in_use(MemoryFile& file) {
   uint64_t bytes = 0;
   for (const auto& segment : file.segments())

@@ -85,6 +85,7 @@ class Things:
             "LoadProgress": (mf.load_progress(), repr),
             "CacheStats": (cache.stats(), repr),
             "Lease": (mf.leases()[0], tuple),
+            "Limits": (pgalloc.Limits(nbytes=PAGE), repr),
             "PressureInfo": (pressure.info(), repr),
             "MonitorInfo": (monitor.info(), repr),
             "MonitorStats": (monitor.stats(), repr),

@@ -99,6 +99,7 @@ WITH_THREADS = (*SHARING, guarded, restore_in_the_background)
 def owner_and_peers() -> Iterator[None]:
     """Of one process, and some of another one. The broker makes no calls of its own accord."""
     stranger = Stranger()
+    _core.broker_address()  # it starts once, which is no scenario
     _core.broker_set_times(look_s=1e6)
     _core.broker_set_own_peers_end(True)
     yield
