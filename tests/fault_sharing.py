@@ -246,7 +246,8 @@ def served_where_a_socket_was_left(run: Run) -> None:
             server = run.attempt(lambda: mf.serve("left"))
         except AssertionError as error:  # it may be another process's
             cause = error.__cause__
-            assert isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
+            assert isinstance(cause, OSError)
+            assert cause.errno == errno.EADDRINUSE
             run.errors.append(cause.with_traceback(None))
             server = None
         if server is not None:

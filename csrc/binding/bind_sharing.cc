@@ -53,11 +53,12 @@ py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
     int descriptor = -1;
   };
   const auto brought = std::make_shared<Brought>();
-  OwnerLink::Exchange exchange{[brought](OwnerLink::Reply& reply) {
-                                 brought->payload = reply.payload;
-                                 brought->descriptor = std::exchange(reply.descriptor, -1);
-                               },
-                               [brought] { OwnerLink::Reply{{}, brought->descriptor}.close_descriptor(); }};
+  OwnerLink::Exchange exchange{
+      [brought](OwnerLink::Reply& reply) {
+        brought->payload = reply.payload;
+        brought->descriptor = std::exchange(reply.descriptor, -1);
+      },
+      [brought] { OwnerLink::Reply{{}, brought->descriptor}.close_descriptor(); }};
   std::string text = payload;
   throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
     return link->request(static_cast<wire::Op>(op), std::move(text), std::move(exchange), patience);
