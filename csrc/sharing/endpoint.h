@@ -7,6 +7,7 @@
 
 #include <sys/socket.h>
 
+#include <chrono>
 #include <cstdint>
 #include <string_view>
 
@@ -38,9 +39,14 @@ class Endpoint : public Descriptor {
     bool lost_descriptor = false;  // the table of descriptors was full
   };
   Io receive(char* data, size_t size, Received* received, int* error) const;
+  // The same, but waits for a packet: kAgain after the time given to set_timeout(), or when a signal has
+  // come. The socket that was looked at is the one that is waited for, whatever becomes of its number.
+  Io wait(char* data, size_t size, Received* received, int* error) const;
+  bool set_timeout(std::chrono::milliseconds longest) const;
 
  private:
-  Io receive(msghdr* message, size_t* got, int* error) const;
+  Io receive_with(int flags, char* data, size_t size, Received* received, int* error) const;
+  Io receive(int flags, msghdr* message, size_t* got, int* error) const;
 };
 
 }  // namespace pgalloc

@@ -41,7 +41,8 @@ void OwnerLink::Reply::close_descriptor() {
 Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) {
   Endpoint socket(fd);
   if (!socket.open()) return Status::system_error(errno, "fstat");
-  return std::shared_ptr<OwnerLink>(new OwnerLink(std::move(socket)), &OwnerLink::destroy);
+  const bool waits = socket.set_timeout(kSlice);
+  return std::shared_ptr<OwnerLink>(new OwnerLink(std::move(socket), waits), &OwnerLink::destroy);
 }
 
 // In a forked child the thread is not there, and its handle cannot be destroyed.
@@ -237,15 +238,19 @@ void OwnerLink::read(MutexLock& lock, Time until) {
   thread_local std::array<char, wire::kPacketBytesMax + 1> buffer;
   const auto left =
       std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
-  pollfd waits{socket_.fd(), POLLIN, 0};
-  const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
-  Endpoint::Io io = socket_.intact() ? Endpoint::Io::kAgain : Endpoint::Io::kLost;
   Endpoint::Received received;
+  Endpoint::Io io = Endpoint::Io::kRefused;
   int error = 0;
-  if (io != Endpoint::Io::kLost && ready > 0) {
-    io = socket_.receive(buffer.data(), buffer.size(), &received, &error);
-    if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
+  if (waits_ && left >= kSlice) {  // one system call less
+    io = socket_.wait(buffer.data(), buffer.size(), &received, &error);
+  } else {
+    pollfd waits{socket_.fd(), POLLIN, 0};
+    const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
+    if (ready >= 0 || errno == EINTR) {
+      io = socket_.receive(buffer.data(), buffer.size(), &received, &error);
+    }
   }
+  if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
   std::optional<wire::Packet> packet;
   if (io == Endpoint::Io::kDone && !received.truncated) {
     packet = wire::parse({buffer.data(), received.size}, nullptr);

@@ -121,7 +121,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
     std::string payload;
   };
 
-  explicit OwnerLink(Endpoint socket) : socket_(std::move(socket)) {}
+  OwnerLink(Endpoint socket, bool waits) : waits_(waits), socket_(std::move(socket)) {}
   static void destroy(OwnerLink* link);
   bool forked() const { return generation_ != process_generation(); }
   void start_thread() REQUIRES(mu_);
@@ -141,6 +141,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   const uint32_t generation_ = process_generation();
   std::atomic<bool> broken_{false};
   std::atomic<std::chrono::nanoseconds> usual_patience_{std::chrono::seconds(60)};
+  const bool waits_;  // the socket's timeout is set
   Mutex mu_{LockRank::kOwnerLink};
   CondVar changed_;
   Endpoint socket_;  // closed once it is broken, and no thread reads

@@ -456,6 +456,7 @@ void Peers::drop_expired(SteadyTime now) try {
 
 // Descriptors that were closed behind our back say nothing any more.
 void Peers::look_at_descriptors(SteadyTime now) {
+  poller_.look();
   for (auto at = channels_.begin(); at != channels_.end();) {
     const auto one = at++;
     if (!one->second->channel.socket().intact()) end(one->first, now);
