@@ -6,6 +6,7 @@
 #include <array>
 #include <new>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "file/file_registry.h"
@@ -24,20 +25,12 @@ class SCOPED_CAPABILITY Broker::Locked {
       : broker_(broker), wants_(broker.callers_), lock_(broker.mu_) {
     wants_.over();
   }
-  ~Locked() RELEASE() { unlock(); }
-  Locked(const Locked&) = delete;
-  Locked& operator=(const Locked&) = delete;
-
-  void unlock() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
-    if (!held_) return;
+  ~Locked() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
     const Peers::LetGo let_go = broker_.peers_->take_let_go();
-    held_ = false;
     lock_.unlock();
   }
-  void lock() ACQUIRE() {
-    lock_.lock();
-    held_ = true;
-  }
+  Locked(const Locked&) = delete;
+  Locked& operator=(const Locked&) = delete;
 
  private:
   struct Wants {
@@ -49,7 +42,22 @@ class SCOPED_CAPABILITY Broker::Locked {
   Broker& broker_;
   Wants wants_;
   MutexLock lock_;
-  bool held_ = true;
+};
+
+// The same in the middle of something: until the end of the scope the lock is not held.
+class SCOPED_CAPABILITY Broker::Unlocked {
+ public:
+  explicit Unlocked(Broker& broker) RELEASE(broker.mu_) NO_THREAD_SAFETY_ANALYSIS
+      : mu_(broker.mu_) {
+    const Peers::LetGo let_go = broker.peers_->take_let_go();
+    mu_.unlock();
+  }
+  ~Unlocked() RELEASE() NO_THREAD_SAFETY_ANALYSIS { mu_.lock(); }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  Mutex& mu_;
 };
 
 Broker& Broker::instance() {
@@ -71,7 +79,7 @@ void Broker::before_fork() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.lock(); }
 void Broker::after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.unlock(); }
 void Broker::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
   Broker& broker = instance();
-  (void)broker.thread_.release();  // it is not here
+  std::ignore = broker.thread_.release();  // it is not here
   broker.parked_ = 0;
   broker.ending_ = false;
   broker.callers_ = 0;
@@ -85,9 +93,8 @@ void Broker::park() {
     Locked lock(*this);
     ++parked_;
     while (ending_) {  // another thread parks it, too
-      lock.unlock();
+      const Unlocked unlocked(*this);
       std::this_thread::sleep_for(std::chrono::microseconds(100));
-      lock.lock();
     }
     thread = std::move(thread_);
     if (thread == nullptr) return;
@@ -103,7 +110,9 @@ void Broker::park() {
 // Without a thread, the next call that needs it tries again.
 void Broker::resume() try {
   Locked lock(*this);
-  if (parked_ == 0 || --parked_ > 0) return;
+  if (parked_ == 0) return;
+  --parked_;
+  if (parked_ > 0) return;
   if (peers_->started()) (void)start_thread();
 } catch (const std::bad_alloc&) {  // NOLINT: the same
 }
@@ -132,34 +141,40 @@ void Broker::run() {
   Locked lock(*this);
   while (parked_ == 0) {
     try {
-      round(lock);
+      round();
     } catch (const std::bad_alloc&) {
-      lock.unlock();
+      const Unlocked unlocked(*this);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      lock.lock();
     }
   }
 }
 
-void Broker::round(Locked& lock) {
+void Broker::round() {
   std::array<epoll_event, 64> events;
-  auto now = std::chrono::steady_clock::now();
+  const auto now = std::chrono::steady_clock::now();
   const Peers::Wait wait = peers_->prepare(now);
   const std::optional<Departed::Look> look = peers_->departed().next_look(now);
-  lock.unlock();
+  bool sees = false;
+  const int count = wait_for_events(wait, look, &sees, events);
+  const auto then = std::chrono::steady_clock::now();
+  if (look) peers_->departed().looked(*look, sees, then);
+  for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], then);
+  peers_->work(then);
+}
+
+// Without the lock.
+int Broker::wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
+                            bool* sees, std::span<epoll_event> events) {
+  const Unlocked unlocked(*this);
   // Else this thread would have the lock again before they wake up.
   for (int i = 0; i < 50 && callers_ > 0; ++i) std::this_thread::yield();
-  const bool sees = look && look->take();
+  *sees = look && look->take();
   const auto room = static_cast<int>(events.size());
   const int timeout_ms = look ? 0 : wait.timeout_ms;
   const int count =
       wait.epoll < 0 ? -1 : sys().epoll_wait(wait.epoll, events.data(), room, timeout_ms);
   if (count < 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // not at once again
-  lock.lock();
-  now = std::chrono::steady_clock::now();
-  if (look) peers_->departed().looked(*look, sees, now);
-  for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], now);
-  peers_->work(now);
+  return count;
 }
 
 // --- The owner's own -----------------------------------------------------------------------------

@@ -441,10 +441,11 @@ bool PeerFile::close() {
   std::vector<FileRange> given_back;
   MutexLock lock(mu_);
   if (!closed_.exchange(true)) {
+    CountedPages& kept = kept_;
     for (auto part = handles_.set().first(); part.ok(); part = part.next()) {
       FileRange rest = part.range();
       viewed_.set().visit_range(part.range(), [&](FileRange viewed, const uint32_t&) {
-        kept_.record(viewed, 1);
+        kept.record(viewed, 1);
         if (rest.start < viewed.start) given_back.push_back({rest.start, viewed.start});
         rest.start = viewed.end;
       });
