@@ -33,9 +33,13 @@ def main() -> int:
         action="store_true",
         help="only those of mutation/named.toml, with tests/native alone: half a minute",
     )
+    parser.add_argument(
+        "--native", action="store_true", help="with tests/native alone: minutes, not hours"
+    )
+    parser.add_argument("--only", default="", help="try only those with this in their names")
     options = parser.parse_args()
-    work = ROOT / "build" / ("mutants_named" if options.named else "mutants")
-    campaign = Campaign(work, with_python=not options.named)
+    kind = "_named" if options.named else "_native" if options.native else ""
+    campaign = Campaign(ROOT / "build" / f"mutants{kind}", with_python=not kind)
 
     def chosen() -> list[Mutant]:
         drawn = [] if options.named else campaign.draw(options.mutants, options.seed, options.room)
@@ -43,7 +47,7 @@ def main() -> int:
 
     campaign.prepare(chosen)
     try:
-        campaign.run(jobs=options.jobs, seconds=options.seconds)
+        campaign.run(jobs=options.jobs, seconds=options.seconds, only=options.only)
     except KeyboardInterrupt:
         print("stopped; the next run goes on")
     results = campaign.results()
