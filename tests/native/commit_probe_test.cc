@@ -4,21 +4,10 @@
 
 #include <errno.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <new>
 
 #include "native/rig.h"
-
-// Memory that runs out on demand.
-static bool new_fails = false;
-void* operator new(size_t size) {
-  void* const memory = new_fails ? nullptr : std::malloc(size);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-void* operator new(size_t size, const std::nothrow_t&) noexcept { return std::malloc(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace pgalloc::commit_probe_test {
 namespace {
@@ -111,12 +100,12 @@ TEST(nothing_stays_mapped_when_memory_runs_out) {
   std::vector<FileRange> runs;
   bool thrown = false;
   try {
-    new_fails = true;
+    native_tests::allocations_until_failure = 0;
     (void)probe.find_runs(pages(0, 2), runs);
   } catch (const std::bad_alloc&) {
     thrown = true;
   }
-  new_fails = false;
+  native_tests::allocations_until_failure = -1;
   EXPECT(thrown);
   EXPECT_EQ(mapped, 0);
 }

@@ -1,14 +1,24 @@
-// What the model of tests/unit and the driver of stress/ do not look at.
+// The ordered set does what a naive model does, and what the model does not look at.
 
 #include "segment/segment_set.h"
 
-#include "native/support.h"
+#include "native/segment_model.h"
 #include "pages/page_use.h"
 
 namespace pgalloc::segment_set_test {
 namespace {
 
 using native_tests::pages;
+
+TEST(random_operations_equal_the_model_even_when_memory_runs_out) {
+  std::string difference;
+  try {
+    native_tests::compare_segment_sets(2'000, 1, [](const char*) {});
+  } catch (const native_tests::SegmentDifference& found) {
+    difference = found.what();
+  }
+  EXPECT_EQ(difference, "");
+}
 
 TEST(what_is_exchanged_brings_its_nodes_along) {
   RangeSet many;

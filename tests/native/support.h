@@ -19,6 +19,10 @@
 
 namespace pgalloc::native_tests {
 
+// Memory that runs out on demand: counts down to one allocation that fails; below 0, none does. Only
+// while no other thread runs. main.cc has the operator new that asks.
+inline int64_t allocations_until_failure = -1;
+
 class Random {
  public:
   explicit Random(uint64_t seed) : engine_(seed) { context = "seed " + std::to_string(seed); }
