@@ -37,6 +37,7 @@ using pgalloc::native_tests::allocations_until_failure;
 namespace {
 
 namespace native_tests = pgalloc::native_tests;
+using native_tests::EmptyTraits;
 using native_tests::SegmentComparison;
 using native_tests::SmallTraits;
 using native_tests::UsageTraits;

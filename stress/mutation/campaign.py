@@ -147,8 +147,9 @@ class Campaign:
                 for file, line in error.places
             )
 
-        names = {mutant.name for mutant in self.mutants.values() if at(mutant)}
-        if not names or any(m.kind == "by name" for m in self.mutants.values() if m.name in names):
+        # One by name may have a neighbour in its line.
+        names = {m.name for m in self.mutants.values() if m.kind != "by name" and at(m)}
+        if not names:
             raise error
         print(f"{len(names)} do not compile")
         self._keep("refused", self._csrc, [*self._kept("refused", self._csrc, list), *names])

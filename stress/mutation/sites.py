@@ -160,6 +160,8 @@ class _File:
                 self._visit_code(child)
 
     def _condition(self, cursor: Cursor, children: list[Cursor]) -> None:
+        if children[0].kind in (CursorKind.VAR_DECL, CursorKind.DECL_STMT):
+            return
         before = self.source[cursor.extent.start.offset : children[0].extent.start.offset]
         if re.fullmatch(rb"(if|while)\s*\(", before):
             self._negate(children[0], "condition")
