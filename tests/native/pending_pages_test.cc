@@ -2,6 +2,7 @@
 
 #include <array>
 #include <functional>
+#include <new>
 
 #include "native/support.h"
 
@@ -143,6 +144,20 @@ TEST(random_steps_equal_the_model) {
     pending.clear();
     compare(pending, Model(), pages(0, kPages));
   }
+}
+
+TEST(what_there_is_no_memory_for_is_not_expected) {
+  PendingPages pending;
+  native_tests::allocations_until_failure = 0;
+  bool thrown = false;
+  try {
+    pending.expect(pages(0, 4));
+  } catch (const std::bad_alloc&) {
+    thrown = true;
+  }
+  native_tests::allocations_until_failure = -1;
+  EXPECT(thrown);
+  compare(pending, Model(), pages(0, kPages));
 }
 
 TEST(what_arrives_or_leaves_is_not_forgotten) {
