@@ -342,6 +342,15 @@ def test_e3_mmap_errors_are_raised_and_do_not_stick(mf: MemoryFile) -> None:
         a.view()[0] = 1
 
 
+def test_e3_a_view_that_could_not_be_mapped_holds_nothing(mf: MemoryFile) -> None:
+    a = mf.allocate(PAGE)
+    with FaultPlan("mmap", errno.ENOMEM, times=1), pytest.raises(OSError, match="mmap"):
+        a.view()
+    a.release()
+    mf.wait_for_reclaim()
+    assert mf.segments() == []
+
+
 def test_e4_addresses_do_not_change(mf: MemoryFile) -> None:
     with mf.allocate(PAGE) as a:
         first = a.address
