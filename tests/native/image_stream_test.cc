@@ -2,51 +2,15 @@
 
 #include "imageio/image_stream.h"
 
-#include <cstring>
 #include <string>
 
-#include "base/crc32c.h"
-#include "image/encode.h"
-#include "native/support.h"
+#include "native/some_image.h"
 
 namespace pgalloc::image_stream_test {
 namespace {
 
 using native_tests::pages;
-
-// The bytes of an image with one page in each extent: page 2 * i of the file, full of one letter.
-struct Image {
-  explicit Image(uint64_t extents, image::Metadata what = {}) : metadata(std::move(what)) {
-    const uint64_t file_size = (2 * extents + 2) * page_size();
-    metadata.usage = {{{0, file_size}}};
-    bytes = image::encode_front(file_size, metadata, &header);
-    front = bytes.size();
-    for (uint64_t i = 0; i < extents; ++i) add_extent(2 * i);
-    end();
-  }
-  void add_extent(uint64_t page) {
-    const std::string data(page_size(), letter(index.size()));
-    image::ExtentHead head{.range = pages(page, page + 1),
-                           .offset = bytes.size(),
-                           .stored_length = page_size(),
-                           .data_crc = crc32c(data.data(), data.size())};
-    head.map.set(0);
-    std::string first(page_size(), '\0');
-    image::encode_extent_head(&head, first.data());
-    bytes += first + data;
-    index.push_back(image::index_entry(head));
-  }
-  void end() { bytes += image::encode_back(header, index, bytes.size(), 0); }
-  // As if nothing came after the last extent yet.
-  void reopen() { bytes.resize(bytes.size() - image::index_bytes(index.size()) - page_size()); }
-  static char letter(size_t i) { return static_cast<char>('a' + i % 26); }
-
-  image::Metadata metadata;
-  image::Header header;
-  std::vector<image::IndexEntry> index;
-  std::string bytes;
-  size_t front = 0;
-};
+using Image = native_tests::SomeImage;
 
 // Feeds all of it. `see` is called after each step.
 template <class See>
