@@ -484,6 +484,29 @@ TEST(victims_by_bytes_are_those_of_the_policy_then_those_that_are_held) {
   }
 }
 
+TEST(discarding_takes_no_memory) {
+  for (const DiscardPolicy policy : all_policies()) {
+    DiscardQueue queue(policy, /*tells_ids=*/true);
+    std::vector<uint64_t> expected;
+    // The ids of the first rounds are not fetched before the last one.
+    for (const uint64_t entries : {1, 2, 3, 100, 5}) {
+      std::deque<Discardable> all(entries);
+      for (Discardable& entry : all) {
+        entry.id = expected.size();
+        expected.push_back(entry.id);
+        queue.unpinned(entry);
+      }
+      native_tests::allocations_until_failure = 0;
+      while (Discardable* const victim = queue.take_victim()) queue.discarded(*victim);
+      EXPECT_EQ(std::exchange(native_tests::allocations_until_failure, -1), 0);
+    }
+    std::vector<uint64_t> ids = queue.take_discarded_ids();
+    std::sort(ids.begin(), ids.end());
+    EXPECT_EQ(ids, expected);
+    EXPECT(queue.take_discarded_ids().empty());
+  }
+}
+
 TEST(a_queue_that_tells_no_ids_keeps_none) {
   DiscardQueue queue(DiscardPolicy::kLru);
   Discardable entry;
