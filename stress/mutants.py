@@ -15,7 +15,7 @@ import sys
 from mutation import named
 from mutation.campaign import Campaign
 from mutation.mutant import Mutant
-from mutation.report import print_report
+from mutation.report import print_report, read_reasons
 from mutation.tree import ROOT
 
 
@@ -46,14 +46,15 @@ def main() -> int:
         return [*named.mutants(), *drawn]
 
     campaign.prepare(chosen)
+    reasons = read_reasons()
     try:
-        campaign.run(jobs=options.jobs, seconds=options.seconds, only=options.only)
+        campaign.run(jobs=options.jobs, seconds=options.seconds, only=options.only, last=reasons)
     except KeyboardInterrupt:
         print("stopped; the next run goes on")
     results = campaign.results()
     built = [results[each.name] for each in campaign.mutants.values() if each.name in results]
     share = 1.0 if options.named else options.killed
-    return print_report(built, share=share)
+    return print_report(built, reasons, share=share)
 
 
 if __name__ == "__main__":

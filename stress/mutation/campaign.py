@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,11 @@ class Campaign:
             or (result.outcome == "killed" and result.file == _state_of(result.name))
         }
 
-    def run(self, *, jobs: int, seconds: float, only: str = "") -> None:
-        """Try what is not known yet, with tests that took ``seconds`` together at most."""
+    def run(self, *, jobs: int, seconds: float, only: str = "", last: Collection[str] = ()) -> None:
+        """Try what is not known yet, with tests that took ``seconds`` together at most.
+
+        Those named in ``last``, which will survive, come after the others.
+        """
         known = self.results()
         left = [
             number
@@ -178,6 +181,7 @@ class Campaign:
             if only in mutant.name
             and (mutant.name not in known or known[mutant.name].outcome == "unfinished")
         ]
+        left.sort(key=lambda number: self.mutants[number].name in last)
         print(f"{len(self.mutants)} mutants, {len(left)} to be tried", flush=True)
         pool = ThreadPoolExecutor(jobs)
         try:
