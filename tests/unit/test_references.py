@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from children import in_child
 from conftest import CHUNK, GIB, HUGE, PAGE, stored, update_usage
 from held_call import HeldCall
 from waiting import eventually, join
@@ -426,3 +427,20 @@ for _ in range(20):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr.count("RefCountError") + done.stderr.count("RangeError") == 20
+
+
+def test_what_a_forked_child_asks_its_parent_leaves_no_reference_to_the_file(
+    mf: MemoryFile,
+) -> None:
+    a = mf.allocate(PAGE)
+
+    def child() -> None:
+        mf.allocate(PAGE).release()
+        before = sys.getrefcount(mf)
+        for _ in range(10):
+            mf.allocate(PAGE).release()
+            assert not mf.has_unique_ref(a.range)
+        assert sys.getrefcount(mf) == before
+
+    in_child(child)
+    a.release()
