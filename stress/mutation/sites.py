@@ -134,7 +134,10 @@ class _File:
     def _visit_code(self, cursor: Cursor) -> None:
         children = list(cursor.get_children())
         kind = cursor.kind
-        if kind is CursorKind.IF_STMT or kind is CursorKind.WHILE_STMT:
+        if kind is CursorKind.WHILE_STMT and self._text(children[0]) == b"true":
+            # What comes after a loop without an end is undefined: compilers leave it out.
+            children = children[1:]
+        elif kind is CursorKind.IF_STMT or kind is CursorKind.WHILE_STMT:
             self._condition(cursor, children)
         elif kind is CursorKind.CONDITIONAL_OPERATOR and len(children) == 3:
             self._negate(children[0], "condition")

@@ -102,6 +102,23 @@ TEST(a_duplicate_is_another_descriptor_of_the_same_file) {
   EXPECT_EQ(contents(*file, {0, 1}), "d");
 }
 
+TEST(without_standard_input_a_file_may_get_its_number) {
+  const int input = ::dup(STDIN_FILENO);
+  const auto first = some_file(1);
+  const Path path;
+  for (const int way : {0, 1, 2}) {
+    ::close(STDIN_FILENO);
+    const auto file = way == 0   ? BackingFile::create_memfd()
+                      : way == 1 ? BackingFile::open_path(path.file())
+                                 : BackingFile::duplicate(first->fd());
+    if (EXPECT(file.ok())) EXPECT_EQ((*file)->fd(), STDIN_FILENO);
+  }
+  if (input >= 0) {
+    EXPECT_EQ(::dup2(input, STDIN_FILENO), STDIN_FILENO);
+    ::close(input);
+  }
+}
+
 TEST(what_is_no_regular_file_is_refused_and_still_the_callers) {
   int ends[2];
   EXPECT(::pipe(ends) == 0);

@@ -215,6 +215,7 @@ class PageTables {
     fake_.calls.pagemap_scan = [](int, os::PagemapScan* request) {
       ++scans;
       if (scans == fails_at) return -1;
+      if (empty) return request->walk_end = request->end, 0;
       // The run that was told last, once more, and the next one: every second page is there.
       auto* const regions = reinterpret_cast<os::PageRegion*>(request->regions);
       const uint64_t next = align_up(request->start, 2 * page_size());
@@ -240,6 +241,7 @@ class PageTables {
   static inline bool opens = true;
   static inline int fails_at = 0;
   static inline int stuck_at = 0;
+  static inline bool empty = false;
 
  private:
   FakeKernel fake_;
@@ -291,6 +293,21 @@ TEST(page_tables_that_cannot_be_asked_are_not_asked_again) {
   }
   PageTables::opens = true;
   PageTables::fails_at = PageTables::stuck_at = 0;
+}
+
+TEST(page_tables_without_the_pages_are_asked_again) {
+  Mapped rig;
+  const auto every_second = runs_where(40, [](uint64_t page) { return page % 2 == 0; });
+  PageTables::empty = true;
+  const PageTables tables;
+  CommitProbe probe(*rig.file, *rig.chunks);
+  for (const int scans : {1, 2}) {
+    std::vector<FileRange> runs;
+    EXPECT(probe.find_runs(pages(0, 40), runs).ok());
+    EXPECT_EQ(runs, every_second);
+    EXPECT_EQ(PageTables::scans, scans);
+  }
+  PageTables::empty = false;
 }
 
 TEST(a_range_longer_than_a_window_is_asked_for_in_parts) {

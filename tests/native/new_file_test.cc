@@ -143,7 +143,9 @@ TEST(without_standard_input_a_file_may_get_its_number) {
   for (const bool unnamed : {true, false}) {
     FakeKernel fake;
     if (unnamed) {
-      fake.calls.open = [](const char*, int, mode_t) { return 0; };
+      fake.calls.open = [](const char*, int flags, mode_t) {
+        return errno = EIO, (flags & O_TMPFILE) == O_TMPFILE ? 0 : -1;
+      };
     } else {
       fake.calls.open = [](const char*, int flags, mode_t) {
         return (flags & O_TMPFILE) == O_TMPFILE ? (errno = ENOENT, -1) : 0;
