@@ -56,7 +56,7 @@ int compare_all(uint64_t operations, uint64_t seed, bool plant) try {
     return 0;
   }
   const uint64_t share = operations / 10;
-  native_tests::compare_segment_sets(share, seed, [&](const char* name) {
+  native_tests::compare_segment_sets(share, share, seed, [&](const char* name) {
     std::printf("ok %-24s %llu operations\n", name, static_cast<unsigned long long>(share));
     std::fflush(stdout);
   });

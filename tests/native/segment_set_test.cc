@@ -13,7 +13,7 @@ using native_tests::pages;
 TEST(random_operations_equal_the_model_even_when_memory_runs_out) {
   std::string difference;
   try {
-    native_tests::compare_segment_sets(2'000, 1, [](const char*) {});
+    native_tests::compare_segment_sets(2'000, 20'000, 1, [](const char*) {});
   } catch (const native_tests::SegmentDifference& found) {
     difference = found.what();
   }
