@@ -20,7 +20,7 @@ class Endpoint : public Descriptor {
   Endpoint() = default;
   explicit Endpoint(int fd);
   // As Descriptor::intact(), by the number that the kernel gives each socket: cheaper than fstat().
-  bool intact() const;
+  bool intact() const;  // NOLINT(bugprone-derived-method-shadowing-base-method)
 
   enum class Io : uint8_t {
     kDone,

@@ -42,8 +42,8 @@ bool parse_line(std::string_view line, FileIdentity* file) {
     if (space == line.npos) return false;
     line.remove_prefix(space + 1);
   }
-  const char* const end = line.data() + line.size();
-  const auto colon = std::from_chars(line.data(), end, file->major, 16);
+  const char* const end = line.end();
+  const auto colon = std::from_chars(line.begin(), end, file->major, 16);
   if (colon.ec != std::errc() || colon.ptr == end || *colon.ptr != ':') return false;
   const auto space = std::from_chars(colon.ptr + 1, end, file->minor, 16);
   if (space.ec != std::errc() || space.ptr == end || *space.ptr != ' ') return false;
