@@ -243,15 +243,12 @@ void OwnerLink::post(Op op, const std::string& payload, Exchange exchange) {
 
 // Waits for a packet until then, or until a signal comes; and sees to it. It needs no memory.
 void OwnerLink::read(Time until) {
-  thread_local std::array<char, wire::kPacketBytesMax + 1> buffer;
-  static_assert(wire::kPacketBytesMax < 1 << 17);
   Endpoint::Received received;
-  reading_ = true;
-  const Endpoint::Io io = receive(buffer.data(), buffer.size(), until, &received);
-  reading_ = false;
+  reading_ = true;  // until the packet has been seen to: it lies in buffer_
+  const Endpoint::Io io = receive(until, &received);
   std::optional<wire::Packet> packet;
   if (io == Endpoint::Io::kDone && !received.truncated) {
-    packet = wire::parse({buffer.data(), received.size}, nullptr);
+    packet = wire::parse({buffer_.get(), received.size}, nullptr);
   }
   if (broken() || io == Endpoint::Io::kEnded) {
     end("it has closed the connection");
@@ -266,23 +263,26 @@ void OwnerLink::read(Time until) {
   } else {
     reply.close_descriptor();
   }
+  reading_ = false;
+  if (broken()) socket_.close();
   changed_.notify_all();
   if (unattended_ > 0) wake_thread();  // it reads on
 }
 
 // Without the lock: others may ask meanwhile.
-Endpoint::Io OwnerLink::receive(char* data, size_t size, Time until, Endpoint::Received* received) {
+Endpoint::Io OwnerLink::receive(Time until, Endpoint::Received* received) {
   const MutexUnlock unlocked(mu_);
   const auto left =
       std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
   Endpoint::Io io = Endpoint::Io::kRefused;
   int error = 0;
   if (waits_ && left >= kSlice) {  // one system call less
-    io = socket_.wait(data, size, received, &error);
+    io = socket_.wait(buffer_.get(), kBufferSize, received, &error);
   } else {
     pollfd waits{socket_.fd(), POLLIN, 0};
     const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
-    if (ready >= 0 || errno == EINTR) io = socket_.receive(data, size, received, &error);
+    if (ready >= 0 || errno == EINTR)
+      io = socket_.receive(buffer_.get(), kBufferSize, received, &error);
   }
   if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
   return io;
@@ -338,7 +338,7 @@ void OwnerLink::dispatch(Arrived arrived) {
 // --- The end -------------------------------------------------------------------------------------
 
 void OwnerLink::end(const char* why) {
-  if (!reading_) socket_.close();  // else the thread that reads comes here, too
+  if (!reading_) socket_.close();  // else the thread that reads does it
   broken_.store(true, std::memory_order_release);
   outgoing_.clear();
   for (auto& [number, pending] : pending_) {

@@ -133,8 +133,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   void end(const char* why) REQUIRES(mu_);
   void destroy_ended() REQUIRES(mu_);
   void read(Time until) REQUIRES(mu_);
-  Endpoint::Io receive(char* data, size_t size, Time until, Endpoint::Received* received)
-      REQUIRES(mu_);
+  Endpoint::Io receive(Time until, Endpoint::Received* received) REQUIRES(mu_);
   void dispatch(Arrived arrived) REQUIRES(mu_);
   static Status settle(Arrived& arrived, const Exchange& exchange);
   void hold(Arrived arrived, Pending& pending) REQUIRES(mu_);
@@ -147,6 +146,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   Mutex mu_{LockRank::kOwnerLink};
   CondVar changed_;  // for askers
   CondVar work_;     // for the thread
+  static constexpr size_t kBufferSize = wire::kPacketBytesMax + 1;
+  const std::unique_ptr<char[]> buffer_{new char[kBufferSize]};  // of the thread that reads
   Endpoint socket_;  // closed once it is broken, and no thread reads
   std::deque<Outgoing> outgoing_ GUARDED_BY(mu_);
   std::unordered_map<uint32_t, std::shared_ptr<Pending>> pending_ GUARDED_BY(mu_);

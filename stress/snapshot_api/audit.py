@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pgalloc
-from pgalloc import MemoryFile, testing
+from pgalloc import MemoryFile, _core, testing
 from pgalloc.pressure import default_guard
 from snapshot_api.stamps import PromiseBrokenError
 
@@ -57,6 +57,7 @@ class Leftovers:
 
     def __init__(self) -> None:
         default_guard.ensure()  # it stays, with the descriptors it has open
+        _core.broker_address()  # so does the broker, which the first fork would start
         self._before = self._now()
 
     def expect_none(self, after_interrupts: bool = False) -> None:
