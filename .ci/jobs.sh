@@ -329,7 +329,7 @@ job_tsan_rooms() {
 }
 
 job_tsan_native() {
-  TSAN_OPTIONS=exitcode=66:allocator_may_return_null=1 "$work/tsan/native_tests"
+  TSAN_OPTIONS=exitcode=66:allocator_may_return_null=1:die_after_fork=0 "$work/tsan/native_tests"
 }
 
 job_tsan_torture() {

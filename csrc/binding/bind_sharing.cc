@@ -210,10 +210,10 @@ py::object allocate(const py::object& file, Self<Handle> handle, uint64_t length
 template <class Handle>
 py::object value(const py::object& file, Self<Handle> handle, const py::bytes& key) {
   PeerFile& peer = local(handle);
-  std::string text = key;
+  const std::string text = key;
   const auto found =
       value_or_throw(ask_owner(peer.link(), [&](const OwnerLink::Patience& patience) {
-        return peer.value(std::move(text), patience);
+        return peer.value(text, patience);
       }));
   if (!found) return py::none();
   PyObject* const pages = new_allocation(file.ptr(), handle->seat(), found->range);

@@ -19,7 +19,7 @@ from pgalloc._core import FileRange
 VERSION = 1
 PACKET_MAX = 65536
 NONCE_BYTES = 16
-HEADER = struct.Struct("<BBHI")  # version, operation or status, 0, number
+HEADER = struct.Struct("<BBHI")  # version, operation or status, pages that come first, number
 
 NAME = struct.Struct("<Q")  # of a file
 PAGES = struct.Struct("<QQQ")  # file, start, end
@@ -94,12 +94,13 @@ def unpack(packet: bytes) -> Packet:
     """The parts of a packet. Raises ProtocolError for what is none."""
     if not HEADER.size <= len(packet) <= PACKET_MAX:
         raise ProtocolError(f"a message of {len(packet)} bytes")
-    version, kind, zero, number = HEADER.unpack_from(packet)
+    version, kind, released, number = HEADER.unpack_from(packet)
     if version != VERSION:
         raise ProtocolError(f"version {version} of the sharing protocol, not {VERSION}")
-    if zero != 0:
+    payload = HEADER.size + released * PAGES.size
+    if payload > len(packet):
         raise ProtocolError("a malformed message")
-    return Packet(kind, number, packet[HEADER.size :])
+    return Packet(kind, number, packet[payload:])
 
 
 def fields(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:
