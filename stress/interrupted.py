@@ -1,0 +1,249 @@
+"""Signal handlers that raise, at any moment of each public call of an owner and of a peer.
+
+Each call is made again and again until its handler has raised so many times. Then all is quiet, and
+the account is exact: no reference, lease, offer, descriptor, thread or socket file is left. Bare
+ranges (``allocate_range()``) are left out: one whose call is interrupted before it is assigned has
+no owner in any library. Exits with 0 if all is well, with 1 if something was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from sharing_api.leftovers import Leftovers, expect
+
+import pgalloc
+from pgalloc import PAGE_SIZE, Cache, MemoryFile, SharedList, SharingError, _core, testing
+from pgalloc.pressure import default_guard
+
+_SETTLE_S_MAX = 30.0
+_OFFERS = 200  # that are received before new ones are asked for
+
+Calls = dict[str, Callable[[], Any]]
+
+
+class Hit(BaseException):
+    """What the signal handler raises."""
+
+
+class BrokenPromiseError(Exception):
+    """What must not happen."""
+
+
+def _raise(*_: object) -> None:
+    raise Hit
+
+
+# --- The other process: it is not interrupted -----------------------------------------------------
+
+
+def _other(folder: str, line: Connection) -> None:
+    """An owner and a peer, as the line says."""
+    with ExitStack() as stack:
+        file = stack.enter_context(MemoryFile(capacity=1 << 30))
+        stack.enter_context(file.serve(f"{folder}/file"))
+        cache = stack.enter_context(Cache("8M"))
+        cache["key"] = b"value" * 1000
+        stack.enter_context(cache.serve(f"{folder}/cache"))
+        line.send(file.allocate(PAGE_SIZE))
+        while (told := line.recv()) != "end":
+            if told == "offers":
+                line.send([_sent(file) for _ in range(_OFFERS)])
+            else:
+                line.send(_held(file, cache))
+
+
+def _sent(file: MemoryFile) -> bytes:
+    with file.allocate(PAGE_SIZE) as pages:
+        return bytes(ForkingPickler.dumps(pages))
+
+
+def _held(file: MemoryFile, cache: Cache[Any, Any]) -> str:
+    """What peers hold; empty if that is nothing."""
+    file.drop_unclaimed()
+    deadline = time.monotonic() + _SETTLE_S_MAX
+    while True:
+        leases = [*file.leases(), *cache.file.leases()]
+        testing.verify(file)
+        used = [segment for segment in file.segments() if segment.refs]
+        if not leases and not used:
+            return ""
+        if time.monotonic() > deadline:  # time: a bound on a hang
+            return f"still held: {leases}, {used}"
+        time.sleep(0.01)  # time: it polls
+
+
+# --- Calls ----------------------------------------------------------------------------------------
+
+
+def _calls_of_a_peer(folder: str, line: Connection, file: Any) -> Calls:
+    kept = file.allocate(4 * PAGE_SIZE)
+    reader = Cache.connect(f"{folder}/cache")
+    sent: list[bytes] = []
+
+    def receive() -> None:
+        if not sent:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            line.send("offers")
+            sent.extend(line.recv())
+        with suppress(SharingError):  # an interrupted one may have claimed it
+            ForkingPickler.loads(sent.pop()).release()
+
+    def unpin() -> None:
+        kept.unpin()
+        kept.pin()
+
+    return {
+        "connect": lambda: pgalloc.connect(f"{folder}/file").close(),
+        "allocate": lambda: file.allocate(PAGE_SIZE).release(),
+        "clone": lambda: kept.clone().release(),
+        "slice": lambda: kept.slice(0, PAGE_SIZE).release(),
+        "view": lambda: kept.view().release(),
+        "unpin and pin": unpin,
+        "decommit": kept.decommit,
+        "usage": file.usage,
+        "has_unique_ref": lambda: file.has_unique_ref(kept.range),
+        "flush": file.flush,
+        "receive": receive,
+        "read": lambda: bytes(reader["key"][:10]),
+        "connect a reader": lambda: Cache.connect(f"{folder}/cache").close(),
+        "end": lambda: (kept.release(), reader.close()),
+    }
+
+
+def _calls_of_an_owner(folder: str) -> Calls:
+    file = MemoryFile(capacity=1 << 30)
+    kept = file.allocate(4 * PAGE_SIZE)
+    cache: Cache[str, bytes] = Cache("8M")
+    pgalloc.share(None).release()  # the file that stays
+
+    def offer() -> None:
+        ForkingPickler.dumps(kept)
+        file.drop_unclaimed()
+
+    return {
+        "serve": lambda: file.serve(f"{folder}/own").close(),
+        "serve a cache": lambda: cache.serve(f"{folder}/own").close(),
+        "share": lambda: pgalloc.share({"a": 1}).release(),
+        "share a list": lambda: SharedList([b"a", 1], file=file).release(),
+        "allocate": lambda: file.allocate(PAGE_SIZE).release(),
+        "clone": lambda: kept.clone().release(),
+        "slice": lambda: kept.slice(0, PAGE_SIZE).release(),
+        "offer": offer,
+        "leases": file.leases,
+        "drop_unclaimed": file.drop_unclaimed,
+        "put": lambda: cache.__setitem__("k", b"v" * PAGE_SIZE),
+        "end": lambda: (kept.release(), cache.close(), _check_own(file), file.close()),
+    }
+
+
+def _check_own(file: MemoryFile) -> None:
+    gc.collect()
+    file.drop_unclaimed()
+    testing.verify(file)
+    if used := [segment for segment in file.segments() if segment.refs]:
+        raise BrokenPromiseError(f"references without a holder: {used}")
+
+
+# --- Interrupts -----------------------------------------------------------------------------------
+
+
+def _interrupt(name: str, call: Callable[[], Any], count: int, source: random.Random) -> int:
+    """How often it was made until its handler had raised so many times."""
+    begin = time.perf_counter()
+    for _ in range(5):
+        call()
+    usual = (time.perf_counter() - begin) / 5
+    made = hits = 0
+    while hits < count:
+        made += 1
+        try:
+            # Longer than it takes, at times: it has to succeed, too.
+            signal.setitimer(signal.ITIMER_REAL, source.uniform(1e-6, 1.3 * usual + 5e-6))
+            call()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Hit:
+            hits += 1
+        if made > 100 * count:
+            raise BrokenPromiseError(f"{name} is not interrupted")
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return made
+
+
+def _torture(calls: Calls, options: argparse.Namespace, source: random.Random) -> None:
+    end = calls.pop("end")
+    for name, call in calls.items():
+        if options.only in name:
+            made = _interrupt(name, call, options.interrupts, source)
+            gc.collect()
+            print(f"  {name:<20} {options.interrupts:>7} interrupts of {made:>8} calls", flush=True)
+    end()
+
+
+def run(options: argparse.Namespace, folder: str) -> None:
+    """The whole of it."""
+    source = random.Random(options.seed)
+    context = multiprocessing.get_context("spawn")
+    line, theirs = context.Pipe()
+    other = context.Process(target=_other, args=(folder, theirs))
+    other.start()
+    theirs.close()
+    default_guard.ensure()
+    _core.broker_address()
+    first = line.recv()
+    file = first.file
+    first.release()
+    before = Leftovers.now()
+    print("a peer:")
+    _torture(_calls_of_a_peer(folder, line, file), options, source)
+    if not file.flush(_SETTLE_S_MAX) or file.leased:
+        raise BrokenPromiseError(f"the peer holds {file.leased} bytes")
+    gc.collect()
+    line.send("held")
+    if held := line.recv():
+        raise BrokenPromiseError(held)
+    expect(before)
+    print("an owner:")
+    _torture(_calls_of_an_owner(folder), options, source)
+    gc.collect()
+    expect(before)
+    if names := sorted(os.listdir(folder)) != ["cache", "file"]:
+        raise BrokenPromiseError(f"files that stay: {names}")
+    line.send("end")
+    other.join()
+
+
+def main() -> int:
+    """Run it. The exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--interrupts", type=int, default=10_000, help="of each call")
+    parser.add_argument("--only", default="", help="calls with this in their names")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    signal.signal(signal.SIGALRM, _raise)
+    sys.unraisablehook = lambda _: None  # handlers raise in finalizers, too
+    with tempfile.TemporaryDirectory(prefix="pgalloc-") as folder:
+        try:
+            run(options, folder)
+        except BaseException as error:
+            print(f"FAILED: {error!r}", flush=True)
+            return 1
+    print("ok: nothing is left")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
