@@ -99,15 +99,26 @@ Status References::drop_lease(FileRange range) {
   return drop_ref(range);
 }
 
-bool References::lease_pinned(Counts* leases) {
-  FileLock lock(state_);
-  if (state_.closed() || state_.incomplete()) return false;
-  *leases = state_.pages.pinned();
-  for (const auto& [range, refs] : *leases) {
-    PGALLOC_CHECK(state_.pages.inc_ref(range, 0).ok());
-    PGALLOC_CHECK(state_.pages.begin_lease(range).ok());
+void References::lease_pinned(Counts* leases) {
+  Counts pinned = state_.pages.pinned();
+  size_t referenced = 0;
+  size_t leased = 0;
+  try {
+    for (const auto& [range, handles] : pinned) {
+      PGALLOC_CHECK(state_.pages.inc_ref(range, 0).ok());
+      ++referenced;
+      PGALLOC_CHECK(state_.pages.begin_lease(range).ok());
+      ++leased;
+    }
+  } catch (...) {
+    for (size_t i = 0; i < leased; ++i) PGALLOC_CHECK(state_.pages.end_lease(pinned[i].first).ok());
+    // Not the last ones: the handles have theirs.
+    for (size_t i = 0; i < referenced; ++i) {
+      PGALLOC_CHECK(state_.pages.dec_ref(pinned[i].first).ok());
+    }
+    throw;
   }
-  return true;
+  *leases = std::move(pinned);
 }
 
 }  // namespace pgalloc

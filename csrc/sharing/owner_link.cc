@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -34,19 +35,45 @@ Status owner_gone() {
 
 }  // namespace
 
+std::atomic<bool> OwnerLink::all_parked_{false};
+
+struct OwnerLink::Pending {
+  wire::Op op{};
+  Exchange exchange;
+  Status status;
+  bool done = false;
+  bool settling = false;  // arrived() runs
+  bool given_up = false;
+};
+
 void OwnerLink::Reply::close_descriptor() {
   if (descriptor >= 0) sys().close(std::exchange(descriptor, -1));
 }
 
-Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) {
-  Endpoint socket(fd);
+Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) { return create(Endpoint(fd)); }
+
+Result<std::shared_ptr<OwnerLink>> OwnerLink::create(Endpoint socket) {
   if (!socket.open()) return Status::system_error(errno, "fstat");
-  return std::shared_ptr<OwnerLink>(new OwnerLink(std::move(socket)), &OwnerLink::destroy);
+  std::shared_ptr<OwnerLink> link(new OwnerLink(std::move(socket)), &OwnerLink::destroy);
+  link->enlist();
+  return link;
 }
+
+namespace {
+
+uint64_t next_link_number() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
+}  // namespace
+
+OwnerLink::OwnerLink(Endpoint socket) : number_(next_link_number()), socket_(std::move(socket)) {}
 
 // In a forked child the thread is not there, and its handle cannot be destroyed.
 void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
   if (link->forked()) {
+    link->unlist();
     (void)link->thread_.release();
     link->socket_.close();
     return;
@@ -55,6 +82,7 @@ void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
     (void)link->flush(std::chrono::steady_clock::now() + std::chrono::milliseconds(200));
     link->break_off();
     link->park();
+    link->unlist();
     delete link;
     return;
   }
@@ -155,16 +183,29 @@ Status OwnerLink::request(Op op, std::string payload, Exchange exchange, const P
     return Status::error(ErrorCode::kSharing,
                          std::to_string(payload.size()) + " bytes are too much for one request");
   }
+  const Question question = ask(op, payload, std::move(exchange));
+  return question == nullptr ? owner_gone() : await(question, patience);
+}
+
+OwnerLink::Question OwnerLink::ask(Op op, const std::string& payload, Exchange exchange) {
   auto pending = std::make_shared<Pending>();
   pending->exchange = std::move(exchange);
   MutexLock lock(mu_);
-  if (broken()) return owner_gone();
+  if (broken()) return nullptr;
   (void)enqueue(op, payload, pending);
+  (void)send_queued();
+  return pending;
+}
+
+Status OwnerLink::await(const Question& question, const Patience& patience) {
+  std::shared_ptr<Pending> pending = question;
+  MutexLock lock(mu_);
   while (true) {
     bool sent = send_queued();
     if (pending->done) break;
     const Time now = std::chrono::steady_clock::now();
     if (now >= patience.deadline) {
+      if (!reading_ && read(lock, now)) continue;  // it may be there already
       return give_up(lock, pending,
                      Status::error(ErrorCode::kTimedOut,
                                    "the process that owns these pages has not answered in time"));
@@ -229,8 +270,9 @@ void OwnerLink::post(Op op, std::string payload, Exchange exchange) {
 
 // --- Receiving -----------------------------------------------------------------------------------
 
-// Waits for a packet until then, or until a signal comes; and sees to it. It needs no memory.
-void OwnerLink::read(MutexLock& lock, Time until) {
+// Waits for a packet until then, or until a signal comes; and sees to it. False if there was none. It
+// needs no memory.
+bool OwnerLink::read(MutexLock& lock, Time until) {
   static_assert(wire::kPacketBytesMax < 1 << 17);
   reading_ = true;
   lock.unlock();
@@ -266,6 +308,7 @@ void OwnerLink::read(MutexLock& lock, Time until) {
     reply.close_descriptor();
   }
   changed_.notify_all();
+  return packet.has_value();
 }
 
 // Until the fork is over.
@@ -366,7 +409,7 @@ bool OwnerLink::has_hung_up() {
 
 // Without a thread the queue waits for the next call that gives something back, or flushes.
 void OwnerLink::start_thread() {
-  if (parked_ || broken()) return;
+  if (stops()) return;
   try {
     const os::WithoutSignals quiet;
     thread_ = std::make_unique<std::thread>([this] { run(); });
@@ -378,7 +421,7 @@ void OwnerLink::start_thread() {
 void OwnerLink::run() {
   thread_id_ = os::thread_id();
   MutexLock lock(mu_);
-  while (!parked_ && !broken()) {
+  while (!stops()) {
     if (!send_queued()) {
       (void)changed_.wait_until(mu_, std::chrono::steady_clock::now() + kRetryPeriod);
     } else if (unattended_ > 0 && !reading_) {
@@ -395,11 +438,18 @@ void OwnerLink::run() {
 }
 
 void OwnerLink::park() {
-  if (forked()) return;
-  std::unique_ptr<std::thread> thread;
   {
     MutexLock lock(mu_);
     parked_ = true;
+  }
+  stop_thread();
+}
+
+// REQUIRES: nothing lets it go on.
+void OwnerLink::stop_thread() {
+  std::unique_ptr<std::thread> thread;
+  {
+    MutexLock lock(mu_);
     changed_.notify_all();
     thread = std::move(thread_);
   }
@@ -408,19 +458,105 @@ void OwnerLink::park() {
   os::wait_until_gone(thread_id_);
 }
 
+// Without a thread, the next call that needs it tries again.
 void OwnerLink::resume() {
-  if (forked()) return;
   MutexLock lock(mu_);
-  parked_ = false;
   if ((!outgoing_.empty() || unattended_ > 0) && thread_ == nullptr) start_thread();
+}
+
+// --- Forks ---------------------------------------------------------------------------------------
+
+std::vector<std::shared_ptr<OwnerLink>> OwnerLink::all() {
+  std::vector<std::shared_ptr<OwnerLink>> links;
+  MutexLock lock(listed_lock());
+  size_t count = 0;
+  visit_listed([&](OwnerLink&) { ++count; });
+  links.reserve(count);  // before there is a link that could be destroyed here
+  visit_listed([&](OwnerLink& link) {
+    if (link.forked() || link.broken()) return;
+    if (auto shared = link.weak_from_this().lock()) links.push_back(std::move(shared));
+  });
+  return links;
+}
+
+void OwnerLink::park_all() {
+  all_parked_ = true;
+  try {
+    for (const auto& link : all()) link->stop_thread();
+  } catch (const std::bad_alloc&) {  // NOLINT: they go on until there is nothing to do
+  }
+}
+
+void OwnerLink::resume_all() {
+  all_parked_ = false;
+  try {
+    for (const auto& link : all()) link->resume();
+  } catch (const std::bad_alloc&) {  // NOLINT: the next call that needs a thread starts it
+  }
 }
 
 void OwnerLink::leave_to_parent() {
   if (forked()) socket_.close();
 }
 
+bool OwnerLink::introduce() {
+  const auto pid = static_cast<uint32_t>(::getpid());
+  MutexLock lock(mu_);
+  outgoing_.push_back({wire::pack(static_cast<uint8_t>(Op::kHello), 0, pid, wire::Secret{}), {}});
+  constexpr int kTries = 20;
+  for (int i = 0; i < kTries; ++i) {
+    if (send_queued()) return !broken();
+    (void)sys().poll(nullptr, 0, 1);  // the kernel was short of something
+  }
+  return false;
+}
+
+std::optional<OwnerLink::ChildSocket> OwnerLink::ask_for_child() {
+  if (files_ == 0) return std::nullopt;
+  const auto socket = std::make_shared<Endpoint>();
+  Question question = ask(
+      Op::kFork, {},
+      {[socket](Reply& reply) { *socket = Endpoint(std::exchange(reply.descriptor, -1)); }, {}});
+  if (question == nullptr) return std::nullopt;
+  return ChildSocket{std::move(question), socket};
+}
+
+Endpoint OwnerLink::await_child(const ChildSocket& asked, Time deadline) {
+  const Status status = await(asked.question, {deadline, [] { return true; }});
+  return status.ok() ? std::move(*asked.socket) : Endpoint();
+}
+
+OwnerLink::Owner OwnerLink::owner() const {
+  MutexLock lock(mu_);
+  return owner_;
+}
+
+void OwnerLink::set_owner(Owner owner) {
+  MutexLock lock(mu_);
+  owner_ = std::move(owner);
+}
+
+std::vector<wire::Pages> OwnerLink::loose_leases() const {
+  MutexLock lock(mu_);
+  return loose_;
+}
+
+void OwnerLink::note_loose(const wire::Pages& pages) {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  loose_.push_back(pages);
+}
+
+void OwnerLink::forget_loose(const wire::Pages& pages) {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  const auto found = std::find_if(loose_.begin(), loose_.end(), [&](const wire::Pages& each) {
+    return each.file == pages.file && each.range == pages.range;
+  });
+  if (found != loose_.end()) loose_.erase(found);
+}
+
 bool OwnerLink::hold_answers(Time deadline) {
-  if (forked()) return false;
   MutexLock lock(mu_);
   holding_ = true;
   while (settling_ > 0) {
@@ -433,7 +569,6 @@ bool OwnerLink::hold_answers(Time deadline) {
 }
 
 void OwnerLink::let_answers_in() {
-  if (forked()) return;
   MutexLock lock(mu_);
   holding_ = false;
   for (Held& held : std::exchange(held_, {})) {

@@ -106,22 +106,15 @@ Session::~Session() {
   }
 }
 
-void Session::adopt(std::vector<ForkLease>& leases) {
-  forked_ = knows_all_ = true;
-  for (ForkLease& lease : leases) {
-    if (!std::exchange(lease.taken, false)) continue;
-    for (const auto& [range, refs] : lease.pages) adopt(lease.file, range);
-    tidy(lease.file->id());
-  }
-  if (strikes(Plant::kFork)) end_some(SIZE_MAX);
-}
-
-// The child does without what there is no memory for.
-void Session::adopt(const std::shared_ptr<MemoryFile>& file, FileRange range) try {
-  if (hold(file).share.table().add_lease(range).ok()) return;
-  (void)file->references().drop_lease(range);
+bool Session::adopt(const std::shared_ptr<MemoryFile>& file, const References::Counts& pages) try {
+  if (pages.empty()) return true;
+  LeaseTable& table = hold(file).share.table();
+  bool all = true;
+  for (const auto& [range, handles] : pages) all = table.add_lease(range).ok() && all;
+  tidy(file->id());
+  return all;
 } catch (const std::bad_alloc&) {
-  (void)file->references().drop_lease(range);
+  return false;
 }
 
 Status Session::copy_to(Session& child) const {

@@ -24,7 +24,6 @@
 
 #include "base/status.h"
 #include "sharing/descriptor.h"
-#include "sharing/fork_leases.h"
 #include "sharing/lookups.h"
 #include "sharing/offers.h"
 #include "sharing/peer_process.h"
@@ -77,8 +76,10 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // A forked child of this process, with leases from birth.
-  void adopt(std::vector<ForkLease>& leases);
+  // A child of this process is about to be forked: it has these leases, which the file counts already,
+  // from birth. False if memory has run out: then they stay in use for good, in part.
+  bool adopt(const std::shared_ptr<MemoryFile>& file, const References::Counts& pages);
+  void be_born_connected() { forked_ = knows_all_ = true; }
   // A child of the peer gets the leases that the peer has now.
   Status copy_to(Session& child) const;
 
@@ -118,7 +119,6 @@ class Session {
   };
   using Handler = std::optional<Answer> (Session::*)(Request&);
 
-  void adopt(const std::shared_ptr<MemoryFile>& file, FileRange range);
   Result<Held*> find(uint64_t file);
   Result<Held*> find_writable(uint64_t file);
   Held& hold(std::shared_ptr<MemoryFile> file);

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -518,37 +517,5 @@ def test_nested_forks(mf: MemoryFile) -> None:
         own.close()
 
     in_child(lambda: level(1))
-    view.release()
-    a.release()
-
-
-def _raw_fork() -> int:
-    """fork() of the C library, with the GIL held and none of Python's hooks run."""
-    return int(ctypes.PyDLL(None).fork())
-
-
-def test_a_raw_fork_does_not_hang(mf: MemoryFile) -> None:
-    """No hook parked the reclaimer: the child has it in the middle of whatever it did."""
-    a = mf.allocate(PAGE)
-    view = a.view()
-    view[:3] = b"raw"
-
-    def child() -> None:
-        assert bytes(view[:3]) == b"raw"
-        for call in (lambda: mf.allocate(PAGE), lambda: mf.dec_ref(a.range), mf.segments):
-            try:
-                call()
-            except ForkedError:
-                continue
-            raise AssertionError("not refused")
-        a.release()
-        with MemoryFile() as own:
-            own.allocate(PAGE).view()[0] = 1
-
-    for _ in range(20):
-        mf.dec_ref(mf.allocate_range(HUGE, mode=COMMIT))  # the reclaimer is at work
-        Child(child, fork=_raw_fork).wait()
-    assert mf.wait_for_reclaim(10)
-    assert bytes(view[:3]) == b"raw"
     view.release()
     a.release()
