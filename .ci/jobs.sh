@@ -397,6 +397,7 @@ job_stress_sharing() {
   "$python" stress/sharing.py --seconds 20
   # More than five hundred deaths.
   "$python" stress/sharing.py --seconds 40 --start-method fork --kill-every 0.06
+  "$python" stress/forks.py --forks 500
 }
 
 job_stress_snapshots() {
@@ -432,6 +433,7 @@ job_planted_sharing() {
   for bug in lost early; do
     must_fail 1 FAILED "$python" stress/sharing.py --seconds 60 --plant $bug
   done
+  must_fail 1 FAILED "$python" stress/forks.py --plant fork
 }
 
 job_planted_discards() {

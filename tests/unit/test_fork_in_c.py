@@ -83,6 +83,7 @@ def reuse(mf: MemoryFile, nbytes: int) -> None:
 
 
 def test_views_stay_what_they_are(mf: MemoryFile, fork: Fork, turns: Turns) -> None:
+    """Row L5."""
     a = mf.allocate(4 * PAGE)
     a.view()[:] = b"i" * (4 * PAGE)
     view = a.view()
@@ -335,7 +336,7 @@ CALLS = ["socketpair", "fstat", "sendmsg", "recvmsg", "duplicate", "poll", "mmap
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_of_the_kernel_fails(mf: MemoryFile, call: str, turns: Turns) -> None:
-    """A child reads what its parent had, or nothing at all; and its parent is as it was."""
+    """Row L6: a child reads what its parent had, or nothing; and its parent is as it was."""
     for first in range(1, 9):
         a = mf.allocate(PAGE)
         a.view()[:4] = b"ours"
@@ -378,6 +379,8 @@ from pgalloc import MemoryFile, PAGE_SIZE, testing
 from waiting import eventually
 
 signal.alarm(200)  # a hang ends here
+# No thread may ask for the GIL between the two steps of a fork: the child would wait for it.
+sys.setswitchinterval(1000)
 mf = MemoryFile()
 kept = mf.allocate(4 * PAGE_SIZE)
 kept.view()[:5] = b"still"
