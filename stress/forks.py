@@ -1,7 +1,7 @@
 """The torture of forks: one busy process forks, by Python and by C, under signals. See README.md.
 
-Its threads allocate, mark, check, send and free. It has pages of its own and of another owner. While a
-child lives, all that it inherited is freed and given to others; then the child looks at its views.
+Its threads allocate, mark, check, send and free. It has pages of its own and of another owner.
+While a child lives, all that it inherited is freed and given to others; then it looks at its views.
 At the end nothing may be left. Exits with 0 if all is well, with 1 if something was found, which is
 what ``--plant`` is for.
 """

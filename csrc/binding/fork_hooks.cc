@@ -75,12 +75,12 @@ void* run_errand(void* argument) {
   return nullptr;
 }
 
-// Other threads than the main one run no signal handlers.
+// Other threads than the main one run no signal handlers of Python's. (They may take signals: threads that
+// `resume` starts have their mask, and what those start.)
 void call_undisturbed(PyObject* function) {
   if (function == nullptr) return;
   if (PyThread_get_thread_ident() == hooks.main_thread && !is_finalizing()) {
     const WithoutGil release;
-    const os::WithoutSignals quiet;
     Errand errand{function};
     pthread_t thread;
     if (::pthread_create(&thread, nullptr, run_errand, &errand) == 0) {

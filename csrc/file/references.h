@@ -49,6 +49,8 @@ class References {
   // *leases with the number of its handles. A std::bad_alloc leaves everything as it was.
   // REQUIRES: the file is not closed.
   void lease_pinned(Counts* leases) REQUIRES(file_lock);
+  // Undoes that, but for so many ranges. The handles are still there.
+  void undo_leases(const Counts& leases, size_t but) noexcept REQUIRES(file_lock);
 
  private:
   Status drop_ref(FileRange range) REQUIRES(file_lock);

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <random>
 
+#include "os/path.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 
@@ -22,18 +23,12 @@ namespace {
 constexpr mode_t kOwnerOnly = 0600;  // it holds the contents of a program's memory
 constexpr int kAttempts = 100;
 
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  if (slash == std::string::npos) return ".";
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
-
 // A name beside `path` that no other program is likely to choose.
 std::string temporary_name(const std::string& path) {
   std::random_device random;
   char suffix[48];
   std::snprintf(suffix, sizeof suffix, ".%08x%08x.tmp", random(), random());
-  const std::string folder = folder_of(path);
+  const std::string folder = os::folder_of(path);
   const std::string name = path.substr(path.rfind('/') + 1);
   // Leaves room for the suffix in a name of at most 255 bytes.
   return (folder == "/" ? "" : folder) + "/." + name.substr(0, 200) + suffix;
@@ -48,7 +43,7 @@ bool has_no_unnamed_files(int error_number) {
 
 Result<std::unique_ptr<NewFile>> NewFile::create(const std::string& path) {
   const int unnamed = retry_interrupted([&] {
-    return sys().open(folder_of(path).c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, kOwnerOnly);
+    return sys().open(os::folder_of(path).c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, kOwnerOnly);
   });
   if (unnamed >= 0) return std::unique_ptr<NewFile>(new NewFile(path, unnamed, ""));
   if (!has_no_unnamed_files(errno)) return Status::system_error(errno, "open");
@@ -76,8 +71,9 @@ Status NewFile::publish() {
     return Status::system_error(errno, "fsync");
   }
   // Opened while the old file is still in place.
-  const int folder = retry_interrupted(
-      [&] { return sys().open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); });
+  const int folder = retry_interrupted([&] {
+    return sys().open(os::folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+  });
   if (folder < 0) return Status::system_error(errno, "open");
   Status status = take_place();
   if (status.ok() && retry_interrupted([&] { return sys().fsync(folder); }) != 0) {

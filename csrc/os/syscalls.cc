@@ -96,6 +96,17 @@ int set_nonblocking_call(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
   return flags < 0 ? -1 : ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
 }
+// And makes it blocking.
+int set_receive_timeout_call(int fd, int milliseconds) {
+  const timeval timeout{milliseconds / 1000, milliseconds % 1000 * 1000};
+  const int flags = ::fcntl(fd, F_GETFL);
+  if (flags < 0 || ::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) return -1;
+  return ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
+}
+int pass_credentials_call(int fd) {
+  const int on = 1;
+  return ::setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
+}
 int getsockopt_call(int fd, int name, void* value, socklen_t* size) {
   return ::getsockopt(fd, SOL_SOCKET, name, value, size);
 }
@@ -142,6 +153,8 @@ constexpr Syscalls kKernel = {
     .flock = ::flock,
     .accept = accept_call,
     .set_nonblocking = set_nonblocking_call,
+    .set_receive_timeout = set_receive_timeout_call,
+    .pass_credentials = pass_credentials_call,
     .recvmsg = ::recvmsg,
     .sendmsg = ::sendmsg,
     .getsockopt = getsockopt_call,

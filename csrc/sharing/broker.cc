@@ -21,6 +21,7 @@ class SCOPED_CAPABILITY Broker::Locked {
   explicit Locked(Broker& broker) ACQUIRE(broker.mu_)
       : broker_(broker), wants_(broker.callers_), lock_(broker.mu_) {
     wants_.over();
+    if (broker_.lacks_thread_) broker_.retry_thread();
   }
   ~Locked() RELEASE() { unlock(); }
   Locked(const Locked&) = delete;
@@ -75,6 +76,7 @@ void Broker::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
   (void)thread_.release();  // it is not here
   parked_ = 0;
   ending_ = false;
+  lacks_thread_ = false;
   callers_ = 0;
   peers_ = std::make_unique<Peers>();
   mu_.unlock();
@@ -116,12 +118,18 @@ void Broker::park() {
   ending_ = false;
 }
 
-// Without a thread, the next call that needs it tries again.
+// Without a thread, the next call tries again.
 void Broker::resume() try {
   Locked lock(*this);
   if (parked_ == 0 || --parked_ > 0) return;
-  if (peers_->started()) (void)start_thread();
+  lacks_thread_ = peers_->started();
+  if (lacks_thread_) retry_thread();
 } catch (const std::bad_alloc&) {  // NOLINT: the same
+}
+
+void Broker::retry_thread() try {
+  if (start_thread().ok()) lacks_thread_ = false;
+} catch (const std::bad_alloc&) {  // NOLINT: as any other failure
 }
 
 // --- The thread ----------------------------------------------------------------------------------

@@ -128,13 +128,15 @@ class Broker {
   Broker();
   Status start() REQUIRES(mu_);
   Status start_thread() REQUIRES(mu_);
+  void retry_thread() REQUIRES(mu_);
   void round(Locked& lock) REQUIRES(mu_);
   void run() EXCLUDES(mu_);
   Mutex mu_{LockRank::kBroker};
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   int parked_ GUARDED_BY(mu_) = 0;
-  bool ending_ GUARDED_BY(mu_) = false;  // the thread is being waited for
+  bool ending_ GUARDED_BY(mu_) = false;        // the thread is being waited for
+  bool lacks_thread_ GUARDED_BY(mu_) = false;  // it could not be started again
   std::atomic<pid_t> thread_id_{0};
   std::atomic<int> callers_{0};  // who want the lock: the thread lets them have it
 };

@@ -56,15 +56,49 @@ Endpoint::Io Endpoint::send(std::string_view head, std::string_view rest, int de
   return sent >= 0 ? Io::kDone : outcome(errno, error);
 }
 
-Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, int* error) const {
+bool Endpoint::name_senders() {
+  names_senders_ = intact() && sys().pass_credentials(fd()) == 0;
+  return names_senders_;
+}
+
+Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, pid_t* sender,
+                               int* error) const {
   iovec part{data, size};
+  // No room for a descriptor behind the credentials, which come first.
+  alignas(cmsghdr) char room[CMSG_SPACE(sizeof(ucred))];
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
-  return receive(&message, got, error);
+  if (names_senders_) {
+    message.msg_control = room;
+    message.msg_controllen = sizeof room;
+  }
+  *sender = 0;
+  const Io result = receive(MSG_DONTWAIT, &message, got, error);
+  const cmsghdr* const header = result == Io::kDone ? CMSG_FIRSTHDR(&message) : nullptr;
+  if (header != nullptr && header->cmsg_level == SOL_SOCKET &&
+      header->cmsg_type == SCM_CREDENTIALS) {
+    ucred credentials{};
+    std::memcpy(&credentials, CMSG_DATA(header), sizeof credentials);
+    *sender = credentials.pid;
+  }
+  return result;
 }
 
 Endpoint::Io Endpoint::receive(char* data, size_t size, Received* received, int* error) const {
+  return receive_with(MSG_DONTWAIT, data, size, received, error);
+}
+
+Endpoint::Io Endpoint::wait(char* data, size_t size, Received* received, int* error) const {
+  return receive_with(0, data, size, received, error);
+}
+
+bool Endpoint::set_timeout(std::chrono::milliseconds longest) const {
+  return intact() && sys().set_receive_timeout(fd(), static_cast<int>(longest.count())) == 0;
+}
+
+Endpoint::Io Endpoint::receive_with(int flags, char* data, size_t size, Received* received,
+                                    int* error) const {
   constexpr size_t kMax = 4;  // the kernel closes those that are more
   iovec part{data, size};
   alignas(cmsghdr) char room[CMSG_SPACE(kMax * sizeof(int))];
@@ -73,7 +107,7 @@ Endpoint::Io Endpoint::receive(char* data, size_t size, Received* received, int*
   message.msg_iovlen = 1;
   message.msg_control = room;
   message.msg_controllen = sizeof room;
-  const Io result = receive(&message, &received->size, error);
+  const Io result = receive(flags, &message, &received->size, error);
   if (result != Io::kDone) return result;
   received->truncated = (message.msg_flags & MSG_TRUNC) != 0;
   int count = 0;
@@ -96,10 +130,9 @@ Endpoint::Io Endpoint::receive(char* data, size_t size, Received* received, int*
   return Io::kDone;
 }
 
-Endpoint::Io Endpoint::receive(msghdr* message, size_t* got, int* error) const {
+Endpoint::Io Endpoint::receive(int flags, msghdr* message, size_t* got, int* error) const {
   if (!intact()) return Io::kLost;
-  const ssize_t size = os::retry_interrupted(
-      [&] { return sys().recvmsg(fd(), message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC); });
+  const ssize_t size = sys().recvmsg(fd(), message, flags | MSG_CMSG_CLOEXEC);
   if (size < 0) return outcome(errno, error);
   if (size == 0) return Io::kEnded;  // no packet of ours is empty
   *got = static_cast<size_t>(size);

@@ -95,7 +95,7 @@ void connect_to_broker(Fork& fork) {
   if (FileRegistry::count() == 0 || sys().socketpair(pair) != 0) return;
   Endpoint ours(pair[0]);
   Endpoint theirs(pair[1]);
-  if (!ours.open() || !theirs.open()) return;
+  if (!ours.open() || !theirs.open() || !ours.name_senders()) return;
   const auto address = Broker::instance().address_for_child();
   if (!address.ok()) return;
   const Result<Session*> session = Broker::instance().begin_child(std::move(ours));
@@ -105,14 +105,16 @@ void connect_to_broker(Fork& fork) {
   fork.session = *session;
 }
 
-void lend(Fork& fork, MemoryFile& file) try {
+void lend(Fork& fork, MemoryFile& file) NO_THREAD_SAFETY_ANALYSIS try {
   if (file.closed()) return;
   Lent& lent = fork.lent.emplace_back();
   lent.file = file.weak_from_this().lock();
   if (lent.file == nullptr) return;  // no handle is left, and no view
   file.references().lease_pinned(&lent.pages);
-  lent.taken = true;
-  lent.usable = fork.session->adopt(lent.file, lent.pages) && !file.incomplete();
+  const size_t adopted = fork.session->adopt(lent.file, lent.pages);
+  file.references().undo_leases(lent.pages, adopted);
+  lent.taken = adopted == lent.pages.size();
+  lent.usable = !file.incomplete();
 } catch (const std::bad_alloc&) {  // NOLINT: without leases the child cannot touch the mapping
 }
 
@@ -136,7 +138,7 @@ void visit_peer_files(Visit visit) {
   });
 }
 
-void before_fork() NO_THREAD_SAFETY_ANALYSIS {
+void before_fork() noexcept NO_THREAD_SAFETY_ANALYSIS {
   state().mu.lock();
   Fork& fork = state().fork;
   try {
@@ -170,7 +172,7 @@ void before_fork() NO_THREAD_SAFETY_ANALYSIS {
 
 // --- In the parent -------------------------------------------------------------------------------
 
-void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS {
+void after_fork_in_parent() noexcept NO_THREAD_SAFETY_ANALYSIS {
   visit_peer_files([](PeerFile& file) { file.unlock_after_fork(); });
   visit_files([](MemoryFile& file) { file.unlock_after_fork(); });
   OwnerLink::listed_lock().unlock();
@@ -286,7 +288,7 @@ void take_seats(const Fork& fork, const std::shared_ptr<OwnerLink>& to_parent) {
   });
 }
 
-void after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
+void after_fork_in_child() noexcept NO_THREAD_SAFETY_ANALYSIS {
   State& its = state();
   begin_process_generation();
   OwnerLink::visit_listed([](OwnerLink& link) { link.leave_to_parent(); });

@@ -54,7 +54,8 @@ Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) { return create(End
 
 Result<std::shared_ptr<OwnerLink>> OwnerLink::create(Endpoint socket) {
   if (!socket.open()) return Status::system_error(errno, "fstat");
-  std::shared_ptr<OwnerLink> link(new OwnerLink(std::move(socket)), &OwnerLink::destroy);
+  const bool waits = socket.set_timeout(kSlice);
+  std::shared_ptr<OwnerLink> link(new OwnerLink(std::move(socket), waits), &OwnerLink::destroy);
   link->enlist();
   return link;
 }
@@ -68,7 +69,8 @@ uint64_t next_link_number() {
 
 }  // namespace
 
-OwnerLink::OwnerLink(Endpoint socket) : number_(next_link_number()), socket_(std::move(socket)) {}
+OwnerLink::OwnerLink(Endpoint socket, bool waits)
+    : number_(next_link_number()), waits_(waits), socket_(std::move(socket)) {}
 
 // In a forked child the thread is not there, and its handle cannot be destroyed.
 void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
@@ -279,15 +281,19 @@ bool OwnerLink::read(MutexLock& lock, Time until) {
   thread_local std::array<char, wire::kPacketBytesMax + 1> buffer;
   const auto left =
       std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
-  pollfd waits{socket_.fd(), POLLIN, 0};
-  const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
-  Endpoint::Io io = socket_.intact() ? Endpoint::Io::kAgain : Endpoint::Io::kLost;
   Endpoint::Received received;
+  Endpoint::Io io = Endpoint::Io::kRefused;
   int error = 0;
-  if (io != Endpoint::Io::kLost && ready > 0) {
-    io = socket_.receive(buffer.data(), buffer.size(), &received, &error);
-    if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
+  if (waits_ && left >= kSlice) {  // one system call less
+    io = socket_.wait(buffer.data(), buffer.size(), &received, &error);
+  } else {
+    pollfd waits{socket_.fd(), POLLIN, 0};
+    const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
+    if (ready >= 0 || errno == EINTR) {
+      io = socket_.receive(buffer.data(), buffer.size(), &received, &error);
+    }
   }
+  if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
   std::optional<wire::Packet> packet;
   if (io == Endpoint::Io::kDone && !received.truncated) {
     packet = wire::parse({buffer.data(), received.size}, nullptr);
@@ -505,7 +511,7 @@ bool OwnerLink::introduce() {
   outgoing_.push_back({wire::pack(static_cast<uint8_t>(Op::kHello), 0, pid, wire::Secret{}), {}});
   constexpr int kTries = 20;
   for (int i = 0; i < kTries; ++i) {
-    if (send_queued()) return !broken();
+    if (send_queued()) return true;  // or the owner has gone: it gives nothing to others any more
     (void)sys().poll(nullptr, 0, 1);  // the kernel was short of something
   }
   return false;

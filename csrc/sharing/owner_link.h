@@ -161,7 +161,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
     std::string payload;
   };
 
-  explicit OwnerLink(Endpoint socket);
+  OwnerLink(Endpoint socket, bool waits);
   static void destroy(OwnerLink* link);
   bool forked() const { return generation_ != process_generation(); }
   void stop_thread() EXCLUDES(mu_);
@@ -189,6 +189,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   std::atomic<int> files_{0};
   std::atomic<bool> broken_{false};
   std::atomic<std::chrono::nanoseconds> usual_patience_{std::chrono::seconds(60)};
+  const bool waits_;  // the socket's timeout is set
   mutable Mutex mu_{LockRank::kOwnerLink};
   CondVar changed_;
   Endpoint socket_;  // closed once it is broken, and no thread reads

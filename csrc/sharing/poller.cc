@@ -27,10 +27,14 @@ Poller::Whose Poller::whose_epoll() const {
 }
 
 bool Poller::ready() {
-  if (epoll_ >= 0 && wake_.intact() && waker_.intact() && whose_epoll() != Whose::kNotOurs) {
-    return true;
-  }
+  if (epoll_ >= 0 && waker_.open() && whose_epoll() != Whose::kNotOurs) return true;
   return start().ok();
+}
+
+// Else a wake gets lost.
+void Poller::look() {
+  if (!wake_.intact()) waker_.close();
+  if (!waker_.intact()) waker_.close();
 }
 
 Status Poller::start() {

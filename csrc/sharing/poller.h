@@ -32,8 +32,10 @@ class Poller {
   Poller(const Poller&) = delete;
   Poller& operator=(const Poller&) = delete;
 
-  // Makes what is missing, or not ours any more. False if there is no epoll now.
+  // Makes what is missing, or not ours any more. False if there is no epoll now. Before each wait.
   bool ready();
+  // Finds out what else is not ours any more. Now and then: see Peers.
+  void look();
   Status start();
   int fd() const { return epoll_; }
   // One more each time when all has to be registered anew.

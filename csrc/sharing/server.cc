@@ -9,6 +9,7 @@
 #include <chrono>
 #include <thread>
 
+#include "os/path.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 #include "sharing/broker.h"
@@ -18,11 +19,6 @@ namespace pgalloc {
 using os::sys;
 
 namespace {
-
-std::string folder_of(const std::string& path) {
-  const size_t slash = path.rfind('/');
-  return slash == 0 ? "/" : path.substr(0, slash);
-}
 
 // Other servers wait while it lives, so that what is looked at stays what it is. As far as the file
 // system knows locks, and for two seconds: other programs that lock folders must not stop us.
@@ -83,7 +79,7 @@ Status Server::bind(int* fd) {
 Status Server::listen(Scope scope) {
   int fd = -1;
   {
-    const FolderLock lock(folder_of(path_));
+    const FolderLock lock(os::folder_of(path_));
     PGALLOC_RETURN_IF_ERROR(bind(&fd));
     struct stat status{};
     if (sys().lstat(path_.c_str(), &status) != 0) {

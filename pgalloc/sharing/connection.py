@@ -42,6 +42,7 @@ class Connection:
     def __init__(
         self, link: _core.OwnerLink, address: Address | None, timeout: float | None = None
     ) -> None:
+        settle()
         self.address = address
         # PeerFiles, or in a forked child of the owner its parent's MemoryFiles. Weak: a
         # file that is not used here must not keep memory that its owner has done with.

@@ -494,6 +494,52 @@ sys.exit(os.waitpid(child, 0)[1] != 0)
     assert done.returncode == 0
 
 
+WITHOUT_THREADS = """
+import io, logging, os, resource, sys
+import pgalloc
+from pgalloc import AllocationMode, MemoryFile
+
+logging.basicConfig()
+
+if os.getuid() == 0:
+    os.setuid(65534)  # root may have as many as it wants
+mf = MemoryFile()
+a, b = (mf.allocate(1 << 21, mode=AllocationMode.ALLOCATE_AND_COMMIT) for _ in range(2))
+soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+try:
+    os.fork()
+except BlockingIOError:
+    pass
+else:
+    raise AssertionError("there is no limit")
+a.release()
+resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+while mf.leases():  # of the child that never was
+    pass
+if sys.argv[1] == "wait":
+    assert mf.wait_for_reclaim(60)
+elif sys.argv[1] == "save":
+    mf.save(io.BytesIO())
+b.release()
+while os.stat(mf.fileno()).st_blocks:
+    pass
+"""
+
+
+@pytest.mark.parametrize("act", ["wait", "save", "release"])
+def test_threads_that_could_not_start_again_start_when_they_are_needed(act: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THREADS, act],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be started again" in done.stderr
+
+
 def test_nested_forks(mf: MemoryFile) -> None:
     a = mf.allocate(PAGE)
     view = a.view()
