@@ -511,7 +511,7 @@ bool OwnerLink::introduce() {
   outgoing_.push_back({wire::pack(static_cast<uint8_t>(Op::kHello), 0, pid, wire::Secret{}), {}});
   constexpr int kTries = 20;
   for (int i = 0; i < kTries; ++i) {
-    if (send_queued()) return true;  // or the owner has gone: it gives nothing to others any more
+    if (send_queued()) return true;   // or the owner has gone: it gives nothing to others any more
     (void)sys().poll(nullptr, 0, 1);  // the kernel was short of something
   }
   return false;
