@@ -283,7 +283,7 @@ job_asan_sharing() {
 }
 
 job_asan_native() {
-  "$work/asan/native_tests"
+  ASAN_OPTIONS=allocator_may_return_null=1 "$work/asan/native_tests"
 }
 
 job_asan_images() {
@@ -329,7 +329,7 @@ job_tsan_rooms() {
 }
 
 job_tsan_native() {
-  TSAN_OPTIONS=exitcode=66 "$work/tsan/native_tests"
+  TSAN_OPTIONS=exitcode=66:allocator_may_return_null=1 "$work/tsan/native_tests"
 }
 
 job_tsan_torture() {

@@ -15,7 +15,7 @@ import sys
 from mutation import named
 from mutation.campaign import Campaign
 from mutation.mutant import Mutant
-from mutation.report import print_report
+from mutation.report import print_report, read_reasons
 from mutation.tree import ROOT
 
 
@@ -33,23 +33,28 @@ def main() -> int:
         action="store_true",
         help="only those of mutation/named.toml, with tests/native alone: half a minute",
     )
+    parser.add_argument(
+        "--native", action="store_true", help="with tests/native alone: minutes, not hours"
+    )
+    parser.add_argument("--only", default="", help="try only those with this in their names")
     options = parser.parse_args()
-    work = ROOT / "build" / ("mutants_named" if options.named else "mutants")
-    campaign = Campaign(work, with_python=not options.named)
+    kind = "_named" if options.named else "_native" if options.native else ""
+    campaign = Campaign(ROOT / "build" / f"mutants{kind}", with_python=not kind)
 
     def chosen() -> list[Mutant]:
         drawn = [] if options.named else campaign.draw(options.mutants, options.seed, options.room)
         return [*named.mutants(), *drawn]
 
     campaign.prepare(chosen)
+    reasons = read_reasons()
     try:
-        campaign.run(jobs=options.jobs, seconds=options.seconds)
+        campaign.run(jobs=options.jobs, seconds=options.seconds, only=options.only, last=reasons)
     except KeyboardInterrupt:
         print("stopped; the next run goes on")
     results = campaign.results()
     built = [results[each.name] for each in campaign.mutants.values() if each.name in results]
     share = 1.0 if options.named else options.killed
-    return print_report(built, share=share)
+    return print_report(built, reasons, share=share)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "binding/arguments.h"
 #include "binding/bind.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
@@ -175,7 +176,8 @@ void answer_nothing(Self<Lookups> lookups, uint64_t number) {
 // `closed`: the cache is; else something went wrong.
 void answer_error(Self<Lookups> lookups, uint64_t number, bool closed, std::string text) {
   WithoutGil release;
-  Lookups::Found found(Status::error(closed ? ErrorCode::kClosed : ErrorCode::kSharing, text));
+  Lookups::Found found(
+      Status::error(closed ? ErrorCode::kClosed : ErrorCode::kSharing, std::move(text)));
   (void)lookups->answer(number, found);
 }
 

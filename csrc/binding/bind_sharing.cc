@@ -59,9 +59,9 @@ py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
         brought->descriptor = std::exchange(reply.descriptor, -1);
       },
       [brought] { OwnerLink::Reply{{}, brought->descriptor}.close_descriptor(); }};
-  std::string text = payload;
+  const std::string text = payload;
   throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
-    return link->request(static_cast<wire::Op>(op), std::move(text), std::move(exchange), patience);
+    return link->request(static_cast<wire::Op>(op), text, std::move(exchange), patience);
   }));
   return py::make_tuple(py::bytes(brought->payload), brought->descriptor);
 }
@@ -105,9 +105,9 @@ std::unique_ptr<ArrivedLease> claim(Self<OwnerLink> link, const py::bytes& nonce
                                  }
                                },
                                [lease] { lease->reset(); }};
-  std::string payload = nonce;
+  const std::string payload = nonce;
   throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
-    return link->request(wire::Op::kClaim, std::move(payload), std::move(exchange), patience);
+    return link->request(wire::Op::kClaim, payload, std::move(exchange), patience);
   }));
   if (*lease == nullptr) {
     throw_if_error(Status::error(ErrorCode::kOwnerGone,

@@ -232,11 +232,7 @@ bool parse_access(PyObject* access, bool* readonly) {
   }
   *readonly = PyUnicode_CompareWithASCIIString(access, "r") == 0;
   if (*readonly || PyUnicode_CompareWithASCIIString(access, "rw") == 0) return true;
-  PyObject* x = PyUnicode_FromString("x");
-  const int executes = x == nullptr ? -1 : PyUnicode_Contains(access, x);
-  Py_XDECREF(x);
-  if (executes < 0) return false;
-  if (executes == 1) {
+  if (PyUnicode_FindChar(access, 'x', 0, PyUnicode_GET_LENGTH(access), /*direction=*/1) >= 0) {
     PyErr_SetString(PyExc_PermissionError, "pages of a MemoryFile cannot be mapped executable");
   } else {
     PyErr_Format(error_type(ErrorCode::kOption), "access must be 'r' or 'rw', not %R", access);

@@ -5,6 +5,7 @@
 #include <array>
 #include <new>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "os/syscalls.h"
@@ -23,20 +24,12 @@ class SCOPED_CAPABILITY Broker::Locked {
     wants_.over();
     if (broker_.lacks_thread_) broker_.retry_thread();
   }
-  ~Locked() RELEASE() { unlock(); }
-  Locked(const Locked&) = delete;
-  Locked& operator=(const Locked&) = delete;
-
-  void unlock() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
-    if (!held_) return;
+  ~Locked() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
     const Peers::LetGo let_go = broker_.peers_->take_let_go();
-    held_ = false;
     lock_.unlock();
   }
-  void lock() ACQUIRE() {
-    lock_.lock();
-    held_ = true;
-  }
+  Locked(const Locked&) = delete;
+  Locked& operator=(const Locked&) = delete;
 
  private:
   struct Wants {
@@ -48,7 +41,22 @@ class SCOPED_CAPABILITY Broker::Locked {
   Broker& broker_;
   Wants wants_;
   MutexLock lock_;
-  bool held_ = true;
+};
+
+// The same in the middle of something: until the end of the scope the lock is not held.
+class SCOPED_CAPABILITY Broker::Unlocked {
+ public:
+  explicit Unlocked(Broker& broker) RELEASE(broker.mu_) NO_THREAD_SAFETY_ANALYSIS
+      : mu_(broker.mu_) {
+    const Peers::LetGo let_go = broker.peers_->take_let_go();
+    mu_.unlock();
+  }
+  ~Unlocked() RELEASE() NO_THREAD_SAFETY_ANALYSIS { mu_.lock(); }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  Mutex& mu_;
 };
 
 Broker& Broker::instance() {
@@ -73,7 +81,7 @@ void Broker::unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS {
 }
 
 void Broker::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
-  (void)thread_.release();  // it is not here
+  std::ignore = thread_.release();  // it is not here
   parked_ = 0;
   ending_ = false;
   lacks_thread_ = false;
@@ -103,9 +111,8 @@ void Broker::park() {
     Locked lock(*this);
     ++parked_;
     while (ending_) {  // another thread parks it, too
-      lock.unlock();
+      const Unlocked unlocked(*this);
       std::this_thread::sleep_for(std::chrono::microseconds(100));
-      lock.lock();
     }
     thread = std::move(thread_);
     if (thread == nullptr) return;
@@ -121,7 +128,9 @@ void Broker::park() {
 // Without a thread, the next call tries again.
 void Broker::resume() try {
   Locked lock(*this);
-  if (parked_ == 0 || --parked_ > 0) return;
+  if (parked_ == 0) return;
+  --parked_;
+  if (parked_ > 0) return;
   lacks_thread_ = peers_->started();
   if (lacks_thread_) retry_thread();
 } catch (const std::bad_alloc&) {  // NOLINT: the same
@@ -156,34 +165,40 @@ void Broker::run() {
   Locked lock(*this);
   while (parked_ == 0) {
     try {
-      round(lock);
+      round();
     } catch (const std::bad_alloc&) {
-      lock.unlock();
+      const Unlocked unlocked(*this);
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      lock.lock();
     }
   }
 }
 
-void Broker::round(Locked& lock) {
+void Broker::round() {
   std::array<epoll_event, 64> events;
-  auto now = std::chrono::steady_clock::now();
+  const auto now = std::chrono::steady_clock::now();
   const Peers::Wait wait = peers_->prepare(now);
   const std::optional<Departed::Look> look = peers_->departed().next_look(now);
-  lock.unlock();
+  bool sees = false;
+  const int count = wait_for_events(wait, look, &sees, events);
+  const auto then = std::chrono::steady_clock::now();
+  if (look) peers_->departed().looked(*look, sees, then);
+  for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], then);
+  peers_->work(then);
+}
+
+// Without the lock.
+int Broker::wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
+                            bool* sees, std::span<epoll_event> events) {
+  const Unlocked unlocked(*this);
   // Else this thread would have the lock again before they wake up.
   for (int i = 0; i < 50 && callers_ > 0; ++i) std::this_thread::yield();
-  const bool sees = look && look->take();
+  *sees = look && look->take();
   const auto room = static_cast<int>(events.size());
   const int timeout_ms = look ? 0 : wait.timeout_ms;
   const int count =
       wait.epoll < 0 ? -1 : sys().epoll_wait(wait.epoll, events.data(), room, timeout_ms);
   if (count < 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // not at once again
-  lock.lock();
-  now = std::chrono::steady_clock::now();
-  if (look) peers_->departed().looked(*look, sees, now);
-  for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], now);
-  peers_->work(now);
+  return count;
 }
 
 // --- The owner's own -----------------------------------------------------------------------------

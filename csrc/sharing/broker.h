@@ -24,18 +24,19 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/mutex.h"
 #include "base/status.h"
+#include "sharing/departed.h"
 #include "sharing/endpoint.h"
+#include "sharing/peers.h"
 #include "sharing/session.h"
 
 namespace pgalloc {
-
-class Peers;
 
 class Broker {
  public:
@@ -124,12 +125,15 @@ class Broker {
 
  private:
   class Locked;
+  class Unlocked;
 
   Broker();
   Status start() REQUIRES(mu_);
   Status start_thread() REQUIRES(mu_);
   void retry_thread() REQUIRES(mu_);
-  void round(Locked& lock) REQUIRES(mu_);
+  void round() REQUIRES(mu_);
+  int wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
+                      bool* sees, std::span<epoll_event> events) REQUIRES(mu_);
   void run() EXCLUDES(mu_);
   Mutex mu_{LockRank::kBroker};
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);

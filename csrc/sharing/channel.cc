@@ -63,7 +63,9 @@ Channel::Read Channel::read(Requests* spare, SteadyTime now) {
   if (session_->pid == 0) session_->pid = sender;
   const auto packet = wire::parse({buffer.data(), size}, nullptr);
   if (!packet) return Read::kMalformed;
-  if (static_cast<wire::Op>(packet->kind) == wire::Op::kPart) return keep_part(packet->payload);
+  const bool is_part = static_cast<wire::Op>(packet->kind) == wire::Op::kPart;
+  if (packet->released > 0 && (!greeted_ || is_part || !parts_.empty())) return Read::kMalformed;
+  if (is_part) return keep_part(packet->payload);
   Requests request;
   try {
     request.emplace_back().payload = parts_ + std::string(packet->payload);
@@ -76,6 +78,7 @@ Channel::Read Channel::read(Requests* spare, SteadyTime now) {
   }
   request.front().op = static_cast<wire::Op>(packet->kind);
   request.front().number = packet->number;
+  request.front().released = packet->released;
   requests_.splice(requests_.end(), request);
   return Read::kRequest;
 }

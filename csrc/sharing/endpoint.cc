@@ -33,6 +33,20 @@ Endpoint::Io outcome(int error_number, int* error) {
 
 }  // namespace
 
+// SO_COOKIE (Linux 4.12): socket(7). No two sockets of one boot have the same one.
+Endpoint::Endpoint(int fd) : Descriptor(fd) {
+  socklen_t size = sizeof cookie_;
+  if (!open() || sys().getsockopt(fd, SO_COOKIE, &cookie_, &size) != 0) cookie_ = 0;
+}
+
+bool Endpoint::intact() const {
+  if (cookie_ == 0 || !open()) return Descriptor::intact();
+  uint64_t cookie = 0;
+  socklen_t size = sizeof cookie;
+  if (sys().getsockopt(fd(), SO_COOKIE, &cookie, &size) == 0) return cookie == cookie_;
+  return errno != EBADF && errno != ENOTSOCK;  // the kernel may be short of something
+}
+
 Endpoint::Io Endpoint::send(std::string_view head, std::string_view rest, int descriptor,
                             int* error) const {
   if (!intact()) return Io::kLost;

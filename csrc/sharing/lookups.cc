@@ -1,5 +1,6 @@
 #include "sharing/lookups.h"
 
+#include <tuple>
 #include <utility>
 
 namespace pgalloc {
@@ -11,7 +12,7 @@ Status Lookups::refuse() {
 // No asker is told: those who would ask hold this object.
 Lookups::~Lookups() {
   if (forked()) {
-    (void)tables_.release();
+    std::ignore = tables_.release();
     return;
   }
   for (auto& [number, question] : tables_->questions) {

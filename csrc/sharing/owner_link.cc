@@ -7,10 +7,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <new>
 #include <optional>
 #include <system_error>
+#include <tuple>
 #include <utility>
 
 #include "os/retry.h"
@@ -26,6 +28,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kSlice{50};       // until Ctrl-C gets through
 constexpr std::chrono::milliseconds kRetryPeriod{5};  // while the owner does not read
+constexpr std::chrono::milliseconds kLinger{1};       // with what is given back
 
 Status owner_gone() {
   return Status::error(ErrorCode::kOwnerGone,
@@ -33,12 +36,21 @@ Status owner_gone() {
                        "closed the connection");
 }
 
+// Whether pages of that size can be given back in this packet, too: nothing comes before the parts of
+// a payload, and all of it has to fit.
+bool takes_along(std::string_view packet, size_t pages_size) {
+  if (packet.empty()) return false;
+  if (pages_size == 0) return true;
+  const auto op = static_cast<Op>(packet[offsetof(wire::Header, kind)]);
+  return op != Op::kPart && op != Op::kHello && packet.size() + pages_size <= wire::kPacketBytesMax;
+}
+
 }  // namespace
 
 std::atomic<bool> OwnerLink::all_parked_{false};
 
 struct OwnerLink::Pending {
-  wire::Op op{};
+  wire::Op op = wire::Op::kPing;
   Exchange exchange;
   Status status;
   bool done = false;
@@ -76,7 +88,7 @@ OwnerLink::OwnerLink(Endpoint socket, bool waits)
 void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
   if (link->forked()) {
     link->unlist();
-    (void)link->thread_.release();
+    std::ignore = link->thread_.release();
     link->socket_.close();
     return;
   }
@@ -96,22 +108,33 @@ void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
 
 // --- Sending -------------------------------------------------------------------------------------
 
-// Sends what it can at once. True if nothing is left.
+// Sends what it can at once. True if nothing is left. It needs no memory.
 bool OwnerLink::send_queued() {
-  std::string packet;
+  constexpr size_t kPagesMax = 128;
   while (!outgoing_.empty() && !broken()) {
-    size_t count = 1;
-    if (outgoing_.front().packet.empty()) {
-      packet = wire::pack(static_cast<uint8_t>(Op::kRelease), 0);
-      for (count = 0; count < outgoing_.size() && outgoing_[count].packet.empty() &&
-                      packet.size() + sizeof(wire::Pages) <= wire::kPacketBytesMax;
-           ++count) {
-        wire::append(packet, outgoing_[count].pages);
-      }
+    struct {
+      wire::Header header{wire::kVersion, static_cast<uint8_t>(Op::kRelease), 0, 0};
+      std::array<wire::Pages, kPagesMax> pages;
+    } head;
+    static_assert(offsetof(decltype(head), pages) == sizeof(wire::Header));
+    size_t count = 0;
+    while (count < kPagesMax && count < outgoing_.size() && outgoing_[count].packet.empty()) {
+      head.pages[count] = outgoing_[count].pages;
+      ++count;
     }
-    const std::string& bytes = outgoing_.front().packet.empty() ? packet : outgoing_.front().packet;
+    std::string_view rest;
+    const size_t pages_size = count * sizeof(wire::Pages);
+    if (count < outgoing_.size() && takes_along(outgoing_[count].packet, pages_size)) {
+      rest = outgoing_[count].packet;
+      std::memcpy(&head.header, rest.data(), sizeof head.header);
+      head.header.released = static_cast<uint16_t>(count);
+      rest.remove_prefix(sizeof head.header);
+      ++count;
+    }
     int error = 0;
-    switch (socket_.send(bytes, {}, -1, &error)) {
+    const std::string_view front(reinterpret_cast<const char*>(&head),
+                                 sizeof head.header + pages_size);
+    switch (socket_.send(front, rest, -1, &error)) {
       case Endpoint::Io::kDone:
         break;
       case Endpoint::Io::kAgain:
@@ -134,11 +157,7 @@ void OwnerLink::give_back(uint64_t file, FileRange range) {
   MutexLock lock(mu_);
   if (broken()) return;
   outgoing_.push_back({{}, {file, range}});
-  if (thread_ == nullptr) {
-    start_thread();
-  } else {
-    changed_.notify_all();
-  }
+  if (idle_ || thread_ == nullptr) wake_thread();
 }
 
 bool OwnerLink::flush(Time deadline) {
@@ -149,7 +168,7 @@ bool OwnerLink::flush(Time deadline) {
     if (now >= deadline) return false;
     (void)changed_.wait_until(mu_, std::min(deadline, now + kRetryPeriod));
   }
-  destroy_ended(lock);
+  destroy_ended();
   return true;
 }
 
@@ -179,7 +198,8 @@ uint32_t OwnerLink::enqueue(Op op, const std::string& payload,
   return last_number_;
 }
 
-Status OwnerLink::request(Op op, std::string payload, Exchange exchange, const Patience& patience) {
+Status OwnerLink::request(Op op, const std::string& payload, Exchange exchange,
+                          const Patience& patience) {
   if (forked()) return Status::error(ErrorCode::kForked, "the connection is the parent's");
   if (payload.size() > wire::kPayloadBytesMax) {
     return Status::error(ErrorCode::kSharing,
@@ -203,12 +223,12 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
   std::shared_ptr<Pending> pending = question;
   MutexLock lock(mu_);
   while (true) {
-    bool sent = send_queued();
+    const bool sent = send_queued();
     if (pending->done) break;
     const Time now = std::chrono::steady_clock::now();
     if (now >= patience.deadline) {
-      if (!reading_ && read(lock, now)) continue;  // it may be there already
-      return give_up(lock, pending,
+      if (!reading_ && read(now)) continue;  // it may be there already
+      return give_up(pending,
                      Status::error(ErrorCode::kTimedOut,
                                    "the process that owns these pages has not answered in time"));
     }
@@ -217,7 +237,7 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
     if (reading_) {
       (void)changed_.wait_until(mu_, until);
     } else {
-      read(lock, until);
+      read(until);
     }
     if (pending->done) break;
     lock.unlock();
@@ -227,34 +247,29 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
       return Status::error(ErrorCode::kForked, "the request was the parent's");
     }
     lock.lock();
-    if (!goes_on) return give_up(lock, pending, Status::error(ErrorCode::kInterrupted, ""));
+    if (!goes_on) return give_up(pending, Status::error(ErrorCode::kInterrupted, ""));
   }
-  destroy_ended(lock);
+  destroy_ended();
   return std::move(pending->status);
 }
 
 // The asker does not wait any more. If the answer has come all the same, it is undone here.
-Status OwnerLink::give_up(MutexLock& lock, const std::shared_ptr<Pending>& pending, Status why) {
+Status OwnerLink::give_up(const std::shared_ptr<Pending>& pending, Status why) {
   while (pending->settling) changed_.wait(mu_);
   if (pending->done) {
     if (pending->status.ok() && pending->exchange.undo) {
-      lock.unlock();
+      const MutexUnlock unlocked(mu_);
       pending->exchange.undo();
-      lock.lock();
     }
     return why;
   }
   pending->given_up = true;
   ++unattended_;
-  if (thread_ == nullptr) {
-    start_thread();
-  } else {
-    changed_.notify_all();
-  }
+  wake_thread();
   return why;
 }
 
-void OwnerLink::post(Op op, std::string payload, Exchange exchange) {
+void OwnerLink::post(Op op, const std::string& payload, Exchange exchange) {
   if (forked()) return;
   auto pending = std::make_shared<Pending>();
   pending->exchange = std::move(exchange);
@@ -263,43 +278,24 @@ void OwnerLink::post(Op op, std::string payload, Exchange exchange) {
   (void)enqueue(op, payload, pending);
   pending->given_up = true;
   ++unattended_;
-  if (thread_ == nullptr) {
-    start_thread();
-  } else {
-    changed_.notify_all();
-  }
+  wake_thread();
 }
 
 // --- Receiving -----------------------------------------------------------------------------------
 
 // Waits for a packet until then, or until a signal comes; and sees to it. False if there was none. It
 // needs no memory.
-bool OwnerLink::read(MutexLock& lock, Time until) {
-  static_assert(wire::kPacketBytesMax < 1 << 17);
-  reading_ = true;
-  lock.unlock();
+bool OwnerLink::read(Time until) {
   thread_local std::array<char, wire::kPacketBytesMax + 1> buffer;
-  const auto left =
-      std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+  static_assert(wire::kPacketBytesMax < 1 << 17);
   Endpoint::Received received;
-  Endpoint::Io io = Endpoint::Io::kRefused;
-  int error = 0;
-  if (waits_ && left >= kSlice) {  // one system call less
-    io = socket_.wait(buffer.data(), buffer.size(), &received, &error);
-  } else {
-    pollfd waits{socket_.fd(), POLLIN, 0};
-    const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
-    if (ready >= 0 || errno == EINTR) {
-      io = socket_.receive(buffer.data(), buffer.size(), &received, &error);
-    }
-  }
-  if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
+  reading_ = true;
+  const Endpoint::Io io = receive(buffer.data(), buffer.size(), until, &received);
+  reading_ = false;
   std::optional<wire::Packet> packet;
   if (io == Endpoint::Io::kDone && !received.truncated) {
     packet = wire::parse({buffer.data(), received.size}, nullptr);
   }
-  lock.lock();
-  reading_ = false;
   if (broken() || io == Endpoint::Io::kEnded) {
     end("it has closed the connection");
   } else if (io == Endpoint::Io::kLost) {
@@ -309,12 +305,31 @@ bool OwnerLink::read(MutexLock& lock, Time until) {
   }
   Reply reply{packet ? packet->payload : std::string_view(), received.descriptor};
   if (packet && !broken()) {
-    dispatch(lock, {packet->kind, packet->number, reply, received.lost_descriptor});
+    dispatch({packet->kind, packet->number, reply, received.lost_descriptor});
   } else {
     reply.close_descriptor();
   }
   changed_.notify_all();
+  if (unattended_ > 0) wake_thread();  // it reads on
   return packet.has_value();
+}
+
+// Without the lock: others may ask meanwhile.
+Endpoint::Io OwnerLink::receive(char* data, size_t size, Time until, Endpoint::Received* received) {
+  const MutexUnlock unlocked(mu_);
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(until - std::chrono::steady_clock::now());
+  Endpoint::Io io = Endpoint::Io::kRefused;
+  int error = 0;
+  if (waits_ && left >= kSlice) {  // one system call less
+    io = socket_.wait(data, size, received, &error);
+  } else {
+    pollfd waits{socket_.fd(), POLLIN, 0};
+    const int ready = sys().poll(&waits, 1, static_cast<int>(std::max<int64_t>(left.count(), 0)));
+    if (ready >= 0 || errno == EINTR) io = socket_.receive(data, size, received, &error);
+  }
+  if (io == Endpoint::Io::kRefused) std::this_thread::sleep_for(kRetryPeriod);
+  return io;
 }
 
 // Until the fork is over.
@@ -338,7 +353,7 @@ Status OwnerLink::settle(Arrived& arrived, const Exchange& exchange) try {
   return Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
 }
 
-void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
+void OwnerLink::dispatch(Arrived arrived) {
   const auto found = pending_.find(arrived.number);
   if (found == pending_.end()) return arrived.reply.close_descriptor();  // an answer to nothing
   if (holding_ && found->second->op != Op::kFork) return hold(arrived, *found->second);
@@ -346,9 +361,11 @@ void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
   pending_.erase(found);
   pending->settling = true;
   ++settling_;
-  lock.unlock();
-  Status status = settle(arrived, pending->exchange);
-  lock.lock();
+  Status status;
+  {
+    const MutexUnlock unlocked(mu_);
+    status = settle(arrived, pending->exchange);
+  }
   --settling_;
   pending->settling = false;
   pending->status = std::move(status);
@@ -356,11 +373,10 @@ void OwnerLink::dispatch(MutexLock& lock, Arrived arrived) {
   if (unwanted) --unattended_;
   pending->done = true;
   changed_.notify_all();
-  lock.unlock();
+  const MutexUnlock unlocked(mu_);
   arrived.reply.close_descriptor();
   if (unwanted && pending->status.ok() && pending->exchange.undo) pending->exchange.undo();
   pending.reset();  // it may own a file, which gives back what it holds
-  lock.lock();
 }
 
 // --- The end -------------------------------------------------------------------------------------
@@ -383,6 +399,7 @@ void OwnerLink::end(const char* why) {
   for (Held& held : held_) held.arrived.reply.close_descriptor();
   held_.clear();
   changed_.notify_all();
+  work_.notify_all();
 }
 
 void OwnerLink::break_off() {
@@ -391,16 +408,15 @@ void OwnerLink::break_off() {
   if (broken()) return;
   if (socket_.intact()) ::shutdown(socket_.fd(), SHUT_RDWR);  // wakes who reads
   end("the connection was closed here");
-  destroy_ended(lock);
+  destroy_ended();
 }
 
-void OwnerLink::destroy_ended(MutexLock& lock) {
+void OwnerLink::destroy_ended() {
   if (ended_.empty()) return;
   auto ended = std::exchange(ended_, {});
-  lock.unlock();
+  const MutexUnlock unlocked(mu_);
   for (const auto& pending : ended) pending->exchange = {};
   ended.clear();
-  lock.lock();
 }
 
 bool OwnerLink::has_hung_up() {
@@ -414,7 +430,9 @@ bool OwnerLink::has_hung_up() {
 // --- The thread ----------------------------------------------------------------------------------
 
 // Without a thread the queue waits for the next call that gives something back, or flushes.
-void OwnerLink::start_thread() {
+void OwnerLink::wake_thread() {
+  idle_ = false;
+  if (thread_ != nullptr) return work_.notify_all();
   if (stops()) return;
   try {
     const os::WithoutSignals quiet;
@@ -428,15 +446,21 @@ void OwnerLink::run() {
   thread_id_ = os::thread_id();
   MutexLock lock(mu_);
   while (!stops()) {
+    const Time now = std::chrono::steady_clock::now();
     if (!send_queued()) {
-      (void)changed_.wait_until(mu_, std::chrono::steady_clock::now() + kRetryPeriod);
+      (void)work_.wait_until(mu_, now + kRetryPeriod);
     } else if (unattended_ > 0 && !reading_) {
-      read(lock, std::chrono::steady_clock::now() + kSlice);
+      read(now + kSlice);
     } else if (!broken()) {
-      changed_.wait(mu_);
+      idle_ = true;
+      work_.wait(mu_);
+      idle_ = false;
+      // The next request takes along what is given back: one packet, and one thread that wakes up.
+      if (unattended_ == 0 && !stops())
+        (void)work_.wait_until(mu_, std::chrono::steady_clock::now() + kLinger);
     }
   }
-  destroy_ended(lock);
+  destroy_ended();
   if (!orphaned_) return;
   thread_->detach();
   lock.unlock();
@@ -456,7 +480,7 @@ void OwnerLink::stop_thread() {
   std::unique_ptr<std::thread> thread;
   {
     MutexLock lock(mu_);
-    changed_.notify_all();
+    work_.notify_all();
     thread = std::move(thread_);
   }
   if (thread == nullptr) return;
@@ -467,7 +491,7 @@ void OwnerLink::stop_thread() {
 // Without a thread, the next call that needs it tries again.
 void OwnerLink::resume() {
   MutexLock lock(mu_);
-  if ((!outgoing_.empty() || unattended_ > 0) && thread_ == nullptr) start_thread();
+  if (!outgoing_.empty() || unattended_ > 0) wake_thread();
 }
 
 // --- Forks ---------------------------------------------------------------------------------------
@@ -579,7 +603,7 @@ void OwnerLink::let_answers_in() {
   holding_ = false;
   for (Held& held : std::exchange(held_, {})) {
     held.arrived.reply.payload = held.payload;
-    dispatch(lock, held.arrived);
+    dispatch(held.arrived);
   }
 }
 

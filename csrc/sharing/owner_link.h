@@ -81,14 +81,15 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   // Asks, and waits for the answer. What the owner answers if it refuses; kOwnerGone; kTimedOut if the
   // deadline passed, and kInterrupted if keep_waiting() said so: then the request goes on without its
   // asker, and what it brings is given back.
-  Status request(wire::Op op, std::string payload, Exchange exchange, const Patience& patience);
+  Status request(wire::Op op, const std::string& payload, Exchange exchange,
+                 const Patience& patience);
   // The same in two steps, for several owners at a time. nullptr if the owner has gone.
   struct Pending;
   using Question = std::shared_ptr<Pending>;
   Question ask(wire::Op op, const std::string& payload, Exchange exchange);
   Status await(const Question& question, const Patience& patience);
   // Asks, and does not wait. Nothing happens if the owner has gone.
-  void post(wire::Op op, std::string payload, Exchange exchange);
+  void post(wire::Op op, const std::string& payload, Exchange exchange);
 
   // One lease on each page of `range` is given back, soon.
   void give_back(uint64_t file, FileRange range);
@@ -168,19 +169,20 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   void resume() EXCLUDES(mu_);
   void park() EXCLUDES(mu_);
   bool stops() const REQUIRES(mu_) { return parked_ || all_parked_ || broken(); }
-  void start_thread() REQUIRES(mu_);
+  void wake_thread() REQUIRES(mu_);
   void run() EXCLUDES(mu_);
   uint32_t enqueue(wire::Op op, const std::string& payload, const std::shared_ptr<Pending>& pending)
       REQUIRES(mu_);
   bool send_queued() REQUIRES(mu_);
   void end(const char* why) REQUIRES(mu_);
-  void destroy_ended(MutexLock& lock) REQUIRES(mu_);
-  bool read(MutexLock& lock, Time until) REQUIRES(mu_);
-  void dispatch(MutexLock& lock, Arrived arrived) REQUIRES(mu_);
+  void destroy_ended() REQUIRES(mu_);
+  bool read(Time until) REQUIRES(mu_);
+  Endpoint::Io receive(char* data, size_t size, Time until, Endpoint::Received* received)
+      REQUIRES(mu_);
+  void dispatch(Arrived arrived) REQUIRES(mu_);
   static Status settle(Arrived& arrived, const Exchange& exchange);
   void hold(Arrived arrived, Pending& pending) REQUIRES(mu_);
-  Status give_up(MutexLock& lock, const std::shared_ptr<Pending>& pending, Status why)
-      REQUIRES(mu_);
+  Status give_up(const std::shared_ptr<Pending>& pending, Status why) REQUIRES(mu_);
 
   static std::atomic<bool> all_parked_;
 
@@ -191,7 +193,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   std::atomic<std::chrono::nanoseconds> usual_patience_{std::chrono::seconds(60)};
   const bool waits_;  // the socket's timeout is set
   mutable Mutex mu_{LockRank::kOwnerLink};
-  CondVar changed_;
+  CondVar changed_;  // for askers
+  CondVar work_;     // for the thread
   Endpoint socket_;  // closed once it is broken, and no thread reads
   std::deque<Outgoing> outgoing_ GUARDED_BY(mu_);
   std::unordered_map<uint32_t, std::shared_ptr<Pending>> pending_ GUARDED_BY(mu_);
@@ -205,6 +208,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   std::vector<Held> held_ GUARDED_BY(mu_);
   std::vector<std::shared_ptr<Pending>> ended_ GUARDED_BY(mu_);  // when the owner had gone
   bool parked_ GUARDED_BY(mu_) = false;
+  bool idle_ GUARDED_BY(mu_) = false;      // the thread sleeps until it is woken up
   bool orphaned_ GUARDED_BY(mu_) = false;  // the thread destroys it
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   std::atomic<pid_t> thread_id_{0};

@@ -241,7 +241,7 @@ Result<FileRange> PeerFile::allocate(const AllocateRequest& request, const Patie
                                  if (outcome->ok()) (void)self->dec_ref(**outcome);
                                }};
   PGALLOC_RETURN_IF_ERROR(
-      link_->request(wire::Op::kAllocate, std::move(payload), std::move(exchange), patience));
+      link_->request(wire::Op::kAllocate, payload, std::move(exchange), patience));
   return std::move(*outcome);
 }
 
@@ -274,7 +274,7 @@ Result<KindBytes> PeerFile::usage(uint32_t memcg_id, const Patience& patience) c
   wire::append(payload, identity_.id, memcg_id);
   const auto answer = std::make_shared<std::string>();
   PGALLOC_RETURN_IF_ERROR(link_->request(
-      wire::Op::kUsage, std::move(payload),
+      wire::Op::kUsage, payload,
       {[answer](OwnerLink::Reply& reply) { *answer = reply.payload; }, {}}, patience));
   KindBytes bytes{};
   if (answer->size() != sizeof bytes) return not_the_protocol();
@@ -298,7 +298,8 @@ Result<wire::Secret> PeerFile::offer(FileRange range, const Patience& patience) 
   return **secret;
 }
 
-Result<std::optional<PeerFile::Value>> PeerFile::value(std::string key, const Patience& patience) {
+Result<std::optional<PeerFile::Value>> PeerFile::value(const std::string& key,
+                                                       const Patience& patience) {
   PGALLOC_RETURN_IF_ERROR(check_usable());
   const auto outcome = std::make_shared<Result<std::optional<Value>>>(std::optional<Value>());
   const auto self = shared_from_this();
@@ -324,8 +325,7 @@ Result<std::optional<PeerFile::Value>> PeerFile::value(std::string key, const Pa
       [self, outcome] {
         if (outcome->ok() && **outcome) (void)self->dec_ref((**outcome)->range);
       }};
-  PGALLOC_RETURN_IF_ERROR(
-      link_->request(wire::Op::kValue, std::move(key), std::move(exchange), patience));
+  PGALLOC_RETURN_IF_ERROR(link_->request(wire::Op::kValue, key, std::move(exchange), patience));
   return std::move(*outcome);
 }
 
@@ -442,15 +442,17 @@ bool PeerFile::close() {
   std::vector<FileRange> given_back;
   MutexLock lock(mu_);
   if (!closed_.exchange(true)) {
+    std::vector<FileRange> kept;
     for (auto part = handles_.set().first(); part.ok(); part = part.next()) {
       FileRange rest = part.range();
       viewed_.set().visit_range(part.range(), [&](FileRange viewed, const uint32_t&) {
-        kept_.record(viewed, 1);
+        kept.push_back(viewed);
         if (rest.start < viewed.start) given_back.push_back({rest.start, viewed.start});
         rest.start = viewed.end;
       });
       if (!rest.empty()) given_back.push_back(rest);
     }
+    for (const FileRange& viewed : kept) kept_.record(viewed, 1);
     handles_.clear();
     unpinned_.clear();
     lost_.clear();

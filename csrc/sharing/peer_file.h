@@ -81,7 +81,8 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
     uint64_t start = 0;
     uint64_t stop = 0;
   };
-  Result<std::optional<Value>> value(std::string key, const Patience& patience) EXCLUDES(mu_);
+  Result<std::optional<Value>> value(const std::string& key, const Patience& patience)
+      EXCLUDES(mu_);
 
   // Lets the owner discard pages. False if other handles of this process are on them: they stay pinned.
   // Once it was asked they count as unpinned, whether its answer comes or not.

@@ -9,9 +9,11 @@
 #include <sys/sysmacros.h>
 
 #include <algorithm>
-#include <cinttypes>
+#include <charconv>
 #include <cstdio>
 #include <string>
+#include <string_view>
+#include <system_error>
 
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -33,6 +35,21 @@ struct Closer {
   ~Closer() { sys().close(fd); }
 };
 
+// A line of /proc/PID/maps: addresses, permissions, offset, device, inode, path. False if it is none.
+bool parse_line(std::string_view line, FileIdentity* file) {
+  for (int field = 0; field < 3; ++field) {
+    const size_t space = line.find(' ');
+    if (space == line.npos) return false;
+    line.remove_prefix(space + 1);
+  }
+  const char* const end = line.end();
+  const auto colon = std::from_chars(line.begin(), end, file->major, 16);
+  if (colon.ec != std::errc() || colon.ptr == end || *colon.ptr != ':') return false;
+  const auto space = std::from_chars(colon.ptr + 1, end, file->minor, 16);
+  if (space.ec != std::errc() || space.ptr == end || *space.ptr != ' ') return false;
+  return std::from_chars(space.ptr + 1, end, file->inode).ec == std::errc();
+}
+
 // Looks for files in /proc/PID/maps, line by line.
 Maps look_in_maps(pid_t pid, const std::vector<FileIdentity>& files) {
   char path[32];
@@ -52,10 +69,7 @@ Maps look_in_maps(pid_t pid, const std::vector<FileIdentity>& files) {
     size_t line = 0;
     for (size_t end; (end = text.find('\n', line)) != text.npos; line = end + 1) {
       FileIdentity file;
-      if (std::sscanf(text.c_str() + line, "%*x-%*x %*s %*x %x:%x %" SCNu64, &file.major,
-                      &file.minor, &file.inode) != 3) {
-        continue;
-      }
+      if (!parse_line(std::string_view(text).substr(line, end - line), &file)) continue;
       const bool one = std::any_of(files.begin(), files.end(), [&](const FileIdentity& each) {
         return each.inode == file.inode && each.major == file.major && each.minor == file.minor;
       });

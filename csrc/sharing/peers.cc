@@ -331,7 +331,7 @@ bool Peers::step(Connected& connected, uint64_t number, Channel::Requests::itera
     for (auto& file : channel.session().take_let_go()) let_go(std::move(file));
   } catch (const std::bad_alloc&) {
     // What is given back must not be lost.
-    request->waits = request->op == Op::kRelease;
+    request->waits = request->op == Op::kRelease || request->released > 0;
     if (!request->waits && !answer) {
       channel.session().give_up(*request);
       answer.emplace();
@@ -346,6 +346,7 @@ std::optional<Answer> Peers::answer_to(Connected& connected, uint64_t number, Re
                                        SteadyTime now) {
   Channel& channel = connected.channel;
   if (!channel.greeted() || request.op == Op::kHello) return greet(channel, request);
+  if (!channel.session().release_first(request)) return std::nullopt;
   if (request.op == Op::kFork) return fork(connected, request, now);
   return channel.session().step(request);
 }
@@ -480,8 +481,7 @@ void Peers::drop_expired(SteadyTime now) try {
     drop(offer);
     let_go(std::move(offer.file));
   }
-} catch (const std::bad_alloc&) {
-  // In the next round.
+} catch (const std::bad_alloc&) {  // NOLINT: they are dropped in the next round
 }
 
 // Descriptors that were closed behind our back say nothing any more.

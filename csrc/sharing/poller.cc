@@ -27,15 +27,13 @@ Poller::Whose Poller::whose_epoll() const {
 }
 
 bool Poller::ready() {
-  if (epoll_ >= 0 && waker_.open() && whose_epoll() != Whose::kNotOurs) return true;
+  const bool whole = epoll_ >= 0 && waker_.open() && !lost_;
+  if (whole && whose_epoll() != Whose::kNotOurs) return true;
   return start().ok();
 }
 
 // Else a wake gets lost.
-void Poller::look() {
-  if (!wake_.intact()) waker_.close();
-  if (!waker_.intact()) waker_.close();
-}
+void Poller::look() { lost_ = lost_ || !wake_.intact() || !waker_.intact(); }
 
 Status Poller::start() {
   int pair[2];
@@ -58,6 +56,7 @@ Status Poller::start() {
   epoll_ = epoll;
   wake_ = std::move(here);
   waker_ = std::move(there);
+  lost_ = false;
   ++generation_;
   return {};
 }

@@ -57,8 +57,9 @@ class Poller {
   Whose whose_epoll() const;
 
   int epoll_ = -1;
-  Endpoint wake_;   // the thread's end
-  Endpoint waker_;  // the others'
+  Endpoint wake_;      // the thread's end
+  Endpoint waker_;     // the others'
+  bool lost_ = false;  // one of the two is not ours any more
   uint64_t generation_ = 0;
 };
 

@@ -69,11 +69,13 @@ Result<std::unique_ptr<Server>> Server::create(const std::string& path, Scope sc
 
 Status Server::bind(int* fd) {
   *fd = sys().listen_at(path_.data(), path_.size());
-  if (*fd < 0 && errno == EADDRINUSE && is_deserted(path_)) {
+  int error = errno;
+  if (*fd < 0 && error == EADDRINUSE && is_deserted(path_)) {
     sys().unlink(path_.c_str());
     *fd = sys().listen_at(path_.data(), path_.size());
+    error = errno;
   }
-  return *fd >= 0 ? Status() : Status::system_error(errno, "bind");
+  return *fd >= 0 ? Status() : Status::system_error(error, "bind");
 }
 
 Status Server::listen(Scope scope) {

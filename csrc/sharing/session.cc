@@ -415,28 +415,44 @@ std::optional<Answer> Session::allocate(Request& request) {
 
 std::optional<Answer> Session::release(Request& request) {
   if (request.payload.size() % sizeof(wire::Pages) != 0) return malformed();
-  wire::Reader reader(std::string_view(request.payload).substr(request.progress));
-  Status status;
+  Answer answer;
+  if (!give_back(request, request.payload.size(), &answer.status)) return std::nullopt;
+  return answer;
+}
+
+bool Session::release_first(Request& request) {
+  if (request.released == 0) return true;
+  Status status;  // as of a kRelease: there is no answer
+  if (!give_back(request, request.released, &status)) return false;
+  request.payload.erase(0, std::exchange(request.released, 0));
+  request.progress = 0;
+  return true;
+}
+
+// The pages in the first bytes of the payload, up to one that cannot be given back. False if it has to
+// wait for something.
+bool Session::give_back(Request& request, size_t bytes, Status* status) {
+  wire::Reader reader(std::string_view(request.payload).substr(0, bytes).substr(request.progress));
   for (wire::Pages pages; reader.read(pages); request.progress += sizeof pages) {
     const auto held = shares_.find(pages.file);
     if (held == shares_.end() || !are_pages(pages.range)) {
-      status =
+      *status =
           held == shares_.end() ? sharing_error("the peer has nothing of this file") : no_pages();
-      break;
+      return true;
     }
     Result<bool> done = held->second->share.release(pages.range);
     if (!done.ok()) {
-      status = std::move(done).status();
-      break;
+      *status = std::move(done).status();
+      return true;
     }
     if (!*done) {
       request.waits = true;
-      return std::nullopt;
+      return false;
     }
     drop_views(*held->second, pages.range, SIZE_MAX);
     tidy(pages.file);
   }
-  return Answer{.status = std::move(status)};
+  return true;
 }
 
 std::optional<Answer> Session::decommit(Request& request) {

@@ -57,9 +57,10 @@ struct Answer {
 
 // A request under way, and then its answer.
 struct Request {
-  wire::Op op{};
+  wire::Op op = wire::Op::kPing;
   uint32_t number = 0;  // 0: no answer is wanted
   std::string payload;
+  size_t released = 0;    // bytes of pages at the front of `payload`, to be given back first
   uint64_t progress = 0;  // how far it has come, in its own terms
   bool waits = false;     // for something else: it need not be asked again at once
   Answer answer;
@@ -88,6 +89,8 @@ class Session {
   Copying begin_copy(Session& child) const;
   Result<bool> copy_some(Session& child, Copying* copying, size_t ranges_max) const;
 
+  // Gives back what comes with a request, before it is worked on; or some of it. True once it is done.
+  bool release_first(Request& request);
   // Does what is asked for, or a step of it: nothing until it is done.
   std::optional<Answer> step(Request& request);
   // A request is given up: its peer has gone, or memory has run out.
@@ -136,6 +139,7 @@ class Session {
   std::optional<Answer> offer(Request& request);
   std::optional<Answer> allocate(Request& request);
   std::optional<Answer> release(Request& request);
+  bool give_back(Request& request, size_t bytes, Status* status);
   std::optional<Answer> decommit(Request& request);
   std::optional<Answer> unique(Request& request);
   std::optional<Answer> unpin(Request& request);

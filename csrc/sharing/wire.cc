@@ -45,7 +45,7 @@ Status make_secret(Secret* secret) {
 }
 
 std::optional<Packet> parse(std::string_view bytes, std::string* why) {
-  const auto refuse = [why](auto... parts) {
+  const auto refuse = [why](const auto&... parts) {
     if (why != nullptr) *why = (std::string() + ... + parts);
     return std::nullopt;
   };
@@ -58,8 +58,9 @@ std::optional<Packet> parse(std::string_view bytes, std::string* why) {
     return refuse("version ", std::to_string(header.version), " of the sharing protocol, not ",
                   std::to_string(kVersion));
   }
-  if (header.zero != 0) return refuse("a malformed message");
-  return Packet{header.kind, header.number, bytes.substr(sizeof header)};
+  const size_t released = header.released * sizeof(Pages);
+  if (released > bytes.size() - sizeof header) return refuse("a malformed message");
+  return Packet{header.kind, header.number, released, bytes.substr(sizeof header)};
 }
 
 uint8_t status_of(const Status& status) {

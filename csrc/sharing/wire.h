@@ -76,8 +76,8 @@ struct Pages {
 
 struct Header {
   uint8_t version;
-  uint8_t kind;  // Op, or the status of an answer
-  uint16_t zero;
+  uint8_t kind;       // Op, or the status of an answer
+  uint16_t released;  // a request: so many pages come before its payload, and are given back first
   uint32_t number;
 };
 static_assert(sizeof(Header) == 8);
@@ -85,6 +85,7 @@ static_assert(sizeof(Header) == 8);
 struct Packet {
   uint8_t kind = 0;
   uint32_t number = 0;
+  size_t released = 0;  // bytes at the front of `payload`
   std::string_view payload;
 };
 
@@ -142,7 +143,7 @@ class Reader {
       left_ = {};
       return false;
     }
-    std::memcpy(&field, left_.data(), sizeof field);
+    left_.copy(reinterpret_cast<char*>(&field), sizeof field);
     left_.remove_prefix(sizeof field);
     return true;
   }

@@ -16,6 +16,9 @@ from pgalloc.errors import OptionError
 from pgalloc.filling import Reader, fill, fill_range
 
 
+_KINDS = tuple(MemoryKind)  # in the order of an answer to usage()
+
+
 class RemoteFile(Protocol):
     """A file whose owner is another process: its pages are counted here for this process alone.
 
@@ -92,10 +95,12 @@ def _allocate(
 
 def usage(file: RemoteFile, memcg_id: int) -> dict[MemoryKind, int]:
     """As MemoryFile.usage(), of the whole file."""
-    return dict(zip(MemoryKind, file._remote_usage(memcg_id), strict=True))
+    return dict(zip(_KINDS, file._remote_usage(memcg_id), strict=True))
 
 
 def _checked(value: Any, kind: type[enum.IntEnum], name: str) -> int:
-    if type(value) not in (kind, int) or value not in list(kind):
+    if type(value) is kind:
+        return value
+    if type(value) is not int or value not in list(kind):
         raise OptionError(f"unknown {name}: {value!r}")
-    return int(value)
+    return value

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,9 @@ class Campaign:
                 for file, line in error.places
             )
 
-        names = {mutant.name for mutant in self.mutants.values() if at(mutant)}
-        if not names or any(m.kind == "by name" for m in self.mutants.values() if m.name in names):
+        # One by name may have a neighbour in its line.
+        names = {m.name for m in self.mutants.values() if m.kind != "by name" and at(m)}
+        if not names:
             raise error
         print(f"{len(names)} do not compile")
         self._keep("refused", self._csrc, [*self._kept("refused", self._csrc, list), *names])
@@ -168,14 +169,19 @@ class Campaign:
             or (result.outcome == "killed" and result.file == _state_of(result.name))
         }
 
-    def run(self, *, jobs: int, seconds: float) -> None:
-        """Try what is not known yet, with tests that took ``seconds`` together at most."""
+    def run(self, *, jobs: int, seconds: float, only: str = "", last: Collection[str] = ()) -> None:
+        """Try what is not known yet, with tests that took ``seconds`` together at most.
+
+        Those named in ``last``, which will survive, come after the others.
+        """
         known = self.results()
         left = [
             number
             for number, mutant in self.mutants.items()
-            if mutant.name not in known or known[mutant.name].outcome == "unfinished"
+            if only in mutant.name
+            and (mutant.name not in known or known[mutant.name].outcome == "unfinished")
         ]
+        left.sort(key=lambda number: self.mutants[number].name in last)
         print(f"{len(self.mutants)} mutants, {len(left)} to be tried", flush=True)
         pool = ThreadPoolExecutor(jobs)
         try:
@@ -217,7 +223,10 @@ class Campaign:
     def _in_order(
         self, tests: list[Test], mutant: Mutant, seconds: float
     ) -> tuple[list[Test], bool]:
-        """Native tests first, then those that killed before, then the quick ones."""
+        """Native tests first, then those about it, those that killed before, and quick ones.
+
+        What reaches little is about what it reaches: it counts as quicker.
+        """
         stem = Path(mutant.file).stem
         with self._lock:
             killers = {name: place for place, name in enumerate(reversed(self._killers))}
@@ -225,9 +234,9 @@ class Campaign:
         def rank(test: Test) -> tuple[bool, bool, int, float]:
             return (
                 not test.native,
-                stem not in test.name,
+                stem not in test.name and not self._suite.mentions(test, mutant),
                 -killers.get(test.name, -1),
-                test.seconds,
+                test.seconds * len(test.reached),
             )
 
         ordered: list[Test] = []

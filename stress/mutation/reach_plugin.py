@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,23 @@ with _path.open("r+b") as _file:
     _reached = mmap.mmap(_file.fileno(), _BYTES)
 
 
+def _numbers() -> list[int]:
+    """What was reached since the last call."""
+    numbers = [number for number, byte in enumerate(_reached[:]) if byte]
+    _reached[:] = bytes(_BYTES)
+    return numbers
+
+
+def _write(line: dict[str, Any]) -> None:
+    with (_folder / f"tests.{_worker}.jsonl").open("a") as out:
+        out.write(json.dumps(line) + "\n")
+
+
+def pytest_collection_finish() -> None:
+    """Write down what was reached before the first test: by imports."""
+    _write({"imported": _numbers()})
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Write down one test: what was reached since the last one ended."""
@@ -29,8 +47,4 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     try:
         return (yield)
     finally:
-        numbers = [number for number, byte in enumerate(_reached[:]) if byte]
-        _reached[:] = bytes(_BYTES)
-        line = {"test": item.nodeid, "s": time.monotonic() - begin, "reached": numbers}
-        with (_folder / f"tests.{_worker}.jsonl").open("a") as out:
-            out.write(json.dumps(line) + "\n")
+        _write({"test": item.nodeid, "s": time.monotonic() - begin, "reached": _numbers()})

@@ -11,10 +11,14 @@ from mutation.campaign import Result
 _REASONS = Path(__file__).with_name("reasons.toml")
 
 
-def print_report(results: Iterable[Result], *, share: float) -> int:
+def read_reasons() -> dict[str, str]:
+    """Why a mutant may survive, by its name."""
+    return dict(tomllib.loads(_REASONS.read_text())["reasons"])
+
+
+def print_report(results: Iterable[Result], reasons: dict[str, str], *, share: float) -> int:
     """Print it; the exit status of the command."""
     results = sorted(results, key=lambda each: (each.room, each.name))
-    reasons: dict[str, str] = tomllib.loads(_REASONS.read_text())["reasons"]
     print(
         "\n| room | mutants | killed | survived, with a reason | survived |\n|---|---|---|---|---|"
     )

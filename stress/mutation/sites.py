@@ -62,6 +62,7 @@ def _compiler_arguments(csrc: Path) -> list[str]:
     # Intrinsics of g++ are errors to clang, and nothing we look for.
     return [
         "-std=c++20",
+        "-DNDEBUG",  # as in the build: what only runs without is not there
         "-xc++",
         "-ferror-limit=0",
         f"-I{csrc}",
@@ -133,7 +134,10 @@ class _File:
     def _visit_code(self, cursor: Cursor) -> None:
         children = list(cursor.get_children())
         kind = cursor.kind
-        if kind is CursorKind.IF_STMT or kind is CursorKind.WHILE_STMT:
+        if kind is CursorKind.WHILE_STMT and self._text(children[0]) == b"true":
+            # What comes after a loop without an end is undefined: compilers leave it out.
+            children = children[1:]
+        elif kind is CursorKind.IF_STMT or kind is CursorKind.WHILE_STMT:
             self._condition(cursor, children)
         elif kind is CursorKind.CONDITIONAL_OPERATOR and len(children) == 3:
             self._negate(children[0], "condition")
@@ -159,6 +163,8 @@ class _File:
                 self._visit_code(child)
 
     def _condition(self, cursor: Cursor, children: list[Cursor]) -> None:
+        if children[0].kind in (CursorKind.VAR_DECL, CursorKind.DECL_STMT):
+            return
         before = self.source[cursor.extent.start.offset : children[0].extent.start.offset]
         if re.fullmatch(rb"(if|while)\s*\(", before):
             self._negate(children[0], "condition")

@@ -12,10 +12,12 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from mutation.mutant import Mutant
 from mutation.tree import Tree
 
 NATIVE = "native: "
@@ -46,8 +48,9 @@ class Suite:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[subprocess.Popen[bytes]] = set()
         self._stops = False
+        self._words: dict[str, set[str]] = {}  # of files of tests
 
     def stop(self) -> None:
         """End what runs, from any thread: failing() raises StoppedError from here on."""
@@ -76,11 +79,28 @@ class Suite:
             )
         if done.returncode != 0:
             raise RuntimeError(f"without a mutant, tests fail: {folder / 'pytest.out'}")
-        for path in folder.glob("tests.*.jsonl"):
-            for line in path.read_text().splitlines():
-                said = json.loads(line)
-                tests.append(Test(said["test"], said["s"], frozenset(said["reached"])))
+        lines = [
+            json.loads(line)
+            for path in folder.glob("tests.*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        # What runs when the package is imported matters to every test.
+        always = frozenset(number for line in lines for number in line.get("imported", []))
+        for line in lines:
+            if "test" in line:
+                tests.append(Test(line["test"], line["s"], always.union(line["reached"])))
         return tests
+
+    def mentions(self, test: Test, mutant: Mutant) -> bool:
+        """Whether its file has the name of the function, or what the mutant has in quotes."""
+        if test.native:
+            return False
+        file = test.name.partition("::")[0]
+        if file not in self._words:
+            self._words[file] = set(re.findall(r"\w+", (self._tree.path / file).read_text()))
+        names = [mutant.function.rpartition("::")[2], *re.findall(r'"(\w+)"', mutant.what)]
+        # A single word is in most files.
+        return not self._words[file].isdisjoint(name for name in names if "_" in name)
 
     def _native_units(self) -> list[str]:
         command = [str(self._tree.native_tests), "--list"]
@@ -130,34 +150,36 @@ class Suite:
         """How a program failed, or None; and what it printed. Its whole group ends here."""
         if self._stops:
             raise StoppedError
-        process = subprocess.Popen(
-            command,
-            cwd=self._tree.path,
-            env=self._tree.environment(number),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self._running.add(process)
-        how, output = None, ""
-        try:
-            output, _ = process.communicate(timeout=20 + 8 * seconds)
-            if process.returncode < 0:
-                how = signal.Signals(-process.returncode).name
-            elif process.returncode > 0:
-                how = f"exit status {process.returncode}"
-        except subprocess.TimeoutExpired:
-            how = "hung"
-        _kill_group(process)
-        process.wait()
-        self._running.remove(process)
+        how = None
+        # Into a file: a pipe would stay open as long as what the program left behind.
+        with tempfile.TemporaryFile() as out:
+            process = subprocess.Popen(
+                command,
+                cwd=self._tree.path,
+                env=self._tree.environment(number),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._running.add(process)
+            try:
+                status = process.wait(timeout=20 + 8 * seconds)
+                if status < 0:
+                    how = signal.Signals(-status).name
+                elif status > 0:
+                    how = f"exit status {status}"
+            except subprocess.TimeoutExpired:
+                how = "hung"
+            _kill_group(process)
+            process.wait()
+            self._running.remove(process)
+            out.seek(0)
+            output = out.read().decode(errors="replace")
         if self._stops:
             raise StoppedError
         return how, output
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from mutation.mutant import Mutant, weave
 
 ROOT = Path(__file__).parents[2]
 _HEADER = Path(__file__).with_name("mutants.h")
+_SOURCES = (".py", ".cc", ".h", ".toml")
 _FLAGS = f"-O1 -DNDEBUG -w -include {_HEADER}"
 
 
@@ -30,7 +31,7 @@ def digest(*parts: str) -> str:
     sums = hashlib.sha256()
     for part in parts:
         for path in sorted((ROOT / part).rglob("*")):
-            if path.suffix in (".py", ".cc", ".h", ".toml"):
+            if path.suffix in _SOURCES:
                 sums.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
                 sums.update(path.read_bytes())
     return sums.hexdigest()
@@ -53,9 +54,16 @@ class Tree:
             capture_output=True,
             check=True,
         ).stdout.decode()
-        for name in filter(None, listed.split("\0")):
-            if (ROOT / name).is_file() and not name.startswith("csrc/"):
+        names = {name for name in listed.split("\0") if name and (ROOT / name).is_file()}
+        for name in names:
+            if not name.startswith("csrc/"):
                 _write(self.path / name, (ROOT / name).read_bytes())
+        # What an earlier copy had is no part of the project any more.
+        for folder in ("pgalloc", "tests"):
+            for path in (self.path / folder).rglob("*.*"):
+                gone = path.suffix in _SOURCES and str(path.relative_to(self.path)) not in names
+                if gone and path.is_file():
+                    path.unlink()
 
     def mutate(self, mutants: dict[int, Mutant]) -> None:
         """Write csrc with the mutants, by their numbers."""

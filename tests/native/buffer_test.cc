@@ -23,6 +23,23 @@ TEST(it_grows_by_whole_pages_and_stays_where_it_is_if_it_is_large_enough) {
   EXPECT(buffer.reserve(1) == large);
 }
 
+TEST(without_memory_it_is_empty_and_can_be_asked_again) {
+  volatile size_t too_much = SIZE_MAX / 2;  // g++ warns of what it can foresee
+  Buffer buffer;
+  for (const size_t before : {size_t{0}, page_size()}) {
+    buffer.reserve(before);
+    bool thrown = false;
+    try {
+      buffer.reserve(too_much);
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    EXPECT(thrown);
+    EXPECT(buffer.data() == nullptr);
+    EXPECT(buffer.reserve(1) != nullptr);
+  }
+}
+
 TEST(what_it_held_goes_back) {
   constexpr size_t kBytes = 1 << 20;
   const auto held = [] {

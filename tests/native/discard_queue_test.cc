@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 
+#include "native/memory.h"
 #include "native/support.h"
 
 namespace pgalloc::discard_queue_test {
@@ -481,6 +482,29 @@ TEST(victims_by_bytes_are_those_of_the_policy_then_those_that_are_held) {
     EXPECT_EQ(few.queue.take_victims(1), Ids{});
     EXPECT_EQ(few.queue.discards(), 0u);
     EXPECT_EQ(few.queue.take_discarded_ids(), Ids{});
+  }
+}
+
+TEST(discarding_takes_no_memory) {
+  for (const DiscardPolicy policy : all_policies()) {
+    DiscardQueue queue(policy, /*tells_ids=*/true);
+    std::vector<uint64_t> expected;
+    // The ids of the first rounds are not fetched before the last one.
+    for (const uint64_t entries : {1, 2, 3, 100, 5}) {
+      std::deque<Discardable> all(entries);
+      for (Discardable& entry : all) {
+        entry.id = expected.size();
+        expected.push_back(entry.id);
+        queue.unpinned(entry);
+      }
+      native_tests::allocations_left = 0;
+      while (Discardable* const victim = queue.take_victim()) queue.discarded(*victim);
+      EXPECT_EQ(std::exchange(native_tests::allocations_left, -1), 0);
+    }
+    std::vector<uint64_t> ids = queue.take_discarded_ids();
+    std::sort(ids.begin(), ids.end());
+    EXPECT_EQ(ids, expected);
+    EXPECT(queue.take_discarded_ids().empty());
   }
 }
 

@@ -199,10 +199,12 @@ TEST(a_sweep_finds_what_was_written_after_a_discard) {
   rig.fill(pages(1, 3), 'x');
   rig.fill(waiting.range, 'y');
   EXPECT(waiting.unpin());
+  const uint64_t before = rig.stats().discarded_bytes;
   EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/false), 2 * page_size());
   EXPECT(rig.all(discarded.range, '\0'));
   EXPECT(rig.all(waiting.range, 'y'));
   EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/true), 4 * page_size());
+  EXPECT_EQ(rig.stats().discarded_bytes, before + 6 * page_size());
   EXPECT(!waiting.pin());
   EXPECT(!discarded.pin());
 }

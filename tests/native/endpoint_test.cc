@@ -23,6 +23,7 @@ struct Pair {
 int refused = 0;
 int fstat_refused(int, struct stat*) { return errno = refused, -1; }
 ssize_t sendmsg_refused(int, const msghdr*, int) { return errno = refused, -1; }
+int getsockopt_refused(int, int, void*, socklen_t*) { return errno = refused, -1; }
 ssize_t recvmsg_refused(int, msghdr*, int) { return errno = refused, -1; }
 
 TEST(the_kernel_says_who_has_sent_a_packet) {
@@ -113,22 +114,39 @@ TEST(what_cannot_be_known_again_is_closed_at_once) {
   ::close(pair.ends[1]);
 }
 
-TEST(an_error_of_fstat_is_no_proof_that_it_was_closed) {
+TEST(an_error_of_the_kernel_is_no_proof_that_it_was_closed) {
   const Pair pair;
   Endpoint here(pair.ends[0]);
   FakeKernel kernel;
   kernel.calls.fstat = fstat_refused;
+  kernel.calls.getsockopt = getsockopt_refused;
   kernel.begin();
   for (const int error : {ENOMEM, EIO, EINTR, EOVERFLOW}) {
     refused = error;
     EXPECT(here.intact());
   }
-  refused = EBADF;
-  EXPECT(!here.intact());
+  for (const int error : {EBADF, ENOTSOCK}) {
+    refused = error;
+    EXPECT(!here.intact());
+  }
   refused = EIO;
   here.close();
   EXPECT(::fcntl(pair.ends[0], F_GETFD) < 0);
   ::close(pair.ends[1]);
+}
+
+TEST(without_cookies_a_socket_is_known_by_its_inode) {
+  const Pair pair;
+  FakeKernel kernel;
+  kernel.calls.getsockopt = getsockopt_refused;
+  kernel.begin();
+  refused = ENOPROTOOPT;
+  const Endpoint here(pair.ends[0]);
+  EXPECT(here.intact());
+  const Pair other;
+  EXPECT(::dup2(other.ends[0], pair.ends[0]) == pair.ends[0]);
+  EXPECT(!here.intact());
+  for (const int fd : {pair.ends[0], pair.ends[1], other.ends[0], other.ends[1]}) ::close(fd);
 }
 
 TEST(what_the_kernel_refuses_may_be_tried_again) {

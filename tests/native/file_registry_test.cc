@@ -21,8 +21,9 @@ class File {
   }
 
   // Unpins a new allocation of a page. Only what is written to takes memory.
-  const Discardable& unpin_page(bool written) {
-    entries_.emplace_back().range = *file_->allocate({.length = page_size()}, false);
+  const Discardable& unpin_page(bool written) { return unpin(page_size(), written); }
+  const Discardable& unpin(uint64_t length, bool written) {
+    entries_.emplace_back().range = *file_->allocate({.length = length}, false);
     if (written) EXPECT(file_->write(entries_.back().range.start, "x", 1).ok());
     EXPECT(file_->unpin(entries_.back()).ok());
     return entries_.back();
@@ -51,6 +52,32 @@ TEST(what_was_unpinned_first_goes_first_whichever_file_it_is_in) {
     for (size_t i = 0; i < in_order.size(); ++i) EXPECT_EQ(waits(*in_order[i]), i >= gone);
   }
   EXPECT(discard(page_size()).exhausted);
+}
+
+TEST(after_eight_batches_without_a_page_it_is_no_use) {
+  constexpr uint64_t kBatch = 8 << 20;
+  for (const int untouched : {7, 8}) {
+    File file;
+    for (int i = 0; i < untouched; ++i) file.unpin(kBatch, false);
+    const Discardable& written = file.unpin(kBatch, true);
+    const auto discarded = discard(kBatch);
+    EXPECT_EQ(discarded.given_back, untouched == 7 ? page_size() : 0);
+    EXPECT_EQ(discarded.fruitless, untouched == 8);
+    EXPECT_EQ(waits(written), untouched == 8);
+  }
+}
+
+TEST(what_goes_between_makes_batches_without_a_page_start_anew) {
+  constexpr uint64_t kBatch = 8 << 20;
+  File file;
+  for (int i = 0; i < 7; ++i) file.unpin(kBatch, false);
+  file.unpin(kBatch, true);
+  for (int i = 0; i < 7; ++i) file.unpin(kBatch, false);
+  const Discardable& last = file.unpin(kBatch, true);
+  const auto discarded = discard(kBatch);
+  EXPECT_EQ(discarded.given_back, 2 * page_size());
+  EXPECT(discarded.exhausted && !discarded.fruitless);
+  EXPECT(!waits(last));
 }
 
 TEST(many_untouched_pages_are_one_batch) {

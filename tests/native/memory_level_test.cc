@@ -85,6 +85,50 @@ TEST(without_its_stat_a_limit_still_counts) {
   EXPECT_EQ(level->read(true)->file_cache, 0u);
 }
 
+TEST(no_machine_has_2_to_the_62_bytes) {
+  Folder folder;
+  folder.write("memory.usage_in_bytes", "10\n");
+  const auto limit = [&](const char* text) {
+    folder.write("memory.limit_in_bytes", text);
+    return MemoryLevel::open({Kind::kV1, folder.path()})->read(false)->limit;
+  };
+  EXPECT_EQ(limit("4611686018427387903\n"), 4'611'686'018'427'387'903u);
+  EXPECT_EQ(limit("4611686018427387904\n"), UINT64_MAX);
+  EXPECT_EQ(limit("18446744073709551616\n"), UINT64_MAX);
+  EXPECT_EQ(limit("max\n"), UINT64_MAX);
+  EXPECT_EQ(limit(""), UINT64_MAX);
+}
+
+TEST(the_machine_says_what_is_available_in_kib) {
+  Folder folder;
+  const auto read = [&](const std::string& text) {
+    folder.write("meminfo", text);
+    return MemoryLevel::open({Kind::kMachine, folder.path("meminfo")})->read(true);
+  };
+  const std::string most = "NotMemTotal: 9 kB\nMemTotal:   100 kB\nMemAvailable:\t1 kB\n";
+  EXPECT(!read(most).has_value());  // not the kernel's way of writing it
+  const auto level = read(most + "MemFree: 5 kB\nMemAvailable:  30 kB\nSwapFree: 7 kB\n");
+  EXPECT_EQ(level->limit, 100u * 1024);
+  EXPECT_EQ(level->usage, 70u * 1024);
+  EXPECT_EQ(level->available(), 30u * 1024);
+  EXPECT_EQ(level->swap_free, 7u * 1024);
+  EXPECT_EQ(read("MemTotal: 100 kB\nMemAvailable: 101 kB\n")->usage, 0u);
+  EXPECT_EQ(read("MemTotal: 100 kB\nMemAvailable: 101 kB\n")->swap_free, 0u);
+  EXPECT(!read("MemTotal: 100 kB\n").has_value());
+  EXPECT(!read("MemAvailable: 100 kB\n").has_value());
+  EXPECT(!read("").has_value());
+}
+
+TEST(a_level_that_can_not_be_read_any_more_is_gone) {
+  Folder folder;
+  folder.write("memory.current", "10\n");
+  folder.write("memory.max", "20\n");
+  const auto level = MemoryLevel::open({Kind::kV2, folder.path()});
+  EXPECT_EQ(level->read(false)->available(), 10u);
+  folder.write("memory.current", "");
+  EXPECT(!level->read(false).has_value());
+}
+
 TEST(what_is_not_there_is_no_level) {
   const Folder folder;
   EXPECT(!MemoryLevel::open({Kind::kV1, folder.path()}).has_value());

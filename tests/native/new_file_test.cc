@@ -63,6 +63,150 @@ TEST(a_temporary_name_is_gone_afterwards) {
   EXPECT_EQ(folder.names(), std::vector<std::string>{"image"});
 }
 
+// A kernel that knows no files without a name, in a folder where the first names are taken.
+struct Crowded {
+  explicit Crowded(int taken_names) {
+    taken = taken_names;
+    tried = 0;
+    kernel.calls.open = [](const char* path, int flags, mode_t mode) {
+      if ((flags & O_TMPFILE) == O_TMPFILE) return errno = EISDIR, -1;
+      if ((flags & O_EXCL) != 0 && ++tried <= taken) return errno = EEXIST, -1;
+      return os::kernel().open(path, flags, mode);
+    };
+    kernel.begin();
+  }
+  FakeKernel kernel;
+  static inline int taken;
+  static inline int tried;
+};
+
+TEST(another_name_is_tried_a_hundred_times) {
+  const Folder folder;
+  {
+    const Crowded crowded(99);
+    EXPECT(NewFile::create(folder.path("image")).ok());
+    EXPECT_EQ(Crowded::tried, 100);
+  }
+  const Crowded crowded(100);
+  const auto file = NewFile::create(folder.path("image"));
+  EXPECT(!file.ok() && file.status().error_number() == EEXIST);
+  EXPECT_EQ(Crowded::tried, 100);
+}
+
+TEST(a_name_for_the_file_is_tried_a_hundred_times) {
+  static int taken;
+  static int tried;
+  for (const int names : {99, 100}) {
+    taken = names;
+    tried = 0;
+    const Folder folder;
+    auto file = NewFile::create(folder.path("image"));
+    FakeKernel fake;
+    fake.calls.link_descriptor = [](int fd, const char* path) {
+      if (++tried <= taken) return errno = EEXIST, -1;
+      return os::kernel().link_descriptor(fd, path);
+    };
+    fake.begin();
+    const Status status = (*file)->publish();
+    if (tried < 100) continue;  // no files without a name here
+    EXPECT_EQ(status.ok(), names == 99);
+    EXPECT_EQ(folder.names().size(), names == 99 ? 1u : 0u);
+    EXPECT_EQ(tried, 100);
+  }
+}
+
+TEST(another_error_is_told_at_once) {
+  const Folder folder;
+  static int error;
+  static int tried;
+  FakeKernel fake;
+  fake.calls.open = [](const char*, int flags, mode_t) {
+    tried += (flags & O_EXCL) != 0;
+    return errno = (flags & O_TMPFILE) == O_TMPFILE ? error : EACCES, -1;
+  };
+  fake.begin();
+  for (const int unnamed : {EOPNOTSUPP, EISDIR, EINVAL, ENOENT}) {
+    error = unnamed;
+    tried = 0;
+    EXPECT_EQ(NewFile::create(folder.path("image")).status().error_number(), EACCES);
+    EXPECT_EQ(tried, 1);
+  }
+  error = EMFILE;
+  tried = 0;
+  EXPECT_EQ(NewFile::create(folder.path("image")).status().error_number(), EMFILE);
+  EXPECT_EQ(tried, 0);
+}
+
+TEST(without_standard_input_a_file_may_get_its_number) {
+  static std::vector<int> closed;
+  closed.clear();
+  for (const bool unnamed : {true, false}) {
+    FakeKernel fake;
+    if (unnamed) {
+      fake.calls.open = [](const char*, int flags, mode_t) {
+        return errno = EIO, (flags & O_TMPFILE) == O_TMPFILE ? 0 : -1;
+      };
+    } else {
+      fake.calls.open = [](const char*, int flags, mode_t) {
+        return (flags & O_TMPFILE) == O_TMPFILE ? (errno = ENOENT, -1) : 0;
+      };
+    }
+    fake.calls.unlink = [](const char*) { return 0; };
+    fake.calls.close = [](int fd) { return closed.push_back(fd), 0; };
+    fake.begin();
+    EXPECT(NewFile::create("image").ok());
+  }
+  EXPECT_EQ(closed, (std::vector<int>{0, 0}));
+}
+
+TEST(the_file_is_made_beside_the_name_it_will_have) {
+  static std::vector<std::string> opened;
+  FakeKernel fake;
+  fake.calls.open = [](const char* path, int, mode_t) {
+    opened.emplace_back(path);
+    return errno = ENOENT, -1;
+  };
+  fake.begin();
+  const std::string long_name(255, 'n');
+  for (const auto& [path, folder] : {std::pair<std::string, std::string>{"image", "."},
+                                     {"/image", "/"},
+                                     {"/a/b/image", "/a/b"},
+                                     {"a/" + long_name, "a"}}) {
+    opened.clear();
+    EXPECT(!NewFile::create(path).ok());
+    EXPECT_EQ(opened.size(), 2u);
+    EXPECT_EQ(opened[0], folder);
+    const std::filesystem::path named = opened[1];
+    EXPECT_EQ(named.parent_path(), folder);
+    EXPECT(named.filename().string().size() <= 255);
+    EXPECT_EQ(named.extension(), ".tmp");
+    EXPECT_EQ(named.filename().string().front(), '.');
+  }
+}
+
+TEST(what_could_not_be_published_leaves_nothing) {
+  const Folder folder;
+  for (const char* call : {"fsync", "rename", "folder"}) {
+    std::ofstream(folder.path("image")) << "old";
+    auto file = NewFile::create(folder.path("image"));
+    FakeKernel fake;
+    const std::string failing = call;
+    if (failing == "fsync") fake.calls.fsync = [](int) { return errno = EIO, -1; };
+    if (failing == "rename") {
+      fake.calls.rename = [](const char*, const char*) { return errno = EIO, -1; };
+    }
+    if (failing == "folder") {
+      fake.calls.open = [](const char*, int, mode_t) { return errno = EIO, -1; };
+    }
+    fake.begin();
+    const Status status = (*file)->publish();
+    EXPECT(!status.ok() && status.error_number() == EIO);
+    (*file).reset();
+    EXPECT_EQ(folder.names(), std::vector<std::string>{"image"});
+    EXPECT_EQ(std::filesystem::file_size(folder.path("image")), 3u);
+  }
+}
+
 TEST(a_forked_child_leaves_the_name_of_its_parent_alone) {
   Forks::install();  // they tell a forked child that it is one
   const Folder folder;

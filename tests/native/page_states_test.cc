@@ -423,6 +423,18 @@ TEST(pages_that_arrive_are_kept_from_the_reclaimer_and_from_new_owners) {
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::optional(pages(2, 3)));
 }
 
+TEST(pages_that_arrive_do_not_keep_others_from_being_discarded) {
+  Few few;
+  const FileRange range = few.allocate(6);
+  EXPECT(few.states.unpin(range).ok());
+  EXPECT(few.states.is_discardable(range));
+  few.states.pending().expect(pages(2, 4));
+  EXPECT(few.states.is_discardable(pages(0, 2)));
+  EXPECT(few.states.is_discardable(pages(4, 6)));
+  EXPECT(!few.states.is_discardable(pages(1, 3)));
+  EXPECT(!few.states.is_discardable(pages(3, 5)));
+}
+
 TEST(clearing_brings_the_account_to_zero) {
   Few few;
   few.allocate(8, 3);

@@ -2,7 +2,9 @@
 
 #include <array>
 #include <functional>
+#include <new>
 
+#include "native/memory.h"
 #include "native/support.h"
 
 namespace pgalloc::pending_pages_test {
@@ -143,6 +145,20 @@ TEST(random_steps_equal_the_model) {
     pending.clear();
     compare(pending, Model(), pages(0, kPages));
   }
+}
+
+TEST(what_there_is_no_memory_for_is_not_expected) {
+  PendingPages pending;
+  native_tests::allocations_left = 0;
+  bool thrown = false;
+  try {
+    pending.expect(pages(0, 4));
+  } catch (const std::bad_alloc&) {
+    thrown = true;
+  }
+  native_tests::allocations_left = -1;
+  EXPECT(thrown);
+  compare(pending, Model(), pages(0, kPages));
 }
 
 TEST(what_arrives_or_leaves_is_not_forgotten) {

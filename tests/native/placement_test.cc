@@ -143,6 +143,20 @@ TEST(b8_b10_files_grow_by_chunks_upwards_and_double_downwards) {
   EXPECT_EQ(place->file_size, 2 * kChunkSize);
 }
 
+TEST(b10_a_file_ends_where_offsets_do) {
+  const uint64_t last_chunk = align_down(kMaxOffset, kChunkSize);
+  UsageSet usage;
+  usage.insert({0, last_chunk - page_size()}, PageUse{.refs = 1});
+  PlacementRequest request{.length = page_size(), .alignment = page_size()};
+  EXPECT_EQ(find_place(usage, request)->file_size, last_chunk);
+  usage.insert({last_chunk - page_size(), last_chunk}, PageUse{.refs = 1});
+  EXPECT_EQ(find_place(usage, request)->file_size, kMaxOffset);
+  request.capacity = last_chunk + 5 * page_size();
+  EXPECT_EQ(find_place(usage, request)->file_size, request.capacity);
+  request.length = 6 * page_size();
+  EXPECT(!find_place(usage, request));
+}
+
 TEST(b9_enormous_requests_have_no_place) {
   UsageSet usage;
   usage.insert({0, page_size()}, PageUse{.refs = 1});

@@ -1,14 +1,24 @@
-// What the model of tests/unit and the driver of stress/ do not look at.
+// The ordered set does what a naive model does, and what the model does not look at.
 
 #include "segment/segment_set.h"
 
-#include "native/support.h"
+#include "native/segment_model.h"
 #include "pages/page_use.h"
 
 namespace pgalloc::segment_set_test {
 namespace {
 
 using native_tests::pages;
+
+TEST(random_operations_equal_the_model_even_when_memory_runs_out) {
+  std::string difference;
+  try {
+    native_tests::compare_segment_sets(2'000, 20'000, 1, [](const char*) {});
+  } catch (const native_tests::SegmentDifference& found) {
+    difference = found.what();
+  }
+  EXPECT_EQ(difference, "");
+}
 
 TEST(what_is_exchanged_brings_its_nodes_along) {
   RangeSet many;
@@ -25,6 +35,34 @@ TEST(what_is_exchanged_brings_its_nodes_along) {
   EXPECT_EQ(many.size(), 1u);
   EXPECT_EQ(few.verify(), std::nullopt);
   EXPECT_EQ(many.verify(), std::nullopt);
+}
+
+TEST(a_set_that_shrinks_in_any_order_has_its_nodes_for_later) {
+  constexpr uint64_t kSegments = 5'000;
+  using native_tests::UsageTraits;
+  segment::SegmentSet<UsageTraits> set;
+  const auto place = [](int order, uint64_t i) {
+    if (order == 0) return i;
+    return order == 1 ? kSegments - 1 - i : i * 1'777 % kSegments;
+  };
+  size_t bytes_max = 0;
+  for (int round = 0; round < 9; ++round) {
+    for (uint64_t i = 0; i < kSegments; ++i) {
+      const uint64_t at = place(round / 3, i);
+      set.insert(pages(2 * at, 2 * at + 1), {});
+    }
+    EXPECT_EQ(set.verify(), std::nullopt);
+    EXPECT_EQ(set.size(), kSegments);
+    if (round == 0) bytes_max = 3 * set.memory_bytes();  // nodes are half full at least
+    EXPECT(set.memory_bytes() <= bytes_max);
+    for (uint64_t i = 0; i < kSegments; ++i) {
+      const uint64_t at = place(round % 3, i);
+      const auto segment = set.find(at * 2 * page_size());
+      if (EXPECT(segment.ok())) set.remove(segment);
+      if (i % 200 == 0) EXPECT_EQ(set.verify(), std::nullopt);
+    }
+    EXPECT(set.empty());
+  }
 }
 
 }  // namespace

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CHUNK, GIB, HUGE, PAGE, stored, update_usage
+from held_call import HeldCall
+from waiting import eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -29,6 +31,7 @@ from pgalloc import (
     RangeError,
     testing,
 )
+from pgalloc._core import _testing
 from pgalloc.testing import FaultPlan
 
 COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
@@ -123,6 +126,21 @@ def test_b3_paused_reclaim_is_not_waited_for() -> None:
         mf.dec_ref(mf.allocate_range(PAGE))
         with pytest.raises(OutOfMemoryError):
             mf.allocate_range(PAGE)
+
+
+def test_b3_other_threads_run_while_freed_pages_are_waited_for() -> None:
+    with MemoryFile(max_allocatable_bytes=PAGE) as mf:
+        first = mf.allocate_range(PAGE)
+        allocated: list[FileRange] = []
+        thread = threading.Thread(target=lambda: allocated.append(mf.allocate_range(PAGE)))
+        with HeldCall("fallocate") as punch:
+            mf.dec_ref(first)
+            punch.wait()
+            thread.start()
+            eventually(lambda: _testing.reclaim_waiters(mf) == 1, "waiting")
+            punch.let_go()
+            join([thread])
+        mf.dec_ref(allocated[0])
 
 
 def test_b10_failed_growth_changes_nothing(mf: MemoryFile) -> None:

@@ -306,6 +306,21 @@ def test_small_commits_cost_no_look(bench: Bench) -> None:
     assert bench.counts()["looks"] - before > 1, "credit ends"
 
 
+def test_half_of_what_was_free_at_the_last_look_needs_no_other(bench: Bench) -> None:
+    group = bench.level()
+    group.set(limit=1000 * MIB, usage=0)
+    bench.watch(group)
+    _core.guard_step()
+    group.set(usage=899 * MIB)  # 1 MiB above the headroom
+    _core.guard_step()
+    before = bench.counts()["looks"]
+    for _ in range(8):
+        _core.CommitReservation(MIB // 16)
+    assert bench.counts()["looks"] - before == 1, "only the one that asks for the count"
+    _core.CommitReservation(MIB // 16)
+    assert bench.counts()["looks"] - before == 3
+
+
 def commit(mf: MemoryFile, how: str, nbytes: int) -> None:
     if how == "cache":
         with Cache(file=mf) as cache:
@@ -459,6 +474,21 @@ def test_the_thread_sleeps_as_long_as_it_is_to(
         assert took_s * 1e6 >= 2 * delay_us >= 48_000
         if others_pin_it:
             assert at_the_limit.pin()
+
+
+def test_its_thread_runs_unless_it_is_parked(bench: Bench, mf: MemoryFile) -> None:
+    group = bench.level()
+    group.set(limit=1000 * MIB, usage=0)
+    bench.watch(group)
+    (held,) = unpinned(mf, 1)
+    for _ in range(2):
+        assert not _core.guard_status()["running"]
+        _core.guard_resume()
+        try:
+            assert _core.guard_status()["running"]
+        finally:
+            _core.guard_park()
+    held.release()
 
 
 def test_far_from_the_limit_it_looks_once_a_second(bench: Bench) -> None:

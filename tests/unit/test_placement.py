@@ -100,6 +100,10 @@ def test_find_available_range_rejects_impossible_pictures() -> None:
         find([], CHUNK, PAGE, 3, UP)
     with pytest.raises(RangeError):
         find([], CHUNK, 0, PAGE, UP)
+    for beyond in ([(0, 2**63, 1)], 0), ([], 2**63):
+        with pytest.raises(RangeError, match="2\\^63"):
+            find(*beyond, PAGE, PAGE, UP)
+    assert find([(0, 2**63 - 1, 1)], 2**63 - 1, PAGE, PAGE, UP) is None
     with pytest.raises(ValueError, match=r"direction|valid"):
         find([], CHUNK, PAGE, PAGE, 2)  # type: ignore[arg-type]
 

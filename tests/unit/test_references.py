@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from children import in_child
 from conftest import CHUNK, GIB, HUGE, PAGE, stored, update_usage
 from held_call import HeldCall
 from waiting import eventually, join
@@ -342,6 +343,15 @@ def test_e3_mmap_errors_are_raised_and_do_not_stick(mf: MemoryFile) -> None:
         a.view()[0] = 1
 
 
+def test_e3_a_view_that_could_not_be_mapped_holds_nothing(mf: MemoryFile) -> None:
+    a = mf.allocate(PAGE)
+    with FaultPlan("mmap", errno.ENOMEM, times=1), pytest.raises(OSError, match="mmap"):
+        a.view()
+    a.release()
+    mf.wait_for_reclaim()
+    assert mf.segments() == []
+
+
 def test_e4_addresses_do_not_change(mf: MemoryFile) -> None:
     with mf.allocate(PAGE) as a:
         first = a.address
@@ -417,3 +427,20 @@ for _ in range(20):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr.count("RefCountError") + done.stderr.count("RangeError") == 20
+
+
+def test_what_a_forked_child_asks_its_parent_leaves_no_reference_to_the_file(
+    mf: MemoryFile,
+) -> None:
+    a = mf.allocate(PAGE)
+
+    def child() -> None:
+        mf.allocate(PAGE).release()
+        before = sys.getrefcount(mf)
+        for _ in range(10):
+            mf.allocate(PAGE).release()
+            assert not mf.has_unique_ref(a.range)
+        assert sys.getrefcount(mf) == before
+
+    in_child(child)
+    a.release()

@@ -1,0 +1,176 @@
+// An image in a file, of which nothing is believed before it was checked.
+
+#include "imageio/image_file.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "native/some_image.h"
+
+namespace pgalloc::image_file_test {
+namespace {
+
+using native_tests::FakeKernel;
+using native_tests::pages;
+using native_tests::SomeImage;
+
+class File {
+ public:
+  explicit File(const std::string& bytes) {
+    EXPECT_EQ(::pwrite(fd_, bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+  }
+  ~File() { ::close(fd_); }
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  int fd() const { return fd_; }
+  Result<std::shared_ptr<const ImageFile>> open() const { return ImageFile::open_duplicate(fd_); }
+  bool fails(const char* what) const {
+    const auto image = open();
+    return !image.ok() && image.status().message().find(what) != std::string::npos;
+  }
+
+ private:
+  const int fd_ = ::memfd_create("", MFD_CLOEXEC);
+};
+
+TEST(every_extent_can_be_read_in_any_order) {
+  for (const uint64_t extents : {0, 1, 5, 103}) {  // 103 need two pages of index
+    const SomeImage some(extents);
+    const File file(some.bytes);
+    const auto image = std::move(*file.open());
+    EXPECT_EQ(image->size(), some.bytes.size());
+    EXPECT(image->metadata() == some.metadata);
+    EXPECT(image->index() == some.index);
+    EXPECT_EQ(image->trailer().extent_count, extents);
+    EXPECT(!image->has_encoded_extents());
+    Buffer buffer;
+    for (uint64_t i = extents; i-- > 0;) {
+      const auto head = image->read_extent(i, buffer);
+      EXPECT(head.ok() && head->range == some.index[i].range);
+      EXPECT(std::string(buffer.data() + page_size(), page_size()) ==
+             std::string(page_size(), SomeImage::letter(i)));
+    }
+  }
+}
+
+TEST(the_extent_of_a_page_or_the_next_one_is_found) {
+  const SomeImage some(4);  // of pages 0, 2, 4, 6
+  const File file(some.bytes);
+  const auto image = std::move(*file.open());
+  for (const auto& [page, found] :
+       std::vector<std::pair<uint64_t, size_t>>{{0, 0}, {1, 1}, {2, 1}, {6, 3}, {7, 4}, {99, 4}}) {
+    EXPECT_EQ(image->first_extent_after(page * page_size()), found);
+  }
+  EXPECT_EQ(image->first_extent_after(page_size() - 1), 0u);
+}
+
+TEST(parts_longer_than_a_piece_are_read_whole) {
+  const SomeImage some(1, {{}, "id", {{"hook", std::string((2 << 20) + 5, 'p')}}});
+  const File file(some.bytes);
+  EXPECT((*file.open())->metadata() == some.metadata);
+  std::string damaged = some.bytes;
+  damaged[page_size() + (2 << 20)] ^= 1;
+  EXPECT(File(damaged).fails("the image's metadata: wrong checksum"));
+}
+
+TEST(metadata_that_announce_more_than_the_file_has_cost_nothing) {
+  const SomeImage some(0, {{}, "id", {{"hook", std::string(10 * page_size(), 'p')}}});
+  // Header and metadata, and a page each for index and trailer, are the least.
+  const size_t least = some.front + 2 * page_size();
+  EXPECT_EQ(some.bytes.size(), least);
+  for (const size_t size : {least - page_size(), 3 * page_size(), 3 * page_size() - 1}) {
+    EXPECT(File(some.bytes.substr(0, size)).fails("ends before its metadata"));
+  }
+  EXPECT(File(some.bytes).open().ok());
+}
+
+TEST(what_was_cut_off_or_added_to_is_refused) {
+  const SomeImage some(2);
+  for (const size_t size : {size_t{0}, size_t{7}, size_t{100}, page_size() - 1}) {
+    EXPECT(!File(some.bytes.substr(0, size)).open().ok());
+  }
+  EXPECT(File(some.bytes.substr(0, some.bytes.size() - 1)).fails("whole pages"));
+  EXPECT(File(some.bytes + "x").fails("whole pages"));
+  EXPECT(File(some.bytes.substr(0, some.bytes.size() - page_size())).fails("trailer"));
+  EXPECT(File(some.bytes + std::string(page_size(), '\0')).fails("trailer"));
+}
+
+TEST(damage_to_an_extent_is_told_by_who_reads_it) {
+  const SomeImage some(2);
+  for (const size_t at : {size_t{0}, size_t{8}, page_size(), 2 * page_size() - 1}) {
+    std::string damaged = some.bytes;
+    damaged[some.index[1].offset + at] ^= 1;
+    const File file(damaged);
+    const auto image = std::move(*file.open());
+    Buffer buffer;
+    EXPECT(image->read_extent(0, buffer).ok());
+    EXPECT(image->read_extent(1, buffer).status().code() == ErrorCode::kSnapshotCorrupt);
+  }
+}
+
+TEST(damage_to_the_index_is_told_at_once) {
+  const SomeImage some(103);
+  std::string damaged = some.bytes;
+  damaged[some.index.back().end() + page_size()] ^= 1;
+  EXPECT(File(damaged).fails("the image's index: wrong checksum"));
+}
+
+TEST(an_image_that_becomes_shorter_is_an_error) {
+  const SomeImage some(2);
+  const File file(some.bytes);
+  const auto image = std::move(*file.open());
+  EXPECT(::ftruncate(file.fd(), static_cast<off_t>(some.index[1].end() - 1)) == 0);
+  Buffer buffer;
+  EXPECT(image->read_extent(0, buffer).ok());
+  EXPECT(image->read_extent(1, buffer).status().message().find("shorter") != std::string::npos);
+}
+
+TEST(one_encoded_extent_is_enough_to_need_a_decoder) {
+  SomeImage some(2);
+  some.reopen();
+  const std::string frame(page_size(), 'z');
+  image::ExtentHead head{.range = pages(4, 6),
+                         .offset = some.bytes.size(),
+                         .encoding = image::Encoding::kZstd,
+                         .stored_length = frame.size(),
+                         .data_crc = crc32c(frame.data(), frame.size())};
+  head.map.set(0);
+  head.map.set(1);
+  std::string page(page_size(), '\0');
+  image::encode_extent_head(&head, page.data());
+  some.bytes += page + frame;
+  some.index.push_back(image::index_entry(head));
+  some.end();
+  const File file(some.bytes);
+  EXPECT((*file.open())->has_encoded_extents());
+}
+
+TEST(only_regular_files_are_images) {
+  int ends[2];
+  EXPECT(::pipe(ends) == 0);
+  EXPECT(ImageFile::open_duplicate(ends[0]).status().code() == ErrorCode::kOption);
+  ::close(ends[0]);
+  ::close(ends[1]);
+  EXPECT(!ImageFile::open_duplicate(-1).ok());
+  EXPECT_EQ(ImageFile::open_path("/no/image").status().error_number(), ENOENT);
+  EXPECT(ImageFile::open_path("/proc/self").status().code() == ErrorCode::kOption);
+}
+
+TEST(an_image_is_opened_by_its_path) {
+  const SomeImage some(1);
+  const File file(some.bytes);
+  const auto image = ImageFile::open_path("/proc/self/fd/" + std::to_string(file.fd()));
+  EXPECT(image.ok() && (*image)->index() == some.index);
+  FakeKernel fake;
+  fake.calls.fstat = [](int, struct stat*) { return errno = EIO, -1; };
+  fake.begin();
+  EXPECT_EQ(file.open().status().error_number(), EIO);
+}
+
+}  // namespace
+}  // namespace pgalloc::image_file_test
