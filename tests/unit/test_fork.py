@@ -524,6 +524,7 @@ elif sys.argv[1] == "save":
 b.release()
 while os.stat(mf.fileno()).st_blocks:
     pass
+mf.stats()  # logs what the core has warned of
 """
 
 

@@ -387,9 +387,13 @@ def test_a_child_cannot_pass_for_another_process(scene: Scene) -> None:
             child.socket, child._number = socket.socket(fileno=descriptor), 0
             child.socket.settimeout(60)
             child.ask(Op.HELLO, protocol.HELLO.pack(1, bytes(protocol.NONCE_BYTES)))
-            child.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), 5 * PAGE, 1, 0, 0))
+            request = protocol.ALLOCATE.pack(_file(scene), 5 * PAGE, 1, 0, 0)
+            allocated = child.ask(Op.ALLOCATE, request)
+            assert allocated is not None
             (lease,) = (each for each in scene.mf.leases() if each.nbytes == 5 * PAGE)
             assert lease.pid == os.getpid()
+            # This process has the file mapped: its end alone would not end the lease.
+            child.ask(Op.RELEASE, allocated.payload)
 
 
 def _come_and_go(address: bytes, times: int) -> None:
