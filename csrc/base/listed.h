@@ -25,7 +25,8 @@ class Listed {
     for (Listed* each = first_; each != nullptr; each = each->next_) visit(static_cast<T&>(*each));
   }
 
- protected:
+ private:
+  friend T;
   Listed() = default;
   ~Listed() = default;
 
@@ -45,7 +46,6 @@ class Listed {
     place_ = nullptr;
   }
 
- private:
   inline static constinit Mutex mu_{kRank};
   inline static constinit Listed* first_ = nullptr;
   Listed* next_ = nullptr;

@@ -344,7 +344,9 @@ void Forks::park_threads() {
 
 void Forks::resume_threads() {
   MutexLock lock(state().parks_mu);
-  if (state().parks == 0 || --state().parks > 0) return;
+  if (state().parks == 0) return;
+  --state().parks;
+  if (state().parks > 0) return;
   OwnerLink::resume_all();
   FileRegistry::resume_threads();
   Broker::instance().resume();

@@ -227,7 +227,6 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
     if (pending->done) break;
     const Time now = std::chrono::steady_clock::now();
     if (now >= patience.deadline) {
-      if (!reading_ && read(now)) continue;  // it may be there already
       return give_up(pending,
                      Status::error(ErrorCode::kTimedOut,
                                    "the process that owns these pages has not answered in time"));
@@ -552,7 +551,9 @@ std::optional<OwnerLink::ChildSocket> OwnerLink::ask_for_child() {
 }
 
 Endpoint OwnerLink::await_child(const ChildSocket& asked, Time deadline) {
-  const Status status = await(asked.question, {deadline, [] { return true; }});
+  // It may be there already, however late it is.
+  const Time soon = std::chrono::steady_clock::now() + std::chrono::milliseconds(10);
+  const Status status = await(asked.question, {std::max(deadline, soon), [] { return true; }});
   return status.ok() ? std::move(*asked.socket) : Endpoint();
 }
 

@@ -15,7 +15,6 @@ from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
 from pgalloc.filling import Reader, fill, fill_range
 
-
 _KINDS = tuple(MemoryKind)  # in the order of an answer to usage()
 
 
