@@ -399,6 +399,7 @@ job_stress_sharing() {
   "$python" stress/sharing.py --seconds 40 --start-method fork --kill-every 0.06
   "$python" stress/stalled.py gil --seconds 5
   "$python" stress/stalled.py stop --seconds 6 --timeout 2
+  "$python" stress/forks.py --forks 500
 }
 
 job_stress_snapshots() {
@@ -435,6 +436,7 @@ job_planted_sharing() {
     must_fail 1 FAILED "$python" stress/sharing.py --seconds 60 --plant $bug
   done
   must_fail 1 FAILED "$python" stress/stalled.py stop --seconds 2 --plant early
+  must_fail 1 FAILED "$python" stress/forks.py --plant fork
 }
 
 job_planted_discards() {

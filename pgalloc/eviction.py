@@ -16,6 +16,7 @@ from pgalloc import _core
 _log = logging.getLogger("pgalloc")
 
 _THREADS_MAX = 8
+_PARK_TIMEOUT_S = 1.0
 
 
 class EvictableUser(Protocol):
@@ -84,17 +85,23 @@ class Evictor:
 
     def park(self) -> None:
         """Stop the waiting threads and wait until they are gone. Callbacks under way go on."""
-        self._core.pause()
-        with self._lock:
+        if not self._lock.acquire(timeout=_PARK_TIMEOUT_S):
+            return  # the thread that forks has it: a signal handler does so
+        try:
             self._parked = True
             waiting = self._waiting - {threading.current_thread()}
+        finally:
+            self._lock.release()
+        self._core.pause()
         for thread in waiting:
-            thread.join(timeout=1.0)
+            thread.join(timeout=_PARK_TIMEOUT_S)
             if thread.native_id is not None and not thread.is_alive():
                 _core.wait_until_thread_is_gone(thread.native_id)
 
     def resume(self) -> None:
         """Undo park()."""
+        if not self._parked:
+            return
         self._core.resume()
         with self._lock:
             self._parked = False

@@ -2,15 +2,32 @@
 
 CPython warns after a fork when the process has more than one thread (3.12 and later), and it counts
 native ones too. So all threads of pgalloc end before a fork and start again in the parent.
+
+All that pgalloc does in ``os.fork()`` is registered here. The phases:
+
+* before: Python threads end, then those of the core. In ``fork()`` itself the core takes leases on
+  shared pages for the child (csrc/sharing/forks.h); that needs no Python.
+* after it, in the parent: the core's threads start again, then Python's.
+* after it, in the child: whatever was made in the parent replaces its locks, and forgets threads.
+
+The hooks are native, and run the functions below where no signal handler can interrupt them: in a
+thread made for it when the main thread forks. So nothing here, nor any ``park`` and ``resume``, may
+wait for what the main thread has: not without a time limit. In the child there is no other thread;
+there a function that was interrupted is called again.
+
+A fork by C code runs no hooks. What is left to do in such a child is done when it forks itself, or
+calls ``PyOS_AfterFork_Child`` as uWSGI does.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Protocol
 
 from pgalloc import _core
@@ -23,18 +40,20 @@ class Parkable(Protocol):
         """Stop the threads and wait until they are gone."""
 
     def resume(self) -> None:
-        """Start them again."""
+        """Start them again, unless they were not stopped."""
 
     def reset_in_child(self) -> None:
-        """In a forked child: drop the threads, which are the parent's, and replace the locks."""
+        """In a forked child: drop the threads, which are the parent's, and replace the locks.
+
+        May be called again after it was interrupted, and after it was done.
+        """
 
 
 _log = logging.getLogger("pgalloc")
-_parkables: weakref.WeakSet[Parkable] = weakref.WeakSet()
-# Of its own: a callback that is waited for in park() may make something that has threads. And a
-# finalizer may, whatever its thread is doing here.
-_registry_lock = threading.RLock()
-_lock = threading.Lock()
+# By id, with the process that they were made in. No lock: a finalizer or a signal handler may
+# register something, whatever its thread is doing here; each use is one operation of a dict.
+_parkables: dict[int, tuple[weakref.ref[Parkable], int]] = {}
+_lock = threading.Lock()  # several threads may fork
 _parked = 0
 
 
@@ -43,54 +62,74 @@ def register(parkable: Parkable) -> None:
 
     Made between the halves of a fork it is not parked, but resumed all the same.
     """
-    with _registry_lock:
-        _parkables.add(parkable)
+    key = id(parkable)
+    reference = weakref.ref(parkable, lambda _: _parkables.pop(key, None))
+    _parkables[key] = (reference, _core.process_generation())
 
 
-def _all() -> list[Parkable]:
-    with _registry_lock:
-        return list(_parkables)
+def _all(*, of_parents: bool) -> list[Parkable]:
+    """What was made in this process, or in those that it descends from."""
+    now = _core.process_generation()
+    found = [ref() for ref, made in list(_parkables.values()) if (made != now) == of_parents]
+    return [parkable for parkable in found if parkable is not None]
 
 
 def _park_all() -> None:
-    for parkable in _all():
-        parkable.park()
+    for parkable in _all(of_parents=False):
+        try:
+            parkable.park()
+        except Exception:
+            _log.exception("%r cannot be stopped for a fork", parkable)
 
 
-def _before() -> None:
+def _park() -> None:
     global _parked
-    with _lock:
+    with _known_thread(), _lock:
         _parked += 1
         if _parked == 1:
             _park_all()
-    _core.park_threads()
 
 
-def _after_in_parent() -> None:
+def _resume() -> None:
     global _parked
-    _core.resume_threads()
-    with _lock:
-        _parked -= 1
+    with _known_thread(), _lock:
         if _parked == 0:
-            for parkable in _all():
-                try:
-                    parkable.resume()
-                except RuntimeError:  # no thread to be had for this one
-                    _log.exception("%r has no threads after a fork", parkable)
+            return  # _park() was interrupted: there was no thread to be had for it
+        _parked -= 1
+        if _parked > 0:
+            return
+        for parkable in _all(of_parents=False):
+            try:
+                parkable.resume()
+            except Exception:  # RuntimeError: no thread to be had for this one
+                _log.exception("%r has no threads after a fork", parkable)
 
 
-def _after_in_child() -> None:
-    global _lock, _parked, _registry_lock
-    _lock = threading.Lock()  # another thread of the parent may hold the old ones
-    _registry_lock = threading.RLock()
+def _begin_child() -> list[Parkable]:
+    global _lock, _parked
+    _lock = threading.Lock()  # another thread of the parent may hold the old one
     _parked = 0
-    for parkable in list(_parkables):
-        parkable.reset_in_child()
-    _parkables.clear()
+    return _all(of_parents=True)
 
 
+@contextlib.contextmanager
+def _known_thread() -> Iterator[None]:
+    """Drop afterwards what threading.current_thread() has made up for a thread not of Python's."""
+    active: dict[int, threading.Thread] = getattr(threading, "_active", {})
+    me = threading.get_ident()
+    known = me in active
+    try:
+        yield
+    finally:
+        if not known:
+            active.pop(me, None)
+
+
+_core.set_fork_hooks(_park, _resume, _begin_child)
 os.register_at_fork(
-    before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
+    before=_core.before_fork,
+    after_in_parent=_core.after_fork_in_parent,
+    after_in_child=_core.after_fork_in_child,
 )
 # A daemon thread that wakes up while the interpreter goes down cannot be helped: stop them first.
 atexit.register(_park_all)

@@ -27,6 +27,7 @@ from pgalloc.filling import Reader, fill, fill_range
 from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
 from pgalloc.sharing import Lease, Limits, Server, files, leases, remote
+from pgalloc.sharing.connection import of_file
 from pgalloc.snapshot import decoding, restoring, saving
 from pgalloc.snapshot.hooks import Hooks, RestoreHook, SaveHook
 from pgalloc.uncopyable import Uncopyable
@@ -78,7 +79,7 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
     _instead_of_copying = "its Allocations have clone(); save() and restore() copy all its pages"
     _instead_of_pickling = "send its Allocations by multiprocessing, or serve() it"
 
-    _parent: Connection | None = None  # in a forked child: the connection to the owner
+    _joined: Connection | None = None  # in a forked child: the connection to the owner
 
     def __init__(
         self,
@@ -564,15 +565,7 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
     @property
     def _connection(self) -> Connection:
         """The connection to the owner. Raises ForkedError in a child that has no fork lease."""
-        if self._parent is None:
-            raise ForkedError("this MemoryFile belongs to the parent process")
-        return self._parent
-
-    def _become_fork_peer(self, parent: Connection) -> None:
-        """The owner is the parent of this process from here on; native code has its leases."""
-        self._parent = parent
-
-    def _take_fork_lease(self, connection: Connection) -> None:
-        """The parent of this process is a peer, too: go on with a connection of this process."""
-        self._parent = connection
-        self._inherit_from_peer(connection.link)
+        joined = self._joined
+        if joined is None or joined.generation != _core.process_generation():
+            joined = self._joined = of_file(self)
+        return joined

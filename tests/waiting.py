@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 TIMEOUT_S = 60.0
@@ -43,7 +44,15 @@ def join(threads: Iterable[threading.Thread], timeout_s: float = TIMEOUT_S) -> N
 
 def is_inside(thread: threading.Thread, function: str) -> bool:
     """Whether a thread runs a Python function of that qualified name, or waits in it, right now."""
-    frame = sys._current_frames().get(thread.ident or 0)
+    return _runs(sys._current_frames().get(thread.ident or 0), function)
+
+
+def any_is_inside(function: str) -> bool:
+    """Whether any thread is, also one that Python did not start."""
+    return any(_runs(frame, function) for frame in list(sys._current_frames().values()))
+
+
+def _runs(frame: FrameType | None, function: str) -> bool:
     while frame is not None:
         if frame.f_code.co_qualname == function:
             return True

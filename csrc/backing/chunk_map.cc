@@ -78,6 +78,17 @@ Status ChunkMap::map_chunk(int fd, uint64_t chunk) {
   return {};
 }
 
+void ChunkMap::revoke_in_child() {
+  const uint64_t chunks = (capacity_ + kChunkSize - 1) / kChunkSize;
+  bool any = false;
+  for (uint64_t chunk = 0; chunk < chunks; ++chunk) any = mapped_[chunk].exchange(false) || any;
+  if (!any) return;
+  // Where the kernel refuses that, the addresses are given up.
+  if (sys().mmap(base_, capacity_, PROT_NONE, kReserveFlags | MAP_FIXED, -1, 0) == MAP_FAILED) {
+    sys().munmap(base_, capacity_);
+  }
+}
+
 void ChunkMap::reset_after_fork() { new (&mu_) Mutex(LockRank::kChunkMap); }
 
 void ChunkMap::seal() {

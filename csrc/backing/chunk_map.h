@@ -7,7 +7,7 @@
 //   1. base() .. base() + capacity() belongs to this object from construction to destruction, so
 //      the address of a file offset never changes (row E4).
 //   2. mapped_[i] goes from false to true once, after chunk i is mapped (release); a thread
-//      that reads it as true (acquire) may touch the chunk.
+//      that reads it as true (acquire) may touch the chunk. (But see revoke_in_child().)
 //   3. Mappings outlive close(): they go with this object, which every view keeps alive.
 #pragma once
 
@@ -52,6 +52,10 @@ class ChunkMap {
   Status map(int fd, FileRange range) EXCLUDES(mu_);
   // No chunk is mapped from here on: the descriptor is about to be closed.
   void seal() EXCLUDES(mu_);
+  // In a forked child that keeps no pages from being given to others: what is mapped here cannot be
+  // touched any more (SIGSEGV), rather than show what belongs to others by then.
+  // REQUIRES: the child has only this thread yet.
+  void revoke_in_child();
   // In a forked child that goes on using its parent's mapping.
   // REQUIRES: the child has only this thread yet.
   void reset_after_fork();

@@ -23,13 +23,17 @@ namespace pgalloc {
 
 // Lock order: a thread that holds a lock may take only locks with a higher rank.
 enum class LockRank : uint8_t {
-  kBroker = 1,  // what other processes hold of this one's files
+  kForks,       // one fork at a time
+  kParks,       // stopping all threads of the core, and starting them again
+  kBroker,      // what other processes hold of this one's files
   kLookups,     // what the broker asks Python
   kImagePlan,   // what one save does next
   kImageOrder,  // the order in which its parts are written
   kImageSink,   // a stream that takes them
   kGuard,       // what the guard knows of the limits, and who listens to it
   kRegistry,    // the list of live files, and stopping threads around fork
+  kSeats,       // the list of seats
+  kLinks,       // the list of links to owners
   kScan,        // one commit scan at a time
   kThread,      // starting and stopping one background thread
   kMemoryFile,  // page metadata of one file
@@ -62,12 +66,19 @@ class CAPABILITY("mutex") Mutex {
 
   void lock() ACQUIRE() {
     internal::note_lock(rank_);
+    lock_unranked();
+  }
+  void unlock() RELEASE() {
+    unlock_unranked();
+    internal::note_unlock(rank_);
+  }
+  // For a fork, which holds the locks of all files at once: they have one rank.
+  void lock_unranked() ACQUIRE() {
     uint32_t expected = 0;
     if (!state_.compare_exchange_strong(expected, 1, std::memory_order_acquire)) lock_slow();
   }
-  void unlock() RELEASE() {
+  void unlock_unranked() RELEASE() {
     if (state_.exchange(0, std::memory_order_release) == 2) state_.notify_one();
-    internal::note_unlock(rank_);
   }
 
  private:

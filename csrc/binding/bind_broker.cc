@@ -126,15 +126,6 @@ std::unique_ptr<Server> serve(const py::bytes& path, const py::object& file, boo
   return std::move(*server);
 }
 
-void add_child(int fd) {
-  std::vector<ForkLease> leases = ForkLeases::take();
-  throw_if_error(without_gil([&](Broker& broker) {
-    Status status = broker.add_child(fd, leases);
-    leases.clear();  // one may be a file's last owner
-    return status;
-  }));
-}
-
 py::dict figures() {
   const auto figures = without_gil([](Broker& broker) { return broker.figures(); });
   py::dict result;
@@ -266,7 +257,6 @@ void bind_broker(py::module_& module) {
   module.def("broker_claim", &claim, py::arg("nonce"));
   module.def("broker_drop_unclaimed", &drop_unclaimed, py::arg("file_id"), py::arg("seconds"));
   module.def("broker_leases", &leases, py::arg("file_id"));
-  module.def("broker_add_child", &add_child, py::arg("fd"));
   module.def("broker_figures", &figures);
   bind_tests(module);
 }

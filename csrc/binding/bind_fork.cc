@@ -1,30 +1,32 @@
-// Purpose: getting background threads out of the way of os.fork(), for Python's fork hooks.
+// Purpose: what forks need of Python, for pgalloc.fork and pgalloc.sharing.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "base/process_generation.h"
 #include "binding/bind.h"
-#include "file/file_registry.h"
+#include "binding/fork_hooks.h"
 #include "os/thread.h"
-#include "sharing/broker.h"
+#include "sharing/forks.h"
 
 namespace pgalloc::binding {
 
 namespace py = pybind11;
 
-namespace {
-
-void park_threads() {
-  Broker::instance().park();
-  FileRegistry::park_threads();
-}
-
-void resume_threads() {
-  FileRegistry::resume_threads();
-  Broker::instance().resume();
-}
-
-}  // namespace
-
 void bind_fork(py::module_& module) {
-  module.def("park_threads", &park_threads, py::call_guard<WithoutGil>());
-  module.def("resume_threads", &resume_threads, py::call_guard<WithoutGil>());
+  Forks::install();
+  module.def(
+      "set_fork_hooks",
+      [](const py::function& park, const py::function& resume, const py::function& begin_child) {
+        if (!set_fork_hooks(park.ptr(), resume.ptr(), begin_child.ptr())) {
+          throw py::error_already_set();
+        }
+      },
+      py::arg("park"), py::arg("resume"), py::arg("begin_child"));
+  module.def("before_fork", &before_fork);
+  module.def("after_fork_in_parent", &after_fork_in_parent);
+  module.def("after_fork_in_child", &after_fork_in_child);
+  module.def("process_generation", &process_generation);
+  module.def("take_born_links", &Forks::take_born_links, py::call_guard<WithoutGil>());
   module.def("wait_until_thread_is_gone", &os::wait_until_gone, py::call_guard<WithoutGil>());
 }
 

@@ -5,8 +5,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <string>
-#include <unordered_map>
+#include <tuple>
 #include <utility>
 
 #include "binding/allocation_object.h"
@@ -17,7 +18,6 @@
 #include "binding/patience.h"
 #include "binding/range_type.h"
 #include "binding/self.h"
-#include "sharing/fork_leases.h"
 #include "sharing/peer_file.h"
 
 namespace pgalloc::binding {
@@ -70,9 +70,13 @@ py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
 class ArrivedLease {
  public:
   ArrivedLease(std::shared_ptr<OwnerLink> link, wire::Pages pages)
-      : link_(std::move(link)), pages_(pages) {}
+      : link_(std::move(link)), pages_(pages) {
+    link_->note_loose(pages_);
+  }
   ~ArrivedLease() {
-    if (!taken_) link_->give_back(pages_.file, pages_.range);
+    if (taken_) return;
+    link_->forget_loose(pages_);
+    link_->give_back(pages_.file, pages_.range);
   }
   ArrivedLease(const ArrivedLease&) = delete;
   ArrivedLease& operator=(const ArrivedLease&) = delete;
@@ -81,6 +85,7 @@ class ArrivedLease {
   // It is the caller's.
   FileRange take() {
     taken_ = true;
+    link_->forget_loose(pages_);
     return pages_.range;
   }
 
@@ -111,6 +116,29 @@ std::unique_ptr<ArrivedLease> claim(Self<OwnerLink> link, const py::bytes& nonce
   return std::move(*lease);
 }
 
+// (process, address or None)
+py::tuple owner(Self<OwnerLink> link) {
+  const OwnerLink::Owner owner = link->owner();
+  if (owner.name.empty()) return py::make_tuple(owner.pid, py::none());
+  const py::bytes secret(reinterpret_cast<const char*>(owner.secret.data()), owner.secret.size());
+  return py::make_tuple(
+      owner.pid, py::make_tuple(py::bytes(owner.name), py::bytes(owner.path), secret, owner.uid));
+}
+
+void set_owner(Self<OwnerLink> link, pid_t pid, const py::object& address) {
+  OwnerLink::Owner owner{.pid = pid};
+  if (!address.is_none()) {
+    const auto [name, path, secret, uid] =
+        address.cast<std::tuple<py::bytes, py::bytes, py::bytes, uint64_t>>();
+    owner.name = name;
+    owner.path = path;
+    const std::string text = secret;
+    std::memcpy(owner.secret.data(), text.data(), std::min(owner.secret.size(), text.size()));
+    owner.uid = uid;
+  }
+  link->set_owner(std::move(owner));
+}
+
 void bind_link(py::module_& module) {
   py::class_<ArrivedLease>(module, "ArrivedLease")
       .def_property_readonly("file_id", [](Self<ArrivedLease> lease) { return lease->file(); });
@@ -130,19 +158,9 @@ void bind_link(py::module_& module) {
       .def("break_off", [](Self<OwnerLink> link) { link->break_off(); })
       .def("has_hung_up", [](Self<OwnerLink> link) { return link->has_hung_up(); })
       .def_property_readonly("broken", [](Self<OwnerLink> link) { return link->broken(); })
-      .def(
-          "park", [](Self<OwnerLink> link) { link->park(); }, py::call_guard<WithoutGil>())
-      .def("resume", [](Self<OwnerLink> link) { link->resume(); })
-      .def("leave_to_parent", [](Self<OwnerLink> link) { link->leave_to_parent(); })
-      .def(
-          "hold_answers",
-          [](Self<OwnerLink> link, double longest_s) {
-            return link->hold_answers(std::chrono::steady_clock::now() + seconds(longest_s));
-          },
-          py::call_guard<WithoutGil>())
-      .def(
-          "let_answers_in", [](Self<OwnerLink> link) { link->let_answers_in(); },
-          py::call_guard<WithoutGil>());
+      .def_property_readonly("number", [](Self<OwnerLink> link) { return link->number(); })
+      .def("set_owner", &set_owner, py::arg("pid"), py::arg("address"))
+      .def("owner", &owner);
 }
 
 // --- Peers ---------------------------------------------------------------------------------------
@@ -300,11 +318,9 @@ void bind_remote_calls(py::class_<Handle>& type) {
                  }));
              return py::bytes(reinterpret_cast<const char*>(secret.data()), secret.size());
            })
-      .def("_inherit_from_peer", [](Self<Handle> handle, Self<OwnerLink> link) {
-        PeerFile* const parents = handle->parents_peer();
-        if (parents == nullptr) throw py::value_error("the parent was no peer");
-        handle->become(value_or_throw(PeerFile::inherit(*parents, link->shared_from_this())));
-      });
+      .def_property_readonly(
+          "_link", [](Self<Handle> handle) { return local(handle).shared_link(); },
+          "The connection to the owner.");
 }
 
 void bind_peer(py::module_& module) {
@@ -354,31 +370,6 @@ void bind_peer(py::module_& module) {
   bind_remote_calls(file_type);
 }
 
-// --- Forked children -----------------------------------------------------------------------------
-
-// In the child: those of `files` on which it has leases become a peer's. The ids of these.
-py::list become_fork_peers(Self<OwnerLink> link, const py::iterable& files) {
-  std::unordered_map<uint64_t, ForkLease> leases;
-  for (ForkLease& lease : ForkLeases::take()) {
-    if (lease.taken) leases.emplace(lease.file->id(), std::move(lease));
-  }
-  py::list ids;
-  for (const py::handle& object : files) {
-    FileHandle* const handle = handle_of(object.ptr());
-    if (handle == nullptr) throw py::error_already_set();
-    const auto lease = leases.find(handle->facts().id());
-    if (lease == leases.end()) continue;
-    const MemoryFile& file = handle->facts();
-    file.chunks()->reset_after_fork();
-    auto peer = PeerFile::inherit(file.chunks(), file.fd(), {file.id(), file.capacity(), false},
-                                  link->shared_from_this(), lease->second.pages);
-    if (!peer.ok()) continue;  // it stays the parent's
-    handle->become(std::move(*peer));
-    ids.append(file.id());
-  }
-  return ids;
-}
-
 }  // namespace
 
 PeerHandle* peer_handle_of(PyObject* object) {
@@ -388,8 +379,6 @@ PeerHandle* peer_handle_of(PyObject* object) {
 void bind_sharing(py::module_& module) {
   bind_link(module);
   bind_peer(module);
-  module.def("arm_fork_leases", &ForkLeases::arm);
-  module.def("become_fork_peers", &become_fork_peers, py::arg("link"), py::arg("files"));
 }
 
 }  // namespace pgalloc::binding

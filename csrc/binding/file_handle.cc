@@ -14,7 +14,6 @@ PagesHandle::~PagesHandle() {
   views_.clear();
   // The last owner closes the file and waits for the reclaimer, which may be in a punch.
   WithoutGil release;
-  peer_.reset();
   seat_.reset();
 }
 
@@ -31,7 +30,10 @@ MemoryFile& FileHandle::core() const {
   return *file;
 }
 
-bool FileHandle::closed() const { return peer_ == nullptr ? file_->closed() : peer_->closed(); }
+bool FileHandle::closed() const {
+  const PeerFile* const peer = latest_peer();
+  return peer == nullptr ? file_->closed() : peer->closed();
+}
 
 Status FileHandle::close(bool keep_descriptor) {
   if (PeerFile* const share = peer()) {

@@ -43,31 +43,28 @@ class PagesHandle {
   Pages& pages() const { return seat_->pages(); }
   PyObject* view(FileRange range, bool readonly) { return views_.view(pages(), range, readonly); }
   // The file as a peer of its owner has it; nullptr where this process is none.
-  PeerFile* peer() const { return seat_->orphaned() ? nullptr : peer_.get(); }
-  // In a forked child: what the parent was, if it was a peer, too; else nullptr.
-  PeerFile* parents_peer() const { return peer_.get(); }
-  // In a forked child: it is a peer from here on.
-  void become(std::shared_ptr<PeerFile> peer) {
-    seat_->become(peer);
-    peer_ = std::move(peer);
-  }
+  PeerFile* peer() const { return seat_->orphaned() ? nullptr : latest_peer(); }
 
  protected:
-  PagesHandle(std::shared_ptr<FileSeat> seat, std::shared_ptr<PeerFile> peer)
-      : seat_(std::move(seat)), peer_(std::move(peer)) {}
+  explicit PagesHandle(std::shared_ptr<FileSeat> seat) : seat_(std::move(seat)) {}
   ~PagesHandle();
   PagesHandle(const PagesHandle&) = delete;
   PagesHandle& operator=(const PagesHandle&) = delete;
 
+  // The same, or in a forked child what the process was that used the file last.
+  PeerFile* latest_peer() const {
+    Pages& latest = seat_->latest();
+    return latest.is_remote() ? static_cast<PeerFile*>(&latest) : nullptr;
+  }
+
   std::shared_ptr<FileSeat> seat_;
-  std::shared_ptr<PeerFile> peer_;
   WholeViews views_;
 };
 
 class FileHandle : public PagesHandle {
  public:
   explicit FileHandle(const std::shared_ptr<MemoryFile>& file)
-      : PagesHandle(std::make_shared<FileSeat>(file), nullptr), file_(file) {}
+      : PagesHandle(std::make_shared<FileSeat>(file)), file_(file) {}
   ~FileHandle();
 
   // The file in the process that owns it; elsewhere nullptr, or ForkedError.
@@ -95,13 +92,13 @@ class FileHandle : public PagesHandle {
 class PeerHandle : public PagesHandle {
  public:
   explicit PeerHandle(const std::shared_ptr<PeerFile>& peer)
-      : PagesHandle(std::make_shared<FileSeat>(std::shared_ptr<Pages>(peer)), peer) {}
+      : PagesHandle(std::make_shared<FileSeat>(std::shared_ptr<Pages>(peer))) {}
 
   // For what never changes, as facts() above.
-  const PeerFile& facts() const { return *peer_; }
+  const PeerFile& facts() const { return *latest_peer(); }
   // Gives all leases back, but those on what is viewed. True if there are such.
   bool leave() {
-    const bool keeps = peer_->close();
+    const bool keeps = latest_peer()->close();
     views_.clear();
     return keeps;
   }

@@ -1,16 +1,12 @@
 #include "file/file_registry.h"
 
-#include <pthread.h>
-
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <optional>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include "base/process_generation.h"
 #include "file/registered_file.h"
 #include "guard/guard.h"
 
@@ -32,47 +28,18 @@ struct Registry {
   Mutex mu{LockRank::kRegistry};
   std::unordered_set<RegisteredFile*> files GUARDED_BY(mu);
   int parked GUARDED_BY(mu) = 0;
-  std::atomic<FileRegistry::ForkHook> fork_hook{nullptr};
   Ledger booked_by_hand;
   AllFiles all_files;
 };
-
-void before_fork();
-void after_fork_in_parent();
-void after_fork_in_child();
 
 // Never destroyed: files may outlive static destruction.
 Registry& registry() {
   static Registry* const instance = [] {
     auto* const created = new Registry;
     Guard::set_source(created->all_files);
-    ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
     return created;
   }();
   return *instance;
-}
-
-// The child gets a registry that no vanished thread holds, because this thread holds it now.
-void before_fork() NO_THREAD_SAFETY_ANALYSIS {
-  Guard::before_fork();
-  registry().mu.lock();
-  const FileRegistry::ForkHook hook = registry().fork_hook;
-  if (hook == nullptr) return;
-  for (RegisteredFile* file : registry().files) hook(*file);
-}
-void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS {
-  registry().mu.unlock();
-  Guard::after_fork_in_parent();
-}
-void after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
-  Registry& registry = pgalloc::registry();
-  registry.files.clear();  // they are the parent's
-  registry.parked = 0;
-  // The hand-booked account starts anew too; its lock may be held by a thread that is gone.
-  new (&registry.booked_by_hand) Ledger;
-  begin_process_generation();
-  registry.mu.unlock();
-  Guard::after_fork_in_child();
 }
 
 }  // namespace
@@ -94,6 +61,12 @@ Status FileRegistry::start_loaders(RegisteredFile* file, unsigned count) {
   MutexLock lock(registry().mu);
   file->use_loaders(count);
   return registry().parked == 0 ? file->start_threads() : Status();
+}
+
+Status FileRegistry::start_threads(RegisteredFile* file) {
+  MutexLock lock(registry().mu);
+  const bool stopped = registry().parked > 0 || !registry().files.contains(file);
+  return stopped ? Status() : file->start_threads();
 }
 
 std::shared_ptr<RegisteredFile> FileRegistry::find(uint64_t id) {
@@ -122,9 +95,29 @@ void FileRegistry::resume_threads() {
   Guard::instance().resume();
 }
 
-DiscardSource& FileRegistry::all() { return registry().all_files; }
+// The child gets a registry that no vanished thread holds, because the forking thread holds it.
+void FileRegistry::lock_for_fork() NO_THREAD_SAFETY_ANALYSIS { registry().mu.lock(); }
+void FileRegistry::unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS { registry().mu.unlock(); }
+void FileRegistry::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
+  Registry& registry = pgalloc::registry();
+  registry.files.clear();  // they are the parent's
+  registry.parked = 0;
+  // The hand-booked account starts anew too; its lock may be held by a thread that is gone.
+  new (&registry.booked_by_hand) Ledger;
+  registry.mu.unlock();
+}
 
-void FileRegistry::set_fork_hook(ForkHook hook) { registry().fork_hook = hook; }
+void FileRegistry::visit_locked(const std::function<void(RegisteredFile&)>& visit)
+    NO_THREAD_SAFETY_ANALYSIS {
+  for (RegisteredFile* file : registry().files) visit(*file);
+}
+
+size_t FileRegistry::count() {
+  MutexLock lock(registry().mu);
+  return registry().files.size();
+}
+
+DiscardSource& FileRegistry::all() { return registry().all_files; }
 
 LedgerSnapshot FileRegistry::account() {
   LedgerSnapshot sum = registry().booked_by_hand.snapshot();

@@ -1,12 +1,14 @@
 // Purpose: what concerns all MemoryFiles of a process together: the sum of their accounts, giving
-// memory back to the guard, and their threads and leases when the process forks.
+// memory back to the guard, and stopping their threads when the process forks.
 //
 // Thread safety: every function may be called from any thread.
 //
 // A forked child begins with an empty registry: the parent's files are not its own.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "base/status.h"
@@ -33,10 +35,17 @@ class FileRegistry {
   static void park_threads();
   static void resume_threads();
 
-  // Called for each file in the thread that forks, just before it does: nothing may be allocated or
-  // freed in a file between this and the fork, but by that thread.
-  using ForkHook = void (*)(RegisteredFile& file);
-  static void set_fork_hook(ForkHook hook);
+  // Has the file's threads start that could not be started when resume_threads() tried.
+  static Status start_threads(RegisteredFile* file);
+
+  // Around a fork (sharing/forks.h): no file comes or goes from here to the other two.
+  static void lock_for_fork();
+  static void unlock_in_parent();
+  static void reset_in_child();
+  // REQUIRES: lock_for_fork().
+  static void visit_locked(const std::function<void(RegisteredFile&)>& visit);
+
+  static size_t count();
 
   // All files, as the guard sees them.
   static DiscardSource& all();

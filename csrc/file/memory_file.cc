@@ -190,6 +190,7 @@ Status MemoryFile::unpin(Discardable& entry) {
 // --- Reclaim and eviction ------------------------------------------------------------------------
 
 bool MemoryFile::wait_for_reclaim(Deadline deadline) {
+  retry_threads();
   FileLock lock(state_);
   return reclaimer_.wait_until_done(deadline);
 }
@@ -245,6 +246,7 @@ Result<std::optional<MemoryFile::Capture>> MemoryFile::capture(
     return Status::error(ErrorCode::kSnapshot,
                          "an evictable user is registered: evict before saving");
   }
+  retry_threads();
   FileLock lock(state_);
   if (!reclaimer_.wait_until_done(deadline)) return std::optional<Capture>();
   PGALLOC_RETURN_IF_ERROR(state_.check_open());
@@ -358,9 +360,17 @@ void MemoryFile::stop_threads() {
 }
 
 void MemoryFile::restart_threads() {
-  if (start_threads().ok()) return;
+  lacks_threads_ = !start_threads().ok();
+  if (!lacks_threads_) return;
   FileLock lock(state_);
-  state_.warn("the reclaimer thread could not be started again: freed pages stay in memory");
+  state_.warn(
+      "the reclaimer thread could not be started again: freed pages stay in memory until it can");
+}
+
+void MemoryFile::retry_threads() {
+  if (lacks_threads_.load(std::memory_order_relaxed) && FileRegistry::start_threads(this).ok()) {
+    lacks_threads_ = false;
+  }
 }
 
 bool MemoryFile::has_unpinned() const {

@@ -57,7 +57,11 @@ class MemoryFile final : public Pages,
   Status inc_ref(FileRange range, uint32_t memcg_id) override {
     return references_.inc_ref(range, memcg_id);
   }
-  Status dec_ref(FileRange range) override { return references_.dec_ref(range); }
+  Status dec_ref(FileRange range) override {
+    Status status = references_.dec_ref(range);
+    if (lacks_threads_.load(std::memory_order_relaxed)) retry_threads();
+    return status;
+  }
   Result<bool> has_unique_ref(FileRange range) const override {
     return references_.has_unique_ref(range);
   }
@@ -83,7 +87,11 @@ class MemoryFile final : public Pages,
   void pin(Discardable& entry, bool in_place) override { discarder_.pin(entry, in_place); }
   void forget(Discardable& entry) override { discarder_.forget(entry); }
   bool discarding() const override { return discarder_.discarding(); }
-  Status end_handle(Discardable& entry) override { return references_.end_handle(entry); }
+  Status end_handle(Discardable& entry) override {
+    Status status = references_.end_handle(entry);
+    if (lacks_threads_.load(std::memory_order_relaxed)) retry_threads();
+    return status;
+  }
   Status check_usable() const override { return state_.check_open(); }
 
   // --- Components --------------------------------------------------------------------------------
@@ -164,6 +172,12 @@ class MemoryFile final : public Pages,
   bool has_unpinned() const override EXCLUDES(file_lock);
   void start_evictions_under_pressure() override;
 
+  // --- For Forks ---------------------------------------------------------------------------------
+
+  // Holds the file's lock, in the forking thread: nothing changes between its leases and the fork.
+  void lock_for_fork() NO_THREAD_SAFETY_ANALYSIS { state_.mu.lock_unranked(); }
+  void unlock_after_fork() NO_THREAD_SAFETY_ANALYSIS { state_.mu.unlock_unranked(); }
+
   // --- For tests ---------------------------------------------------------------------------------
 
   std::optional<std::string> verify() const EXCLUDES(file_lock);
@@ -177,6 +191,7 @@ class MemoryFile final : public Pages,
   static void destroy(MemoryFile* file);
   Result<char*> map_slow(FileRange range);
   void map_executable_once();  // row A5
+  void retry_threads();
 
   const MemoryFileOptions options_;
   const uint64_t id_;
@@ -194,6 +209,7 @@ class MemoryFile final : public Pages,
   References references_;
   Allocator allocator_;
   std::atomic<bool> rolled_back_{false};
+  std::atomic<bool> lacks_threads_{false};  // they could not be started again
   bool close_finished_ GUARDED_BY(file_lock) = false;
 };
 

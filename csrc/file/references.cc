@@ -1,5 +1,8 @@
 #include "file/references.h"
 
+#include <new>
+#include <utility>
+
 namespace pgalloc {
 
 Status References::inc_ref(FileRange range, uint32_t memcg_id) {
@@ -99,15 +102,34 @@ Status References::drop_lease(FileRange range) {
   return drop_ref(range);
 }
 
-bool References::lease_pinned(Counts* leases) {
-  FileLock lock(state_);
-  if (state_.closed() || state_.incomplete()) return false;
-  *leases = state_.pages.pinned();
-  for (const auto& [range, refs] : *leases) {
-    PGALLOC_CHECK(state_.pages.inc_ref(range, 0).ok());
-    PGALLOC_CHECK(state_.pages.begin_lease(range).ok());
+void References::lease_pinned(Counts* leases) {
+  Counts pinned = state_.pages.pinned();
+  size_t leased = 0;
+  try {
+    for (const auto& [range, handles] : pinned) {
+      PGALLOC_CHECK(state_.pages.inc_ref(range, 0).ok());
+      try {
+        PGALLOC_CHECK(state_.pages.begin_lease(range).ok());
+      } catch (...) {
+        PGALLOC_CHECK(state_.pages.dec_ref(range).ok());
+        throw;
+      }
+      ++leased;
+    }
+  } catch (...) {
+    pinned.resize(leased);
+    undo_leases(pinned, 0);
+    throw;
   }
-  return true;
+  *leases = std::move(pinned);
+}
+
+void References::undo_leases(const Counts& leases, size_t but) noexcept try {
+  for (; but < leases.size(); ++but) {
+    PGALLOC_CHECK(state_.pages.end_lease(leases[but].first).ok());
+    PGALLOC_CHECK(state_.pages.dec_ref(leases[but].first).ok());
+  }
+} catch (const std::bad_alloc&) {  // NOLINT: what there is no memory to give back stays in use
 }
 
 }  // namespace pgalloc

@@ -46,9 +46,11 @@ class References {
   // Ends a lease and drops its reference.
   Status drop_lease(FileRange range) EXCLUDES(file_lock);
   // For a child that is about to be forked: one lease on each page that has a pinned handle, in
-  // *leases with the number of its references. False, with no lease taken, if the file is closed or
-  // still loading.
-  bool lease_pinned(Counts* leases) EXCLUDES(file_lock);
+  // *leases with the number of its handles. A std::bad_alloc leaves everything as it was.
+  // REQUIRES: the file is not closed.
+  void lease_pinned(Counts* leases) REQUIRES(file_lock);
+  // Undoes that, but for so many ranges. The handles are still there.
+  void undo_leases(const Counts& leases, size_t but) noexcept REQUIRES(file_lock);
 
  private:
   Status drop_ref(FileRange range) REQUIRES(file_lock);

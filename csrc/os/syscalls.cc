@@ -103,6 +103,10 @@ int set_receive_timeout_call(int fd, int milliseconds) {
   if (flags < 0 || ::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) return -1;
   return ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
 }
+int pass_credentials_call(int fd) {
+  const int on = 1;
+  return ::setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
+}
 int getsockopt_call(int fd, int name, void* value, socklen_t* size) {
   return ::getsockopt(fd, SOL_SOCKET, name, value, size);
 }
@@ -150,6 +154,7 @@ constexpr Syscalls kKernel = {
     .accept = accept_call,
     .set_nonblocking = set_nonblocking_call,
     .set_receive_timeout = set_receive_timeout_call,
+    .pass_credentials = pass_credentials_call,
     .recvmsg = ::recvmsg,
     .sendmsg = ::sendmsg,
     .getsockopt = getsockopt_call,

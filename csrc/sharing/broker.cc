@@ -1,7 +1,6 @@
 #include "sharing/broker.h"
 
 #include <errno.h>
-#include <pthread.h>
 
 #include <array>
 #include <new>
@@ -9,7 +8,6 @@
 #include <tuple>
 #include <utility>
 
-#include "file/file_registry.h"
 #include "os/syscalls.h"
 #include "os/thread.h"
 #include "sharing/peers.h"
@@ -24,6 +22,7 @@ class SCOPED_CAPABILITY Broker::Locked {
   explicit Locked(Broker& broker) ACQUIRE(broker.mu_)
       : broker_(broker), wants_(broker.callers_), lock_(broker.mu_) {
     wants_.over();
+    if (broker_.lacks_thread_) broker_.retry_thread();
   }
   ~Locked() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
     const Peers::LetGo let_go = broker_.peers_->take_let_go();
@@ -61,13 +60,8 @@ class SCOPED_CAPABILITY Broker::Unlocked {
 };
 
 Broker& Broker::instance() {
-  static Broker* const broker = [] {
-    auto* const created = new Broker;  // never destroyed: its thread may outlive static destruction
-    // Before a fork the last one that was registered is called first: the broker's lock comes first.
-    (void)FileRegistry::account();
-    ::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-    return created;
-  }();
+  static Broker* const broker =
+      new Broker;  // never destroyed: its thread may outlive static destruction
   return *broker;
 }
 
@@ -75,16 +69,40 @@ Broker::Broker() : peers_(std::make_unique<Peers>()) {}
 
 // --- Forks ---------------------------------------------------------------------------------------
 
-void Broker::before_fork() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.lock(); }
-void Broker::after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.unlock(); }
-void Broker::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
-  Broker& broker = instance();
-  std::ignore = broker.thread_.release();  // it is not here
-  broker.parked_ = 0;
-  broker.ending_ = false;
-  broker.callers_ = 0;
-  broker.peers_ = std::make_unique<Peers>();
-  broker.mu_.unlock();
+void Broker::lock_for_fork() NO_THREAD_SAFETY_ANALYSIS {
+  ++callers_;
+  mu_.lock();
+  --callers_;
+}
+
+void Broker::unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS {
+  const Peers::LetGo let_go = peers_->take_let_go();
+  mu_.unlock();
+}
+
+void Broker::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
+  std::ignore = thread_.release();  // it is not here
+  parked_ = 0;
+  ending_ = false;
+  lacks_thread_ = false;
+  callers_ = 0;
+  peers_ = std::make_unique<Peers>();
+  mu_.unlock();
+}
+
+Result<Session*> Broker::begin_child(Endpoint socket) NO_THREAD_SAFETY_ANALYSIS {
+  PGALLOC_RETURN_IF_ERROR(start());
+  auto session =
+      std::make_unique<Session>(peers_->next_number(), peers_->offers(), Scope{}, 0, ::getuid());
+  Session* const begun = session.get();
+  begun->be_born_connected();
+  PGALLOC_RETURN_IF_ERROR(peers_->add_child(std::move(socket), std::move(session)));
+  return begun;
+}
+
+Result<Broker::Address> Broker::address_for_child() NO_THREAD_SAFETY_ANALYSIS {
+  PGALLOC_RETURN_IF_ERROR(start());
+  return Address{peers_->name(), peers_->path(), peers_->secret()};
 }
 
 void Broker::park() {
@@ -107,14 +125,20 @@ void Broker::park() {
   ending_ = false;
 }
 
-// Without a thread, the next call that needs it tries again.
+// Without a thread, the next call tries again.
 void Broker::resume() try {
   Locked lock(*this);
   if (parked_ == 0) return;
   --parked_;
   if (parked_ > 0) return;
-  if (peers_->started()) (void)start_thread();
+  lacks_thread_ = peers_->started();
+  if (lacks_thread_) retry_thread();
 } catch (const std::bad_alloc&) {  // NOLINT: the same
+}
+
+void Broker::retry_thread() try {
+  if (start_thread().ok()) lacks_thread_ = false;
+} catch (const std::bad_alloc&) {  // NOLINT: as any other failure
 }
 
 // --- The thread ----------------------------------------------------------------------------------
@@ -181,8 +205,7 @@ int Broker::wait_for_events(const Peers::Wait& wait, const std::optional<Departe
 
 Result<Broker::Address> Broker::address() {
   Locked lock(*this);
-  PGALLOC_RETURN_IF_ERROR(start());
-  return Address{peers_->name(), peers_->path(), peers_->secret()};
+  return address_for_child();
 }
 
 Result<wire::Secret> Broker::offer(const std::shared_ptr<MemoryFile>& file, FileRange range) {
@@ -251,17 +274,6 @@ Result<uint64_t> Broker::serve(int fd, Scope scope) {
 void Broker::stop_serving(uint64_t number) {
   Locked lock(*this);
   peers_->remove_listener(number);
-}
-
-Status Broker::add_child(int fd, std::vector<ForkLease>& leases) {
-  Endpoint socket(fd);
-  if (!socket.open()) return Status::system_error(errno, "fstat");
-  Locked lock(*this);
-  auto session =
-      std::make_unique<Session>(peers_->next_number(), peers_->offers(), Scope{}, 0, ::getuid());
-  session->adopt(leases);
-  PGALLOC_RETURN_IF_ERROR(peers_->add_child(std::move(socket), std::move(session)));
-  return start();
 }
 
 std::function<void()> Broker::waker() {

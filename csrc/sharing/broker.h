@@ -32,7 +32,7 @@
 #include "base/mutex.h"
 #include "base/status.h"
 #include "sharing/departed.h"
-#include "sharing/fork_leases.h"
+#include "sharing/endpoint.h"
 #include "sharing/peers.h"
 #include "sharing/session.h"
 
@@ -80,8 +80,6 @@ class Broker {
   // that ends.
   Result<uint64_t> serve(int fd, Scope scope) EXCLUDES(mu_);
   void stop_serving(uint64_t number) EXCLUDES(mu_);
-  // A forked child, connected already by `fd`, which is taken over, also if it fails, and its leases.
-  Status add_child(int fd, std::vector<ForkLease>& leases) EXCLUDES(mu_);
   // What a Lookups is made with.
   std::function<void()> waker();
 
@@ -89,6 +87,17 @@ class Broker {
 
   void park() EXCLUDES(mu_);
   void resume() EXCLUDES(mu_);
+
+  // --- For Forks -----------------------------------------------------------------------------------
+
+  // The lock is held from here to one of the other two.
+  void lock_for_fork();
+  void unlock_in_parent();
+  void reset_in_child();
+  // A child that is about to be forked, at the other end of `socket`: what it will hold goes into the
+  // session, which the child's end of the connection ends. With the lock held.
+  Result<Session*> begin_child(Endpoint socket);
+  Result<Address> address_for_child();
 
   struct Figures {
     size_t channels = 0;
@@ -121,19 +130,17 @@ class Broker {
   Broker();
   Status start() REQUIRES(mu_);
   Status start_thread() REQUIRES(mu_);
+  void retry_thread() REQUIRES(mu_);
   void round() REQUIRES(mu_);
   int wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
                       bool* sees, std::span<epoll_event> events) REQUIRES(mu_);
   void run() EXCLUDES(mu_);
-  static void before_fork();
-  static void after_fork_in_parent();
-  static void after_fork_in_child();
-
   Mutex mu_{LockRank::kBroker};
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   int parked_ GUARDED_BY(mu_) = 0;
-  bool ending_ GUARDED_BY(mu_) = false;  // the thread is being waited for
+  bool ending_ GUARDED_BY(mu_) = false;        // the thread is being waited for
+  bool lacks_thread_ GUARDED_BY(mu_) = false;  // it could not be started again
   std::atomic<pid_t> thread_id_{0};
   std::atomic<int> callers_{0};  // who want the lock: the thread lets them have it
 };

@@ -45,8 +45,9 @@ void Channel::make_spare(Requests* spare) {
 Channel::Read Channel::read(Requests* spare, SteadyTime now) {
   std::string& buffer = spare->front().payload;
   size_t size = 0;
+  pid_t sender = 0;
   int error = 0;
-  switch (socket_.receive(buffer.data(), buffer.size(), &size, &error)) {
+  switch (socket_.receive(buffer.data(), buffer.size(), &size, &sender, &error)) {
     case Endpoint::Io::kDone:
       break;
     case Endpoint::Io::kAgain:
@@ -58,6 +59,8 @@ Channel::Read Channel::read(Requests* spare, SteadyTime now) {
     case Endpoint::Io::kLost:
       return Read::kEnded;
   }
+  // Connected before it was born: the kernel says who it is, not the peer.
+  if (session_->pid == 0) session_->pid = sender;
   const auto packet = wire::parse({buffer.data(), size}, nullptr);
   if (!packet) return Read::kMalformed;
   const bool is_part = static_cast<wire::Op>(packet->kind) == wire::Op::kPart;

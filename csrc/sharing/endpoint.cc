@@ -70,12 +70,33 @@ Endpoint::Io Endpoint::send(std::string_view head, std::string_view rest, int de
   return sent >= 0 ? Io::kDone : outcome(errno, error);
 }
 
-Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, int* error) const {
+bool Endpoint::name_senders() {
+  names_senders_ = intact() && sys().pass_credentials(fd()) == 0;
+  return names_senders_;
+}
+
+Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, pid_t* sender,
+                               int* error) const {
   iovec part{data, size};
+  // No room for a descriptor behind the credentials, which come first.
+  alignas(cmsghdr) char room[CMSG_SPACE(sizeof(ucred))];
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
-  return receive(MSG_DONTWAIT, &message, got, error);
+  if (names_senders_) {
+    message.msg_control = room;
+    message.msg_controllen = sizeof room;
+  }
+  *sender = 0;
+  const Io result = receive(MSG_DONTWAIT, &message, got, error);
+  const cmsghdr* const header = result == Io::kDone ? CMSG_FIRSTHDR(&message) : nullptr;
+  if (header != nullptr && header->cmsg_level == SOL_SOCKET &&
+      header->cmsg_type == SCM_CREDENTIALS) {
+    ucred credentials{};
+    std::memcpy(&credentials, CMSG_DATA(header), sizeof credentials);
+    *sender = credentials.pid;
+  }
+  return result;
 }
 
 Endpoint::Io Endpoint::receive(char* data, size_t size, Received* received, int* error) const {

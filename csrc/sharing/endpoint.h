@@ -31,9 +31,16 @@ class Endpoint : public Descriptor {
   };
   // One packet in two parts, with a descriptor unless that is -1. `error` says why it was refused.
   Io send(std::string_view head, std::string_view rest, int descriptor, int* error) const;
+  // Has the kernel say which process has sent each packet. False if it refuses.
+  bool name_senders();
   // The next packet: *got bytes of it, `size` at most. Descriptors that come along were not asked for,
   // and stay with the kernel.
-  Io receive(char* data, size_t size, size_t* got, int* error) const;
+  Io receive(char* data, size_t size, size_t* got, int* error) const {
+    pid_t sender = 0;
+    return receive(data, size, got, &sender, error);
+  }
+  // And its sender: 0 unless name_senders() was called, and the process is seen from here.
+  Io receive(char* data, size_t size, size_t* got, pid_t* sender, int* error) const;
   // The same, with one descriptor. Where several come along, all are closed.
   struct Received {
     size_t size = 0;
@@ -48,6 +55,8 @@ class Endpoint : public Descriptor {
   bool set_timeout(std::chrono::milliseconds longest) const;
 
  private:
+  bool names_senders_ = false;
+
   Io receive_with(int flags, char* data, size_t size, Received* received, int* error) const;
   Io receive(int flags, msghdr* message, size_t* got, int* error) const;
 

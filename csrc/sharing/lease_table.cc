@@ -1,5 +1,6 @@
 #include "sharing/lease_table.h"
 
+#include <algorithm>
 #include <new>
 
 namespace pgalloc {
@@ -47,21 +48,26 @@ Status LeaseTable::hand_over(FileRange range) { return give(range, &References::
 
 Status LeaseTable::remove(FileRange range) { return give(range, &References::drop_lease); }
 
-Status LeaseTable::copy(const LeaseTable& other) {
-  for (auto part = other.held_.set().first(); part.ok(); part = part.next()) {
-    PGALLOC_RETURN_IF_ERROR(file_->references().lease_anew(part.range()));
+Result<bool> LeaseTable::copy_some(const LeaseTable& other, uint64_t* from, size_t* left) {
+  for (auto part = other.held_.set().lower_bound_segment(*from); part.ok(); part = part.next()) {
+    if (*left == 0) return false;
+    const FileRange range{std::max(part.range().start, *from), part.range().end};
+    PGALLOC_RETURN_IF_ERROR(file_->references().lease_anew(range));
     Status status;
     try {
-      status = add_lease(part.range());
+      status = add_lease(range);
     } catch (...) {
-      (void)file_->references().drop_lease(part.range());
+      (void)file_->references().drop_lease(range);
       throw;
     }
-    if (status.ok()) continue;
-    (void)file_->references().drop_lease(part.range());
-    return status;
+    if (!status.ok()) {
+      (void)file_->references().drop_lease(range);
+      return status;
+    }
+    *from = range.end;
+    --*left;
   }
-  return {};
+  return true;
 }
 
 bool LeaseTable::drop_some(size_t count_max) {

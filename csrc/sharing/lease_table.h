@@ -38,8 +38,9 @@ class LeaseTable {
   // Gives one back, or to the caller. kRefCount, without effect, unless each page is held.
   Status remove(FileRange range);
   Status hand_over(FileRange range);
-  // Takes a reference wherever `other` has one, once for each page.
-  Status copy(const LeaseTable& other);
+  // Takes a reference wherever `other` has one, once for each page: from the page *from on, *left ranges
+  // at most, which both say how far it has come. True when that is all.
+  Result<bool> copy_some(const LeaseTable& other, uint64_t* from, size_t* left);
   // Gives back so many leases on ranges. True when nothing is left.
   bool drop_some(size_t count_max);
   // In a forked child the leases are the parent's, and its file must not be touched.

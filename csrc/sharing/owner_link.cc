@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -46,20 +47,47 @@ bool takes_along(std::string_view packet, size_t pages_size) {
 
 }  // namespace
 
+std::atomic<bool> OwnerLink::all_parked_{false};
+
+struct OwnerLink::Pending {
+  wire::Op op = wire::Op::kPing;
+  Exchange exchange;
+  Status status;
+  bool done = false;
+  bool settling = false;  // arrived() runs
+  bool given_up = false;
+};
+
 void OwnerLink::Reply::close_descriptor() {
   if (descriptor >= 0) sys().close(std::exchange(descriptor, -1));
 }
 
-Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) {
-  Endpoint socket(fd);
+Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) { return create(Endpoint(fd)); }
+
+Result<std::shared_ptr<OwnerLink>> OwnerLink::create(Endpoint socket) {
   if (!socket.open()) return Status::system_error(errno, "fstat");
   const bool waits = socket.set_timeout(kSlice);
-  return std::shared_ptr<OwnerLink>(new OwnerLink(std::move(socket), waits), &OwnerLink::destroy);
+  std::shared_ptr<OwnerLink> link(new OwnerLink(std::move(socket), waits), &OwnerLink::destroy);
+  link->enlist();
+  return link;
 }
+
+namespace {
+
+uint64_t next_link_number() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
+}
+
+}  // namespace
+
+OwnerLink::OwnerLink(Endpoint socket, bool waits)
+    : number_(next_link_number()), waits_(waits), socket_(std::move(socket)) {}
 
 // In a forked child the thread is not there, and its handle cannot be destroyed.
 void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
   if (link->forked()) {
+    link->unlist();
     std::ignore = link->thread_.release();
     link->socket_.close();
     return;
@@ -68,6 +96,7 @@ void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
     (void)link->flush(std::chrono::steady_clock::now() + std::chrono::milliseconds(200));
     link->break_off();
     link->park();
+    link->unlist();
     delete link;
     return;
   }
@@ -176,11 +205,23 @@ Status OwnerLink::request(Op op, const std::string& payload, Exchange exchange,
     return Status::error(ErrorCode::kSharing,
                          std::to_string(payload.size()) + " bytes are too much for one request");
   }
+  const Question question = ask(op, payload, std::move(exchange));
+  return question == nullptr ? owner_gone() : await(question, patience);
+}
+
+OwnerLink::Question OwnerLink::ask(Op op, const std::string& payload, Exchange exchange) {
   auto pending = std::make_shared<Pending>();
   pending->exchange = std::move(exchange);
   MutexLock lock(mu_);
-  if (broken()) return owner_gone();
+  if (broken()) return nullptr;
   (void)enqueue(op, payload, pending);
+  (void)send_queued();
+  return pending;
+}
+
+Status OwnerLink::await(const Question& question, const Patience& patience) {
+  std::shared_ptr<Pending> pending = question;
+  MutexLock lock(mu_);
   while (true) {
     const bool sent = send_queued();
     if (pending->done) break;
@@ -241,8 +282,9 @@ void OwnerLink::post(Op op, const std::string& payload, Exchange exchange) {
 
 // --- Receiving -----------------------------------------------------------------------------------
 
-// Waits for a packet until then, or until a signal comes; and sees to it. It needs no memory.
-void OwnerLink::read(Time until) {
+// Waits for a packet until then, or until a signal comes; and sees to it. False if there was none. It
+// needs no memory.
+bool OwnerLink::read(Time until) {
   Endpoint::Received received;
   reading_ = true;  // until the packet has been seen to: it lies in buffer_
   const Endpoint::Io io = receive(until, &received);
@@ -267,6 +309,7 @@ void OwnerLink::read(Time until) {
   if (broken()) socket_.close();
   changed_.notify_all();
   if (unattended_ > 0) wake_thread();  // it reads on
+  return packet.has_value();
 }
 
 // Without the lock: others may ask meanwhile.
@@ -389,7 +432,7 @@ bool OwnerLink::has_hung_up() {
 void OwnerLink::wake_thread() {
   idle_ = false;
   if (thread_ != nullptr) return work_.notify_all();
-  if (parked_ || broken()) return;
+  if (stops()) return;
   try {
     const os::WithoutSignals quiet;
     thread_ = std::make_unique<std::thread>([this] { run(); });
@@ -401,7 +444,7 @@ void OwnerLink::wake_thread() {
 void OwnerLink::run() {
   thread_id_ = os::thread_id();
   MutexLock lock(mu_);
-  while (!parked_ && !broken()) {
+  while (!stops()) {
     const Time now = std::chrono::steady_clock::now();
     if (!send_queued()) {
       (void)work_.wait_until(mu_, now + kRetryPeriod);
@@ -412,7 +455,7 @@ void OwnerLink::run() {
       work_.wait(mu_);
       idle_ = false;
       // The next request takes along what is given back: one packet, and one thread that wakes up.
-      if (unattended_ == 0 && !parked_)
+      if (unattended_ == 0 && !stops())
         (void)work_.wait_until(mu_, std::chrono::steady_clock::now() + kLinger);
     }
   }
@@ -424,11 +467,18 @@ void OwnerLink::run() {
 }
 
 void OwnerLink::park() {
-  if (forked()) return;
-  std::unique_ptr<std::thread> thread;
   {
     MutexLock lock(mu_);
     parked_ = true;
+  }
+  stop_thread();
+}
+
+// REQUIRES: nothing lets it go on.
+void OwnerLink::stop_thread() {
+  std::unique_ptr<std::thread> thread;
+  {
+    MutexLock lock(mu_);
     work_.notify_all();
     thread = std::move(thread_);
   }
@@ -437,19 +487,107 @@ void OwnerLink::park() {
   os::wait_until_gone(thread_id_);
 }
 
+// Without a thread, the next call that needs it tries again.
 void OwnerLink::resume() {
-  if (forked()) return;
   MutexLock lock(mu_);
-  parked_ = false;
   if (!outgoing_.empty() || unattended_ > 0) wake_thread();
+}
+
+// --- Forks ---------------------------------------------------------------------------------------
+
+std::vector<std::shared_ptr<OwnerLink>> OwnerLink::all() {
+  std::vector<std::shared_ptr<OwnerLink>> links;
+  MutexLock lock(listed_lock());
+  size_t count = 0;
+  visit_listed([&](OwnerLink&) { ++count; });
+  links.reserve(count);  // before there is a link that could be destroyed here
+  visit_listed([&](OwnerLink& link) {
+    if (link.forked() || link.broken()) return;
+    if (auto shared = link.weak_from_this().lock()) links.push_back(std::move(shared));
+  });
+  return links;
+}
+
+void OwnerLink::park_all() {
+  all_parked_ = true;
+  try {
+    for (const auto& link : all()) link->stop_thread();
+  } catch (const std::bad_alloc&) {  // NOLINT: they go on until there is nothing to do
+  }
+}
+
+void OwnerLink::resume_all() {
+  all_parked_ = false;
+  try {
+    for (const auto& link : all()) link->resume();
+  } catch (const std::bad_alloc&) {  // NOLINT: the next call that needs a thread starts it
+  }
 }
 
 void OwnerLink::leave_to_parent() {
   if (forked()) socket_.close();
 }
 
+bool OwnerLink::introduce() {
+  const auto pid = static_cast<uint32_t>(::getpid());
+  MutexLock lock(mu_);
+  outgoing_.push_back({wire::pack(static_cast<uint8_t>(Op::kHello), 0, pid, wire::Secret{}), {}});
+  constexpr int kTries = 20;
+  for (int i = 0; i < kTries; ++i) {
+    if (send_queued()) return true;   // or the owner has gone: it gives nothing to others any more
+    (void)sys().poll(nullptr, 0, 1);  // the kernel was short of something
+  }
+  return false;
+}
+
+std::optional<OwnerLink::ChildSocket> OwnerLink::ask_for_child() {
+  if (files_ == 0) return std::nullopt;
+  const auto socket = std::make_shared<Endpoint>();
+  Question question = ask(
+      Op::kFork, {},
+      {[socket](Reply& reply) { *socket = Endpoint(std::exchange(reply.descriptor, -1)); }, {}});
+  if (question == nullptr) return std::nullopt;
+  return ChildSocket{std::move(question), socket};
+}
+
+Endpoint OwnerLink::await_child(const ChildSocket& asked, Time deadline) {
+  // It may be there already, however late it is.
+  const Time soon = std::chrono::steady_clock::now() + std::chrono::milliseconds(10);
+  const Status status = await(asked.question, {std::max(deadline, soon), [] { return true; }});
+  return status.ok() ? std::move(*asked.socket) : Endpoint();
+}
+
+OwnerLink::Owner OwnerLink::owner() const {
+  MutexLock lock(mu_);
+  return owner_;
+}
+
+void OwnerLink::set_owner(Owner owner) {
+  MutexLock lock(mu_);
+  owner_ = std::move(owner);
+}
+
+std::vector<wire::Pages> OwnerLink::loose_leases() const {
+  MutexLock lock(mu_);
+  return loose_;
+}
+
+void OwnerLink::note_loose(const wire::Pages& pages) {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  loose_.push_back(pages);
+}
+
+void OwnerLink::forget_loose(const wire::Pages& pages) {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  const auto found = std::find_if(loose_.begin(), loose_.end(), [&](const wire::Pages& each) {
+    return each.file == pages.file && each.range == pages.range;
+  });
+  if (found != loose_.end()) loose_.erase(found);
+}
+
 bool OwnerLink::hold_answers(Time deadline) {
-  if (forked()) return false;
   MutexLock lock(mu_);
   holding_ = true;
   while (settling_ > 0) {
@@ -462,7 +600,6 @@ bool OwnerLink::hold_answers(Time deadline) {
 }
 
 void OwnerLink::let_answers_in() {
-  if (forked()) return;
   MutexLock lock(mu_);
   holding_ = false;
   for (Held& held : std::exchange(held_, {})) {

@@ -3,8 +3,7 @@
 // interpreter exit), so giving back waits for nothing: ranges are queued, and sent by the next request
 // or by a thread of the core. That never takes the GIL.
 //
-// Thread safety: any thread, but for park(), resume(), hold_answers() and let_answers_in(), which the
-// fork hooks call.
+// Thread safety: any thread, but for what is for forks: see there.
 //
 // Invariants
 //   1. A packet is sent whole or not at all (the socket is SOCK_SEQPACKET), and packets are sent in the
@@ -14,7 +13,8 @@
 //   3. One thread at a time reads: an asker, or the link's own thread while an answer is due that no
 //      asker waits for.
 //   4. Once the owner has gone nothing is sent any more: the kernel has told it what this process held.
-//   5. In a forked child nothing is sent on the parent's behalf.
+//   5. In a forked child nothing is sent on the parent's behalf, and the parent's socket is closed.
+//   6. A lease that has arrived is a file's, or is among loose_leases().
 #pragma once
 
 #include <atomic>
@@ -23,12 +23,14 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
+#include "base/listed.h"
 #include "base/mutex.h"
 #include "base/process_generation.h"
 #include "base/status.h"
@@ -38,7 +40,8 @@
 
 namespace pgalloc {
 
-class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
+class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
+                  public Listed<OwnerLink, LockRank::kLinks> {
  public:
   using Time = std::chrono::steady_clock::time_point;
 
@@ -59,8 +62,18 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
     std::function<void()> undo;
   };
 
+  // Who is at the other end, as far as it is known: what is sent on refers to the owner by this.
+  struct Owner {
+    pid_t pid = 0;
+    std::string name;  // empty: only this connection knows it
+    std::string path;
+    wire::Secret secret{};
+    uint64_t uid = 0;
+  };
+
   // Takes over a connected socket, also if it fails.
   static Result<std::shared_ptr<OwnerLink>> create(int fd);
+  static Result<std::shared_ptr<OwnerLink>> create(Endpoint socket);
   ~OwnerLink() = default;
   OwnerLink(const OwnerLink&) = delete;
   OwnerLink& operator=(const OwnerLink&) = delete;
@@ -70,6 +83,11 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   // asker, and what it brings is given back.
   Status request(wire::Op op, const std::string& payload, Exchange exchange,
                  const Patience& patience);
+  // The same in two steps, for several owners at a time. nullptr if the owner has gone.
+  struct Pending;
+  using Question = std::shared_ptr<Pending>;
+  Question ask(wire::Op op, const std::string& payload, Exchange exchange);
+  Status await(const Question& question, const Patience& patience);
   // Asks, and does not wait. Nothing happens if the owner has gone.
   void post(wire::Op op, const std::string& payload, Exchange exchange);
 
@@ -82,31 +100,53 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   std::chrono::nanoseconds usual_patience() const { return usual_patience_.load(); }
   void set_usual_patience(std::chrono::nanoseconds longest) { usual_patience_ = longest; }
 
+  Owner owner() const EXCLUDES(mu_);
+  void set_owner(Owner owner) EXCLUDES(mu_);
+  uint64_t number() const { return number_; }  // unlike all others of this process, and its parents
+
+  // A lease that has arrived is no file's yet, or is one's by now.
+  void note_loose(const wire::Pages& pages) EXCLUDES(mu_);
+  void forget_loose(const wire::Pages& pages) EXCLUDES(mu_);
+  // Files that use this link.
+  void begin_file() { ++files_; }
+  void end_file() { --files_; }
+
   // The owner has gone: nothing is sent any more.
   void break_off();
   bool broken() const { return broken_.load(std::memory_order_acquire); }
   // Whether the owner has gone: true may come late.
   bool has_hung_up();
 
-  // Stops the thread, and allows it again.
-  void park();
-  void resume();
-  // In a forked child: closes the parent's socket. Peers are known by it.
-  void leave_to_parent();
+  // --- For Forks: one thread at a time -----------------------------------------------------------
+
+  // The links of this process whose owners are there.
+  static std::vector<std::shared_ptr<OwnerLink>> all();
+  // Stops the threads of all links, and allows them again.
+  static void park_all();
+  static void resume_all();
+
   // From here on answers are kept, but those to Op::kFork: no lease arrives. False if one was on its
   // way for so long.
   bool hold_answers(Time deadline);
   void let_answers_in();
+  // Asks for a connection for a child, with the leases this process has: an Endpoint that is not open
+  // if there is none to be had. nullptr if there is nothing to ask for.
+  struct ChildSocket {
+    Question question;
+    std::shared_ptr<Endpoint> socket;
+  };
+  std::optional<ChildSocket> ask_for_child();
+  Endpoint await_child(const ChildSocket& asked, Time deadline);
+  // What has arrived for no file yet: the child has leases there, too, and no handle.
+  std::vector<wire::Pages> loose_leases() const EXCLUDES(mu_);
+
+  // In a forked child: closes the parent's socket. Peers are known by it.
+  void leave_to_parent();
+  static void reset_in_child() { all_parked_ = false; }
+  // In a forked child, which was born with this link: says who it is. False if that could not be sent.
+  bool introduce();
 
  private:
-  struct Pending {
-    wire::Op op = wire::Op::kPing;
-    Exchange exchange;
-    Status status;
-    bool done = false;
-    bool settling = false;  // arrived() runs
-    bool given_up = false;
-  };
   struct Outgoing {
     std::string packet;  // empty: pages are given back
     wire::Pages pages;
@@ -122,9 +162,13 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
     std::string payload;
   };
 
-  OwnerLink(Endpoint socket, bool waits) : waits_(waits), socket_(std::move(socket)) {}
+  OwnerLink(Endpoint socket, bool waits);
   static void destroy(OwnerLink* link);
   bool forked() const { return generation_ != process_generation(); }
+  void stop_thread() EXCLUDES(mu_);
+  void resume() EXCLUDES(mu_);
+  void park() EXCLUDES(mu_);
+  bool stops() const REQUIRES(mu_) { return parked_ || all_parked_ || broken(); }
   void wake_thread() REQUIRES(mu_);
   void run() EXCLUDES(mu_);
   uint32_t enqueue(wire::Op op, const std::string& payload, const std::shared_ptr<Pending>& pending)
@@ -132,18 +176,22 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   bool send_queued() REQUIRES(mu_);
   void end(const char* why) REQUIRES(mu_);
   void destroy_ended() REQUIRES(mu_);
-  void read(Time until) REQUIRES(mu_);
+  bool read(Time until) REQUIRES(mu_);
   Endpoint::Io receive(Time until, Endpoint::Received* received) REQUIRES(mu_);
   void dispatch(Arrived arrived) REQUIRES(mu_);
   static Status settle(Arrived& arrived, const Exchange& exchange);
   void hold(Arrived arrived, Pending& pending) REQUIRES(mu_);
   Status give_up(const std::shared_ptr<Pending>& pending, Status why) REQUIRES(mu_);
 
+  static std::atomic<bool> all_parked_;
+
   const uint32_t generation_ = process_generation();
+  const uint64_t number_;
+  std::atomic<int> files_{0};
   std::atomic<bool> broken_{false};
   std::atomic<std::chrono::nanoseconds> usual_patience_{std::chrono::seconds(60)};
   const bool waits_;  // the socket's timeout is set
-  Mutex mu_{LockRank::kOwnerLink};
+  mutable Mutex mu_{LockRank::kOwnerLink};
   CondVar changed_;  // for askers
   CondVar work_;     // for the thread
   static constexpr size_t kBufferSize = wire::kPacketBytesMax + 1;
@@ -151,6 +199,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink> {
   Endpoint socket_;  // closed once it is broken, and no thread reads
   std::deque<Outgoing> outgoing_ GUARDED_BY(mu_);
   std::unordered_map<uint32_t, std::shared_ptr<Pending>> pending_ GUARDED_BY(mu_);
+  Owner owner_ GUARDED_BY(mu_);
+  std::vector<wire::Pages> loose_ GUARDED_BY(mu_);
   uint32_t last_number_ GUARDED_BY(mu_) = 0;
   size_t unattended_ GUARDED_BY(mu_) = 0;  // pending without an asker
   bool reading_ GUARDED_BY(mu_) = false;   // a thread does

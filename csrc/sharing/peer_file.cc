@@ -40,6 +40,7 @@ Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
 PeerFile::~PeerFile() {
   (void)close();
   sys().close(fd_);
+  link_->end_file();
 }
 
 namespace {
@@ -470,10 +471,23 @@ Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
   std::shared_ptr<PeerFile> file(
       new PeerFile(parents.chunks_, own, parents.identity_, std::move(link)));
   MutexLock lock(file->mu_);
+  for (const auto& [start, range] : parents.unpinned_) {
+    (void)parents.handles_.remove(range, nullptr);
+  }
   file->viewed_.swap(parents.viewed_);
-  file->handles_.swap(parents.handles_);  // not under its lock: a thread that is gone may have it
-  for (const auto& [start, range] : parents.unpinned_) (void)file->handles_.remove(range, nullptr);
+  file->handles_.swap(parents.handles_);
+  file->kept_.swap(parents.kept_);
+  file->closed_ = parents.closed();
   return file;
+}
+
+void PeerFile::lock_for_fork() {
+  if (std::exchange(locked_for_fork_, true)) return;
+  mu_.lock_unranked();
+}
+
+void PeerFile::unlock_after_fork() {
+  if (std::exchange(locked_for_fork_, false)) mu_.unlock_unranked();
 }
 
 uint64_t PeerFile::leased_bytes() const {

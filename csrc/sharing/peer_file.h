@@ -52,7 +52,8 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
       std::shared_ptr<ChunkMap> chunks, int fd, const Identity& identity,
       std::shared_ptr<OwnerLink> link, const std::vector<std::pair<FileRange, uint32_t>>& pages);
   // For a forked child of a peer: what `parents` was when it forked, but for what that had unpinned at
-  // the owner: handles on those pages own nothing here. REQUIRES: the child has only this thread yet.
+  // the owner: handles on those pages own nothing here. A std::bad_alloc leaves `parents` as it was.
+  // REQUIRES: the child has only this thread yet, and `parents` was locked when it was forked.
   static Result<std::shared_ptr<PeerFile>> inherit(PeerFile& parents,
                                                    std::shared_ptr<OwnerLink> link);
   ~PeerFile() override;
@@ -127,8 +128,13 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   bool closed() const { return closed_.load(std::memory_order_acquire); }
   Status check_usable() const override;
 
+  // Around a fork: its handles do not change from here to the fork. Harmless when repeated.
+  void lock_for_fork() NO_THREAD_SAFETY_ANALYSIS;
+  void unlock_after_fork() NO_THREAD_SAFETY_ANALYSIS;
+
   const Identity& identity() const { return identity_; }
   OwnerLink& link() const { return *link_; }
+  const std::shared_ptr<OwnerLink>& shared_link() const { return link_; }
   int fd() const { return fd_; }
   uint64_t size() const;  // of the file, as far as it was looked at
   uint64_t leased_bytes() const EXCLUDES(mu_);
@@ -136,7 +142,9 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
  private:
   PeerFile(std::shared_ptr<ChunkMap> chunks, int fd, const Identity& identity,
            std::shared_ptr<OwnerLink> link)
-      : identity_(identity), fd_(fd), chunks_(std::move(chunks)), link_(std::move(link)) {}
+      : identity_(identity), fd_(fd), chunks_(std::move(chunks)), link_(std::move(link)) {
+    link_->begin_file();
+  }
   Status not_held(FileRange range) const;
   Status check_range(FileRange range) const;
   Result<bool> reaches(uint64_t end) const;
@@ -153,6 +161,7 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   const std::shared_ptr<ChunkMap> chunks_;
   const std::shared_ptr<OwnerLink> link_;
   std::atomic<bool> closed_{false};
+  bool locked_for_fork_ = false;
   mutable std::atomic<uint64_t> size_{0};
   mutable Mutex mu_{LockRank::kMemoryFile};
   CountedPages handles_ GUARDED_BY(mu_);

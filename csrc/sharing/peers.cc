@@ -347,7 +347,7 @@ std::optional<Answer> Peers::answer_to(Connected& connected, uint64_t number, Re
   Channel& channel = connected.channel;
   if (!channel.greeted() || request.op == Op::kHello) return greet(channel, request);
   if (!channel.session().release_first(request)) return std::nullopt;
-  if (request.op == Op::kFork) return fork(connected, number, now);
+  if (request.op == Op::kFork) return fork(connected, request, now);
   return channel.session().step(request);
 }
 
@@ -361,44 +361,73 @@ std::optional<Answer> Peers::greet(Channel& channel, const Request& request) {
   }
   Session& session = channel.session();
   if (session.uid != ::geteuid() && !equal(shown, secret_)) return malformed;
-  if (session.pid == 0) session.pid = static_cast<pid_t>(pid);  // connected before it was born
+  // Of another namespace: it is not seen from here.
+  if (session.pid == 0 && !session.born_connected()) session.pid = static_cast<pid_t>(pid);
   channel.greet();
   Answer answer;
   wire::append(answer.payload, static_cast<uint32_t>(::getpid()));
   return answer;
 }
 
-Answer Peers::fork(Connected& connected, uint64_t number, SteadyTime now) {
-  const Session& parent = connected.channel.session();
-  if (channels_.size() >= channels_max() || connected.children >= parent.scope.limits.children) {
-    return refusal(Status::error(ErrorCode::kSharing, "there are too many peers"));
+// One child of each peer at a time. Its leases are copied in steps; what the peer lets go of meanwhile the
+// child will not have, either, or not need.
+std::optional<Answer> Peers::fork(Connected& connected, Request& request, SteadyTime now) {
+  if (request.progress == 0) {
+    if (connected.unborn != nullptr) {
+      request.waits = true;
+      return std::nullopt;
+    }
+    Status status = begin_fork(connected, now);
+    if (!status.ok()) return refusal(std::move(status));
+    request.progress = 1;
   }
-  int pair[2];
-  if (sys().socketpair(pair) != 0) return refusal(Status::system_error(errno, "socketpair"));
-  Endpoint ours(pair[0]);
-  Descriptor theirs(pair[1]);
-  if (!ours.open() || !theirs.open()) return refusal(Status::system_error(errno, "fstat"));
-  const uint64_t its_number = next_number();
-  auto session = std::make_unique<Session>(its_number, offers_, parent.scope, 0, parent.uid);
-  auto child = std::make_unique<Connected>(its_number, std::move(ours), std::move(session),
-                                           /*greeted=*/true, now);
-  child->parent = number;
+  Unborn& unborn = *connected.unborn;
   Status status;
   try {
-    status = parent.copy_to(child->channel.session());
-    if (status.ok()) add(its_number, std::move(child));
+    Result<bool> done = connected.channel.session().copy_some(unborn.child->channel.session(),
+                                                              &unborn.copying, kRangesAtOnce);
+    if (done.ok() && !*done) return std::nullopt;
+    status = std::move(done).status();
+    Answer answer;
+    if (status.ok()) {
+      const uint64_t number = unborn.number;
+      add(number, std::move(unborn.child));
+      ++connected.children;
+      answer.descriptor = std::move(unborn.theirs);
+    }
+    give_up_unborn(connected, now);
+    answer.status = std::move(status);
+    return answer;
   } catch (const std::bad_alloc&) {
-    give_up(std::move(child), now);
+    give_up_unborn(connected, now);
     throw;
   }
-  if (!status.ok()) {
-    give_up(std::move(child), now);
-    return refusal(std::move(status));
+}
+
+Status Peers::begin_fork(Connected& connected, SteadyTime now) {
+  const Session& parent = connected.channel.session();
+  if (channels_.size() >= channels_max() || connected.children >= parent.scope.limits.children) {
+    return Status::error(ErrorCode::kSharing, "there are too many peers");
   }
-  ++connected.children;
-  Answer answer;
-  answer.descriptor = std::move(theirs);
-  return answer;
+  int pair[2];
+  if (sys().socketpair(pair) != 0) return Status::system_error(errno, "socketpair");
+  Endpoint ours(pair[0]);
+  Descriptor theirs(pair[1]);
+  if (!ours.open() || !theirs.open()) return Status::system_error(errno, "fstat");
+  if (!ours.name_senders()) return Status::system_error(errno, "setsockopt");
+  const uint64_t number = next_number();
+  auto session = std::make_unique<Session>(number, offers_, parent.scope, 0, parent.uid);
+  Session::Copying copying = parent.begin_copy(*session);
+  auto child = std::make_unique<Connected>(number, std::move(ours), std::move(session),
+                                           /*greeted=*/true, now);
+  child->parent = connected.number;
+  connected.unborn = std::make_unique<Unborn>(
+      Unborn{number, std::move(child), std::move(theirs), std::move(copying)});
+  return {};
+}
+
+void Peers::give_up_unborn(Connected& connected, SteadyTime now) noexcept {
+  if (const auto unborn = std::move(connected.unborn)) give_up(std::move(unborn->child), now);
 }
 
 // A child that never was: what it has got is given back as that of others, a piece at a time.
@@ -414,6 +443,7 @@ void Peers::end(uint64_t number, SteadyTime now) noexcept {
   if (found == channels_.end()) return;
   const std::unique_ptr<Connected> ended = std::move(found->second);
   channels_.erase(found);
+  give_up_unborn(*ended, now);
   if (const auto parent = channels_.find(ended->parent); parent != channels_.end()) {
     --parent->second->children;
   }

@@ -109,13 +109,16 @@ class Peers {
 
  private:
   using Numbers = std::list<uint64_t>;
+  struct Unborn;
   struct Connected {
-    Connected(uint64_t number, Endpoint socket, std::unique_ptr<Session> session, bool greeted,
+    Connected(uint64_t its_number, Endpoint socket, std::unique_ptr<Session> session, bool greeted,
               SteadyTime now)
-        : channel(std::move(socket), std::move(session), greeted, now),
-          when_touched{number},
-          when_busy{number} {}
+        : number(its_number),
+          channel(std::move(socket), std::move(session), greeted, now),
+          when_touched{its_number},
+          when_busy{its_number} {}
 
+    const uint64_t number;
     Channel channel;
     Poller::Registration registered;
     uint32_t children = 0;  // connections of forked children
@@ -123,6 +126,13 @@ class Peers {
     Numbers when_touched;   // empty while it is in touched_
     Numbers when_busy;      // empty while it is in busy_
     Departed::Place when_gone = Departed::make_place();
+    std::unique_ptr<Unborn> unborn;  // a child that gets its leases
+  };
+  struct Unborn {
+    uint64_t number = 0;
+    std::unique_ptr<Connected> child;
+    Descriptor theirs;
+    Session::Copying copying;
   };
   using Channels = std::unordered_map<uint64_t, std::unique_ptr<Connected>>;
 
@@ -143,7 +153,9 @@ class Peers {
   std::optional<Answer> answer_to(Connected& connected, uint64_t number, Request& request,
                                   SteadyTime now);
   std::optional<Answer> greet(Channel& channel, const Request& request);
-  Answer fork(Connected& connected, uint64_t number, SteadyTime now);
+  std::optional<Answer> fork(Connected& connected, Request& request, SteadyTime now);
+  Status begin_fork(Connected& connected, SteadyTime now);
+  void give_up_unborn(Connected& connected, SteadyTime now) noexcept;
   void give_up(std::unique_ptr<Connected> child, SteadyTime now) noexcept;
   void take_turns(SteadyTime now);
   void end(uint64_t number, SteadyTime now) noexcept;

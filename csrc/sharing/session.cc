@@ -106,36 +106,45 @@ Session::~Session() {
   }
 }
 
-void Session::adopt(std::vector<ForkLease>& leases) {
-  forked_ = knows_all_ = true;
-  for (ForkLease& lease : leases) {
-    if (!std::exchange(lease.taken, false)) continue;
-    for (const auto& [range, refs] : lease.pages) adopt(lease.file, range);
-    tidy(lease.file->id());
+size_t Session::adopt(const std::shared_ptr<MemoryFile>& file, const References::Counts& pages) {
+  size_t adopted = 0;
+  if (pages.empty()) return adopted;
+  try {
+    let_go_.reserve(let_go_.size() + 1);
+    LeaseTable& table = hold(file).share.table();
+    while (adopted < pages.size() && table.add_lease(pages[adopted].first).ok()) ++adopted;
+  } catch (const std::bad_alloc&) {  // NOLINT: see above
   }
-  if (strikes(Plant::kFork)) end_some(SIZE_MAX);
+  tidy(file->id());
+  return adopted;
 }
 
-// The child does without what there is no memory for.
-void Session::adopt(const std::shared_ptr<MemoryFile>& file, FileRange range) try {
-  if (hold(file).share.table().add_lease(range).ok()) return;
-  (void)file->references().drop_lease(range);
-} catch (const std::bad_alloc&) {
-  (void)file->references().drop_lease(range);
-}
-
-Status Session::copy_to(Session& child) const {
+Session::Copying Session::begin_copy(Session& child) const {
   child.forked_ = true;
   child.knows_all_ = knows_all_;
   child.known_ = known_;
-  for (const auto& [file, held] : shares_) {
-    if (held->share.file()->closed()) continue;
-    Held& copy = child.hold(held->share.file());
-    PGALLOC_RETURN_IF_ERROR(copy.share.table().copy(held->share.table()));
+  Copying copying;
+  copying.files.reserve(shares_.size());
+  for (const auto& [file, held] : shares_) copying.files.push_back(file);
+  return copying;
+}
+
+Result<bool> Session::copy_some(Session& child, Copying* copying, size_t ranges_max) const {
+  for (; !copying->files.empty(); copying->files.pop_back(), copying->from = 0) {
+    const uint64_t file = copying->files.back();
+    const auto held = shares_.find(file);
+    if (held == shares_.end() || held->second->share.file()->closed()) {
+      child.tidy(file);
+      continue;
+    }
+    LeaseTable& copy = child.hold(held->second->share.file()).share.table();
+    Result<bool> done = copy.copy_some(held->second->share.table(), &copying->from, &ranges_max);
+    if (done.ok() && !*done) return false;
     child.tidy(file);
+    if (!done.ok()) return done;
   }
   if (strikes(Plant::kFork)) child.end_some(SIZE_MAX);
-  return {};
+  return true;
 }
 
 Session::Held& Session::hold(std::shared_ptr<MemoryFile> file) {

@@ -6,8 +6,7 @@
 //   1. A peer uses only files it was let into, and touches only pages it holds. It gets an error for
 //      anything else, and nothing has changed then.
 //   2. Everything a peer holds is in its session, and goes with it: end_some().
-//   3. No step takes longer than kPieceBytes of pages need, whatever a peer asks for (but see fork:
-//      copy_to()).
+//   3. No step takes longer than kPieceBytes of pages need, whatever a peer asks for.
 //   4. A std::bad_alloc leaves what a peer holds as it was: memory for an answer is there before
 //      anything changes.
 #pragma once
@@ -24,7 +23,6 @@
 
 #include "base/status.h"
 #include "sharing/descriptor.h"
-#include "sharing/fork_leases.h"
 #include "sharing/lookups.h"
 #include "sharing/offers.h"
 #include "sharing/peer_process.h"
@@ -78,10 +76,18 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // A forked child of this process, with leases from birth.
-  void adopt(std::vector<ForkLease>& leases);
-  // A child of the peer gets the leases that the peer has now.
-  Status copy_to(Session& child) const;
+  // A child of this process is about to be forked: it has these leases, which the file counts already,
+  // from birth. How many of these ranges are the session's from here on: if memory has run out, not all.
+  size_t adopt(const std::shared_ptr<MemoryFile>& file, const References::Counts& pages);
+  void be_born_connected() { forked_ = knows_all_ = true; }
+  // A child of the peer gets the leases that the peer has from here to the end of the copying; perhaps
+  // some that it has for a part of that time. About so many ranges at once; true when that is all.
+  struct Copying {
+    std::vector<uint64_t> files;  // to come; the last one is next
+    uint64_t from = 0;            // in that
+  };
+  Copying begin_copy(Session& child) const;
+  Result<bool> copy_some(Session& child, Copying* copying, size_t ranges_max) const;
 
   // Gives back what comes with a request, before it is worked on; or some of it. True once it is done.
   bool release_first(Request& request);
@@ -121,7 +127,6 @@ class Session {
   };
   using Handler = std::optional<Answer> (Session::*)(Request&);
 
-  void adopt(const std::shared_ptr<MemoryFile>& file, FileRange range);
   Result<Held*> find(uint64_t file);
   Result<Held*> find_writable(uint64_t file);
   Held& hold(std::shared_ptr<MemoryFile> file);

@@ -217,6 +217,12 @@ class _Shared:
     def __init__(self) -> None:
         self.reset_in_child()
 
+    def park(self) -> None:
+        """For :mod:`pgalloc.fork`: nothing to do, the monitor has the thread."""
+
+    def resume(self) -> None:
+        """For :mod:`pgalloc.fork`: nothing to do."""
+
     def reset_in_child(self) -> None:
         """In a forked child, where another thread of the parent may have the lock."""
         self.lock = threading.RLock()
@@ -235,8 +241,6 @@ def default_monitor() -> Monitor:
         monitor = _shared.monitor() if _shared.monitor is not None else None
         if monitor is None or monitor.closed:
             monitor = Monitor()
+            fork.register(_shared)
             _shared.monitor = weakref.ref(monitor)
         return monitor
-
-
-os.register_at_fork(after_in_child=_shared.reset_in_child)

@@ -142,11 +142,15 @@ class Watcher:
         """
         if self.is_current_thread:
             return
-        with self._lock:
+        if not self._lock.acquire(timeout=_PARK_TIMEOUT_S):
+            return  # by the thread that forks: its signal handler does
+        try:
             self._parks += 1
             thread = self._thread
             if thread is not None:
                 self._wake()
+        finally:
+            self._lock.release()
         if thread is not None:
             thread.join(_PARK_TIMEOUT_S)
             if not thread.is_alive():
@@ -154,7 +158,7 @@ class Watcher:
 
     def resume(self) -> None:
         """After a fork, in the parent: starts the thread again unless it was stopped."""
-        if self.is_current_thread:
+        if self.is_current_thread or self._parks == 0:
             return
         with self._lock:
             if self._parks == 0:

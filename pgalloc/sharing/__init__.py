@@ -7,17 +7,17 @@ what it held. Nothing has a name that could be left behind.
 
 * The owner's side is native: csrc/sharing/broker.h. ``lookups``: the values of a served cache.
 * ``protocol``: the messages.
-* ``connection``, ``peer``, ``remote``: the peer's. ``fork_leases``: forked children.
+* ``connection``, ``peer``, ``remote``: the peer's, and a forked child's.
 * ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send
   them, ``imports``: also those of libraries. ``unattached``: what stands for pages that could not
   be received. ``arrays``: numpy on top of it.
 * ``serving``: sockets with a name. ``leases``: what peers hold.
 """
 
-from pgalloc.sharing import fork_leases, transport
+from pgalloc.sharing import transport
 from pgalloc.sharing.leases import Lease
 from pgalloc.sharing.limits import Limits
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.serving import Server, connect
 
-__all__ = ["Lease", "Limits", "PeerFile", "Server", "connect", "fork_leases", "transport"]
+__all__ = ["Lease", "Limits", "PeerFile", "Server", "connect", "transport"]

@@ -3,11 +3,12 @@
 Requests, answers and leases are native: see :class:`pgalloc._core.OwnerLink`. Here is how a process
 connects, and which connections it has.
 
-Thread safety: any thread. ``lock`` is held while a lease that has arrived finds its file, so that a
-child that is forked meanwhile knows all that this process holds.
+Thread safety: any thread. ``lock`` is held while a lease that has arrived finds its file, so that
+there is one file for each name.
 
-Invariant: a forked child never uses its parent's connection; it gets one of its own before the
-fork.
+Invariant: a forked child never uses its parent's connection. It is born with native links of its
+own; a Connection for each is made when one is first needed (:func:`settle`), so a child that C code
+has forked has them, too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import struct
 import threading
 import time
 import weakref
+from contextlib import suppress
 from typing import Any
 
-from pgalloc import _core, fork
-from pgalloc.errors import OwnerGoneError, SharingError
-from pgalloc.sharing import protocol
+from pgalloc import _core
+from pgalloc.errors import Error, OwnerGoneError, SharingError
+from pgalloc.sharing import files, protocol
 from pgalloc.sharing.protocol import Op
 from pgalloc.sharing.tokens import Address
 
@@ -35,22 +37,23 @@ _NO_SECRET = bytes(protocol.NONCE_BYTES)
 
 
 class Connection:
-    """To one owner; ``sock`` is taken over."""
+    """To one owner."""
 
     def __init__(
-        self, sock: socket.socket, address: Address | None, timeout: float | None = None
+        self, link: _core.OwnerLink, address: Address | None, timeout: float | None = None
     ) -> None:
+        settle()
         self.address = address
         # PeerFiles, or in a forked child of the owner its parent's MemoryFiles. Weak: a
         # file that is not used here must not keep memory that its owner has done with.
         self.files: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self.lock = threading.RLock()
-        self.link = _core.OwnerLink(sock.detach())
+        self.link = link
         """The native connection."""
+        self.generation = _core.process_generation()
         self.link.set_timeout(REQUEST_MAX_S if timeout is None else timeout)
         self._closed = False
         self.owner_pid = 0
-        fork.register(self)
         _all.add(self)
 
     @classmethod
@@ -81,10 +84,11 @@ class Connection:
     def _greeted(
         cls, sock: socket.socket, secret: bytes, address: Address | None, timeout: float | None
     ) -> Connection:
-        connection = cls(sock, address, timeout)
+        connection = cls(_core.OwnerLink(sock.detach()), address, timeout)
         try:
             answer = connection.request(Op.HELLO, protocol.HELLO.pack(os.getpid(), secret))
             (connection.owner_pid,) = protocol.fields(protocol.PROCESS, answer)
+            connection.link.set_owner(connection.owner_pid, address)
         except OwnerGoneError as error:
             connection.close()
             raise OwnerGoneError(
@@ -154,22 +158,6 @@ class Connection:
         if self.address is not None and _connections.get(self.address) is self:
             del _connections[self.address]
 
-    # --- forks -----------------------------------------------------------------------------------
-
-    def park(self) -> None:
-        """For :mod:`pgalloc.fork`: stop the native thread."""
-        self.link.park()
-
-    def resume(self) -> None:
-        """Undo park()."""
-        self.link.resume()
-
-    def reset_in_child(self) -> None:
-        """In a forked child: the connection is the parent's."""
-        self.lock = threading.RLock()
-        self._closed = True
-        self.link.leave_to_parent()
-
 
 def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.socket:
     """A socket to a process of this user, or root's. Raises OwnerGoneError, SharingError."""
@@ -196,10 +184,12 @@ def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.soc
 _connections: dict[Address, Connection] = {}
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()
 _lock = threading.Lock()
+_generation = _core.process_generation()
 
 
 def connection_to(address: Address) -> Connection:
     """The connection of this process to an owner, which lasts as long as both do."""
+    settle()
     with _lock:
         for known in list(_connections.values()):
             if known.has_hung_up():
@@ -212,20 +202,47 @@ def connection_to(address: Address) -> Connection:
         return connection
 
 
-def known_connections() -> list[Connection]:
-    """The connections of this process that are not broken."""
-    return [connection for connection in list(_all) if not connection.broken]
+def of_file(file: Any) -> Connection:
+    """The connection through which this process, a forked child, has a file that its parent had.
+
+    Raises ForkedError if it has none.
+    """
+    link: _core.OwnerLink = file._link
+    settle()
+    for connection in list(_all):
+        if connection.link.number == link.number:
+            break
+    else:
+        connection = _inherited(link)
+    connection.files[file._id] = file
+    return connection
 
 
-def forget_all() -> None:
-    """In a forked child: the connections are the parent's."""
-    global _lock
-    _lock = threading.Lock()
+def settle() -> None:
+    """In a forked child, once: the connections are those that it was born with."""
+    global _all, _generation, _lock
+    if _generation == _core.process_generation():
+        return
+    parents = list(_all)
+    _lock = threading.Lock()  # another thread of the parent may have the old one
     _connections.clear()
-    _all.clear()
+    _all = weakref.WeakSet()
+    _generation = _core.process_generation()
+    born = {link.number: _inherited(link) for link in _core.take_born_links()}
+    inherited = [file for parent in parents for file in list(parent.files.values())]
+    for file in [*files.all_files(), *inherited]:
+        with suppress(Error):  # it is the parent's, or closed
+            connection = born[file._link.number]
+            connection.files[file._id] = file
+    for parent in parents:
+        parent.lock = threading.RLock()
+        parent.files.clear()
 
 
-def remember(connection: Connection) -> None:
-    """A connection that a forked child was born with."""
+def _inherited(link: _core.OwnerLink) -> Connection:
+    owner_pid, address = link.owner()
+    connection = Connection(link, None if address is None else Address(*address))
+    connection.owner_pid = owner_pid
     if connection.address is not None:
         _connections[connection.address] = connection
+    return connection

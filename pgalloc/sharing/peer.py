@@ -12,7 +12,7 @@ from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
 from pgalloc.filling import Reader
 from pgalloc.sharing import protocol, remote
-from pgalloc.sharing.connection import Connection
+from pgalloc.sharing.connection import Connection, of_file
 from pgalloc.sharing.protocol import Op
 from pgalloc.uncopyable import Uncopyable
 
@@ -46,7 +46,7 @@ class PeerFile(_core.PeerFile, Uncopyable):
         finally:
             os.close(descriptor)
         self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
-        self._connection = connection
+        self._joined = connection
         self._owns_connection = owns_connection
 
     # --- allocating ------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ class PeerFile(_core.PeerFile, Uncopyable):
     @property
     def restore_id(self) -> str:
         """The label of the owner's file."""
-        if not hasattr(self, "_connection"):
+        if not hasattr(self, "_joined"):
             raise TypeError("PeerFile.__init__ has not run")
         return self._restore_id
 
@@ -162,14 +162,14 @@ class PeerFile(_core.PeerFile, Uncopyable):
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"leased={self.leased}"
-        return f"<PeerFile of process {self._connection.owner_pid} {state}>"
+        return f"<PeerFile of process {self._joined.owner_pid} {state}>"
 
-    # --- called by pgalloc.sharing, in a forked child --------------------------------------------
-
-    def _take_fork_lease(self, connection: Connection) -> None:
-        """The parent of this process is a peer, too: go on with a connection of this process."""
-        self._connection = connection
-        self._inherit_from_peer(connection.link)
+    @property
+    def _connection(self) -> Connection:
+        """To the owner. A forked child has one of its own, or raises ForkedError."""
+        if self._joined.generation != _core.process_generation():
+            self._joined = of_file(self)
+        return self._joined
 
 
 def peer_file(connection: Connection, name: int) -> PeerFile:

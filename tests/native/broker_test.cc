@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "native/sharing.h"
+#include "sharing/forks.h"
 
 namespace pgalloc::broker_test {
 namespace {
@@ -18,6 +19,7 @@ using native_tests::FakeKernel;
 
 // Runs in a process of its own. Whether it ended well: `failures` of the child are its status.
 bool in_child(void (*run)()) {
+  Forks::install();
   const pid_t pid = ::fork();
   if (pid == 0) {
     ::alarm(60);

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "native/sharing.h"
 
@@ -23,6 +25,27 @@ int fstat_refused(int, struct stat*) { return errno = refused, -1; }
 ssize_t sendmsg_refused(int, const msghdr*, int) { return errno = refused, -1; }
 int getsockopt_refused(int, int, void*, socklen_t*) { return errno = refused, -1; }
 ssize_t recvmsg_refused(int, msghdr*, int) { return errno = refused, -1; }
+
+TEST(the_kernel_says_who_has_sent_a_packet) {
+  int pair[2];
+  EXPECT_EQ(os::kernel().socketpair(pair), 0);
+  const Endpoint here(pair[0]);
+  Endpoint there(pair[1]);
+  EXPECT(there.name_senders());
+  const pid_t child = ::fork();
+  int error = 0;
+  if (child == 0) {
+    here.send("it is another", {}, pair[0], &error);  // a descriptor comes along
+    ::_exit(0);
+  }
+  ::waitpid(child, nullptr, 0);
+  char bytes[20];
+  size_t got = 0;
+  pid_t sender = 0;
+  EXPECT_EQ(there.receive(bytes, sizeof bytes, &got, &sender, &error), Endpoint::Io::kDone);
+  EXPECT_EQ(sender, child);
+  EXPECT_EQ(got, 13u);
+}
 
 TEST(packets_go_through_whole) {
   const Pair pair;

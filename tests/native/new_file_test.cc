@@ -7,8 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "file/file_registry.h"
 #include "native/support.h"
+#include "sharing/forks.h"
 
 namespace pgalloc::new_file_test {
 namespace {
@@ -208,7 +208,7 @@ TEST(what_could_not_be_published_leaves_nothing) {
 }
 
 TEST(a_forked_child_leaves_the_name_of_its_parent_alone) {
-  (void)FileRegistry::account();  // the registry tells a forked child that it is one
+  Forks::install();  // they tell a forked child that it is one
   const Folder folder;
   FakeKernel fake;
   without_unnamed_files(fake);

@@ -52,10 +52,10 @@ TEST(a_flush_ends_as_soon_as_all_is_on_its_way) {
 TEST(what_was_given_back_while_parked_is_sent_after_that) {
   const Ends ends;
   const auto link = std::move(*OwnerLink::create(ends.peer()));
-  link->park();
+  OwnerLink::park_all();
   link->give_back(7, pages(0, 1));
   link->give_back(7, pages(2, 4));
-  link->resume();
+  OwnerLink::resume_all();
   EXPECT(link->flush(std::chrono::steady_clock::now() + kAnHour));
   EXPECT_EQ(ends.receive().size(), kHeadBytes + 2 * kRangeBytes);
 }

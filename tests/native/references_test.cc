@@ -2,6 +2,7 @@
 
 #include "file/references.h"
 
+#include "native/memory.h"
 #include "native/rig.h"
 
 namespace pgalloc::references_test {
@@ -73,7 +74,10 @@ TEST(a_fork_leases_what_is_pinned) {
   unpinned.range = pages(4, 6);
   EXPECT(rig.discarder.unpin(unpinned).ok());
   Counts leases;
-  EXPECT(rig.references.lease_pinned(&leases));
+  {
+    const FileLock lock(rig.state);
+    rig.references.lease_pinned(&leases);
+  }
   EXPECT_EQ(leases, (Counts{{pages(0, 2), 1}, {pages(2, 3), 2}, {pages(3, 4), 1}}));
   EXPECT_EQ(rig.refs(0), 2u);
   EXPECT_EQ(rig.refs(2), 3u);
@@ -85,16 +89,26 @@ TEST(a_fork_leases_what_is_pinned) {
   EXPECT(!unpinned.unpinned && unpinned.list == nullptr);
 }
 
-TEST(a_fork_leases_nothing_of_a_file_that_loads_or_is_closed) {
-  for (const uint8_t gate : {FileState::kIncomplete, FileState::kClosed}) {
+TEST(a_fork_that_runs_out_of_memory_leases_nothing) {
+  for (int64_t left = 0;; ++left) {
     Rig rig;
-    rig.allocate(1);
-    rig.state.gate = gate;
+    rig.allocate(6);
+    EXPECT(rig.references.inc_ref(pages(2, 3), 0).ok());
     Counts leases;
-    EXPECT(!rig.references.lease_pinned(&leases));
+    native_tests::allocations_left = left;
+    bool failed = false;
+    try {
+      const FileLock lock(rig.state);
+      rig.references.lease_pinned(&leases);
+    } catch (const std::bad_alloc&) {
+      failed = true;
+    }
+    native_tests::allocations_left = -1;
+    if (!failed) break;
     EXPECT(leases.empty());
     EXPECT_EQ(rig.refs(0), 1u);
-    rig.state.gate = 0;
+    EXPECT_EQ(rig.refs(2), 2u);
+    EXPECT_EQ(rig.references.end_lease(pages(0, 1)).code(), ErrorCode::kRefCount);
   }
 }
 

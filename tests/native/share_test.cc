@@ -177,14 +177,39 @@ TEST(what_a_peer_held_is_given_back_piece_by_piece) {
   EXPECT_EQ(scene.share.bytes(), 0u);
 }
 
+TEST(leases_are_copied_in_steps_whatever_is_let_go_of_meanwhile) {
+  Scene scene;
+  for (uint64_t page = 0; page < kPages; page += 2) scene.lease(pages(page, page + 1));
+  LeaseTable copy(scene.file);
+  uint64_t from = 0;
+  int steps = 0;
+  for (bool done = false; !done; ++steps) {
+    size_t left = 1;
+    done = *copy.copy_some(scene.share.table(), &from, &left);
+    if (steps == 0) EXPECT(*scene.share.release(pages(0, 1)));  // it has been copied
+    if (steps == 1) EXPECT(*scene.share.release(pages(4, 5)));  // it never is
+  }
+  EXPECT_EQ(steps, static_cast<int>(kPages / 2 - 1));
+  EXPECT_EQ(copy.bytes(), (kPages / 2 - 1) * page_size());
+  EXPECT(copy.has(pages(0, 1)));
+  EXPECT(!copy.has(pages(4, 5)));
+  EXPECT(copy.drop_some(SIZE_MAX));
+}
+
 TEST(a_lease_that_cannot_be_copied_for_want_of_memory_is_not_lost) {
   Scene scene;
   scene.lease(pages(0, 2));
   scene.lease(pages(4, 6));
   scene.lease(pages(5, 6));
   LeaseTable copy(scene.file);
-  native_tests::fail_each_allocation([&] { EXPECT(copy.copy(scene.share.table()).ok()); },
-                                     [&] { EXPECT(copy.drop_some(SIZE_MAX)); });
+  uint64_t from = 0;
+  size_t left = SIZE_MAX;
+  native_tests::fail_each_allocation(
+      [&] { EXPECT(*copy.copy_some(scene.share.table(), &from, &left)); },
+      [&] {
+        EXPECT(copy.drop_some(SIZE_MAX));
+        from = 0;
+      });
   EXPECT_EQ(copy.bytes(), 4 * page_size());
   EXPECT(copy.drop_some(SIZE_MAX));
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -495,6 +494,53 @@ sys.exit(os.waitpid(child, 0)[1] != 0)
     assert done.returncode == 0
 
 
+WITHOUT_THREADS = """
+import io, logging, os, resource, sys
+import pgalloc
+from pgalloc import AllocationMode, MemoryFile
+
+logging.basicConfig()
+
+if os.getuid() == 0:
+    os.setuid(65534)  # root may have as many as it wants
+mf = MemoryFile()
+a, b = (mf.allocate(1 << 21, mode=AllocationMode.ALLOCATE_AND_COMMIT) for _ in range(2))
+soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+try:
+    os.fork()
+except BlockingIOError:
+    pass
+else:
+    raise AssertionError("there is no limit")
+a.release()
+resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+while mf.leases():  # of the child that never was
+    pass
+if sys.argv[1] == "wait":
+    assert mf.wait_for_reclaim(60)
+elif sys.argv[1] == "save":
+    mf.save(io.BytesIO())
+b.release()
+while os.stat(mf.fileno()).st_blocks:
+    pass
+mf.stats()  # logs what the core has warned of
+"""
+
+
+@pytest.mark.parametrize("act", ["wait", "save", "release"])
+def test_threads_that_could_not_start_again_start_when_they_are_needed(act: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THREADS, act],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be started again" in done.stderr
+
+
 def test_nested_forks(mf: MemoryFile) -> None:
     a = mf.allocate(PAGE)
     view = a.view()
@@ -518,37 +564,5 @@ def test_nested_forks(mf: MemoryFile) -> None:
         own.close()
 
     in_child(lambda: level(1))
-    view.release()
-    a.release()
-
-
-def _raw_fork() -> int:
-    """fork() of the C library, with the GIL held and none of Python's hooks run."""
-    return int(ctypes.PyDLL(None).fork())
-
-
-def test_a_raw_fork_does_not_hang(mf: MemoryFile) -> None:
-    """No hook parked the reclaimer: the child has it in the middle of whatever it did."""
-    a = mf.allocate(PAGE)
-    view = a.view()
-    view[:3] = b"raw"
-
-    def child() -> None:
-        assert bytes(view[:3]) == b"raw"
-        for call in (lambda: mf.allocate(PAGE), lambda: mf.dec_ref(a.range), mf.segments):
-            try:
-                call()
-            except ForkedError:
-                continue
-            raise AssertionError("not refused")
-        a.release()
-        with MemoryFile() as own:
-            own.allocate(PAGE).view()[0] = 1
-
-    for _ in range(20):
-        mf.dec_ref(mf.allocate_range(HUGE, mode=COMMIT))  # the reclaimer is at work
-        Child(child, fork=_raw_fork).wait()
-    assert mf.wait_for_reclaim(10)
-    assert bytes(view[:3]) == b"raw"
     view.release()
     a.release()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import faulthandler
 import io
 import os
 import select
@@ -26,6 +28,7 @@ from pgalloc import (
     RangeError,
     testing,
 )
+from pgalloc._core import _testing
 
 
 class Steps:
@@ -244,7 +247,7 @@ def test_what_a_child_has_closed_is_closed_in_its_children(mf: MemoryFile, steps
 
         def grandchild() -> None:
             assert mf.closed
-            with pytest.raises(ForkedError):
+            with pytest.raises(ClosedError):
                 mf.allocate(PAGE)
             with pytest.raises((ClosedError, ForkedError)):
                 a.view()
@@ -312,31 +315,71 @@ os.kill(os.getpid(), 9)
     assert done.stdout == "well\n", done.stderr
 
 
-def test_without_leases_a_child_is_told(
-    mf: MemoryFile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """No descriptor is left for its connection: views can be read, as after any fork."""
+@pytest.mark.parametrize("call", ["socketpair", "fstat", "sendmsg"])
+def test_without_leases_a_child_is_told(mf: MemoryFile, call: str) -> None:
+    """No descriptor is left for its connection. It cannot touch what may be others' soon."""
     a = mf.allocate(PAGE)
     view = a.view()
     view[0] = 5
 
-    def refuse(*arguments: Any) -> Any:
-        raise OSError(24, "Too many open files")
-
     def child() -> None:
-        assert view[0] == 5
-        for act in (lambda: mf.allocate(PAGE), a.clone, a.decommit, lambda: mf.close()):
+        _testing.remove_fault()
+        for act in (lambda: mf.allocate(PAGE), a.clone, a.decommit, a.view, lambda: mf.close()):
             with pytest.raises(ForkedError):
                 act()
         a.release()
 
-    with monkeypatch.context() as patched:
-        patched.setattr("pgalloc.sharing.fork_leases.socket.socketpair", refuse)
-        in_child(child)
-    assert "without leases" in caplog.text
-    assert mf.leases() == []
+        def touches() -> None:
+            view[0]
+
+        reader = os.fork()
+        if reader == 0:
+            faulthandler.disable()
+            touches()
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(reader, 0)[1]) == signal.SIGSEGV
+
+    with testing.FaultPlan(call, errno.EMFILE):
+        forked = Child(child)
+    forked.wait()
+    eventually(lambda: mf.leases() == [])
+    assert view[0] == 5
     view.release()
     a.release()
+
+
+def test_a_child_that_cannot_have_files_keeps_its_views(mf: MemoryFile, steps: Steps) -> None:
+    """And so do its children: the leases are there, only handles are not."""
+    a = mf.allocate(PAGE)
+    view = a.view()
+    view[:4] = b"kept"
+
+    def child() -> None:
+        _testing.remove_fault()
+        with pytest.raises(ForkedError):
+            mf.allocate(PAGE)
+        steps.let()
+        steps.wait()
+        assert bytes(view[:4]) == b"kept"
+
+        def grandchild() -> None:
+            assert bytes(view[:4]) == b"kept"
+            assert bytes(a.view()[:4]) == b"kept"
+
+        in_child(grandchild)
+
+    with testing.FaultPlan("duplicate", errno.EMFILE):
+        forked = steps.start(child)
+    steps.wait()
+    view.release()
+    a.release()
+    mf.wait_for_reclaim()
+    assert stored(mf) == PAGE
+    steps.let()
+    forked.wait()
+    eventually(lambda: mf.leases() == [])
+    mf.wait_for_reclaim()
+    assert stored(mf) == 0
 
 
 @pytest.mark.parametrize("owned", [True, False], ids=["shared", "the child's alone"])

@@ -173,6 +173,7 @@ def _is_member(code: str, at: int) -> bool:
 
 THREADS = {
     "backing/prefault.cc",
+    "binding/fork_hooks.cc",
     "file/loader.cc",
     "file/loader.h",
     "file/reclaimer.cc",
@@ -212,6 +213,7 @@ CLOCKS = {
     "imageio/image_writer.h",
     "os/thread.cc",
     "sharing/broker.cc",
+    "sharing/forks.cc",
     "sharing/offers.cc",
     "sharing/offers.h",
     "sharing/owner_link.cc",

@@ -377,6 +377,25 @@ def test_children_without_end(scene: Scene, listener: str) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_child_cannot_pass_for_another_process(scene: Scene) -> None:
+    """The owner looks whether a process ends: the kernel says which, not the child."""
+    with RawPeer.greeted(scene.address("path"), own=True) as parent:
+        answer = parent.ask(Op.FORK)
+        assert answer is not None
+        (descriptor,) = answer.descriptors
+        with RawPeer.__new__(RawPeer) as child:
+            child.socket, child._number = socket.socket(fileno=descriptor), 0
+            child.socket.settimeout(60)
+            child.ask(Op.HELLO, protocol.HELLO.pack(1, bytes(protocol.NONCE_BYTES)))
+            request = protocol.ALLOCATE.pack(_file(scene), 5 * PAGE, 1, 0, 0)
+            allocated = child.ask(Op.ALLOCATE, request)
+            assert allocated is not None
+            (lease,) = (each for each in scene.mf.leases() if each.nbytes == 5 * PAGE)
+            assert lease.pid == os.getpid()
+            # This process has the file mapped: its end alone would not end the lease.
+            child.ask(Op.RELEASE, allocated.payload)
+
+
 def _come_and_go(address: bytes, times: int) -> None:
     for number in range(times):
         with RawPeer(address) as attacker:

@@ -1,0 +1,225 @@
+// Forks without Python. Each test is a process: a broker stays, and so does what one fork leaves to the next.
+
+#include "sharing/forks.h"
+
+#include <poll.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "file/file_seat.h"
+#include "native/sharing.h"
+#include "sharing/broker.h"
+#include "sharing/peer_file.h"
+
+namespace pgalloc::forks_test {
+namespace {
+
+using native_tests::allocations_left;
+using native_tests::make_file;
+using native_tests::take_pages;
+
+// Runs in a process of its own. Its status; -1 for one that was killed.
+template <class Run>
+pid_t begin_child(Run run) {
+  const pid_t pid = ::fork();
+  if (pid != 0) return pid;
+  allocations_left = -1;
+  ::alarm(60);
+  native_tests::failures = 0;
+  run();
+  ::_exit(native_tests::failures == 0 ? 0 : 1);
+}
+int status_of(pid_t pid) {
+  int status = 0;
+  ::waitpid(pid, &status, 0);
+  return status;
+}
+template <class Run>
+int in_child(Run run) {
+  return status_of(begin_child(run));
+}
+
+// The test, in a process of its own.
+template <class Run>
+void alone(Run run) {
+  Forks::install();
+  EXPECT_EQ(in_child(run), 0);
+}
+
+// Waits until the children's leases are back.
+bool no_leases(const MemoryFile& file) {
+  for (int i = 0; i < 10000; ++i) {
+    if (Broker::instance().leases(file.id()).empty()) return true;
+    (void)::poll(nullptr, 0, 1);
+  }
+  return false;
+}
+
+struct Scene {
+  Scene() : file(make_file()), seat(file), range(take_pages(*file, 4)) {
+    std::memcpy(*file->map(range), "ours", 4);
+  }
+  bool shows_ours() const {
+    return std::memcmp(file->chunks()->address(range.start), "ours", 4) == 0;
+  }
+
+  const std::shared_ptr<MemoryFile> file;
+  FileSeat seat;
+  const FileRange range;
+};
+
+TEST(a_child_is_a_peer_of_its_parent_and_so_is_its_child) {
+  alone([] {
+    Scene scene;
+    int go[2];
+    EXPECT_EQ(::pipe(go), 0);
+    const auto is_peer = [&] {
+      EXPECT(scene.seat.owned() == nullptr);
+      Pages& pages = scene.seat.pages();
+      if (!EXPECT(pages.is_remote())) return;
+      EXPECT(pages.inc_ref(scene.range, 0).ok());
+      EXPECT(pages.dec_ref(scene.range).ok());
+      EXPECT(scene.shows_ours());
+    };
+    const pid_t child = begin_child([&] {
+      char byte = 0;
+      EXPECT_EQ(::read(go[0], &byte, 1), 1);
+      is_peer();
+      EXPECT_EQ(in_child(is_peer), 0);
+    });
+    const auto leases = Broker::instance().leases(scene.file->id());
+    EXPECT_EQ(leases.size(), 1u);
+    EXPECT_EQ(leases[0].bytes, scene.range.length());
+    EXPECT(scene.file->dec_ref(scene.range).ok());
+    EXPECT(scene.file->wait_for_reclaim(std::nullopt));
+    const FileRange others = take_pages(*scene.file, 4);
+    EXPECT(!others.overlaps(scene.range));
+    EXPECT_EQ(::write(go[1], ".", 1), 1);
+    EXPECT_EQ(status_of(child), 0);
+    EXPECT(no_leases(*scene.file));
+    EXPECT_EQ(scene.file->stats().freed_bytes, scene.range.length());
+  });
+}
+
+TEST(a_fork_that_runs_out_of_memory_leaves_leases_or_nothing_to_see) {
+  alone([] {
+    Scene scene;
+    EXPECT_EQ(in_child([] {}), 0);  // starts what stays
+    for (int64_t left = 0;; ++left) {
+      allocations_left = left;
+      const pid_t child = begin_child([&] {
+        const bool mapped = scene.file->chunks()->is_mapped(scene.range);
+        if (scene.seat.orphaned()) {
+          EXPECT_EQ(mapped, scene.seat.guard() != nullptr);
+        } else {
+          EXPECT(mapped);
+        }
+        if (mapped) EXPECT(scene.shows_ours());
+      });
+      const bool failed = allocations_left < 0;
+      allocations_left = -1;
+      const int status = status_of(child);
+      // A child that has no memory even for a broker of its own ends.
+      EXPECT(status == 0 || WTERMSIG(status) == SIGABRT);
+      if (!EXPECT(no_leases(*scene.file))) return;
+      EXPECT(*scene.file->has_unique_ref(scene.range));
+      if (!failed) break;
+    }
+    EXPECT_EQ(Broker::instance().verify(), std::nullopt);
+    EXPECT_EQ(scene.file->verify(), std::nullopt);
+  });
+}
+
+TEST(threads_fork_while_others_allocate) {
+  alone([] {
+    Scene scene;
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 2; ++i) {
+      threads.emplace_back([&] {
+        while (!stop) {
+          const FileRange range = take_pages(*scene.file, 2);
+          EXPECT(scene.file->dec_ref(range).ok());
+          EXPECT(scene.file->wait_for_reclaim(std::nullopt));
+        }
+      });
+    }
+    std::vector<std::thread> forking;
+    for (int i = 0; i < 3; ++i) {
+      forking.emplace_back([&] {
+        for (int number = 0; number < 30; ++number) {
+          EXPECT_EQ(in_child([&] {
+                      EXPECT(scene.seat.pages().is_remote());
+                      EXPECT(scene.shows_ours());
+                      const auto file = make_file();
+                      EXPECT(file->dec_ref(take_pages(*file, 1)).ok());
+                      EXPECT(file->wait_for_reclaim(std::nullopt));
+                    }),
+                    0);
+        }
+      });
+    }
+    for (std::thread& thread : forking) thread.join();
+    stop = true;
+    for (std::thread& thread : threads) thread.join();
+    EXPECT(no_leases(*scene.file));
+    EXPECT(*scene.file->has_unique_ref(scene.range));
+    EXPECT_EQ(scene.file->verify(), std::nullopt);
+  });
+}
+
+TEST(an_owner_that_does_not_answer_costs_its_own_files_only) {
+  alone([] {
+    int pair[2];
+    EXPECT_EQ(os::kernel().socketpair(pair), 0);
+    const auto link = std::move(*OwnerLink::create(pair[0]));
+    const auto theirs = make_file();
+    const auto peer = std::move(*PeerFile::create(theirs->fd(), {1, kChunkSize, false}, link));
+    FileSeat remote{std::shared_ptr<Pages>(peer)};
+    const FileRange range = take_pages(*theirs, 1);
+    EXPECT(peer->adopt(range).ok());
+    EXPECT(peer->map(range).ok());
+    Scene scene;
+    EXPECT_EQ(in_child([&] {
+                EXPECT(remote.orphaned());
+                EXPECT(!peer->chunks()->is_mapped(range));
+                EXPECT(scene.seat.pages().is_remote());
+                EXPECT(scene.shows_ours());
+              }),
+              0);
+    // Its answer comes too late, and what it would bring is not lost: the parent goes on.
+    EXPECT(peer->holds(range));
+    ::close(pair[1]);
+    EXPECT_EQ(in_child([&] { EXPECT(peer->chunks()->is_mapped(range)); }), 0);  // it has gone
+  });
+}
+
+TEST(parking_nests_and_a_child_begins_anew) {
+  alone([] {
+    Scene scene;
+    EXPECT(Broker::instance().address().ok());
+    Forks::park_threads();
+    Forks::park_threads();
+    EXPECT_EQ(native_tests::threads_of_process(), 1u);
+    EXPECT_EQ(in_child([&] {
+                const auto own = make_file();
+                EXPECT_EQ(native_tests::threads_of_process(), 2u);
+                EXPECT(own->dec_ref(take_pages(*own, 1)).ok());
+                EXPECT(own->wait_for_reclaim(std::nullopt));
+              }),
+              0);
+    Forks::resume_threads();
+    EXPECT_EQ(native_tests::threads_of_process(), 1u);
+    Forks::resume_threads();
+    EXPECT_EQ(native_tests::threads_of_process(), 3u);
+    Forks::resume_threads();  // once too often
+    EXPECT(no_leases(*scene.file));
+  });
+}
+
+}  // namespace
+}  // namespace pgalloc::forks_test
