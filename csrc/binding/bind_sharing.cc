@@ -46,24 +46,40 @@ auto ask_owner(OwnerLink& link, Ask ask) {
 
 // --- The link ------------------------------------------------------------------------------------
 
-// A request that brings bytes, and perhaps a descriptor: (bytes, descriptor or -1).
+// A descriptor that has arrived, and belongs to this.
+class ArrivedDescriptor {
+ public:
+  explicit ArrivedDescriptor(int fd) : reply_{{}, fd} {}
+  ~ArrivedDescriptor() { reply_.close_descriptor(); }
+  ArrivedDescriptor(const ArrivedDescriptor&) = delete;
+  ArrivedDescriptor& operator=(const ArrivedDescriptor&) = delete;
+
+  int fd() const { return reply_.descriptor; }
+
+ private:
+  OwnerLink::Reply reply_;
+};
+
+// A request that brings bytes, and perhaps a descriptor: (bytes, a descriptor or None).
 py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
   struct Brought {
     std::string payload;
-    int descriptor = -1;
+    std::unique_ptr<ArrivedDescriptor> descriptor;
   };
   const auto brought = std::make_shared<Brought>();
-  OwnerLink::Exchange exchange{
-      [brought](OwnerLink::Reply& reply) {
-        brought->payload = reply.payload;
-        brought->descriptor = std::exchange(reply.descriptor, -1);
-      },
-      [brought] { OwnerLink::Reply{{}, brought->descriptor}.close_descriptor(); }};
+  OwnerLink::Exchange exchange{[brought](OwnerLink::Reply& reply) {
+                                 brought->payload = reply.payload;
+                                 if (reply.descriptor < 0) return;
+                                 brought->descriptor =
+                                     std::make_unique<ArrivedDescriptor>(reply.descriptor);
+                                 reply.descriptor = -1;
+                               },
+                               [brought] { brought->descriptor.reset(); }};
   const std::string text = payload;
   throw_if_error(ask_owner(*link, [&](const OwnerLink::Patience& patience) {
     return link->request(static_cast<wire::Op>(op), text, std::move(exchange), patience);
   }));
-  return py::make_tuple(py::bytes(brought->payload), brought->descriptor);
+  return py::make_tuple(py::bytes(brought->payload), std::move(brought->descriptor));
 }
 
 // A lease that has arrived and belongs to no file yet. It is given back unless one takes it.
@@ -140,10 +156,12 @@ void set_owner(Self<OwnerLink> link, pid_t pid, const py::object& address) {
 }
 
 void bind_link(py::module_& module) {
+  py::class_<ArrivedDescriptor>(module, "ArrivedDescriptor");
   py::class_<ArrivedLease>(module, "ArrivedLease")
       .def_property_readonly("file_id", [](Self<ArrivedLease> lease) { return lease->file(); });
   py::class_<OwnerLink, std::shared_ptr<OwnerLink>>(module, "OwnerLink")
-      .def(py::init([](int fd) { return value_or_throw(OwnerLink::create(fd)); }), py::arg("fd"))
+      .def(py::init([](int socket) { return value_or_throw(OwnerLink::duplicate(socket)); }),
+           py::arg("socket"))
       .def("request", &request)
       .def("claim", &claim)
       .def("flush",
@@ -165,10 +183,10 @@ void bind_link(py::module_& module) {
 
 // --- Peers ---------------------------------------------------------------------------------------
 
-std::unique_ptr<PeerHandle> make_peer(int fd, uint64_t id, uint64_t capacity, bool readonly,
-                                      Self<OwnerLink> link) {
-  return std::make_unique<PeerHandle>(
-      value_or_throw(PeerFile::create(fd, {id, capacity, readonly}, link->shared_from_this())));
+std::unique_ptr<PeerHandle> make_peer(Self<ArrivedDescriptor> memory, uint64_t id,
+                                      uint64_t capacity, bool readonly, Self<OwnerLink> link) {
+  return std::make_unique<PeerHandle>(value_or_throw(
+      PeerFile::create(memory->fd(), {id, capacity, readonly}, link->shared_from_this())));
 }
 
 py::object map_range(Self<PeerHandle> handle, const py::object& range_object, bool readonly) {
@@ -325,7 +343,7 @@ void bind_remote_calls(py::class_<Handle>& type) {
 
 void bind_peer(py::module_& module) {
   py::class_<PeerHandle> type(module, "PeerFile");
-  type.def(py::init(&make_peer), py::arg("fd"), py::arg("id"), py::arg("capacity"),
+  type.def(py::init(&make_peer), py::arg("descriptor"), py::arg("id"), py::arg("capacity"),
            py::arg("readonly"), py::arg("link"))
       .def("inc_ref", &inc_ref<PeerHandle>)
       .def("dec_ref",

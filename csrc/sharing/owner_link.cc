@@ -84,6 +84,12 @@ uint64_t next_link_number() {
 OwnerLink::OwnerLink(Endpoint socket, bool waits)
     : number_(next_link_number()), waits_(waits), socket_(std::move(socket)) {}
 
+Result<std::shared_ptr<OwnerLink>> OwnerLink::duplicate(int socket) {
+  const int fd = sys().duplicate(socket);
+  if (fd < 0) return Status::system_error(errno, "fcntl");
+  return create(fd);
+}
+
 // In a forked child the thread is not there, and its handle cannot be destroyed.
 void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
   if (link->forked()) {

@@ -73,6 +73,9 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
 
   // Takes over a connected socket, also if it fails.
   static Result<std::shared_ptr<OwnerLink>> create(int fd);
+  // The socket stays the caller's, which closes it: no number of a descriptor is in the hands of Python
+  // code that a signal handler may interrupt.
+  static Result<std::shared_ptr<OwnerLink>> duplicate(int socket);
   static Result<std::shared_ptr<OwnerLink>> create(Endpoint socket);
   ~OwnerLink() = default;
   OwnerLink(const OwnerLink&) = delete;

@@ -84,7 +84,8 @@ class Connection:
     def _greeted(
         cls, sock: socket.socket, secret: bytes, address: Address | None, timeout: float | None
     ) -> Connection:
-        connection = cls(_core.OwnerLink(sock.detach()), address, timeout)
+        with sock:
+            connection = cls(_core.OwnerLink(sock.fileno()), address, timeout)
         try:
             answer = connection.request(Op.HELLO, protocol.HELLO.pack(os.getpid(), secret))
             (connection.owner_pid,) = protocol.fields(protocol.PROCESS, answer)
@@ -110,15 +111,15 @@ class Connection:
 
     def request(self, operation: Op, payload: bytes = b"") -> bytes:
         """Ask the owner. Raises what it answers, OwnerGoneError, SharingError after a time-out."""
-        answer, descriptor = self.link.request(operation, payload)
-        if descriptor >= 0:
-            os.close(descriptor)
+        answer, _ = self.link.request(operation, payload)
         return answer
 
-    def request_descriptor(self, operation: Op, payload: bytes = b"") -> tuple[bytes, int]:
-        """As :meth:`request`, for answers with a descriptor, which is the caller's."""
+    def request_descriptor(
+        self, operation: Op, payload: bytes = b""
+    ) -> tuple[bytes, _core.ArrivedDescriptor]:
+        """As :meth:`request`, for answers with a descriptor."""
         answer, descriptor = self.link.request(operation, payload)
-        if descriptor < 0:
+        if descriptor is None:
             raise OwnerGoneError("the owner of these pages sent no descriptor")
         return answer, descriptor
 
@@ -183,23 +184,31 @@ def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.soc
 
 _connections: dict[Address, Connection] = {}
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()
-_lock = threading.Lock()
+_lock = threading.RLock()  # a signal handler may receive pages, too
 _generation = _core.process_generation()
 
 
 def connection_to(address: Address) -> Connection:
     """The connection of this process to an owner, which lasts as long as both do."""
     settle()
+    if (known := _known(address)) is not None:
+        return known
+    # Without the lock: an owner that does not answer keeps no thread from another owner.
+    made = Connection.to_owner(address)
     with _lock:
-        for known in list(_connections.values()):
-            if known.has_hung_up():
-                known.break_off()
-        connection = _connections.get(address)
-        if connection is not None:
-            return connection
-        connection = Connection.to_owner(address)
-        _connections[address] = connection
-        return connection
+        if (known := _known(address)) is None:
+            _connections[address] = made
+            return made
+    made.close()
+    return known
+
+
+def _known(address: Address) -> Connection | None:
+    with _lock:
+        for each in list(_connections.values()):
+            if each.has_hung_up():
+                each.break_off()
+        return _connections.get(address)
 
 
 def of_file(file: Any) -> Connection:
@@ -224,7 +233,7 @@ def settle() -> None:
     if _generation == _core.process_generation():
         return
     parents = list(_all)
-    _lock = threading.Lock()  # another thread of the parent may have the old one
+    _lock = threading.RLock()  # another thread of the parent may have the old one
     _connections.clear()
     _all = weakref.WeakSet()
     _generation = _core.process_generation()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core
@@ -40,11 +39,8 @@ class PeerFile(_core.PeerFile, Uncopyable):
             raise TypeError("use pgalloc.connect()")
         name = checked_int(name, "name", high=2**64 - 1)
         answer, descriptor = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
-        try:
-            _name, capacity, readonly = protocol.head(protocol.FILE, answer)
-            super().__init__(descriptor, name, capacity, bool(readonly), connection.link)
-        finally:
-            os.close(descriptor)
+        _name, capacity, readonly = protocol.head(protocol.FILE, answer)
+        super().__init__(descriptor, name, capacity, bool(readonly), connection.link)
         self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
         self._joined = connection
         self._owns_connection = owns_connection

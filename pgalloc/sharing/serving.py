@@ -60,11 +60,8 @@ class Server(Uncopyable):
         )
         _servers.add(self)
         if lookups is not None:
-            try:
-                lookups.start()
-            except BaseException:
-                self.close()
-                raise
+            weakref.finalize(self, lookups.close)  # its thread does not keep this alive
+            lookups.start()
 
     def close(self) -> None:
         """Accept no more peers, and remove the socket."""
