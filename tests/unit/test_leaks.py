@@ -9,6 +9,7 @@ from collections.abc import Callable
 import leaks
 import pytest
 from conftest import PAGE
+from waiting import eventually
 
 from pgalloc import AllocationMode, MemoryFile
 
@@ -37,6 +38,18 @@ def _thread() -> Callable[[], None]:
     return stop
 
 
+def _at_rest() -> leaks.Holdings:
+    """Once no thread of an earlier test is about to end."""
+    looks: list[leaks.Holdings] = []
+
+    def the_same() -> bool:
+        looks.append(leaks.holdings())
+        return len(looks) > 20 and len(set(looks[-20:])) == 1
+
+    eventually(the_same, "nothing changes any more")
+    return looks[-1]
+
+
 @pytest.mark.parametrize(
     ("make", "found"),
     [
@@ -49,7 +62,7 @@ def test_what_stays_is_found(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], Callable[[], None]], found: set[str]
 ) -> None:
     monkeypatch.setattr(leaks, "PATIENCE_S", 0.05)
-    before = leaks.holdings()
+    before = _at_rest()
     give_back = make()
     try:
         assert leaks.grown(before, leaks.holdings()).keys() == found
