@@ -9,7 +9,7 @@
 //   1. pages() never returns a file of another process, whose locks may be held by threads that are not
 //      here.
 //   2. In a forked child without a file of its own, the pages that views show are leased through
-//      guard(); or they are given to nobody else; or the child cannot touch them (sharing/forks.h).
+//      guard(); or no other process gets them; or the child cannot touch them (sharing/forks.h).
 #pragma once
 
 #include <cstdint>

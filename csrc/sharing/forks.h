@@ -21,7 +21,7 @@
 //   2. Leases are never fewer than the child's handles: a handle that is made or ends meanwhile in
 //      another thread leaves the child a lease too many, until it ends.
 //   3. A view in a child shows what its parent's showed, and what is written there since, but never
-//      pages that were given to others since then: there is a lease; or nobody owns the pages any more
+//      pages that were given to others since then: there is a lease; or the pages have no owner any more
 //      (the file was closed, or its owner has ended); or the child cannot touch that mapping (SIGSEGV),
 //      because something was short: descriptors, memory, or an owner that did not answer. (But if then
 //      the kernel refuses both to replace the mapping and to remove it, it stays.)
@@ -30,7 +30,7 @@
 //   5. A child's connection that carries leases is open as long as a file uses it, or a view might.
 //
 // Lock order: forks, broker, guard, registry of files, seats, links, then the locks of all files, in
-// any order: nobody else holds two of these.
+// any order: no other thread holds two of these.
 #pragma once
 
 #include <memory>
