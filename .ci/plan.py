@@ -48,7 +48,7 @@ CI = (
     Job("tidy", 1, 165, _TOOLS, limit_s=900),
     # Elsewhere.
     Job("other_python", 2, 75, _TOOLS, limit_s=900),
-    Job("libraries", 1, 45, _TOOLS),
+    Job("libraries", 1, 110, _TOOLS),
     Job("limits", 2, 60, _TOOLS),
     Job("vm", 2, 70, _TOOLS, limit_s=1200),
     Job("readme_demo", 1, 70, _TOOLS),
@@ -73,12 +73,12 @@ CI = (
     Job("stress_sets", 1, 35, _DRIVERS),
     Job("stress_images", 1, 10, _DRIVERS),
     Job("stress_torture", 2, 40, _DRIVERS),
-    Job("stress_sharing", 2, 65, _TOOLS),
+    Job("stress_sharing", 2, 110, _TOOLS),
     Job("stress_snapshots", 1, 25, _TOOLS),
     Job("planted_images", 1, 5, _DRIVERS),
     Job("planted_torture", 1, 10, _DRIVERS),
     Job("planted_api", 1, 25, _TOOLS),
-    Job("planted_sharing", 1, 65, _TOOLS),
+    Job("planted_sharing", 1, 80, _TOOLS),
     Job("planted_discards", 1, 5, _TOOLS),
     Job("planted_mutants", 1, 50, _TOOLS),
 )

@@ -20,10 +20,12 @@ import multiprocess
 import numpy as np
 import pandas
 import pytest
+import torch
 from joblib.externals.loky import get_reusable_executor
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV, cross_val_score
+from torch.utils.data import DataLoader, Dataset
 
 import pgalloc
 from pgalloc import MemoryFile
@@ -233,7 +235,6 @@ def test_frames_travel_with_their_pages(mf: MemoryFile) -> None:
 
 
 def test_torch_takes_arrays(mf: MemoryFile) -> None:
-    torch = pytest.importorskip("torch")  # too large to install for this
     array = mf.array_like(np.arange(4.0))
     stream = io.BytesIO()
     torch.save(torch.from_numpy(array), stream)
@@ -245,3 +246,35 @@ def test_torch_takes_arrays(mf: MemoryFile) -> None:
         pool.close()
         pool.join()
     assert array[1] == 2
+
+
+class Rows(Dataset[Any]):
+    """Rows of an array in pages, and a list of texts; each row says which process read it."""
+
+    def __init__(self, rows: Any, texts: pgalloc.SharedList, read: Any) -> None:
+        self.rows, self.texts, self.read = rows, texts, read
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> Any:
+        assert type(self.rows) is SharedArray
+        self.read[at] = os.getpid()
+        return self.rows[at], int(bytes(self.texts[at]))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_data_loader_takes_pages(mf: MemoryFile, method: str) -> None:
+    """Its workers read the pages themselves; what they write is seen here: nothing is copied."""
+    rows = mf.array_like(np.arange(64.0).reshape(16, 4))
+    texts = pgalloc.SharedList([b"%d" % number for number in range(16)], file=mf)
+    read = mf.array(16, np.int64)
+    loader = DataLoader(
+        Rows(rows, texts, read), batch_size=4, num_workers=2, multiprocessing_context=method
+    )
+    batches = list(loader)
+    assert torch.cat([values for values, _ in batches]).tolist() == rows.tolist()
+    assert torch.cat([numbers for _, numbers in batches]).tolist() == list(range(16))
+    assert len(set(read.tolist())) == 2
+    assert os.getpid() not in read.tolist()
+    texts.release()
