@@ -260,6 +260,14 @@ def served_where_a_socket_was_left(run: Run) -> None:
             os.unlink("left")
 
 
+def _wait_for_a_new_epoll(before: list[int]) -> None:
+    """Until the epoll and its two sockets are new: it knows itself by them, and one is enough.
+
+    That they are open says nothing: another file may have the number of the one that was closed.
+    """
+    eventually(lambda: _core.broker_descriptors()[:3] != before[:3], "a new epoll")
+
+
 def replaced(run: Run) -> None:
     """The broker's own descriptors are closed from outside, and it makes new ones."""
     if run.name in BY_THE_PEER:
@@ -268,8 +276,11 @@ def replaced(run: Run) -> None:
     _core.broker_set_times(look_s=0.005)
     for number in range(6):  # the last two are for other network namespaces
         eventually(lambda: len(_core.broker_descriptors()) >= 4, "a listener")
-        for descriptor in _core.broker_descriptors()[number : number + 1]:
+        before = _core.broker_descriptors()
+        for descriptor in before[number : number + 1]:
             os.close(descriptor)
+        if number < 3:
+            _wait_for_a_new_epoll(before)
         eventually(_is_whole, "the broker has all it needs again")
     _wait_for_channels(channels)
     _core.broker_set_times(look_s=1e6)

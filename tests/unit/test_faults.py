@@ -144,12 +144,15 @@ def _clean_up(
         eventually(lambda: len(left()) <= leaks_max, "the end of descriptors", timeout_s=2)
     still_open = left()
     mapped = _mapped_files(directory) - mapped_before
+    names = []
     for fd in still_open:
-        os.close(fd)
+        with contextlib.suppress(OSError):  # the broker may close one at this very moment
+            names.append(os.readlink(f"/proc/self/fd/{fd}"))
+            os.close(fd)
     munmap = ctypes.CDLL(None).munmap
     for low, size in mapped:
         munmap(ctypes.c_void_p(low), ctypes.c_size_t(size))
-    assert len(still_open) <= leaks_max, "descriptors leaked"
+    assert len(names) <= leaks_max, f"descriptors leaked: {names}"
     assert len(mapped) <= (4 * failures if name == "munmap" else 0), "mappings leaked"
     shutil.rmtree(directory)
     directory.mkdir()
