@@ -321,6 +321,7 @@ tsan_clean() {
 
 job_tsan_rooms() {
   tsan_settings
+  TSAN_OPTIONS+=:die_after_fork=0  # a forked child's link has a thread of its own
   # Not: terabytes of address space, which ThreadSanitizer has no room for.
   # shellcheck disable=SC2046
   LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' \

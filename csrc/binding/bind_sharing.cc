@@ -156,7 +156,7 @@ void set_owner(Self<OwnerLink> link, pid_t pid, const py::object& address) {
 }
 
 void bind_link(py::module_& module) {
-  py::class_<ArrivedDescriptor>(module, "ArrivedDescriptor");
+  (void)py::class_<ArrivedDescriptor>(module, "ArrivedDescriptor");
   py::class_<ArrivedLease>(module, "ArrivedLease")
       .def_property_readonly("file_id", [](Self<ArrivedLease> lease) { return lease->file(); });
   py::class_<OwnerLink, std::shared_ptr<OwnerLink>>(module, "OwnerLink")

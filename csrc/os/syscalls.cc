@@ -98,7 +98,7 @@ int set_nonblocking_call(int fd) {
 }
 // And makes it blocking.
 int set_receive_timeout_call(int fd, int milliseconds) {
-  const timeval timeout{milliseconds / 1000, milliseconds % 1000 * 1000};
+  const timeval timeout{milliseconds / 1000, suseconds_t{milliseconds % 1000} * 1000};
   const int flags = ::fcntl(fd, F_GETFL);
   if (flags < 0 || ::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) return -1;
   return ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);

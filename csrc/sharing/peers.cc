@@ -294,7 +294,7 @@ void Peers::take_turns(SteadyTime now) {
       continue;
     }
     Connected& connected = *found->second;
-    const bool lives = work_on(connected, number, now, until);
+    const bool lives = work_on(connected, now, until);
     if (!lives) {
       end(number, now);
       busy_.pop_front();
@@ -309,25 +309,24 @@ void Peers::take_turns(SteadyTime now) {
 }
 
 // A step of each of its requests, or of some. False if the peer has gone.
-bool Peers::work_on(Connected& connected, uint64_t number, SteadyTime now, SteadyTime until) {
+bool Peers::work_on(Connected& connected, SteadyTime now, SteadyTime until) {
   Channel::Requests& requests = connected.channel.requests();
   for (size_t left = requests.size(); left > 0; --left) {
     const auto request = requests.begin();
     requests.splice(requests.end(), requests, request);
-    if (!step(connected, number, request, now)) return false;
+    if (!step(connected, request, now)) return false;
     if (std::chrono::steady_clock::now() >= until) break;
   }
   return true;
 }
 
 // False if the peer has gone, or does not keep to the protocol.
-bool Peers::step(Connected& connected, uint64_t number, Channel::Requests::iterator request,
-                 SteadyTime now) {
+bool Peers::step(Connected& connected, Channel::Requests::iterator request, SteadyTime now) {
   Channel& channel = connected.channel;
   std::optional<Answer> answer;
   request->waits = false;
   try {
-    answer = answer_to(connected, number, *request, now);
+    answer = answer_to(connected, *request, now);
     for (auto& file : channel.session().take_let_go()) let_go(std::move(file));
   } catch (const std::bad_alloc&) {
     // What is given back must not be lost.
@@ -342,8 +341,7 @@ bool Peers::step(Connected& connected, uint64_t number, Channel::Requests::itera
   return !answer->malformed && channel.answer(request, std::move(*answer), now);
 }
 
-std::optional<Answer> Peers::answer_to(Connected& connected, uint64_t number, Request& request,
-                                       SteadyTime now) {
+std::optional<Answer> Peers::answer_to(Connected& connected, Request& request, SteadyTime now) {
   Channel& channel = connected.channel;
   if (!channel.greeted() || request.op == Op::kHello) return greet(channel, request);
   if (!channel.session().release_first(request)) return std::nullopt;

@@ -147,11 +147,9 @@ class Peers {
   SteadyTime next_time(SteadyTime now) const;
   void serve(Connected& connected, uint64_t number, uint32_t events, SteadyTime now);
   bool read(Connected& connected, SteadyTime now);
-  bool work_on(Connected& connected, uint64_t number, SteadyTime now, SteadyTime until);
-  bool step(Connected& connected, uint64_t number, Channel::Requests::iterator request,
-            SteadyTime now);
-  std::optional<Answer> answer_to(Connected& connected, uint64_t number, Request& request,
-                                  SteadyTime now);
+  bool work_on(Connected& connected, SteadyTime now, SteadyTime until);
+  bool step(Connected& connected, Channel::Requests::iterator request, SteadyTime now);
+  std::optional<Answer> answer_to(Connected& connected, Request& request, SteadyTime now);
   std::optional<Answer> greet(Channel& channel, const Request& request);
   std::optional<Answer> fork(Connected& connected, Request& request, SteadyTime now);
   Status begin_fork(Connected& connected, SteadyTime now);
