@@ -307,7 +307,8 @@ job_asan_leaks() {
 
 tsan_settings() {
   preload=$(g++ -print-file-name=libtsan.so)
-  export PYTHONPATH=$work/tsan/site TSAN_OPTIONS=exitcode=66:log_path=$CI_LOGS/tsan
+  # A forked child's link has a thread of its own.
+  export PYTHONPATH=$work/tsan/site TSAN_OPTIONS=exitcode=66:die_after_fork=0:log_path=$CI_LOGS/tsan
   sanitized_is_found tsan
 }
 
@@ -321,7 +322,6 @@ tsan_clean() {
 
 job_tsan_rooms() {
   tsan_settings
-  TSAN_OPTIONS+=:die_after_fork=0  # a forked child's link has a thread of its own
   # Not: terabytes of address space, which ThreadSanitizer has no room for.
   # shellcheck disable=SC2046
   LD_PRELOAD=$preload pytest_elsewhere "$python" -k 'not tib and not hundreds' \
