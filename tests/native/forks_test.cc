@@ -15,6 +15,9 @@
 #include "sharing/broker.h"
 #include "sharing/peer_file.h"
 
+// ThreadSanitizer does not know the threads of a process that was forked from one with threads.
+#ifndef __SANITIZE_THREAD__
+
 namespace pgalloc::forks_test {
 namespace {
 
@@ -223,3 +226,5 @@ TEST(parking_nests_and_a_child_begins_anew) {
 
 }  // namespace
 }  // namespace pgalloc::forks_test
+
+#endif
