@@ -1,4 +1,4 @@
-// Purpose: pages of other processes: a peer's link to their owner, its file, and fork leases, for
+// Purpose: pages of other processes: a peer's link to their owner, and its file, for
 // pgalloc.sharing.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
