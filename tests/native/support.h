@@ -7,6 +7,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -72,7 +73,7 @@ inline size_t threads_of_process() {
 }
 
 // While it lives, the calls that a test has replaced are in force. The replacements are plain functions:
-// what they need to know is static.
+// what they need to know is static. Its table is never freed: a core thread may be inside a call.
 class FakeKernel {
  public:
   FakeKernel() = default;
@@ -80,8 +81,14 @@ class FakeKernel {
   FakeKernel(const FakeKernel&) = delete;
   FakeKernel& operator=(const FakeKernel&) = delete;
 
-  os::Syscalls calls = os::kernel();
+  os::Syscalls& calls = new_table();
   void begin() { os::use(calls); }
+
+ private:
+  static os::Syscalls& new_table() {
+    static auto& tables = *new std::deque<os::Syscalls>;
+    return tables.emplace_back(os::kernel());
+  }
 };
 
 }  // namespace pgalloc::native_tests
