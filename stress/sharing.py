@@ -42,6 +42,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--start-method", choices=METHODS, help="default: fork and spawn, at random"
     )
+    parser.add_argument(
+        "--trouble", type=float, default=0, metavar="RATE", help="the share of calls in trouble"
+    )
     parser.add_argument("--plant", choices=PLANTS, help="a bug that must be found")
     return parser.parse_args()
 
@@ -68,8 +71,9 @@ def torture(options: argparse.Namespace, methods: list[str]) -> None:
             methods,
             peers=options.peers,
             bytes_max=options.bytes_max // options.peers,
+            trouble=options.trouble,
         )
-        owner = Owner(file, crew, pressure, options.seed, options.kill_every)
+        owner = Owner(file, crew, pressure, options.seed, options.kill_every, options.trouble)
         try:
             owner.start(options.peers)
             end = time.monotonic() + options.seconds

@@ -3,6 +3,8 @@
 ``gil``: the owner's main thread keeps the GIL in one long call of C. Its peers allocate, release
 and receive pages from each other all the while; how long each operation took is printed.
 
+``idle``: the owner's main thread waits without the GIL, for comparison.
+
 ``stop``: the owner is stopped (SIGSTOP), for longer than requests wait, and goes on. Every view of
 a peer shows its own bytes all the while and afterwards, no page has two owners, and what was asked
 for in vain is given back.
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from array import array
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -30,7 +34,7 @@ _CONTEXT = multiprocessing.get_context("spawn")
 _HELD = 16  # allocations of each peer, with views
 _PATIENCE_S = 120.0
 
-Times = dict[str, list[float]]
+Times = dict[str, "array[float]"]  # seconds; of lists the garbage collector would look at each item
 
 
 class BrokenPromiseError(Exception):
@@ -50,7 +54,7 @@ class _Peer:
         self.number = number
         self.count = 0
         self.held: list[tuple[Allocation, memoryview, bytes]] = []
-        self.times: Times = {"allocate": [], "release": [], "receive": []}
+        self.times: Times = {what: array("d") for what in ("allocate", "release", "receive")}
         self.refused = 0
 
     def timed(self, what: str, act: Callable[[], Any]) -> Any:
@@ -90,6 +94,7 @@ def _peer(
     found = ""
     try:
         peer = _Peer(first.recv(), number, timeout)
+        gc.freeze()  # a full collection takes 30 ms
         line.send("ready")
         while not line.poll():
             _work(peer, other)
@@ -212,7 +217,7 @@ class _Stage:
         times: Times = {}
         for each, _, _ in told:
             for what, seconds in each.items():
-                times.setdefault(what, []).extend(seconds)
+                times.setdefault(what, array("d")).extend(seconds)
         return times, sum(refused for _, refused, _ in told)
 
     def end(self) -> None:
@@ -234,8 +239,8 @@ class _Stage:
 
 def _report(times: Times) -> None:
     print(f"{'milliseconds':<12} {'times':>9} {'p50':>9} {'p99':>9} {'p99.9':>9} {'longest':>9}")
-    for what, seconds in times.items():
-        seconds.sort()
+    for what, taken in times.items():
+        seconds = sorted(taken)
         shares = [
             seconds[min(int(len(seconds) * at), len(seconds) - 1)] for at in (0.5, 0.99, 0.999)
         ]
@@ -251,6 +256,8 @@ def run(options: argparse.Namespace) -> None:
             stage.line.send(options.seconds)
             stage.stand_by(options.seconds)
             stage.expect(stage.line)
+        elif options.how == "idle":
+            stage.stand_by(options.seconds)
         else:
             os.kill(stage.owner_pid, signal.SIGSTOP)
             stage.stand_by(options.seconds)
@@ -268,7 +275,7 @@ def run(options: argparse.Namespace) -> None:
 def main() -> int:
     """Run it. The exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("how", choices=("gil", "stop"))
+    parser.add_argument("how", choices=("gil", "idle", "stop"))
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--peers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=60, help="of the peers' requests")

@@ -1,5 +1,5 @@
-// Purpose: what is left of a file in a forked child that has no fork lease on its pages: the views
-// that were made before the fork work; everything else is refused.
+// Purpose: what is left of a file in a forked child that could not be connected to its owner: the views
+// that were made before the fork, if it has leases on their pages. Everything else is refused.
 //
 // Thread safety: any thread. No lock of the file is taken: a thread of the parent may have held it.
 #pragma once
@@ -15,8 +15,8 @@ class OrphanedPages final : public Pages {
 
   static Status refuse() {
     return Status::error(ErrorCode::kForked,
-                         "these pages belong to the parent process; a forked child without leases "
-                         "on them may only read the views it inherited");
+                         "these pages are the parent's: this forked child could get no leases on "
+                         "them, or no connection to their owner");
   }
 
   Status inc_ref(FileRange, uint32_t) override { return refuse(); }

@@ -19,6 +19,7 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,7 @@ from pgalloc.sharing.tokens import Address
 REQUEST_MAX_S = 60.0
 """How long a request waits for its answer, unless connect() said otherwise."""
 
+_PAUSES_S = (0.005, 0.02, 0.1, 0.3)  # before one that was hung up on connects again
 _KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 _NO_SECRET = bytes(protocol.NONCE_BYTES)
@@ -59,26 +61,36 @@ class Connection:
     @classmethod
     def to_owner(cls, address: Address) -> Connection:
         """Connect to the sender of pages. Raises OwnerGoneError if it has gone, SharingError."""
-        try:
-            sock = _connected(address.name, address.uid, None)
-        except OwnerGoneError:
-            if not address.path:
-                raise
-            try:
-                sock = _connected(address.path, address.uid, None)
-            except (OwnerGoneError, OSError) as error:
-                raise OwnerGoneError(
-                    "the process that sent these pages has ended, or cannot be reached: no process "
-                    f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
-                    "In a network namespace of its own a process needs a /proc that shows the "
-                    "sender, and the sender's user"
-                ) from None
-        return cls._greeted(sock, address.secret, address, None)
+        return cls._let_in(lambda: _connected_to_sender(address), address.secret, address, None)
 
     @classmethod
     def to_server(cls, path: str, timeout: float | None) -> Connection:
         """Connect to what is served there. Raises OwnerGoneError if nothing is, SharingError."""
-        return cls._greeted(_connected(path, os.geteuid(), timeout), _NO_SECRET, None, timeout)
+        return cls._let_in(
+            lambda: _connected(path, os.geteuid(), timeout), _NO_SECRET, None, timeout
+        )
+
+    @classmethod
+    def _let_in(
+        cls,
+        connect: Callable[[], socket.socket],
+        secret: bytes,
+        address: Address | None,
+        timeout: float | None,
+    ) -> Connection:
+        """Connect, and say who this is. Owners that are short of something hang up: try again."""
+        pauses_s = iter(_PAUSES_S)
+        while True:
+            sock = connect()
+            try:
+                return cls._greeted(sock, secret, address, timeout)
+            except OwnerGoneError as error:
+                if (pause_s := next(pauses_s, None)) is None:
+                    raise OwnerGoneError(
+                        "the owner of these pages does not let this process in: is it another "
+                        "user's, or has it too many peers?"
+                    ) from error
+            time.sleep(pause_s)
 
     @classmethod
     def _greeted(
@@ -90,11 +102,6 @@ class Connection:
             answer = connection.request(Op.HELLO, protocol.HELLO.pack(os.getpid(), secret))
             (connection.owner_pid,) = protocol.fields(protocol.PROCESS, answer)
             connection.link.set_owner(connection.owner_pid, address)
-        except OwnerGoneError as error:
-            connection.close()
-            raise OwnerGoneError(
-                "the owner of these pages did not let this process in: is it another user's?"
-            ) from error
         except BaseException:
             connection.close()
             raise
@@ -158,6 +165,24 @@ class Connection:
         self.files.clear()  # they last as long as there are handles on their pages
         if self.address is not None and _connections.get(self.address) is self:
             del _connections[self.address]
+
+
+def _connected_to_sender(address: Address) -> socket.socket:
+    """By its name, or by its path from another network namespace."""
+    try:
+        return _connected(address.name, address.uid, None)
+    except OwnerGoneError:
+        if not address.path:
+            raise
+    try:
+        return _connected(address.path, address.uid, None)
+    except (OwnerGoneError, OSError) as error:
+        raise OwnerGoneError(
+            "the process that sent these pages has ended, or cannot be reached: no process "
+            f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
+            "In a network namespace of its own a process needs a /proc that shows the "
+            "sender, and the sender's user"
+        ) from None
 
 
 def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.socket:

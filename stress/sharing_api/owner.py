@@ -19,7 +19,8 @@ from pgalloc import PAGE_SIZE, MemoryFile
 from pgalloc.testing import ManualPressure
 from sharing_api import audit
 from sharing_api.holding import Holding
-from sharing_api.post import OWNER, Envelope, Finding, Letter, Order, Report
+from sharing_api.post import OWNER, Envelope, Finding, Letter, Order, Report, Stillborn
+from sharing_api.trouble import OF_OWNERS, Trouble
 
 if TYPE_CHECKING:
     from sharing_api.crew import Crew, Member
@@ -34,7 +35,13 @@ class Owner:
     """Of one file, whose peers are a crew."""
 
     def __init__(
-        self, file: MemoryFile, crew: Crew, pressure: ManualPressure, seed: int, kill_every_s: float
+        self,
+        file: MemoryFile,
+        crew: Crew,
+        pressure: ManualPressure,
+        seed: int,
+        kill_every_s: float,
+        trouble: float,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._file = file
@@ -42,6 +49,7 @@ class Owner:
         self._pressure = pressure
         self._random = random.Random(seed)
         self._kill_every_s = kill_every_s
+        self._trouble = Trouble(OF_OWNERS, seed, trouble)
         self._estate = [self._new_holding(number) for number in range(4)]
 
     def _new_holding(self, number: int) -> Holding:
@@ -60,6 +68,12 @@ class Owner:
     def _start(self, number: int) -> None:
         self._crew.start(number, [self._letter(holding) for holding in self._estate])
 
+    def _replace(self, number: int) -> None:
+        """A peer could not begin: another one tries."""
+        self._crew.expect_end(number)
+        self._start(number)
+        self.counts["peers that could not begin"] += 1
+
     def _letter(self, holding: Holding) -> Letter:
         assert holding.allocation is not None
         return Letter(holding.first, holding.allocation)
@@ -69,7 +83,9 @@ class Owner:
         end = time.monotonic() + _ROUND_S
         next_kill = time.monotonic() + self._random.expovariate(1 / self._kill_every_s)
         while (now := time.monotonic()) < end:  # time: how long a round is
-            for number, envelope in self._post(min(next_kill, end) - now):
+            with self._trouble.some():  # of the broker: this thread only waits
+                self._wait(min(next_kill, end) - now)
+            for number, envelope in self._post(0):
                 self._deliver(number, envelope)
             if time.monotonic() >= next_kill:  # time: the load: when it is killed
                 self._start(self._crew.kill_any())
@@ -82,6 +98,10 @@ class Owner:
         self.counts["bytes discarded"] += self._pressure.demand(self._random.randrange(_DEMAND_MAX))
 
     # --- post ------------------------------------------------------------------------------------
+
+    def _wait(self, timeout_s: float) -> None:
+        """Until something has come from a peer."""
+        wait([member.line for member in self._crew.members.values()], max(0.0, timeout_s))
 
     def _post(self, timeout_s: float) -> list[tuple[int, Envelope]]:
         """What has come from the peers, one piece from each."""
@@ -112,6 +132,9 @@ class Owner:
         content = envelope.open()
         if isinstance(content, Finding):
             raise PromiseBrokenError(f"peer {number} found:\n{content.text}")
+        if isinstance(content, Stillborn):
+            self._replace(number)
+            return
         holding = Holding(*content)
         holding.check("when it came to the owner")
         self._estate.append(holding)
@@ -131,6 +154,8 @@ class Owner:
             self.counts.update(report.counts)
         for member in self._crew.members.values():
             member.line.send(Order.GO_ON)
+        self.counts["calls that failed"] += self._trouble.failures
+        self._trouble.failures = 0
         self.counts["audits"] += 1
 
     def _reports(self) -> dict[int, Report]:
@@ -147,6 +172,9 @@ class Owner:
                     reports[number] = content
                 elif isinstance(content, Finding):
                     raise PromiseBrokenError(f"peer {number} found:\n{content.text}")
+                elif isinstance(content, Stillborn):
+                    self._replace(number)
+                    self._crew.members[number].line.send(Order.REPORT)
                 else:
                     Holding(*content).drop()
         return reports

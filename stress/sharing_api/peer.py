@@ -15,7 +15,8 @@ import pgalloc
 from pgalloc import PAGE_SIZE, AllocationMode, Direction, MemoryKind
 from sharing_api.children import Children
 from sharing_api.holding import Holding, is_discarded
-from sharing_api.post import OWNER, Envelope, Finding, Letter, Order, Report
+from sharing_api.post import OWNER, Envelope, Finding, Letter, Order, Report, Stillborn
+from sharing_api.trouble import OF_PEERS, Trouble
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,12 +39,14 @@ class Peer:
         *,
         peers: int,
         bytes_max: int,
+        trouble: float,
         gifts: Sequence[Letter],
     ) -> None:
         self._line = line
         self._serial = serial
         self._random = random.Random(seed << 24 | serial)
-        self._children = Children(seed << 24 | serial)
+        self._children = Children(seed << 24 | serial, in_trouble=trouble > 0)
+        self._trouble = Trouble(OF_PEERS, seed << 24 | serial, trouble)
         self._peers = peers
         self._bytes_max = bytes_max
         self._sequence = 0
@@ -55,6 +58,7 @@ class Peer:
         """Until it is told to end."""
         for holding in self._pool:
             self._look_at(holding, "when it was given")
+        self._trouble.begin_signals(self._file)
         while self._obey():
             self._children.look_after()
             while sum(holding.nbytes for holding in self._pool) > self._bytes_max:
@@ -69,13 +73,7 @@ class Peer:
         return all(self._read(envelope) for envelope in self._line.waiting())
 
     def _read(self, envelope: Envelope) -> bool:
-        try:
-            content = envelope.open()
-        except pgalloc.OwnerGoneError:
-            raise
-        except pgalloc.SharingError:
-            self._counts["letters too late"] += 1  # dropped in an audit
-            return True
+        content = self._trouble.call(envelope.open)
         if isinstance(content, Letter):
             self._take(content)
         elif content is Order.REPORT:
@@ -89,21 +87,34 @@ class Peer:
         return True
 
     def _take(self, letter: Letter) -> None:
-        holding = Holding(*letter)
+        try:
+            holding = Holding(*letter)
+        except pgalloc.OwnerGoneError:
+            raise
+        except pgalloc.SharingError:
+            self._counts["letters not opened"] += 1  # dropped in an audit, or in trouble
+            return
         self._look_at(holding, "when it was passed on")
         self._pool.append(holding)
         self._counts["letters received"] += 1
 
     def _report(self) -> None:
         """Say what is held, and keep quiet until told otherwise."""
+        self._trouble.pause()
         self._children.wait()
         if isinstance(self._file, pgalloc.PeerFile) and not self._file.flush(60):
             raise marks.PromiseBrokenError("the owner does not take back what was let go of")
         ranges = [(holding.range.start, holding.range.end) for holding in self._pool]
+        self._counts["calls refused"] += self._trouble.refused
+        self._counts["calls that failed"] += self._trouble.failures
+        self._counts["children without pages"] += self._children.without_pages
+        self._children.without_pages = 0
+        self._trouble.refused = self._trouble.failures = 0
         self._line.send(Report(ranges, self._counts))
         self._counts = Counter()
         order = self._line.receive().open()
         assert order is Order.GO_ON
+        self._trouble.go_on()
 
     # --- what it does ----------------------------------------------------------------------------
 
@@ -133,12 +144,14 @@ class Peer:
 
     def _allocate(self) -> None:
         pages = self._random.choice(_SIZES)
-        allocation = self._file.allocate(
-            pages * PAGE_SIZE,
-            kind=self._random.choice(_KINDS),
-            direction=self._random.choice(list(Direction)),
-            mode=self._random.choice(list(AllocationMode)),
-        )
+        how = {
+            "kind": self._random.choice(_KINDS),
+            "direction": self._random.choice(list(Direction)),
+            "mode": self._random.choice(list(AllocationMode)),
+        }
+        allocation = self._trouble.call(lambda: self._file.allocate(pages * PAGE_SIZE, **how))
+        if allocation is None:
+            return
         marks.expect_zero(allocation, "on arrival")
         self._sequence += 1
         first = self._serial << 40 | self._sequence << 16
@@ -154,7 +167,9 @@ class Peer:
     def _clone(self) -> None:
         holding = self._picked(allocation=True)
         if holding is not None and holding.allocation is not None:
-            self._pool.append(Holding(holding.first, holding.allocation.clone()))
+            clone = self._trouble.call(holding.allocation.clone)
+            if clone is not None:
+                self._pool.append(Holding(holding.first, clone))
 
     def _slice(self) -> None:
         part = self._part_of(self._picked(allocation=True))
@@ -164,39 +179,47 @@ class Peer:
     def _part_of(self, holding: Holding | None) -> Holding | None:
         if holding is None or holding.allocation is None:
             return None
+        pages = holding.allocation
         start = self._random.randrange(holding.pages)
         stop = self._random.randrange(start, holding.pages) + 1
-        part = holding.allocation.slice(start * PAGE_SIZE, stop * PAGE_SIZE)
-        return Holding(holding.first + start, part)
+        part = self._trouble.call(lambda: pages.slice(start * PAGE_SIZE, stop * PAGE_SIZE))
+        return None if part is None else Holding(holding.first + start, part)
 
     def _keep_only_a_view(self) -> None:
         holding = self._picked(allocation=True)
         if holding is not None:
-            holding.keep_only_a_view()
+            self._trouble.call(holding.keep_only_a_view)
 
     def _decommit(self) -> None:
         holding = self._picked(allocation=True)
-        # If the one reference is ours, only we could add another: no other looks at these pages.
-        if holding is None or not self._file.has_unique_ref(holding.range):
+        if holding is None or holding.allocation is None:
             return
-        assert holding.allocation is not None
+        pages = holding.allocation
+        # If the one reference is ours, only we could add another: no other looks at these pages.
+        if not self._trouble.call(lambda: self._file.has_unique_ref(pages.range)):
+            return
         self._look_at(holding, "before decommit")
-        holding.allocation.decommit()
-        marks.expect_zero(holding.allocation, "after decommit")
-        marks.write(holding.allocation, holding.first)
+        if not self._trouble.call(lambda: (pages.decommit(), True)):
+            self._look_at(holding, "when its decommit was refused")
+            return
+        marks.expect_zero(pages, "after decommit")
+        marks.write(pages, holding.first)
         self._counts["decommits"] += 1
 
     def _unpin(self) -> None:
         holding = self._picked(allocation=True)
         if holding is not None and holding.allocation is not None:
-            holding.allocation.unpin()
+            self._trouble.call(holding.allocation.unpin)
 
     def _pin(self) -> None:
         """Where the contents are gone, so is the holding."""
         holding = self._picked(pinned=False)
         if holding is None or holding.allocation is None:
             return
-        if holding.allocation.pin():
+        pinned = self._trouble.call(holding.allocation.pin)
+        if pinned is None:
+            return
+        if pinned:
             self._look_at(holding, "when it was pinned again")
             return
         self._counts["discards seen"] += 1
@@ -208,7 +231,9 @@ class Peer:
         holding = self._picked(pinned=False)
         if holding is None or holding.allocation is None:
             return
-        clone = holding.allocation.clone()
+        clone = self._trouble.call(holding.allocation.clone)
+        if clone is None:
+            return
         if is_discarded(clone, holding.first):
             clone.release()
         else:
@@ -222,15 +247,20 @@ class Peer:
 
     def _pass_on(self) -> None:
         holding = self._picked(allocation=True)
-        if holding is not None:
-            self._send(holding)
+        if holding is not None and self._send(holding):
             self._remove(holding)
 
-    def _send(self, holding: Holding) -> None:
+    def _send(self, holding: Holding) -> bool:
+        """Whether it is on its way."""
         assert holding.allocation is not None
+        letter = Letter(holding.first, holding.allocation)
         to = self._random.choice([OWNER, *range(self._peers)])
-        self._line.send(Letter(holding.first, holding.allocation), to)
+        envelope = self._trouble.call(lambda: Envelope.of(letter, to))
+        if envelope is None:
+            return False
+        self._line.forward(envelope)
         self._counts["letters sent"] += 1
+        return True
 
     def _fork(self) -> None:
         if not self._children.full:
@@ -248,6 +278,18 @@ class Peer:
         holding.drop()
 
 
+def _born(line: Line, *args: Any, **options: Any) -> Peer | None:
+    try:
+        return Peer(line, *args, **options)
+    except pgalloc.OwnerGoneError:
+        raise
+    except pgalloc.SharingError:
+        if not options["trouble"]:
+            raise
+        line.send(Stillborn())
+        return None
+
+
 def run(line: Line, inherited: Sequence[Line], *args: Any, **options: Any) -> NoReturn:
     """What the process of a peer does; ``inherited`` is what a forked one must not keep open."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -255,7 +297,8 @@ def run(line: Line, inherited: Sequence[Line], *args: Any, **options: Any) -> No
         other.close()
     status = 0
     try:
-        Peer(line, *args, **options).live()
+        if (peer := _born(line, *args, **options)) is not None:
+            peer.live()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the owner has ended: it found something
     except BaseException:

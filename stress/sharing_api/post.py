@@ -56,11 +56,22 @@ class Finding(NamedTuple):
     text: str
 
 
+class Stillborn(NamedTuple):
+    """A peer that could not open its gifts, since its owner was in trouble. It ends."""
+
+
 class Envelope(NamedTuple):
     """Something pickled, not opened yet."""
 
     to: int
     content: bytes
+
+    @classmethod
+    def of(cls, content: Any, to: int = OWNER) -> Envelope:
+        """Pickle something; pages become an offer."""
+        buffer = io.BytesIO()
+        ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(content)
+        return cls(to, buffer.getvalue())
 
     def open(self) -> Any:
         """What is in it. Claims the pages; SharingError if their offer was dropped."""
@@ -82,9 +93,7 @@ class Line:
 
     def send(self, content: Any, to: int = OWNER) -> None:
         """Pickle something, and send it."""
-        buffer = io.BytesIO()
-        ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(content)
-        self.forward(Envelope(to, buffer.getvalue()))
+        self.forward(Envelope.of(content, to))
 
     def forward(self, envelope: Envelope) -> None:
         """Send what is pickled already."""

@@ -216,7 +216,7 @@ while ") T " not in open(f"/proc/{os.getppid()}/stat").read():
     pass
 pid = os.fork()
 if pid == 0:
-    signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # no report by faulthandler or a sanitizer
+    signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # without a report
     view[0]
     os._exit(0)
 status = os.waitpid(pid, 0)[1]

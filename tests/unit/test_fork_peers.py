@@ -333,7 +333,7 @@ def test_without_leases_a_child_is_told(mf: MemoryFile, call: str) -> None:
 
         reader = os.fork()
         if reader == 0:
-            signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # no report by faulthandler or a sanitizer
+            signal.signal(signal.SIGSEGV, signal.SIG_DFL)  # without a report
             touches()
             os._exit(0)
         assert os.WTERMSIG(os.waitpid(reader, 0)[1]) == signal.SIGSEGV

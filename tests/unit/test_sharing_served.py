@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -58,6 +59,18 @@ with pgalloc.connect(sys.argv[1]) as peer, peer.allocate(8192) as a:
     assert not path.exists()
     assert server.closed
     eventually(lambda: mf.wait_for_reclaim() and not mf.segments())
+
+
+@pytest.mark.parametrize("first", range(1, 9))
+def test_an_owner_short_of_something_lets_peers_in_later(
+    mf: MemoryFile, path: Path, first: int
+) -> None:
+    """It hangs up, and is asked again: the call that fails may be any of those it makes."""
+    program = "import sys, pgalloc; pgalloc.connect(sys.argv[1]).close(); print('in')"
+    with mf.serve(path):
+        with testing.FaultPlan("getsockopt", errno.ENOMEM, first=first, times=1) as plan:
+            assert run(program, path) == "in\n"
+        assert plan.failures == 1
 
 
 def test_a_peer_in_the_same_process(mf: MemoryFile, path: Path) -> None:
