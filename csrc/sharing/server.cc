@@ -33,7 +33,9 @@ class FolderLock {
     }
   }
   ~FolderLock() {
-    if (fd_ >= 0) sys().close(fd_);
+    if (fd_ < 0) return;
+    sys().flock(fd_, LOCK_UN);  // a child that was forked meanwhile has the descriptor, too
+    sys().close(fd_);
   }
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;
