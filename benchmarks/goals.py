@@ -85,7 +85,11 @@ def _caches() -> tuple[Workload, ...]:
 
 def _handing_over() -> tuple[Workload, ...]:
     return tuple(
-        Workload(f"hand_over_{size}{suffix}", f"hand {title} to another process, {read}")
+        Workload(
+            f"hand_over_{size}{suffix}",
+            f"hand {title} to another process, {read}",
+            goals=(_python(1.3, "DupFd of a memfd"),) if (size, suffix) == ("1m", "") else (),
+        )
         for size, title in (("1m", "1 MiB"), ("1g", "1 GiB"))
         for suffix, read in (("", "first byte"), ("_pages", "a byte of each page"))
     )
@@ -275,9 +279,17 @@ WORKLOADS = (
     ),
     Workload("guard_reaction", "out of the headroom again, limit of 256 MiB"),
     *_handing_over(),
-    Workload("round_trip", "ask the owner from a peer, and have the answer", python_limit="socket"),
     Workload(
-        "peer_pair", "allocate + free one 4 KiB page from a peer, pair", python_limit="socket"
+        "round_trip",
+        "ask the owner from a peer, and have the answer",
+        python_limit="socket",
+        goals=(_python(1.6, "socket"),),
+    ),
+    Workload(
+        "peer_pair",
+        "allocate + free one 4 KiB page from a peer, pair",
+        python_limit="socket",
+        goals=(_python(2.5, "socket"),),
     ),
     Workload(
         "workers_memory",
