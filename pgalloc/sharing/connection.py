@@ -180,8 +180,8 @@ def _connected_to_sender(address: Address) -> socket.socket:
         raise OwnerGoneError(
             "the process that sent these pages has ended, or cannot be reached: no process "
             f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
-            "In a network namespace of its own a process needs a /proc that shows the "
-            "sender, and the sender's user"
+            "In a network namespace of its own a process needs a /proc that shows the sender, and "
+            "the sender's user; or let the sender serve() a path that both see, and connect() there"
         ) from None
 
 
@@ -197,6 +197,8 @@ def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.soc
             sock.connect(name)
         except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
             raise OwnerGoneError(f"no owner of pages listens at {name!r}") from error
+        except OSError as error:
+            raise OSError(error.errno, f"connect: {error.strerror}", name) from None
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _pid, served_by, _gid = _CREDENTIALS.unpack(credentials)
         if served_by not in (uid, 0):

@@ -121,6 +121,18 @@ def test_no_process_serves_there(path: Path) -> None:
             pgalloc.connect(bad)
 
 
+def test_errors_of_connect_name_the_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "socket"
+    with pytest.raises(NotADirectoryError, match="Not a directory") as raised:
+        pgalloc.connect(below)
+    assert raised.value.filename == str(below)
+    long = tmp_path / ("x" * 200)
+    with pytest.raises(OptionError, match="107 bytes at most") as refused:
+        pgalloc.connect(long)
+    assert str(long) in str(refused.value)
+
+
 def test_sockets_that_are_taken_or_left_behind(mf: MemoryFile, path: Path) -> None:
     with mf.serve(path):
         with pytest.raises(OSError, match="in use"):
