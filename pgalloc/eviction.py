@@ -12,6 +12,7 @@ import threading
 from typing import Any, Protocol
 
 from pgalloc import _core
+from pgalloc.threads import Thread
 
 _log = logging.getLogger("pgalloc")
 
@@ -44,8 +45,9 @@ class Evictor:
         self._ids: dict[EvictableUser, int] = {}
         self._users: dict[int, EvictableUser] = {}
         self._last_id = 0
-        self._threads: set[threading.Thread] = set()
-        self._waiting: set[threading.Thread] = set()
+        self._threads: set[Thread] = set()
+        self._waiting: set[Thread] = set()
+        self._calling: set[Thread] = set()  # inside a callback
         self._parked = False
         self.evicted = 0
         self.failures = 0
@@ -84,19 +86,18 @@ class Evictor:
             self._forget_if_unknown(user_id)
 
     def park(self) -> None:
-        """Stop the waiting threads and wait until they are gone. Callbacks under way go on."""
+        """Stop the threads and wait until they are gone. Callbacks under way go on."""
         if not self._lock.acquire(timeout=_PARK_TIMEOUT_S):
             return  # the thread that forks has it: a signal handler does so
         try:
             self._parked = True
-            waiting = self._waiting - {threading.current_thread()}
+            ending = self._threads - self._calling
         finally:
             self._lock.release()
         self._core.pause()
-        for thread in waiting:
-            thread.join(timeout=_PARK_TIMEOUT_S)
-            if thread.native_id is not None and not thread.is_alive():
-                _core.wait_until_thread_is_gone(thread.native_id)
+        for thread in ending:
+            if not thread.is_current():
+                thread.join(_PARK_TIMEOUT_S)
 
     def resume(self) -> None:
         """Undo park()."""
@@ -113,16 +114,18 @@ class Evictor:
         self._lock = threading.Lock()
         self._threads.clear()
         self._waiting.clear()
+        self._calling.clear()
 
     def _forget_if_unknown(self, user_id: int) -> None:
         if user_id in self._users and not self._core.knows(user_id):
             del self._ids[self._users.pop(user_id)]
 
     def _start_thread_if_none_waits(self) -> None:
+        # A fork waits for a thread until the kernel has forgotten it: it may want the GIL.
+        self._threads = {thread for thread in self._threads if not thread.is_gone()}
         if self._parked or self._waiting or len(self._threads) >= _THREADS_MAX:
             return
-        # Daemons: an exiting program does not wait for callbacks.
-        thread = threading.Thread(target=self._work, name="pgalloc-evictor", daemon=True)
+        thread = Thread(lambda: self._work(thread))
         self._threads.add(thread)
         self._waiting.add(thread)
         try:
@@ -132,8 +135,7 @@ class Evictor:
             self._waiting.discard(thread)
             raise
 
-    def _work(self) -> None:
-        me = threading.current_thread()
+    def _work(self, me: Thread) -> None:
         try:
             while True:
                 user_id = self._core.wait_for_due_user()
@@ -142,7 +144,7 @@ class Evictor:
                     if user_id is None:
                         return
                     self._start_thread_if_none_waits()
-                self._evict(user_id)
+                self._evict(user_id, me)
                 with self._lock:
                     if self._waiting or self._parked:
                         return
@@ -150,22 +152,24 @@ class Evictor:
         finally:
             with self._lock:
                 self._waiting.discard(me)
-                self._threads.discard(me)
 
-    def _evict(self, user_id: int) -> None:
+    def _evict(self, user_id: int, me: Thread) -> None:
         with self._lock:
             user = self._users.get(user_id)
         while (range_ := self._core.next(user_id)) is not None:
             if user is None:
                 continue
+            with self._lock:
+                self._calling.add(me)
+            failed = True
             try:
                 user.evict(range_)
-            except Exception:
-                with self._lock:
-                    self.failures += 1
+                failed = False
+            except BaseException:  # SystemExit, too: other ranges and users wait for this thread
                 _log.exception("evicting %r of %r failed", range_, user)
-            else:
-                with self._lock:
-                    self.evicted += 1
+            with self._lock:
+                self._calling.discard(me)
+                self.failures += failed
+                self.evicted += not failed
         with self._lock:
             self._forget_if_unknown(user_id)

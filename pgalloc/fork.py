@@ -22,15 +22,14 @@ calls ``PyOS_AfterFork_Child`` as uWSGI does.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterator
 from typing import Protocol
 
 from pgalloc import _core
+from pgalloc.threads import known
 
 
 class Parkable(Protocol):
@@ -84,7 +83,7 @@ def _park_all() -> None:
 
 def _park() -> None:
     global _parked
-    with _known_thread(), _lock:
+    with known(), _lock:
         _parked += 1
         if _parked == 1:
             _park_all()
@@ -92,7 +91,7 @@ def _park() -> None:
 
 def _resume() -> None:
     global _parked
-    with _known_thread(), _lock:
+    with known(), _lock:
         if _parked == 0:
             return  # _park() was interrupted: there was no thread to be had for it
         _parked -= 1
@@ -110,19 +109,6 @@ def _begin_child() -> list[Parkable]:
     _lock = threading.Lock()  # another thread of the parent may hold the old one
     _parked = 0
     return _all(of_parents=True)
-
-
-@contextlib.contextmanager
-def _known_thread() -> Iterator[None]:
-    """Drop afterwards what threading.current_thread() has made up for a thread not of Python's."""
-    active: dict[int, threading.Thread] = getattr(threading, "_active", {})
-    me = threading.get_ident()
-    known = me in active
-    try:
-        yield
-    finally:
-        if not known:
-            active.pop(me, None)
 
 
 _core.set_fork_hooks(_park, _resume, _begin_child)

@@ -27,6 +27,8 @@ void bind_fork(py::module_& module) {
   module.def("after_fork_in_child", &after_fork_in_child);
   module.def("process_generation", &process_generation);
   module.def("take_born_links", &Forks::take_born_links, py::call_guard<WithoutGil>());
+  module.def("thread_id", &os::thread_id);
+  module.def("is_thread_gone", &os::is_gone);
   module.def("wait_until_thread_is_gone", &os::wait_until_gone, py::call_guard<WithoutGil>());
 }
 

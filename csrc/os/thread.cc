@@ -25,9 +25,13 @@ WithoutSignals::~WithoutSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nul
 
 pid_t thread_id() { return static_cast<pid_t>(::syscall(SYS_gettid)); }
 
+bool is_gone(pid_t thread_id) {
+  return ::syscall(SYS_tgkill, ::getpid(), thread_id, 0) != 0 && errno == ESRCH;
+}
+
 void wait_until_gone(pid_t thread_id) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(1);
-  while (::syscall(SYS_tgkill, ::getpid(), thread_id, 0) == 0 || errno != ESRCH) {
+  while (!is_gone(thread_id)) {
     if (std::chrono::steady_clock::now() > deadline) return;
     ::sched_yield();
   }

@@ -28,7 +28,9 @@ class WithoutSignals {
   sigset_t before_;
 };
 
-// Returns when no thread of this process has the id any more, or after a second.
+// Whether no thread of this process has the id any more.
+bool is_gone(pid_t thread_id);
+// Returns when that is so, or after a second.
 void wait_until_gone(pid_t thread_id);
 
 // Asks the kernel to run this thread soon after it wakes up, for little work at a time. As far as it

@@ -6,15 +6,14 @@ runs here. Peers that ask for something else are answered meanwhile.
 
 from __future__ import annotations
 
-import _thread
 import logging
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
 from pgalloc import _core, fork
 from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError, Error
+from pgalloc.threads import Thread
 
 _log = logging.getLogger("pgalloc")
 
@@ -32,22 +31,6 @@ Lookup = Callable[[bytes], "Value | None"]
 """A served cache: the value of an encoded key."""
 
 
-class _Running:
-    """A thread. Not a threading.Thread: a signal handler that raises while that starts can leave it
-    waiting for ever."""
-
-    def __init__(self) -> None:
-        self.ident = self.native_id = 0
-        self.runs = _thread.allocate_lock()  # held until the end
-
-    def join(self) -> None:
-        """Wait until the kernel has forgotten it."""
-        with self.runs:
-            pass
-        if self.native_id != 0:
-            _core.wait_until_thread_is_gone(self.native_id)
-
-
 class LookupThread:
     """Answers what peers ask of one cache, until :meth:`close`."""
 
@@ -56,7 +39,7 @@ class LookupThread:
         self._lookup = lookup
         # Of values that peers hold, by the number of the question. Only the thread uses it.
         self._views: dict[int, memoryview] = {}
-        self._running: _Running | None = None
+        self._thread: Thread | None = None
         self._closed = False
 
     def start(self) -> None:
@@ -66,27 +49,22 @@ class LookupThread:
 
     def _start(self) -> None:
         self.questions.resume()
-        running = _Running()
-        running.runs.acquire()
-        running.ident = _thread.start_new_thread(self._run, (running,))
-        self._running = running
+        thread = Thread(self._run)
+        thread.start()
+        self._thread = thread
 
     def close(self) -> None:
         """Answer nothing more. What peers hold stays as it is until they let go of it."""
         self._closed = True
         self.questions.close()
 
-    def _run(self, running: _Running) -> None:
-        running.native_id = threading.get_native_id()
-        try:
-            while (event := self.questions.next()) is not None:
-                look_up, number, key = event
-                if look_up:
-                    self._answer(number, key)
-                else:
-                    self._views.pop(number, None)
-        finally:
-            running.runs.release()
+    def _run(self) -> None:
+        while (event := self.questions.next()) is not None:
+            look_up, number, key = event
+            if look_up:
+                self._answer(number, key)
+            else:
+                self._views.pop(number, None)
 
     def _answer(self, number: int, key: bytes) -> None:
         try:
@@ -109,19 +87,19 @@ class LookupThread:
 
     def park(self) -> None:
         """For :mod:`pgalloc.fork`: stop the thread."""
-        running, self._running = self._running, None
-        if running is None or running.ident == threading.get_ident():
+        thread, self._thread = self._thread, None
+        if thread is None or thread.is_current():
             return
         self.questions.stop()
-        running.join()
+        thread.join()
 
     def resume(self) -> None:
         """Undo park()."""
-        if self._running is None and not self._closed:
+        if self._thread is None and not self._closed:
             self._start()
 
     def reset_in_child(self) -> None:
         """In a forked child: the peers are its parent's."""
-        self._running = None
+        self._thread = None
         self._closed = True
         self._views.clear()

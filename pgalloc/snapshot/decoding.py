@@ -6,7 +6,6 @@ them. Encoded extents it hands out here: to a thread that waits for one, or to t
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from pgalloc import _core, fork
 from pgalloc.errors import SnapshotError
 from pgalloc.snapshot.codec import Codec, zstd
+from pgalloc.threads import Thread
 
 if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
@@ -69,20 +69,17 @@ class Decoders:
         self._file = weakref.ref(memory_file)
         self._count = count
         self._codec = zstd()
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._stops = False
+        self._threads: list[Thread] = []
         fork.register(self)
         self.resume()
 
     def park(self) -> None:
         """Stop the threads and wait until they are gone."""
-        self._stop.set()
+        self._stops = True
         for thread in self._threads:
-            if thread is threading.current_thread():
-                continue
-            thread.join()
-            if thread.native_id is not None:
-                _core.wait_until_thread_is_gone(thread.native_id)
+            if not thread.is_current():
+                thread.join()
         self._threads.clear()
 
     def resume(self) -> None:
@@ -92,10 +89,9 @@ class Decoders:
             return
         if not _core._testing.loaders_allowed():
             return
-        self._stop.clear()
+        self._stops = False
         for _ in range(self._count):
-            # Daemons: an exiting program does not wait for pages.
-            thread = threading.Thread(target=self._work, name="pgalloc-load", daemon=True)
+            thread = Thread(self._work)
             try:
                 thread.start()
             except RuntimeError:
@@ -107,7 +103,7 @@ class Decoders:
         self._threads.clear()
 
     def _work(self) -> None:
-        while not self._stop.is_set():
+        while not self._stops:
             memory_file = self._file()
             if memory_file is None:
                 return

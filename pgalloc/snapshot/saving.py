@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from pgalloc.snapshot import decoding
 from pgalloc.snapshot.codec import Codec, zstd
 from pgalloc.snapshot.hooks import Hooks
 from pgalloc.snapshot.threads import thread_count
+from pgalloc.threads import Thread
 
 if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
@@ -103,9 +103,7 @@ def _workers(writer: _core.ImageWriter, codec: Codec | None) -> Iterator[list[Ba
     """Threads that read, check and encode while the block runs; what went wrong in them."""
     failures: list[BaseException] = []
     threads = [
-        threading.Thread(
-            target=_encode, args=(writer, codec, failures), name="pgalloc-save", daemon=True
-        )
+        Thread(lambda: _encode(writer, codec, failures))
         for _ in range(thread_count() if codec is not None else 0)
     ]
     try:
@@ -121,10 +119,8 @@ def _workers(writer: _core.ImageWriter, codec: Codec | None) -> Iterator[list[Ba
             raise failures[0] from None
         raise
     finally:
-        # An interrupt may come between a thread's start and our knowing of it; it ends by itself.
         for thread in threads:
-            if thread.is_alive():
-                thread.join()
+            thread.join()
         writer.close()
 
 

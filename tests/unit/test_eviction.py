@@ -52,7 +52,8 @@ def let_the_reclaimer_be_idle(mf: MemoryFile) -> None:
 
 def let_evictors_end(mf: MemoryFile) -> None:
     """Of a closed file: from here on no callback runs."""
-    eventually(lambda: not mf._evictor._threads, "the end of the evictors")
+    threads = mf._evictor._threads
+    eventually(lambda: all(thread.is_gone() for thread in threads), "the end of the evictors")
 
 
 def test_g1_users_are_hashable_objects_with_evict(manual: MemoryFile) -> None:

@@ -263,6 +263,7 @@ def test_a_header_says_what_it_is_for(path: Path) -> None:
 PYTHON_ORDER = [
     ("errors", "enums"),
     ("_core", "arguments", "sizes", "uncopyable"),
+    ("threads",),
     ("fork",),
     ("pressure",),
     ("_processes",),

@@ -1,0 +1,96 @@
+"""Threads that wait in the core.
+
+A threading.Thread will not do. Where gevent has patched threading it is a greenlet, and a wait in
+the core would stop the one thread that runs the whole program. And a signal handler that raises
+while one starts can leave the starter waiting for ever.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pgalloc import _core
+
+
+def _unpatched(name: str) -> Any:
+    """What _thread has under this name, without gevent."""
+    monkey = sys.modules.get("gevent.monkey")
+    return getattr(_thread, name) if monkey is None else monkey.get_original("_thread", name)
+
+
+class Thread:
+    """A thread of the kernel. An exiting program does not wait for it.
+
+    Thread safety: start() and join() are the owner's, the rest is for any thread.
+    """
+
+    def __init__(self, run: Callable[[], object]) -> None:
+        self._run = run
+        self._native_id = 0
+        self._process = -1  # as process_generation() says; -1: none
+        self._alive = _unpatched("allocate_lock")()  # held from start() to the end
+
+    def start(self) -> None:
+        """Returns when it runs. Raises RuntimeError if there is no thread to be had.
+
+        If a signal handler raises here it may run all the same, and join() does not wait for it.
+        """
+        self._alive.acquire()
+        runs = _unpatched("allocate_lock")()
+        runs.acquire()
+        _unpatched("start_new_thread")(self._begin, (runs,))
+        runs.acquire()
+        self._process = _core.process_generation()
+
+    def join(self, timeout: float = -1) -> bool:
+        """Wait until the kernel has forgotten it. False if ``timeout`` seconds passed first."""
+        if self._process != _core.process_generation():
+            return True  # it was not started, or in a parent of this process
+        if not self._alive.acquire(timeout=timeout):
+            return False
+        self._alive.release()
+        _core.wait_until_thread_is_gone(self._native_id)
+        return True
+
+    def is_gone(self) -> bool:
+        """Whether it does not run (any more), and the kernel has forgotten it."""
+        if self._process != _core.process_generation():
+            return True
+        return not self._alive.locked() and _core.is_thread_gone(self._native_id)
+
+    def is_current(self) -> bool:
+        """Whether the caller runs in it."""
+        return bool(self._native_id == _core.thread_id())
+
+    def _begin(self, runs: Any) -> None:
+        self._native_id = _core.thread_id()
+        runs.release()
+        # As in any thread of Python: debuggers and coverage see what is called here.
+        if (trace := threading.gettrace()) is not None:
+            sys.settrace(trace)
+        if (profile := threading.getprofile()) is not None:
+            sys.setprofile(profile)
+        try:
+            with known():
+                self._run()
+        finally:
+            del self._run  # what it knows may know this
+            self._alive.release()
+
+
+@contextlib.contextmanager
+def known() -> Iterator[None]:
+    """Drop at the end what threading.current_thread() makes up for a thread that is not its own."""
+    active: dict[int, threading.Thread] = getattr(threading, "_active", {})
+    me = threading.get_ident()
+    listed = me in active
+    try:
+        yield
+    finally:
+        if not listed:
+            active.pop(me, None)
