@@ -223,6 +223,8 @@ def _live_and_die(run: Run, file: int, stranger: RawPeer) -> None:
     requests = [
         (Op.HELLO, protocol.HELLO.pack(0, bytes(protocol.NONCE_BYTES))),
         (Op.ALLOCATE, protocol.ALLOCATE.pack(file, PAGE, 1, 0, 0)),
+        # The owner asks whether descriptors have been read when there are several.
+        *[(Op.OPEN, protocol.NAME.pack(file))] * 6,
     ]
     if run.name != "close":  # the owner would keep the child's end, and the child its leases
         requests.append((Op.FORK, b""))

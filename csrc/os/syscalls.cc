@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
@@ -103,6 +104,11 @@ int set_receive_timeout_call(int fd, int milliseconds) {
   if (flags < 0 || ::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) return -1;
   return ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
 }
+// Of what was sent over a Unix socket, what the other side has not read yet: unix_ioctl() in Linux.
+int unread_bytes_call(int fd) {
+  int bytes = 0;
+  return ::ioctl(fd, SIOCOUTQ, &bytes) < 0 ? -1 : bytes;
+}
 int pass_credentials_call(int fd) {
   const int on = 1;
   return ::setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
@@ -154,6 +160,7 @@ constexpr Syscalls kKernel = {
     .accept = accept_call,
     .set_nonblocking = set_nonblocking_call,
     .set_receive_timeout = set_receive_timeout_call,
+    .unread_bytes = unread_bytes_call,
     .pass_credentials = pass_credentials_call,
     .recvmsg = ::recvmsg,
     .sendmsg = ::sendmsg,

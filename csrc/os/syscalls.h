@@ -96,6 +96,7 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, accept, (int fd), (fd))                                                                  \
   X(int, set_nonblocking, (int fd), (fd))                                                         \
   X(int, set_receive_timeout, (int fd, int milliseconds), (fd, milliseconds))                     \
+  X(int, unread_bytes, (int fd), (fd))                                                            \
   X(int, pass_credentials, (int fd), (fd))                                                        \
   X(ssize_t, recvmsg, (int fd, struct msghdr* message, int flags), (fd, message, flags))          \
   X(ssize_t, sendmsg, (int fd, const struct msghdr* message, int flags), (fd, message, flags))    \

@@ -14,6 +14,9 @@ namespace {
 // The kernel is short of memory, or too many descriptors are on their way: it is asked again.
 constexpr std::chrono::milliseconds kPause{2};
 constexpr int kRefusalsMax = 5000;
+// The kernel limits how many descriptors of a user are on their way: unix(7), ETOOMANYREFS. A peer that
+// does not read leaves most of them to the others.
+constexpr int kDescriptorsUnreadMax = 4;
 
 // In words if memory suffices.
 std::string text_of(const Status& status) try {
@@ -110,9 +113,24 @@ Endpoint::Io Channel::send(Request& request, int* error) {
     request.answer.payload = text_of(request.answer.status);
     request.answer.descriptor.close();
   }
+  const bool has_descriptor = answer.descriptor.open();
+  if (has_descriptor && !may_send_descriptor()) {
+    *error = ETOOMANYREFS;
+    return Endpoint::Io::kRefused;
+  }
   const wire::Header header{wire::kVersion, wire::status_of(answer.status), 0, request.number};
-  return socket_.send({reinterpret_cast<const char*>(&header), sizeof header}, answer.payload,
-                      answer.descriptor.fd(), error);
+  const Endpoint::Io result =
+      socket_.send({reinterpret_cast<const char*>(&header), sizeof header}, answer.payload,
+                   answer.descriptor.fd(), error);
+  if (has_descriptor && result == Endpoint::Io::kDone) ++descriptors_unread_;
+  return result;
+}
+
+bool Channel::may_send_descriptor() {
+  if (descriptors_unread_ < kDescriptorsUnreadMax) return true;
+  if (!socket_.all_is_read()) return false;
+  descriptors_unread_ = 0;
+  return true;
 }
 
 bool Channel::send_kept(SteadyTime now) {

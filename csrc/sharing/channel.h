@@ -58,6 +58,7 @@ class Channel {
 
  private:
   Endpoint::Io send(Request& request, int* error);
+  bool may_send_descriptor();
   Read keep_part(std::string_view part);
 
   Endpoint socket_;
@@ -68,6 +69,7 @@ class Channel {
   Requests kept_;      // done, and their answers not sent
   std::string parts_;  // of the next request's payload
   SteadyTime not_before_{};
+  int descriptors_unread_ = 0;  // at most: sent since the peer had read everything
 };
 
 }  // namespace pgalloc

@@ -111,6 +111,8 @@ bool Endpoint::set_timeout(std::chrono::milliseconds longest) const {
   return intact() && sys().set_receive_timeout(fd(), static_cast<int>(longest.count())) == 0;
 }
 
+bool Endpoint::all_is_read() const { return intact() && sys().unread_bytes(fd()) == 0; }
+
 Endpoint::Io Endpoint::receive_with(int flags, char* data, size_t size, Received* received,
                                     int* error) const {
   constexpr size_t kMax = 4;  // the kernel closes those that are more

@@ -53,6 +53,8 @@ class Endpoint : public Descriptor {
   // come. The socket that was looked at is the one that is waited for, whatever becomes of its number.
   Io wait(char* data, size_t size, Received* received, int* error) const;
   bool set_timeout(std::chrono::milliseconds longest) const;
+  // Whether the other side has read all that was sent, as far as the kernel says.
+  bool all_is_read() const;
 
  private:
   bool names_senders_ = false;
