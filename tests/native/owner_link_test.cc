@@ -351,6 +351,23 @@ TEST(a_link_that_goes_tells_the_owner_what_was_given_back) {
   EXPECT(::fcntl(ends.peer(), F_GETFD) < 0);
 }
 
+TEST(a_link_whose_last_owner_is_what_it_waits_for_ends_itself) {
+  const Ends ends;
+  auto link = std::move(*OwnerLink::create(ends.peer()));
+  std::atomic<bool> arrived{false};
+  link->post(Op::kPing, {}, {[keeps = link, &arrived](OwnerLink::Reply&) { arrived = true; }, {}});
+  (void)ends.receive();
+  const std::weak_ptr<OwnerLink> left = link;
+  link = nullptr;
+  EXPECT(!left.expired());
+  ends.answer(1);
+  EXPECT_EQ(ends.receive(), "");  // its own thread has hung up
+  EXPECT(arrived);
+  EXPECT(left.expired());
+  while (native_tests::threads_of_process() > 1) std::this_thread::yield();
+  EXPECT(::fcntl(ends.peer(), F_GETFD) < 0);
+}
+
 TEST(a_link_of_a_copy_leaves_the_socket_to_its_owner) {
   const Ends ends;
   const size_t before = descriptor_count();

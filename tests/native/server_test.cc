@@ -197,6 +197,15 @@ TEST(folders_that_others_lock_are_waited_for_and_those_without_locks_are_not) {
   EXPECT_EQ(left, 2);
 }
 
+TEST(the_descriptor_of_a_folder_may_be_0) {
+  const Scene scene;
+  EXPECT(Broker::instance().address().ok());
+  ::close(0);
+  const auto server = scene.serve();
+  EXPECT(server.ok());
+  EXPECT(::fcntl(0, F_GETFD) < 0);  // the folder had it
+}
+
 TEST(in_a_forked_child_the_file_is_the_parents) {
   Forks::install();
   const Scene scene;
