@@ -564,6 +564,38 @@ TEST(a_child_gets_all_leases_though_they_are_many) {
   EXPECT_EQ(bytes, std::vector<uint64_t>(2, kRanges * page_size()));
 }
 
+int calls_until_failure = -1;
+int fstat_failing(int fd, struct stat* out) {
+  return calls_until_failure-- == 0 ? (errno = ENOMEM, -1) : os::kernel().fstat(fd, out);
+}
+int socketpair_refused(int*) { return errno = ENFILE, -1; }
+int pass_credentials_refused(int) { return errno = ENOMEM, -1; }
+
+TEST(a_child_has_a_connection_or_its_parent_is_told_that_it_has_none) {
+  Scene scene;
+  scene.hub.peers.set_look_every(std::chrono::hours(1));
+  const auto client = scene.peer();
+  EXPECT(scene.hub.ask(*client, Op::kPing).has_value());
+  int failed = 0;
+  for (int number = 0; number < 6; ++number) {
+    native_tests::FakeKernel kernel;
+    if (number < 4) kernel.calls.fstat = fstat_failing;
+    if (number == 4) kernel.calls.socketpair = socketpair_refused;
+    if (number == 5) kernel.calls.pass_credentials = pass_credentials_refused;
+    calls_until_failure = number;
+    client->descriptors = 0;
+    kernel.begin();
+    const auto answer = scene.hub.ask(*client, Op::kFork);
+    os::use(os::kernel());
+    EXPECT_EQ(client->descriptors, answer->first == 0 ? 1 : 0);
+    EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 1; }));
+    if (answer->first == 0) continue;
+    ++failed;
+    EXPECT_EQ(answer->first, static_cast<uint8_t>(wire::Error::kSystem));
+  }
+  EXPECT(failed >= 4);  // either end, and what makes them
+}
+
 TEST(a_peer_that_goes_while_it_forks_leaves_nothing) {
   Scene scene;
   const auto client = scene.peer();
