@@ -107,6 +107,25 @@ TEST(nothing_is_kept_for_an_owner_that_has_gone) {
   EXPECT(link->flush(std::chrono::steady_clock::now() + kAnHour));
 }
 
+// The link's own, if it has one.
+bool other_threads_sleep() {
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    const pid_t thread = std::stoi(task.path().filename());
+    if (thread != ::getpid() && !native_tests::is_asleep(thread)) return false;
+  }
+  return true;
+}
+
+TEST(what_is_given_back_is_sent_though_nothing_else_is) {
+  const Ends ends;
+  const auto link = std::move(*OwnerLink::create(ends.peer()));
+  for (uint64_t i = 0; i < 20; ++i) {
+    link->give_back(7, pages(i, i + 1));
+    EXPECT_EQ(ends.receive().size(), kHeadBytes + kRangeBytes);
+    while (!other_threads_sleep()) std::this_thread::yield();
+  }
+}
+
 TEST(requests_are_numbered_and_get_their_own_answers) {
   const Ends ends;
   const auto link = std::move(*OwnerLink::create(ends.peer()));

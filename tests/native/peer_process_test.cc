@@ -204,6 +204,7 @@ TEST(lines_that_are_none_say_nothing) {
         start + "x:1f 1234", start + "00:x 1234", start + "00:1f x", start}) {
     native_tests::context = line;
     EXPECT(!sees_by(line + "\n", files, SIZE_MAX));
+    EXPECT(!sees_by(line + "\n", {{0, 0x1f, 0, true}}, SIZE_MAX));
     EXPECT(sees_by(line + "\n" + start + "00:1f 1234 /x\n", files, SIZE_MAX));
   }
   EXPECT(!sees_by(start + "00:1f 1234 /not a whole line", files, SIZE_MAX));
