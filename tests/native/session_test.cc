@@ -212,6 +212,14 @@ TEST(a_file_that_cannot_be_opened_costs_the_request) {
   EXPECT(scene.session->holds_nothing());
 }
 
+TEST(a_descriptor_may_be_0) {
+  Scene scene;
+  ::close(0);
+  const Answer answer = scene.ask(Op::kOpen, scene.file->id());
+  EXPECT(answer.status.ok());
+  EXPECT_EQ(answer.descriptor.fd(), 0);
+}
+
 TEST(who_may_only_read_changes_nothing) {
   Scope scope;
   scope.readonly = true;
