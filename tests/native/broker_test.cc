@@ -2,6 +2,7 @@
 
 #include "sharing/broker.h"
 
+#include <errno.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -110,6 +111,108 @@ TEST(those_who_park_it_wait_until_the_thread_is_gone) {
     for (int i = 0; i < 4; ++i) Broker::instance().resume();
     EXPECT(is_answered());
   }));
+}
+
+TEST(an_address_is_this_processs_own) {
+  Broker& broker = Broker::instance();
+  EXPECT(!broker.is_own({}));  // before there is one
+  const auto address = broker.address();
+  EXPECT_EQ(address->name.substr(0, 9), std::string(1, '\0') + "pgalloc-");
+  EXPECT(address->path.starts_with("/proc/"));
+  EXPECT(broker.is_own(address->secret));
+  wire::Secret other = address->secret;
+  other[15] ^= 1;
+  EXPECT(!broker.is_own(other));
+  EXPECT(*broker.address() == *address);
+}
+
+TEST(what_this_process_offers_it_can_claim_itself) {
+  Broker& broker = Broker::instance();
+  const auto file = native_tests::make_file();
+  const auto others = native_tests::make_file();
+  const FileRange range = native_tests::take_pages(*file, 3);
+  const auto secret = broker.offer(file, range);
+  EXPECT(file->dec_ref(range).ok());  // the offer has a reference of its own
+  EXPECT_EQ(*broker.offered_file(*secret), file->id());
+  const auto leases = broker.leases(file->id());
+  EXPECT_EQ(leases.size(), 1u);
+  EXPECT_EQ(leases[0].bytes, range.length());
+  EXPECT_EQ(leases[0].pid, ::getpid());
+  EXPECT(!leases[0].claimed);
+  EXPECT(broker.leases(others->id()).empty());
+  const auto claimed = broker.claim(*secret);
+  EXPECT(claimed->file == file);
+  EXPECT_EQ(claimed->range, range);
+  EXPECT(!broker.offered_file(*secret));
+  EXPECT_EQ(broker.claim(*secret).status().code(), ErrorCode::kSharing);
+  EXPECT(broker.leases(file->id()).empty());
+  EXPECT(*file->has_unique_ref(range));  // the caller's
+  EXPECT(file->dec_ref(range).ok());
+  EXPECT(file->wait_for_reclaim(std::nullopt));
+  EXPECT_EQ(broker.offer(file, range).status().code(), ErrorCode::kRange);  // they are free
+}
+
+TEST(what_was_not_claimed_is_dropped_when_it_is_old) {
+  Broker& broker = Broker::instance();
+  const auto file = native_tests::make_file();
+  const auto others = native_tests::make_file();
+  const FileRange range = native_tests::take_pages(*file, 2);
+  const FileRange theirs = native_tests::take_pages(*others, 1);
+  constexpr uint64_t kOffers = 1100;  // more than two steps
+  for (uint64_t i = 0; i < kOffers; ++i) EXPECT(broker.offer(file, range).ok());
+  EXPECT(broker.offer(others, theirs).ok());
+  EXPECT_EQ(broker.drop_unclaimed(file->id(), std::chrono::hours(1)), 0u);
+  EXPECT_EQ(broker.figures().offers, kOffers + 1);
+  EXPECT_EQ(broker.drop_unclaimed(file->id(), {}), kOffers * range.length());
+  EXPECT_EQ(broker.figures().offers, 1u);
+  EXPECT(*file->has_unique_ref(range));
+  EXPECT_EQ(broker.drop_unclaimed(others->id(), {}), theirs.length());
+  EXPECT_EQ(broker.drop_unclaimed(others->id(), {}), 0u);
+}
+
+TEST(a_listener_serves_until_it_is_stopped) {
+  Broker& broker = Broker::instance();
+  EXPECT_EQ(broker.serve(12345, {}).status().error_number(), EBADF);
+  const auto file = native_tests::make_file();
+  const std::string name = std::string(1, '\0') + "pgalloc-broker-" + std::to_string(::getpid());
+  Scope scope;
+  scope.file = file;
+  const auto number = broker.serve(os::kernel().listen_at(name.data(), name.size()), scope);
+  EXPECT(number.ok());
+  const size_t listeners = broker.figures().listeners;
+  {
+    const int fd = os::kernel().connect_to(name.data(), name.size());
+    EXPECT(fd >= 0);
+    EXPECT_EQ(os::kernel().set_receive_timeout(fd, 60000), 0);
+    const Client client(fd);
+    client.send(wire::pack(static_cast<uint8_t>(wire::Op::kHello), 1, uint32_t{1}, wire::Secret{}));
+    client.send(wire::pack(static_cast<uint8_t>(wire::Op::kServed), 2));
+    char answer[100];
+    EXPECT(::recv(fd, answer, sizeof answer, 0) > 0);
+    EXPECT_EQ(::recv(fd, answer, sizeof answer, 0), 8 + 9);
+    EXPECT_EQ(broker.figures().channels, 1u);
+  }
+  broker.stop_serving(*number);
+  EXPECT_EQ(broker.figures().listeners, listeners - 1);
+  EXPECT(os::kernel().connect_to(name.data(), name.size()) < 0);
+  EXPECT(is_answered());
+}
+
+TEST(a_parked_broker_answers_when_it_goes_on) {
+  Broker& broker = Broker::instance();
+  broker.resume();  // once too often
+  EXPECT(is_answered());
+  broker.park();
+  broker.park();
+  EXPECT_EQ(native_tests::threads_of_process(), 1u);
+  EXPECT(broker.address().ok());
+  EXPECT_EQ(native_tests::threads_of_process(), 1u);
+  broker.resume();
+  EXPECT_EQ(native_tests::threads_of_process(), 1u);
+  broker.resume();
+  EXPECT_EQ(native_tests::threads_of_process(), 2u);
+  EXPECT(is_answered());
+  EXPECT_EQ(broker.verify(), std::nullopt);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include "sharing/forks.h"
 
+#include <errno.h>
 #include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -220,6 +221,109 @@ TEST(parking_nests_and_a_child_begins_anew) {
     Forks::resume_threads();
     EXPECT_EQ(native_tests::threads_of_process(), 3u);
     Forks::resume_threads();  // once too often
+    EXPECT(no_leases(*scene.file));
+  });
+}
+
+TEST(a_child_has_its_parents_handles_one_by_one) {
+  alone([] {
+    Scene scene;
+    const FileRange part{scene.range.start, scene.range.start + page_size()};
+    EXPECT(scene.file->inc_ref(part, 0).ok());
+    const FileRange unpinned = take_pages(*scene.file, 1);
+    Discardable entry;
+    entry.range = unpinned;
+    EXPECT(scene.file->unpin(entry).ok());
+    EXPECT_EQ(in_child([&] {
+                Pages& pages = scene.seat.pages();
+                EXPECT(!*pages.has_unique_ref(scene.range));
+                EXPECT(*pages.has_unique_ref({part.end, scene.range.end}));
+                EXPECT(pages.dec_ref(scene.range).ok());
+                EXPECT(scene.shows_ours());
+                EXPECT(pages.dec_ref(part).ok());
+                EXPECT(!pages.dec_ref(part).ok());
+                EXPECT(!pages.dec_ref(unpinned).ok());  // the parent's alone
+              }),
+              0);
+    EXPECT(no_leases(*scene.file));
+    EXPECT(!*scene.file->has_unique_ref(part));
+    EXPECT(*scene.file->has_unique_ref({part.end, scene.range.end}));
+    EXPECT(scene.file->end_handle(entry).ok());
+  });
+}
+
+TEST(a_closed_file_is_not_lent_and_others_are) {
+  alone([] {
+    Scene closed;
+    Scene scene;
+    EXPECT(closed.file->close().ok());
+    EXPECT_EQ(in_child([&] {
+                EXPECT(closed.seat.orphaned());
+                EXPECT(closed.shows_ours());  // its pages have no owner any more
+                EXPECT(scene.seat.pages().is_remote());
+                EXPECT(scene.shows_ours());
+                EXPECT_EQ(Forks::take_born_links().size(), 1u);
+                EXPECT(Forks::take_born_links().empty());
+              }),
+              0);
+    EXPECT(Forks::take_born_links().empty());
+    EXPECT(no_leases(*scene.file));
+  });
+}
+
+TEST(without_files_a_child_is_no_peer) {
+  alone([] {
+    EXPECT_EQ(in_child([] { EXPECT(Forks::take_born_links().empty()); }), 0);
+    EXPECT_EQ(Broker::instance().figures().channels, 0u);
+    EXPECT_EQ(Broker::instance().figures().listeners, 0u);
+  });
+}
+
+int refused = 0;
+int socketpair_refused(int*) { return errno = refused, -1; }
+int pass_credentials_refused(int) { return errno = refused, -1; }
+int listen_at_refused(const char*, size_t) { return errno = refused, -1; }
+
+TEST(without_a_connection_a_child_sees_nothing_that_others_may_get) {
+  alone([] {
+    refused = EMFILE;
+    for (int part = 0; part < 3; ++part) {
+      Scene scene;
+      native_tests::FakeKernel kernel;
+      if (part == 0) kernel.calls.listen_at = listen_at_refused;
+      if (part == 1) kernel.calls.socketpair = socketpair_refused;
+      if (part == 2) kernel.calls.pass_credentials = pass_credentials_refused;
+      kernel.begin();
+      EXPECT_EQ(in_child([&] {
+                  EXPECT(scene.seat.orphaned());
+                  EXPECT(scene.seat.guard() == nullptr);
+                  EXPECT(!scene.file->chunks()->is_mapped(scene.range));
+                  EXPECT(Forks::take_born_links().empty());
+                }),
+                0);
+      EXPECT(*scene.file->has_unique_ref(scene.range));
+      EXPECT(Broker::instance().leases(scene.file->id()).empty());
+      EXPECT(scene.file->dec_ref(take_pages(*scene.file, 1)).ok());  // the parent goes on
+    }
+  });
+}
+
+TEST(a_childs_address_of_its_parent_is_the_brokers) {
+  alone([] {
+    Scene scene;
+    const auto address = Broker::instance().address();
+    const pid_t parent = ::getpid();
+    EXPECT_EQ(in_child([&] {
+                const auto links = Forks::take_born_links();
+                if (!EXPECT_EQ(links.size(), 1u)) return;
+                const OwnerLink::Owner owner = links[0]->owner();
+                EXPECT_EQ(owner.pid, parent);
+                EXPECT_EQ(owner.name, address->name);
+                EXPECT_EQ(owner.path, address->path);
+                EXPECT_EQ(owner.secret, address->secret);
+                EXPECT_EQ(owner.uid, ::geteuid());
+              }),
+              0);
     EXPECT(no_leases(*scene.file));
   });
 }

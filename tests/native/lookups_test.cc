@@ -111,5 +111,114 @@ TEST(memory_that_runs_out_asks_nothing) {
   EXPECT(!scene.lookups.next()->look_up);
 }
 
+TEST(numbers_are_given_once_and_those_that_were_never_given_say_nothing) {
+  Scene scene;
+  const uint64_t first = scene.lookups.ask("a");
+  const uint64_t second = scene.lookups.ask("b");
+  EXPECT(first != 0);  // which stands for none
+  EXPECT(second != first);
+  EXPECT_EQ(scene.lookups.posted(), 2u);
+  EXPECT(!scene.lookups.take_answer(second + 1));
+  scene.lookups.drop(second + 1, &scene.let_go);
+  Lookups::Found nothing(std::nullopt);
+  EXPECT(!scene.lookups.answer(second + 1, nothing));
+  EXPECT_EQ(scene.lookups.posted(), 2u);
+  EXPECT_EQ(scene.told, 0);
+  scene.lookups.drop(first, &scene.let_go);
+  EXPECT(!scene.lookups.take_answer(first));
+  EXPECT(!scene.lookups.answer(first, nothing));
+  EXPECT(scene.let_go.empty());  // there was no answer
+  EXPECT_EQ(scene.lookups.next()->key, "a");
+  EXPECT_EQ(scene.lookups.next()->key, "b");
+  EXPECT_EQ(scene.lookups.next()->number, first);
+}
+
+TEST(what_is_done_is_what_python_has_come_back_from) {
+  Scene scene;
+  EXPECT(scene.lookups.done(0));
+  EXPECT(!scene.lookups.done(1));
+  (void)scene.lookups.ask("a");
+  (void)scene.lookups.ask("b");
+  (void)scene.lookups.next();
+  EXPECT(!scene.lookups.done(1));
+  (void)scene.lookups.next();
+  EXPECT(scene.lookups.done(1));
+  EXPECT(!scene.lookups.done(2));
+  scene.lookups.stop();
+  EXPECT(!scene.lookups.next());
+  EXPECT(scene.lookups.done(2));
+  EXPECT(!scene.lookups.next());
+  EXPECT(!scene.lookups.done(3));
+  scene.lookups.close();
+  EXPECT(scene.lookups.done(3));  // nothing is waited for any more
+}
+
+TEST(those_who_were_sent_home_come_back) {
+  Scene scene;
+  (void)scene.lookups.ask("key");
+  scene.lookups.stop();
+  EXPECT(!scene.lookups.next());
+  scene.lookups.resume();
+  EXPECT_EQ(scene.lookups.next()->key, "key");
+  std::thread python([&] { EXPECT(!scene.lookups.next()); });
+  scene.lookups.stop();
+  python.join();
+}
+
+TEST(a_dropped_answer_gives_its_pages_and_file_back) {
+  Scene scene;
+  for (const bool taken : {false, true}) {
+    const uint64_t number = scene.lookups.ask("key");
+    Lookups::Found found = scene.value();
+    EXPECT(scene.lookups.answer(number, found));
+    if (taken) {
+      const auto answer = scene.lookups.take_answer(number);
+      EXPECT_EQ((**answer)->start, 1u);
+      EXPECT_EQ((**answer)->stop, 2u);
+      scene.drop_lease();
+    }
+    scene.let_go.clear();
+    scene.lookups.drop(number, &scene.let_go);
+    EXPECT_EQ(scene.let_go.size(), taken ? 0u : 1u);
+    EXPECT(*scene.file->has_unique_ref(scene.range));
+  }
+  for (const bool is_error : {false, true}) {
+    const uint64_t number = scene.lookups.ask("key");
+    Lookups::Found found(std::nullopt);
+    if (is_error) found = Lookups::Found(Status::error(ErrorCode::kSharing, "no"));
+    EXPECT(scene.lookups.answer(number, found));
+    scene.let_go.clear();
+    scene.lookups.drop(number, &scene.let_go);
+    EXPECT(scene.let_go.empty());
+  }
+}
+
+TEST(it_is_closed_once_and_asks_nothing_then) {
+  Scene scene;
+  EXPECT(!scene.lookups.closed());
+  (void)scene.lookups.ask("key");
+  scene.lookups.close();
+  scene.lookups.close();
+  EXPECT_EQ(scene.told, 1);
+  EXPECT(scene.lookups.closed());
+  EXPECT(!scene.lookups.next());
+  const uint64_t posted = scene.lookups.posted();
+  const uint64_t number = scene.lookups.ask("key");
+  scene.lookups.drop(number, &scene.let_go);
+  EXPECT_EQ(scene.lookups.posted(), posted);
+  EXPECT_EQ(scene.told, 1);
+}
+
+TEST(an_answer_that_came_before_the_end_is_taken) {
+  Scene scene;
+  const uint64_t number = scene.lookups.ask("key");
+  Lookups::Found found = scene.value();
+  EXPECT(scene.lookups.answer(number, found));
+  scene.lookups.close();
+  const auto answer = scene.lookups.take_answer(number);
+  EXPECT(answer->ok());
+  scene.drop_lease();
+}
+
 }  // namespace
 }  // namespace pgalloc::lookups_test

@@ -5,7 +5,10 @@
 #include <errno.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
+
+#include <algorithm>
 
 #include "native/sharing.h"
 
@@ -148,6 +151,171 @@ TEST(no_descriptor_is_left) {
   const size_t before = native_tests::descriptor_count();
   for (int i = 0; i < 3; ++i) EXPECT(sees(child, child.pid));
   EXPECT_EQ(native_tests::descriptor_count(), before);
+}
+
+// --- What /proc and stat() say, made up ----------------------------------------------------------
+
+std::string maps;
+size_t maps_at = 0;
+size_t piece_max = 0;
+ssize_t read_maps(int, void* data, size_t size) {
+  const size_t count = std::min({maps.size() - maps_at, piece_max, size});
+  std::memcpy(data, maps.data() + maps_at, count);
+  maps_at += count;
+  return static_cast<ssize_t>(count);
+}
+
+// Whether this process sees one of the files, by such maps that come in such pieces.
+bool sees_by(const std::string& text, const std::vector<FileIdentity>& files, size_t piece) {
+  FakeKernel kernel;
+  kernel.calls.read = read_maps;
+  maps = text;
+  maps_at = 0;
+  piece_max = piece;
+  kernel.begin();
+  return PeerProcess(-1, ::getpid()).may_see(files);
+}
+
+TEST(maps_are_read_whatever_pieces_they_come_in) {
+  const std::string text =
+      "7f0000000000-7f0000001000 r--s 00000000 00:1f 1234 /memfd:one (deleted)\n"
+      "7f0000001000-7f0000002000 rw-s 00001000 fe:00 77 /some file\n"
+      "7f0000002000-7f0000003000 rw-p 00000000 00:00 0 \n";
+  for (const size_t piece : {size_t{1}, size_t{7}, size_t{71}, size_t{72}, text.size()}) {
+    EXPECT(sees_by(text, {{0, 0x1f, 1234, true}}, piece));
+    EXPECT(sees_by(text, {{0xfe, 0, 77, true}}, piece));
+    EXPECT(sees_by(text, {{1, 2, 3, true}, {0xfe, 0, 77, true}}, piece));
+    // All three numbers have to be its own.
+    EXPECT(!sees_by(text, {{0, 0x1f, 1235, true}}, piece));
+    EXPECT(!sees_by(text, {{0, 0x1e, 1234, true}}, piece));
+    EXPECT(!sees_by(text, {{1, 0x1f, 1234, true}}, piece));
+    EXPECT(!sees_by(text, {{0xfe, 0x1f, 77, true}}, piece));
+    // What cannot be told apart in maps may be seen.
+    EXPECT(sees_by(text, {{1, 2, 3, true}, {1, 2, 4, false}}, piece));
+  }
+}
+
+TEST(lines_that_are_none_say_nothing) {
+  const std::vector<FileIdentity> files{{0, 0x1f, 1234, true}};
+  const std::string start = "7f00-7f01 r--s 0000 ";
+  for (const std::string& line :
+       {std::string("no fields"), std::string("7f00-7f01 r--s 0000"), std::string("00:1f 1234"),
+        start + "00", start + "00;1f 1234", start + "00:1f", start + "00:1f,1234",
+        start + "x:1f 1234", start + "00:x 1234", start + "00:1f x", start}) {
+    native_tests::context = line;
+    EXPECT(!sees_by(line + "\n", files, SIZE_MAX));
+    EXPECT(!sees_by(line + "\n", {{0, 0x1f, 0, true}}, SIZE_MAX));
+    EXPECT(sees_by(line + "\n" + start + "00:1f 1234 /x\n", files, SIZE_MAX));
+  }
+  EXPECT(!sees_by(start + "00:1f 1234 /not a whole line", files, SIZE_MAX));
+  EXPECT(sees_by("", files, SIZE_MAX));  // on its way out: its end is seen by the next look
+}
+
+dev_t device = 0;
+long system_type = 0;
+int stat_of_device(int, struct stat* out) {
+  *out = {};
+  out->st_dev = device;
+  out->st_ino = 99;
+  return 0;
+}
+int statfs_of_type(int, struct statfs* out) {
+  *out = {};
+  out->f_type = system_type;
+  return system_type == 0 ? -1 : 0;
+}
+
+TEST(files_are_known_where_maps_and_stat_agree) {
+  FakeKernel kernel;
+  kernel.calls.fstat = stat_of_device;
+  kernel.calls.fstatfs = statfs_of_type;
+  kernel.begin();
+  const struct {
+    dev_t device;
+    long type;
+    bool known;
+  } cases[] = {{makedev(0, 31), 0x01021994, true},
+               {makedev(0, 31), 0x958458f6, true},
+               {makedev(0, 31), 0x9123683e, false},
+               {makedev(0, 31), 0x01021995, false},
+               {makedev(0, 31), 0, false},
+               {makedev(8, 1), 0x9123683e, true},
+               {makedev(1, 0), 0, true}};
+  for (const auto& each : cases) {
+    device = each.device;
+    system_type = each.type;
+    const FileIdentity file = FileIdentity::of(0);
+    EXPECT_EQ(file.known, each.known);
+    EXPECT_EQ(file.major, major(device));
+    EXPECT_EQ(file.minor, minor(device));
+    EXPECT_EQ(file.inode, 99u);
+  }
+}
+
+int process_of_socket = 0;
+int pidfd_asked = 0;
+int getsockopt_of_process(int fd, int name, void* value, socklen_t* size) {
+  if (name != 77) return os::kernel().getsockopt(fd, name, value, size);
+  ++pidfd_asked;
+  const int handle = os::kernel().pidfd_open(process_of_socket);
+  std::memcpy(value, &handle, sizeof handle);
+  return handle < 0 ? -1 : 0;
+}
+
+TEST(a_process_without_a_number_is_known_by_its_socket) {
+  int pair[2];
+  EXPECT_EQ(os::kernel().socketpair(pair), 0);
+  FakeKernel kernel;
+  kernel.calls.getsockopt = getsockopt_of_process;
+  kernel.begin();
+  Child child;
+  const std::vector<FileIdentity> files{FileIdentity::of(child.file)};
+  process_of_socket = child.pid;
+  const size_t before = native_tests::descriptor_count();
+  {
+    const PeerProcess process(pair[0], 0);
+    EXPECT_EQ(pidfd_asked, 1);
+    EXPECT_EQ(native_tests::descriptor_count(), before + 1);
+    child.unmap();
+    EXPECT(process.may_see(files));  // as long as it lives
+    EXPECT(!process.may_see({}));
+    refused = EIO;
+    kernel.calls.poll = poll_refused;
+    kernel.begin();
+    EXPECT(process.may_see(files));
+    kernel.calls.poll = os::kernel().poll;
+    kernel.begin();
+    child.end();
+    EXPECT(!process.may_see(files));
+  }
+  EXPECT_EQ(native_tests::descriptor_count(), before);
+  EXPECT(!PeerProcess(pair[0], 0).may_see(files));  // gone before it was asked for
+  EXPECT_EQ(pidfd_asked, 2);
+  EXPECT(!PeerProcess(-1, 0).may_see(files));
+  (void)PeerProcess(pair[0], 1);
+  EXPECT_EQ(pidfd_asked, 2);  // its number is enough
+  ::close(pair[0]);
+  ::close(pair[1]);
+}
+
+TEST(a_process_that_has_gone_while_it_was_read_has_gone_if_the_kernel_says_so) {
+  const Child child;
+  // Alive, but its maps say that it has gone: the next look sees that.
+  for (const int error : {ENOENT, ESRCH}) {
+    FakeKernel kernel;
+    refused = error;
+    kernel.calls.open = open_refused;
+    kernel.begin();
+    EXPECT(sees(child, child.pid));
+    // Nor can it be told whether it lives.
+    kernel.calls.pidfd_open = [](pid_t) { return errno = EMFILE, -1; };
+    kernel.begin();
+    EXPECT(!sees(child, child.pid));
+    kernel.calls.open = os::kernel().open;
+    kernel.calls.read = read_refused;
+    kernel.begin();
+    EXPECT_EQ(sees(child, child.pid), error != ESRCH);
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "sharing/peers.h"
 
 #include <errno.h>
+#include <sys/resource.h>
 #include <sys/un.h>
 
 #include <set>
@@ -270,6 +271,448 @@ TEST(a_connection_that_was_closed_from_outside_ends_and_keeps_nothing_from_other
     EXPECT(scene.hub.ask(*other, Op::kPing).has_value());
     EXPECT(scene.hub.until([&] { return scene.hub.peers.started(); }));
   }
+}
+
+// --- Who is let in -------------------------------------------------------------------------------
+
+// A broker that listens, and strangers who connect.
+struct Listening : Scene {
+  Listening() { EXPECT(hub.peers.start().ok()); }
+  ~Listening() {
+    EXPECT(hub.until([&] { return hub.idle(); }));
+  }
+  std::unique_ptr<Client> stranger() const { return connect(hub.peers.name()); }
+  bool ends(Client& client) {
+    return hub.until([&] {
+      (void)client.receive();
+      return client.ended;
+    });
+  }
+  std::optional<std::pair<uint8_t, std::string>> greet(Client& client,
+                                                       const wire::Secret& secret = {}) {
+    return hub.ask(client, Op::kHello, uint32_t{77}, secret);
+  }
+};
+
+uid_t other_uid = 0;
+pid_t other_pid = 0;
+int getsockopt_of_another(int fd, int name, void* value, socklen_t* size) {
+  const int result = os::kernel().getsockopt(fd, name, value, size);
+  if (name != SO_PEERCRED || result != 0) return result;
+  ucred peer{};
+  std::memcpy(&peer, value, sizeof peer);
+  peer.uid = other_uid;
+  peer.pid = other_pid;
+  std::memcpy(value, &peer, sizeof peer);
+  return 0;
+}
+struct AnotherUser {
+  explicit AnotherUser(uid_t uid, pid_t pid) {
+    other_uid = uid;
+    other_pid = pid;
+    kernel.calls.getsockopt = getsockopt_of_another;
+    kernel.begin();
+  }
+  native_tests::FakeKernel kernel;
+};
+
+TEST(another_user_has_to_show_the_secret) {
+  Listening scene;
+  const AnotherUser user(::geteuid() + 1, ::getpid());
+  const wire::Secret secret = scene.hub.peers.secret();
+  for (size_t byte = 0; byte < secret.size(); ++byte) {
+    wire::Secret wrong = secret;
+    wrong[byte] ^= 1u << (byte % 8);
+    const auto client = scene.stranger();
+    EXPECT(!scene.greet(*client, wrong).has_value());
+    EXPECT(client->ended);
+  }
+  const auto client = scene.stranger();
+  const auto answer = scene.greet(*client, secret);
+  uint32_t owner = 0;
+  EXPECT(wire::Reader(answer->second).read_all(owner));
+  EXPECT_EQ(owner, static_cast<uint32_t>(::getpid()));
+}
+
+TEST(who_does_not_greet_first_is_sent_away) {
+  Listening scene;
+  for (const auto op : {Op::kPing, Op::kRelease, Op::kServed}) {
+    const auto client = scene.stranger();
+    EXPECT(!scene.hub.ask(*client, op).has_value());
+    EXPECT(client->ended);
+  }
+  const auto client = scene.stranger();
+  EXPECT(scene.greet(*client).has_value());  // of the same user: no secret is needed
+  EXPECT(scene.hub.ask(*client, Op::kPing).has_value());
+  EXPECT(scene.greet(*client).has_value());  // again
+}
+
+TEST(a_process_that_is_not_seen_from_here_is_called_as_it_says) {
+  for (const pid_t pid : {0, 5}) {
+    Listening scene;
+    const AnotherUser user(::geteuid(), pid);
+    const auto client = scene.stranger();
+    EXPECT(scene.greet(*client).has_value());
+    std::vector<pid_t> pids;
+    scene.hub.peers.visit_sessions([&](const Session& session) { pids.push_back(session.pid); });
+    EXPECT_EQ(pids, std::vector<pid_t>{pid == 0 ? 77 : 5});
+  }
+}
+
+TEST(of_those_who_do_not_greet_the_64_newest_stay) {
+  Listening scene;
+  std::vector<std::unique_ptr<Client>> strangers;
+  for (int i = 0; i < 64; ++i) strangers.push_back(scene.stranger());
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 64; }));
+  for (int i = 0; i < 5; ++i) scene.hub.round();
+  EXPECT_EQ(scene.hub.peers.channel_count(), 64u);
+  EXPECT(scene.greet(*strangers[1]).has_value());  // one does
+  strangers.push_back(scene.stranger());
+  for (int i = 0; i < 5; ++i) scene.hub.round();
+  EXPECT_EQ(scene.hub.peers.channel_count(), 65u);
+  strangers.push_back(scene.stranger());
+  EXPECT(scene.ends(*strangers[0]));
+  EXPECT_EQ(scene.hub.peers.channel_count(), 65u);
+  EXPECT(scene.greet(*strangers[2]).has_value());
+}
+
+TEST(who_does_not_greet_in_time_is_sent_away) {
+  Listening scene;
+  const auto greeted = scene.stranger();
+  EXPECT(scene.greet(*greeted).has_value());
+  const auto before = std::chrono::steady_clock::now();
+  const auto silent = scene.stranger();
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 2; }));
+  const auto after = std::chrono::steady_clock::now();
+  scene.hub.peers.work(before + std::chrono::seconds(10));
+  EXPECT_EQ(scene.hub.peers.channel_count(), 2u);
+  scene.hub.peers.work(after + std::chrono::seconds(10) + std::chrono::nanoseconds(1));
+  EXPECT_EQ(scene.hub.peers.channel_count(), 1u);
+  EXPECT(scene.ends(*silent));
+  EXPECT(scene.hub.ask(*greeted, Op::kPing).has_value());
+}
+
+// Both ends of all connections are in this process: new descriptors are made without the limit.
+rlimit small{};
+rlimit large{};
+template <class Call>
+int with_room(Call call) {
+  ::setrlimit(RLIMIT_NOFILE, &large);
+  const int result = call();
+  const int error = errno;
+  ::setrlimit(RLIMIT_NOFILE, &small);
+  return errno = error, result;
+}
+int accept_with_room(int fd) {
+  return with_room([&] { return os::kernel().accept(fd); });
+}
+
+TEST(half_of_the_descriptors_are_for_others) {
+  Listening scene;
+  EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &large), 0);
+  native_tests::FakeKernel kernel;
+  kernel.calls.accept = accept_with_room;
+  kernel.begin();
+  const auto stranger = [&] {
+    std::unique_ptr<Client> client;
+    with_room([&] { return client = scene.stranger(), 0; });
+    return client;
+  };
+  for (const size_t most : {size_t{50}, size_t{8}}) {  // eight in any case
+    small = {most == 8 ? rlim_t{14} : 2 * most, large.rlim_max};
+    std::vector<std::unique_ptr<Client>> peers;
+    for (size_t i = 0; i < most; ++i) {
+      peers.push_back(stranger());
+      EXPECT(scene.greet(*peers.back()).has_value());
+    }
+    EXPECT_EQ(scene.hub.ask(*peers[0], Op::kFork)->first,
+              static_cast<uint8_t>(wire::Error::kSharing));
+    EXPECT(scene.ends(*stranger()));
+    peers.pop_back();
+    EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == most - 1; }));
+    peers.push_back(stranger());
+    EXPECT(scene.greet(*peers.back()).has_value());
+    peers.clear();
+    EXPECT(scene.hub.until([&] { return scene.hub.idle(); }));
+  }
+  ::setrlimit(RLIMIT_NOFILE, &large);
+}
+
+TEST(a_listener_lets_in_until_it_is_removed) {
+  Scene scene;
+  const std::string name =
+      std::string(1, '\0') + "pgalloc-peers-test-" + std::to_string(::getpid());
+  const auto number = scene.hub.peers.add_listener(
+      Endpoint(os::kernel().listen_at(name.data(), name.size())), scene.scope);
+  EXPECT(number.ok());
+  EXPECT_EQ(scene.hub.peers.listener_count(), 1u);
+  const auto client = connect(name);
+  EXPECT(scene.hub.ask(*client, Op::kHello, uint32_t{1}, wire::Secret{}).has_value());
+  EXPECT_EQ(scene.hub.ask(*client, Op::kServed)->first, 0);  // with its scope
+  scene.hub.peers.remove_listener(*number + 1);
+  EXPECT_EQ(scene.hub.peers.listener_count(), 1u);
+  scene.hub.peers.remove_listener(*number);
+  EXPECT_EQ(scene.hub.peers.listener_count(), 0u);
+  EXPECT(connect(name) == nullptr);
+  EXPECT_EQ(scene.hub.peers.take_let_go().listeners.size(), 1u);
+  EXPECT(scene.hub.ask(*client, Op::kPing).has_value());  // it stays
+  EXPECT_EQ(scene.hub.peers.add_listener(Endpoint(), {}).status().error_number(), EBADF);
+}
+
+int accepts = 0;
+int accept_refused(int) { return ++accepts, errno = EMFILE, -1; }
+
+TEST(without_a_descriptor_no_one_is_let_in_for_a_moment) {
+  Listening scene;
+  scene.hub.round();
+  const auto client = scene.stranger();
+  scene.hub.peers.set_look_every(std::chrono::hours(1));
+  const auto now = std::chrono::steady_clock::now();
+  std::array<epoll_event, 8> events;
+  // How many events there are; and how long is to be waited for them.
+  const auto prepare = [&](SteadyTime then, int* timeout_ms) {
+    const Peers::Wait wait = scene.hub.peers.prepare(then);
+    *timeout_ms = wait.timeout_ms;
+    return os::kernel().epoll_wait(wait.epoll, events.data(), 8, 0);
+  };
+  native_tests::FakeKernel kernel;
+  kernel.calls.accept = accept_refused;
+  kernel.begin();
+  int timeout_ms = 0;
+  EXPECT_EQ(prepare(now, &timeout_ms), 1);
+  EXPECT_EQ(timeout_ms, 3600 * 1000);
+  scene.hub.peers.handle(events[0], now);
+  EXPECT_EQ(accepts, 1);
+  EXPECT_EQ(prepare(now, &timeout_ms), 0);
+  EXPECT_EQ(timeout_ms, 100);
+  EXPECT_EQ(prepare(now + std::chrono::milliseconds(99), &timeout_ms), 0);
+  EXPECT_EQ(timeout_ms, 1);
+  EXPECT_EQ(prepare(now + std::chrono::milliseconds(100), &timeout_ms), 1);
+  os::use(os::kernel());
+  EXPECT(scene.greet(*client).has_value());
+}
+
+// --- Children, time and turns --------------------------------------------------------------------
+
+TEST(a_peer_has_so_many_children_at_most) {
+  Scene scene;
+  scene.scope.limits.children = 2;
+  const auto client = scene.peer();
+  const auto pages = scene.allocate(*client, 2);
+  EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, 0);
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 1; }));  // it has ended
+  EXPECT_EQ(client->descriptors, 1);
+  // Children that live: their ends of the connections are kept.
+  std::vector<std::unique_ptr<Client>> children;
+  const auto fork = [&] {
+    EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kFork), 1)));
+    int child = -1;
+    uint8_t status = 0;
+    EXPECT(scene.hub.until([&] {
+      char packet[200];
+      iovec part{packet, sizeof packet};
+      alignas(cmsghdr) char room[CMSG_SPACE(sizeof(int))] = {};
+      msghdr message{};
+      message.msg_iov = &part;
+      message.msg_iovlen = 1;
+      message.msg_control = room;
+      message.msg_controllen = sizeof room;
+      const ssize_t got = ::recvmsg(client->fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+      if (got <= 0) return false;
+      status = static_cast<uint8_t>(packet[1]);
+      const cmsghdr* const rights = CMSG_FIRSTHDR(&message);
+      if (rights != nullptr) std::memcpy(&child, CMSG_DATA(rights), sizeof child);
+      return true;
+    }));
+    if (child >= 0) children.push_back(std::make_unique<Client>(child));
+    return status;
+  };
+  EXPECT_EQ(fork(), 0);
+  EXPECT_EQ(fork(), 0);
+  EXPECT_EQ(children.size(), 2u);
+  EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
+  EXPECT_EQ(scene.hub.ask(*children[0], Op::kUnique, *pages)->second, std::string(1, '\0'));
+  children.pop_back();
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 2; }));
+  EXPECT_EQ(fork(), 0);
+  EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
+}
+
+// So many pages, none next to another. Their file.
+uint64_t lease_ranges(Scene& scene, Client& client, uint64_t count) {
+  const auto pages = scene.allocate(client, 2 * count);
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t start = pages->range.start + 2 * i * page_size();
+    const auto released =
+        scene.hub.ask(client, Op::kRelease, wire::Pages{pages->file, {start, start + page_size()}});
+    if (!EXPECT_EQ(released->first, 0)) break;
+  }
+  return pages->file;
+}
+
+TEST(a_child_gets_all_leases_though_they_are_many) {
+  Scene scene;
+  const auto client = scene.peer();
+  constexpr uint64_t kRanges = 1500;
+  const uint64_t file = lease_ranges(scene, *client, kRanges);
+  // Its child is kept by a descriptor that is not received yet.
+  EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kFork), 1)));
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 2; }));
+  std::vector<uint64_t> bytes;
+  scene.hub.peers.visit_sessions(
+      [&](const Session& session) { bytes.push_back(session.bytes_of(file)); });
+  EXPECT_EQ(bytes, std::vector<uint64_t>(2, kRanges * page_size()));
+}
+
+int calls_until_failure = -1;
+int fstat_failing(int fd, struct stat* out) {
+  return calls_until_failure-- == 0 ? (errno = ENOMEM, -1) : os::kernel().fstat(fd, out);
+}
+int socketpair_refused(int*) { return errno = ENFILE, -1; }
+int pass_credentials_refused(int) { return errno = ENOMEM, -1; }
+
+TEST(a_child_has_a_connection_or_its_parent_is_told_that_it_has_none) {
+  Scene scene;
+  scene.hub.peers.set_look_every(std::chrono::hours(1));
+  const auto client = scene.peer();
+  EXPECT(scene.hub.ask(*client, Op::kPing).has_value());
+  int failed = 0;
+  for (int number = 0; number < 6; ++number) {
+    native_tests::FakeKernel kernel;
+    if (number < 4) kernel.calls.fstat = fstat_failing;
+    if (number == 4) kernel.calls.socketpair = socketpair_refused;
+    if (number == 5) kernel.calls.pass_credentials = pass_credentials_refused;
+    calls_until_failure = number;
+    client->descriptors = 0;
+    kernel.begin();
+    const auto answer = scene.hub.ask(*client, Op::kFork);
+    os::use(os::kernel());
+    EXPECT_EQ(client->descriptors, answer->first == 0 ? 1 : 0);
+    EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 1; }));
+    if (answer->first == 0) continue;
+    ++failed;
+    EXPECT_EQ(answer->first, static_cast<uint8_t>(wire::Error::kSystem));
+  }
+  EXPECT(failed >= 4);  // either end, and what makes them
+}
+
+TEST(a_peer_that_goes_while_it_forks_leaves_nothing) {
+  Scene scene;
+  const auto client = scene.peer();
+  (void)lease_ranges(scene, *client, 1500);
+  for (const uint32_t number : {1, 2}) {
+    EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kFork), number)));
+    scene.hub.round();
+  }
+  EXPECT(!client->receive());  // it is under way
+  client->close();
+}
+
+TEST(offers_are_dropped_when_their_time_is_over) {
+  Scene scene;
+  auto sender = scene.peer();
+  const auto pages = scene.allocate(*sender, 4);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(scene.hub.ask(*sender, Op::kOffer, *pages)->first, 0);
+  sender->close();
+  EXPECT(scene.hub.until([&] { return scene.hub.idle(); }));
+  EXPECT_EQ(scene.hub.peers.offers().size(), 3u);
+  const SteadyTime deadline = *scene.hub.peers.offers().next_deadline();
+  scene.hub.peers.work(deadline - std::chrono::nanoseconds(1));
+  EXPECT_EQ(scene.hub.peers.offers().size(), 3u);
+  scene.hub.peers.work(deadline);
+  EXPECT_EQ(scene.hub.peers.offers().size(), 0u);
+  EXPECT_EQ(pages_in_use(*scene.file), 0u);
+  EXPECT(!scene.hub.peers.take_let_go().files.empty());
+}
+
+TEST(the_broker_waits_as_long_as_nothing_is_due) {
+  Scene scene;
+  scene.hub.peers.set_look_every(std::chrono::hours(1));
+  const auto client = scene.peer();
+  EXPECT(scene.hub.ask(*client, Op::kPing).has_value());
+  const auto timeout = [&](SteadyTime now) { return scene.hub.peers.prepare(now).timeout_ms; };
+  const auto now = std::chrono::steady_clock::now();
+  constexpr int kHour_ms = 3600 * 1000;
+  (void)timeout(now +
+                std::chrono::hours(2));  // it looks at descriptors then, and again an hour later
+  EXPECT_EQ(timeout(now + std::chrono::hours(2)), kHour_ms);
+  EXPECT_EQ(timeout(now + std::chrono::hours(2) + std::chrono::milliseconds(1)), kHour_ms - 1);
+  // A request that has come is worked on at once.
+  EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kPing), 1)));
+  const Peers::Wait wait = scene.hub.peers.prepare(now + std::chrono::hours(2));
+  std::array<epoll_event, 8> events;
+  const int count = os::kernel().epoll_wait(wait.epoll, events.data(), 8, 0);
+  EXPECT_EQ(count, 1);
+  scene.hub.peers.handle(events[0], now);
+  EXPECT_EQ(timeout(now + std::chrono::hours(2)), 0);
+  scene.hub.peers.work(now);
+  EXPECT_EQ(timeout(now + std::chrono::hours(2)), kHour_ms);
+  EXPECT(client->receive().has_value());
+}
+
+TEST(what_waits_for_python_is_not_asked_again_and_again) {
+  Scene scene;
+  scene.hub.peers.set_look_every(std::chrono::hours(1));
+  scene.scope.lookups = std::make_shared<Lookups>([&] { scene.hub.peers.wake(); });
+  const auto client = scene.peer();
+  EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kValue), 1, std::string_view("key"))));
+  EXPECT(scene.hub.until([&] { return scene.scope.lookups->posted() == 1; }));
+  const auto now = std::chrono::steady_clock::now();
+  scene.hub.peers.set_look_every(std::chrono::hours(1));
+  (void)scene.hub.peers.prepare(now);
+  EXPECT(scene.hub.peers.prepare(now).timeout_ms > 1000);
+  EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kPing), 2)));  // waits for that, too
+  for (int i = 0; i < 5; ++i) scene.hub.round();
+  EXPECT_EQ(scene.hub.peers.prepare(std::chrono::steady_clock::now()).timeout_ms, 1);
+  const auto event = scene.scope.lookups->next();
+  Lookups::Found found(std::nullopt);
+  EXPECT(scene.scope.lookups->answer(event->number, found));
+  std::optional<std::pair<uint8_t, std::string>> answer;
+  EXPECT(scene.hub.until([&] { return (answer = client->receive()).has_value(); }));
+  EXPECT_EQ(*answer, (std::pair<uint8_t, std::string>(0, "")));
+  scene.scope.lookups->close();
+  EXPECT(scene.hub.until([&] { return client->receive().has_value(); }));
+}
+
+TEST(processes_of_other_namespaces_come_through_a_door) {
+  Listening scene;
+  const std::string path = scene.hub.peers.path();
+  EXPECT(!path.empty());
+  const auto client = connect(path);
+  EXPECT(client != nullptr && scene.greet(*client).has_value());
+  EXPECT_EQ(scene.hub.peers.listener_count(), 2u);
+  EXPECT_EQ(scene.hub.peers.descriptors().size(), 6u);
+  EXPECT(scene.hub.peers.start().ok());  // what has succeeded is not done again
+  EXPECT_EQ(scene.hub.peers.path(), path);
+  EXPECT_EQ(scene.hub.peers.listener_count(), 2u);
+  ::close(scene.hub.peers.descriptors()[5]);  // what leads to it
+  scene.hub.peers.set_look_every(std::chrono::nanoseconds(0));
+  scene.hub.round();
+  EXPECT_EQ(scene.hub.peers.listener_count(), 2u);
+  const auto other = connect(scene.hub.peers.path());
+  EXPECT(other != nullptr && scene.greet(*other).has_value());
+}
+
+int listen_at_taken(const char* name, size_t size) {
+  return name[0] == '\0' ? (errno = EADDRINUSE, -1) : os::kernel().listen_at(name, size);
+}
+
+TEST(a_name_that_is_taken_is_not_tried_again) {
+  Scene scene;
+  {
+    native_tests::FakeKernel kernel;
+    kernel.calls.listen_at = listen_at_taken;
+    kernel.begin();
+    EXPECT_EQ(scene.hub.peers.start().error_number(), EADDRINUSE);
+    EXPECT(scene.hub.peers.name().empty());
+    EXPECT(!scene.hub.peers.started());
+  }
+  const wire::Secret secret = scene.hub.peers.secret();
+  EXPECT(secret != wire::Secret{});
+  EXPECT(scene.hub.peers.start().ok());
+  EXPECT(scene.hub.peers.started());
+  EXPECT_EQ(scene.hub.peers.secret(), secret);
+  EXPECT_EQ(scene.hub.peers.name().substr(1, 8), "pgalloc-");
 }
 
 }  // namespace

@@ -100,6 +100,7 @@ TEST(where_the_kernel_cannot_populate_whole_huge_pages_are_locked_and_unlocked) 
   EXPECT(!testing::prefault_by_populate() && testing::prefault_by_mlock());
   prefault(kAddress, 4 * kMib);  // it is not tried again
   EXPECT_EQ(Calls::populated.size(), 1u);
+  EXPECT_EQ(Calls::locked.size(), 4u);
 }
 
 TEST(memory_is_cleared_to_its_last_byte) {

@@ -2,6 +2,8 @@
 
 #include "segment/segment_set.h"
 
+#include <set>
+
 #include "native/segment_model.h"
 #include "pages/page_use.h"
 
@@ -60,6 +62,49 @@ TEST(a_set_that_shrinks_in_any_order_has_its_nodes_for_later) {
       const auto segment = set.find(at * 2 * page_size());
       if (EXPECT(segment.ok())) set.remove(segment);
       if (i % 200 == 0) EXPECT_EQ(set.verify(), std::nullopt);
+    }
+    EXPECT(set.empty());
+  }
+}
+
+// Removes segments of many nodes at once.
+TEST(a_range_leaves_what_is_outside_of_it) {
+  constexpr uint64_t kSegments = 400;  // of three pages, every four
+  for (uint64_t first = 0; first < 40; ++first) {
+    for (const uint64_t count : {1, 5, 31, 32, 33, 64, 100, 200, 350}) {
+      RangeSet set;
+      for (uint64_t i = 0; i < kSegments; ++i) set.insert(pages(4 * i, 4 * i + 3), {});
+      // With a third of the first one, and of the last.
+      const FileRange range = pages(4 * first + 1, 4 * (first + count) + 1);
+      set.remove_range(range);
+      EXPECT_EQ(set.verify(), std::nullopt);
+      EXPECT_EQ(set.size(), kSegments - count + 1);
+      EXPECT(set.is_empty_range(range));
+      EXPECT_EQ(set.span_of(pages(0, 4 * first + 1)), (3 * first + 1) * page_size());
+      EXPECT_EQ(set.span(), (3 * (kSegments - count)) * page_size());
+    }
+  }
+}
+
+TEST(a_segment_that_goes_leaves_the_gap_between_its_neighbours) {
+  constexpr uint64_t kSegments = 2'000;
+  using native_tests::UsageTraits;
+  for (const uint64_t step : {uint64_t{1}, kSegments - 1, uint64_t{777}, uint64_t{31}}) {
+    segment::SegmentSet<UsageTraits> set;
+    std::set<uint64_t> model;
+    for (uint64_t i = 0; i < kSegments; ++i) {
+      set.insert(pages(2 * i, 2 * i + 1), {});
+      model.insert(i);
+    }
+    for (uint64_t i = 0, at = 0; i < kSegments; ++i, at = (at + step) % kSegments) {
+      const auto here = model.find(at);
+      if (!EXPECT(here != model.end())) return;
+      const auto next = std::next(here);
+      const uint64_t start = here == model.begin() ? 0 : 2 * *std::prev(here) + 1;
+      const FileRange gap = set.remove(set.find(2 * at * page_size())).range();
+      EXPECT_EQ(gap.start, start * page_size());
+      if (next != model.end()) EXPECT_EQ(gap.end, 2 * *next * page_size());
+      model.erase(here);
     }
     EXPECT(set.empty());
   }

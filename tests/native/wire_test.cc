@@ -2,11 +2,14 @@
 
 #include "sharing/wire.h"
 
+#include <errno.h>
+
 #include "native/support.h"
 
 namespace pgalloc::wire_test {
 namespace {
 
+using native_tests::FakeKernel;
 using native_tests::pages;
 using native_tests::Random;
 
@@ -69,6 +72,87 @@ TEST(errors_arrive_as_they_were_sent) {
   EXPECT_EQ(wire::unpack_error(parsed->kind, parsed->payload).error_number(), ENOSPC);
   EXPECT_EQ(wire::unpack_error(parsed->kind, "").code(), ErrorCode::kSharing);
   EXPECT_EQ(wire::unpack_error(200, "").code(), ErrorCode::kSharing);
+}
+
+TEST(pages_before_a_payload_are_inside_the_packet) {
+  for (const uint16_t count : {0, 1, 2, 3, 65535}) {
+    std::string packet;
+    wire::append(packet, wire::kVersion, uint8_t{1}, count, uint32_t{5},
+                 wire::Pages{1, pages(0, 1)}, wire::Pages{2, pages(1, 2)});
+    std::string why = "fits";
+    const auto parsed = wire::parse(packet, &why);
+    EXPECT_EQ(parsed.has_value(), count <= 2);
+    EXPECT_EQ(why, count <= 2 ? "fits" : "a malformed message");
+    if (parsed) EXPECT_EQ(parsed->released, count * sizeof(wire::Pages));
+    if (parsed) EXPECT_EQ(parsed->payload.size(), 2 * sizeof(wire::Pages));
+  }
+}
+
+TEST(fields_are_read_in_their_order_and_all_of_them) {
+  std::string bytes;
+  wire::append(bytes, uint8_t{1}, uint16_t{2}, wire::Secret{3}, wire::Pages{4, pages(5, 6)});
+  uint8_t one = 0;
+  uint16_t two = 0;
+  wire::Secret three{};
+  wire::Pages four;
+  EXPECT(wire::Reader(bytes).read_all(one, two, three, four));
+  EXPECT_EQ(one, 1);
+  EXPECT_EQ(two, 2);
+  EXPECT_EQ(three[0], 3);
+  EXPECT_EQ(four.file, 4u);
+  EXPECT_EQ(four.range, pages(5, 6));
+  EXPECT(!wire::Reader(bytes + "x").read_all(one, two, three, four));
+  EXPECT(wire::Reader(bytes + "x").read(one, two, three, four));
+  EXPECT(!wire::Reader(std::string_view(bytes).substr(1)).read(one, two, three, four));
+}
+
+ssize_t (*next_getrandom)(void*, size_t) = nullptr;
+ssize_t getrandom_as_told(void* data, size_t size, unsigned) { return next_getrandom(data, size); }
+
+TEST(a_secret_is_whole_or_there_is_none) {
+  wire::Secret first{};
+  wire::Secret second{};
+  EXPECT(wire::make_secret(&first).ok());
+  EXPECT(wire::make_secret(&second).ok());
+  EXPECT(first != second);
+  EXPECT(first != wire::Secret{});
+  FakeKernel kernel;
+  kernel.calls.getrandom = getrandom_as_told;
+  kernel.begin();
+  next_getrandom = [](void*, size_t) -> ssize_t { return errno = ENOSYS, -1; };
+  EXPECT_EQ(wire::make_secret(&first).error_number(), ENOSYS);
+  next_getrandom = [](void*, size_t size) -> ssize_t { return static_cast<ssize_t>(size) - 1; };
+  EXPECT_EQ(wire::make_secret(&first).error_number(), EIO);
+  next_getrandom = [](void*, size_t) -> ssize_t { return 0; };
+  EXPECT_EQ(wire::make_secret(&first).error_number(), EIO);
+  static int interrupts = 0;
+  interrupts = 3;
+  next_getrandom = [](void* data, size_t size) -> ssize_t {
+    if (interrupts-- > 0) return errno = EINTR, -1;
+    return os::kernel().getrandom(data, size, 0);
+  };
+  EXPECT(wire::make_secret(&first).ok());
+}
+
+TEST(texts_of_another_process_are_made_texts) {
+  const auto code = static_cast<uint8_t>(wire::Error::kRange);
+  EXPECT_EQ(wire::unpack_error(code, "plain \x7f").message(), "plain \x7f");
+  EXPECT_EQ(wire::unpack_error(code, "caf\xc3\xa9").message(), "caf\xc3\xa9");
+  EXPECT_EQ(wire::unpack_error(code, "caf\xc3").message(), "caf?");
+  EXPECT_EQ(wire::unpack_error(code, "\x80z\xff").message(), "?z?");
+  EXPECT_EQ(wire::unpack_error(code, std::string(1001, 'm')).message().size(), 1000u);
+}
+
+TEST(each_status_has_an_error_of_its_own) {
+  EXPECT_EQ(wire::status_of({}), 0);
+  EXPECT_EQ(wire::status_of(Status::error(ErrorCode::kAccount, "")),
+            static_cast<uint8_t>(wire::Error::kSharing));
+  const Status status = wire::unpack_error(123, "");
+  EXPECT_EQ(status.message(), "the owner answered with the unknown status 123");
+  // The number of the errno is as long as it is.
+  const auto system = static_cast<uint8_t>(wire::Error::kSystem);
+  EXPECT_EQ(wire::unpack_error(system, std::string(3, '\0')).code(), ErrorCode::kSharing);
+  EXPECT_EQ(wire::unpack_error(system, std::string(4, '\0')).code(), ErrorCode::kSystem);
 }
 
 }  // namespace

@@ -1,0 +1,762 @@
+// What a peer may ask for, operation by operation, with its limits from both sides.
+
+#include "sharing/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+#include <algorithm>
+
+#include "native/memory.h"
+#include "native/sharing.h"
+
+namespace pgalloc::session_test {
+namespace {
+
+using native_tests::FakeKernel;
+using native_tests::make_file;
+using native_tests::take_pages;
+using wire::Op;
+
+template <class... Fields>
+Request request_for(Op op, const Fields&... fields) {
+  Request request;
+  request.op = op;
+  if constexpr (sizeof...(fields) > 0) wire::append(request.payload, fields...);
+  return request;
+}
+
+struct Scene {
+  explicit Scene(Scope its_scope = {}) : scope(std::move(its_scope)) {
+    scope.file = file;
+    session.emplace(1, offers, scope, ::getpid(), ::getuid());
+  }
+  // The peer holds nothing that is not in its session, and nothing is left in use.
+  ~Scene() {
+    session.reset();
+    while (!offers.empty()) drop(offers.take_any());
+    if (file->closed()) return;
+    for (const PageSegment& segment : file->segments()) EXPECT_EQ(segment.use.refs, 0u);
+  }
+  // The answer to a request that needs no second step.
+  template <class... Fields>
+  Answer ask(Op op, const Fields&... fields) {
+    Request request = request_for(op, fields...);
+    auto answer = session->step(request);
+    EXPECT_EQ(session->verify(), std::nullopt);
+    if (!EXPECT(answer.has_value())) return {};
+    return std::move(*answer);
+  }
+  // Which error it is; nothing if it is none.
+  template <class... Fields>
+  std::optional<ErrorCode> error(Op op, const Fields&... fields) {
+    const Answer answer = ask(op, fields...);
+    EXPECT(!answer.malformed);
+    return answer.status.ok() ? std::nullopt : std::optional(answer.status.code());
+  }
+  // What its answer says, as one field.
+  template <class Field = uint8_t, class... Fields>
+  std::optional<Field> yes_or_no(Op op, const Fields&... fields) {
+    const Answer answer = ask(op, fields...);
+    Field field{};
+    if (!answer.status.ok() || !wire::Reader(answer.payload).read_all(field)) return std::nullopt;
+    return field;
+  }
+  wire::Pages allocate(uint64_t pages) {
+    const Answer answer =
+        ask(Op::kAllocate, file->id(), pages * page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0});
+    wire::Pages got;
+    EXPECT(answer.status.ok());
+    EXPECT(wire::Reader(answer.payload).read_all(got));
+    return got;
+  }
+  wire::Secret offer(const wire::Pages& pages) {
+    wire::Secret secret{};
+    EXPECT(wire::Reader(ask(Op::kOffer, pages).payload).read_all(secret));
+    return secret;
+  }
+  // Its references.
+  uint32_t refs(uint64_t offset) const {
+    for (const PageSegment& segment : file->segments()) {
+      if (segment.range.contains(offset)) return segment.use.refs;
+    }
+    return 0;
+  }
+
+  std::shared_ptr<MemoryFile> file = make_file();
+  Scope scope;
+  Offers offers;
+  std::optional<Session> session;
+};
+
+wire::Pages part(const wire::Pages& pages, uint64_t first, uint64_t end) {
+  return {pages.file,
+          {pages.range.start + first * page_size(), pages.range.start + end * page_size()}};
+}
+uint64_t pages_of(uint64_t bytes) { return bytes / page_size(); }
+
+int refused = 0;
+int open_refused(const char*, int, mode_t) { return errno = refused, -1; }
+
+TEST(payloads_of_the_wrong_size_are_malformed) {
+  Scene scene;
+  const wire::Pages pages = scene.allocate(1);
+  for (const auto op : {Op::kOpen, Op::kOffer, Op::kAllocate, Op::kDecommit, Op::kUnique,
+                        Op::kUnpin, Op::kPin, Op::kUsage, Op::kRelease}) {
+    std::string payload;
+    if (op == Op::kOpen) {
+      wire::append(payload, pages.file);
+    } else if (op == Op::kAllocate) {
+      wire::append(payload, pages.file, page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0});
+    } else if (op == Op::kUsage) {
+      wire::append(payload, pages.file, uint32_t{0});
+    } else {
+      wire::append(payload, pages);
+    }
+    native_tests::context = "operation " + std::to_string(static_cast<int>(op));
+    for (const std::string& wrong : {payload + "x", payload.substr(1)}) {
+      EXPECT(scene.ask(op, std::string_view(wrong)).malformed);
+    }
+    EXPECT(!scene.ask(op, std::string_view(payload)).malformed);
+  }
+  for (const auto op :
+       {Op::kHello, Op::kPart, Op::kFork, static_cast<Op>(0), static_cast<Op>(200)}) {
+    EXPECT(scene.ask(op).malformed);
+  }
+}
+
+TEST(ranges_that_are_no_pages_are_refused) {
+  Scene scene;
+  const wire::Pages good = scene.allocate(4);
+  const uint64_t start = good.range.start;
+  const uint64_t end = good.range.end;
+  const FileRange bad[] = {{start, start},     {end, start},           {start + 1, end},
+                           {start, end - 1},   {start + 1, start + 1}, {start, uint64_t{1} << 63},
+                           {start, UINT64_MAX}};
+  for (const auto op :
+       {Op::kOffer, Op::kDecommit, Op::kUnique, Op::kUnpin, Op::kPin, Op::kRelease}) {
+    for (const FileRange range : bad) {
+      EXPECT_EQ(scene.error(op, wire::Pages{good.file, range}), ErrorCode::kRange);
+    }
+    // A whole number of pages that the file does not have.
+    const FileRange beyond{start, align_down(kMaxOffset, page_size())};
+    EXPECT_EQ(scene.error(op, wire::Pages{good.file, beyond}), ErrorCode::kRefCount);
+  }
+  EXPECT_EQ(scene.session->bytes_of(good.file), good.range.length());
+}
+
+TEST(pages_of_which_one_is_not_held_are_refused) {
+  Scene scene;
+  const wire::Pages all = scene.allocate(4);
+  EXPECT_EQ(scene.error(Op::kRelease, part(all, 2, 3)), std::nullopt);
+  for (const auto op :
+       {Op::kOffer, Op::kDecommit, Op::kUnique, Op::kUnpin, Op::kPin, Op::kRelease}) {
+    EXPECT_EQ(scene.error(op, part(all, 1, 3)), ErrorCode::kRefCount);
+    EXPECT_EQ(scene.error(op, part(all, 2, 4)), ErrorCode::kRefCount);
+    EXPECT_EQ(scene.error(op, part(all, 2, 3)), ErrorCode::kRefCount);
+  }
+  EXPECT(scene.offers.empty());
+  EXPECT_EQ(scene.session->bytes_of(all.file), 3 * page_size());
+}
+
+TEST(a_file_is_opened_by_those_who_were_let_in) {
+  Scene scene;
+  const Answer answer = scene.ask(Op::kOpen, scene.file->id());
+  uint64_t name = 0;
+  uint64_t capacity = 0;
+  uint8_t readonly = 9;
+  wire::Reader reader(answer.payload);
+  EXPECT(reader.read_all(name, capacity, readonly));
+  EXPECT_EQ(name, scene.file->id());
+  EXPECT_EQ(capacity, scene.file->capacity());
+  EXPECT_EQ(readonly, 0);
+  EXPECT_EQ(::fcntl(answer.descriptor.fd(), F_GETFL) & O_ACCMODE, O_RDWR);
+  EXPECT(::fcntl(answer.descriptor.fd(), F_GETFD) & FD_CLOEXEC);
+  EXPECT(scene.session->holds_nothing());
+
+  const auto other = make_file();
+  EXPECT_EQ(scene.error(Op::kOpen, other->id()), ErrorCode::kSharing);
+  EXPECT_EQ(scene.error(Op::kOpen, UINT64_MAX), ErrorCode::kSharing);
+  scene.session->be_born_connected();
+  EXPECT(scene.session->born_connected());
+  EXPECT_EQ(scene.error(Op::kOpen, other->id()), std::nullopt);
+  EXPECT_EQ(scene.error(Op::kOpen, UINT64_MAX), ErrorCode::kClosed);
+  EXPECT(other->close().ok());
+  EXPECT_EQ(scene.error(Op::kOpen, other->id()), ErrorCode::kClosed);
+}
+
+TEST(a_label_is_told_up_to_1000_bytes) {
+  for (const size_t size : {999u, 1000u, 1001u}) {
+    MemoryFileOptions options;
+    options.capacity = kChunkSize;
+    options.label = std::string(size, 'l');
+    Scene scene;
+    scene.session.reset();
+    scene.file = std::move(*MemoryFile::create(std::monostate{}, options));
+    scene.scope.file = scene.file;
+    scene.session.emplace(1, scene.offers, scene.scope, 1, 1);
+    const Answer answer = scene.ask(Op::kOpen, scene.file->id());
+    EXPECT_EQ(answer.payload.size(), 17 + std::min<size_t>(size, 1000));
+  }
+}
+
+TEST(a_file_that_cannot_be_opened_costs_the_request) {
+  Scene scene;
+  FakeKernel kernel;
+  kernel.calls.open = open_refused;
+  refused = EMFILE;
+  kernel.begin();
+  const Answer answer = scene.ask(Op::kOpen, scene.file->id());
+  EXPECT_EQ(answer.status.error_number(), EMFILE);
+  EXPECT(!answer.descriptor.open());
+  EXPECT(scene.session->holds_nothing());
+}
+
+TEST(a_descriptor_may_be_0) {
+  Scene scene;
+  ::close(0);
+  const Answer answer = scene.ask(Op::kOpen, scene.file->id());
+  EXPECT(answer.status.ok());
+  EXPECT_EQ(answer.descriptor.fd(), 0);
+}
+
+TEST(who_may_only_read_changes_nothing) {
+  Scope scope;
+  scope.readonly = true;
+  Scene scene(scope);
+  const FileRange range = take_pages(*scene.file, 2);
+  const wire::Pages pages{scene.file->id(), range};
+  EXPECT(scene.file->references().lease_anew(range).ok());
+  EXPECT_EQ(scene.session->adopt(scene.file, {{range, 1}}), 1u);
+  const Answer opened = scene.ask(Op::kOpen, scene.file->id());
+  EXPECT_EQ(::fcntl(opened.descriptor.fd(), F_GETFL) & O_ACCMODE, O_RDONLY);
+  EXPECT_EQ(opened.payload[16], 1);
+  for (const auto op : {Op::kOffer, Op::kDecommit, Op::kUnpin}) {
+    EXPECT_EQ(scene.error(op, pages), ErrorCode::kPermission);
+  }
+  EXPECT_EQ(scene.error(Op::kAllocate, scene.file->id(), page_size(), uint8_t{1}, uint8_t{0},
+                        uint32_t{0}),
+            ErrorCode::kPermission);
+  EXPECT_EQ(scene.yes_or_no(Op::kUnique, pages), uint8_t{0});
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), uint8_t{1});
+  EXPECT_EQ(scene.error(Op::kRelease, pages), std::nullopt);
+  EXPECT(scene.file->dec_ref(range).ok());
+}
+
+TEST(what_is_allocated_is_of_the_kind_and_place_that_was_asked_for) {
+  Scene scene;
+  const auto error = [&](uint64_t length, MemoryKind kind, uint8_t direction) {
+    return scene.error(Op::kAllocate, scene.file->id(), length, static_cast<uint8_t>(kind),
+                       direction, uint32_t{0});
+  };
+  const auto mapped = static_cast<uint8_t>(MemoryKind::kMapped);
+  EXPECT_EQ(error(page_size(), MemoryKind::kMapped, 0), ErrorCode::kOption);
+  EXPECT_EQ(error(page_size(), static_cast<MemoryKind>(255), 0), ErrorCode::kOption);
+  EXPECT_EQ(error(page_size(), MemoryKind::kTmpfs, 2), ErrorCode::kOption);
+  EXPECT_EQ(error(0, MemoryKind::kTmpfs, 0), ErrorCode::kRange);
+  EXPECT_EQ(error(page_size() + 1, MemoryKind::kTmpfs, 0), ErrorCode::kRange);
+  EXPECT_EQ(error(2 * kChunkSize, MemoryKind::kTmpfs, 0), ErrorCode::kOutOfMemory);
+  EXPECT(scene.session->holds_nothing());
+  for (uint8_t kind = 0; kind < mapped; ++kind) {
+    EXPECT_EQ(error(page_size(), static_cast<MemoryKind>(kind), 0), std::nullopt);
+  }
+  EXPECT_EQ(error(page_size(), MemoryKind::kTmpfs, 1), std::nullopt);
+  EXPECT_EQ(scene.session->bytes_of(scene.file->id()), (mapped + uint64_t{1}) * page_size());
+  std::vector<int> of_kind(mapped);
+  uint64_t highest = 0;
+  for (const PageSegment& segment : scene.file->segments()) {
+    EXPECT_EQ(segment.use.refs, 1u);
+    of_kind[static_cast<size_t>(segment.use.kind)] += static_cast<int>(segment.range.length());
+    highest = std::max(highest, segment.range.end);
+  }
+  for (size_t kind = 0; kind < mapped; ++kind) {
+    const bool two = kind == static_cast<size_t>(MemoryKind::kTmpfs);
+    EXPECT_EQ(of_kind[kind], static_cast<int>(page_size()) * (two ? 2 : 1));
+  }
+  EXPECT(highest > kHugePageSize / 2);  // from the top
+}
+
+TEST(a_peer_holds_so_many_bytes_at_most) {
+  Scope scope;
+  scope.limits.bytes = 4 * page_size();
+  Scene scene(scope);
+  const auto allocate = [&](uint64_t pages) {
+    return scene.error(Op::kAllocate, scene.file->id(), pages * page_size(), uint8_t{1}, uint8_t{0},
+                       uint32_t{0});
+  };
+  EXPECT_EQ(allocate(5), ErrorCode::kOutOfMemory);
+  EXPECT(scene.session->holds_nothing());
+  EXPECT_EQ(allocate(1), std::nullopt);
+  EXPECT_EQ(allocate(4), ErrorCode::kOutOfMemory);
+  EXPECT_EQ(allocate(3), std::nullopt);
+  EXPECT_EQ(allocate(1), ErrorCode::kOutOfMemory);
+  EXPECT_EQ(scene.session->bytes_of(scene.file->id()), 4 * page_size());
+}
+
+TEST(what_is_offered_is_claimed_once) {
+  Scene scene;
+  Session receiver(2, scene.offers, {}, 2, 2);
+  const wire::Pages pages = scene.allocate(2);
+  const wire::Secret secret = scene.offer(pages);
+  EXPECT_EQ(scene.refs(pages.range.start), 2u);
+  const auto offers = scene.offers.of_file(pages.file);
+  EXPECT_EQ(offers.size(), 1u);
+  EXPECT_EQ(offers[0].range, pages.range);
+  EXPECT_EQ(offers[0].sender, 1u);
+  EXPECT_EQ(offers[0].pid, ::getpid());
+
+  Request no_secret = request_for(Op::kClaim, uint64_t{1});
+  EXPECT_EQ(receiver.step(no_secret)->status.code(), ErrorCode::kSharing);
+  Request unknown_file = request_for(Op::kOpen, pages.file);
+  EXPECT_EQ(receiver.step(unknown_file)->status.code(), ErrorCode::kSharing);
+  Request claim = request_for(Op::kClaim, secret);
+  const auto claimed = receiver.step(claim);
+  wire::Pages got;
+  EXPECT(wire::Reader(claimed->payload).read_all(got));
+  EXPECT_EQ(got.file, pages.file);
+  EXPECT_EQ(got.range, pages.range);
+  EXPECT_EQ(receiver.bytes_of(pages.file), pages.range.length());
+  EXPECT_EQ(receiver.step(claim)->status.code(), ErrorCode::kSharing);
+  EXPECT_EQ(receiver.step(unknown_file)->status.ok(), true);  // it was let in by the pages
+  EXPECT_EQ(receiver.files().size(), 1u);
+  EXPECT(receiver.end_some(SIZE_MAX));
+  EXPECT_EQ(scene.refs(pages.range.start), 1u);
+}
+
+TEST(offers_of_a_closed_file_bring_nothing) {
+  Scene scene;
+  Session receiver(2, scene.offers, {}, 2, 2);
+  const wire::Secret secret = scene.offer(scene.allocate(2));
+  EXPECT(scene.file->close().ok());
+  Request claim = request_for(Op::kClaim, secret);
+  EXPECT_EQ(receiver.step(claim)->status.code(), ErrorCode::kClosed);
+  EXPECT(receiver.holds_nothing());
+  EXPECT_EQ(receiver.take_let_go().size(), 1u);
+  EXPECT(scene.offers.empty());
+  EXPECT(scene.session->files().empty());
+}
+
+TEST(ranges_are_released_one_after_the_other_up_to_a_wrong_one) {
+  Scene scene;
+  const wire::Pages all = scene.allocate(8);
+  EXPECT_EQ(scene.error(Op::kRelease, part(all, 0, 1), part(all, 2, 4)), std::nullopt);
+  EXPECT_EQ(scene.session->bytes_of(all.file), 5 * page_size());
+  EXPECT_EQ(scene.error(Op::kRelease, part(all, 1, 2), part(all, 0, 1), part(all, 7, 8)),
+            ErrorCode::kRefCount);
+  EXPECT_EQ(scene.session->bytes_of(all.file), 4 * page_size());
+  wire::Pages unknown = part(all, 7, 8);
+  ++unknown.file;
+  EXPECT_EQ(scene.error(Op::kRelease, unknown, part(all, 7, 8)), ErrorCode::kSharing);
+  EXPECT_EQ(scene.error(Op::kRelease), std::nullopt);  // none
+  EXPECT_EQ(scene.error(Op::kRelease, part(all, 4, 8)), std::nullopt);
+  EXPECT(scene.session->holds_nothing());
+  EXPECT_EQ(scene.session->take_let_go().size(), 1u);
+}
+
+TEST(what_comes_along_is_released_before_the_request_itself) {
+  Scene scene;
+  const wire::Pages all = scene.allocate(4);
+  Request request = request_for(Op::kUnique, part(all, 0, 1), part(all, 1, 2), part(all, 2, 4));
+  EXPECT(scene.session->release_first(request));  // nothing is said to come along
+  EXPECT_EQ(scene.session->bytes_of(all.file), 4 * page_size());
+  request.released = 2 * sizeof(wire::Pages);
+  EXPECT(scene.session->release_first(request));
+  EXPECT_EQ(scene.session->bytes_of(all.file), 2 * page_size());
+  EXPECT_EQ(request.released, 0u);
+  EXPECT_EQ(request.progress, 0u);
+  EXPECT_EQ(scene.session->step(request)->payload, std::string(1, '\1'));
+}
+
+TEST(pages_are_decommitted_8_mib_at_a_time) {
+  const uint64_t piece = Session::kPieceBytes;
+  for (const uint64_t length : {page_size(), piece, piece + page_size(), 2 * piece}) {
+    Scene scene;
+    const wire::Pages pages = scene.allocate(pages_of(length));
+    for (const uint64_t at : {uint64_t{0}, length / 2, length - 1}) {
+      EXPECT(scene.file->write(pages.range.start + at, "x", 1).ok());
+    }
+    Request request = request_for(Op::kDecommit, pages);
+    uint64_t steps = 1;
+    std::optional<Answer> answer;
+    while (!(answer = scene.session->step(request))) {
+      EXPECT_EQ(request.progress, steps * piece);
+      EXPECT(!request.waits);
+      ++steps;
+    }
+    EXPECT(answer->status.ok());
+    EXPECT_EQ(steps, (length + piece - 1) / piece);
+    EXPECT_EQ(*scene.file->total_usage(), 0u);
+  }
+}
+
+TEST(what_is_released_meanwhile_is_not_decommitted) {
+  Scene scene;
+  const wire::Pages pages = scene.allocate(pages_of(2 * Session::kPieceBytes));
+  Request request = request_for(Op::kDecommit, pages);
+  EXPECT(!scene.session->step(request));
+  EXPECT_EQ(scene.error(Op::kRelease, part(pages, 0, 1)), std::nullopt);
+  EXPECT_EQ(scene.session->step(request)->status.code(), ErrorCode::kRefCount);
+}
+
+TEST(pages_are_unique_if_no_one_else_has_them) {
+  Scene scene;
+  const wire::Pages pages = scene.allocate(2);
+  EXPECT_EQ(scene.yes_or_no(Op::kUnique, pages), uint8_t{1});
+  const wire::Secret secret = scene.offer(part(pages, 1, 2));
+  EXPECT_EQ(scene.yes_or_no(Op::kUnique, pages), uint8_t{0});
+  EXPECT_EQ(scene.yes_or_no(Op::kUnique, part(pages, 0, 1)), uint8_t{1});
+  drop(*scene.offers.claim(secret));
+  EXPECT_EQ(scene.yes_or_no(Op::kUnique, pages), uint8_t{1});
+}
+
+TEST(unpinned_pages_are_pinned_with_what_was_in_them_or_without) {
+  Scene scene;
+  const wire::Pages pages = scene.allocate(2);
+  const wire::Pages other = scene.allocate(2);
+  for (const wire::Pages& each : {pages, other}) {
+    EXPECT(scene.file->write(each.range.start, "x", 1).ok());
+    EXPECT_EQ(scene.yes_or_no(Op::kUnpin, each), uint8_t{1});
+    EXPECT_EQ(scene.yes_or_no(Op::kUnpin, each), uint8_t{1});  // twice is once
+  }
+  EXPECT_EQ(scene.error(Op::kUnpin, part(pages, 0, 1)), ErrorCode::kRefCount);
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), uint8_t{1});
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), uint8_t{1});
+  EXPECT(scene.file->discarder().discard(UINT64_MAX, UINT64_MAX).bytes > 0);
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, other), uint8_t{0});
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, other), uint8_t{1});
+  EXPECT_EQ(scene.session->bytes_of(pages.file), 4 * page_size());
+}
+
+TEST(a_peer_unpins_so_many_ranges_at_most_in_all_files) {
+  Scope scope;
+  scope.limits.unpinned = 2;
+  Scene scene(scope);
+  const wire::Pages all = scene.allocate(3);
+  EXPECT_EQ(scene.error(Op::kUnpin, part(all, 0, 1)), std::nullopt);
+  EXPECT_EQ(scene.error(Op::kUnpin, part(all, 1, 2)), std::nullopt);
+  EXPECT_EQ(scene.error(Op::kUnpin, part(all, 2, 3)), ErrorCode::kSharing);
+  EXPECT_EQ(scene.error(Op::kPin, part(all, 0, 1)), std::nullopt);
+  EXPECT_EQ(scene.error(Op::kUnpin, part(all, 2, 3)), std::nullopt);
+
+  const auto file = make_file();
+  const FileRange range = take_pages(*file, 1);
+  EXPECT(file->references().begin_lease(range).ok());
+  EXPECT_EQ(scene.session->adopt(file, {{range, 1}}), 1u);
+  EXPECT_EQ(scene.error(Op::kUnpin, wire::Pages{file->id(), range}), ErrorCode::kSharing);
+}
+
+TEST(a_forked_child_learns_that_its_parent_had_unpinned_pages) {
+  Scene scene;
+  const wire::Pages pages = scene.allocate(2);
+  EXPECT_EQ(scene.error(Op::kRelease, part(pages, 0, 1)), std::nullopt);
+  EXPECT_EQ(scene.error(Op::kPin, part(pages, 0, 1)), ErrorCode::kRefCount);
+  scene.session->be_born_connected();
+  EXPECT_EQ(scene.error(Op::kPin, part(pages, 0, 1)), ErrorCode::kForked);
+  EXPECT_EQ(scene.error(Op::kPin, part(pages, 1, 2)), std::nullopt);
+}
+
+TEST(usage_is_told_for_all_and_for_one_group) {
+  Scene scene;
+  const auto allocate = [&](uint64_t pages, MemoryKind kind, uint32_t group) {
+    EXPECT_EQ(scene.error(Op::kAllocate, scene.file->id(), pages * page_size(),
+                          static_cast<uint8_t>(kind), uint8_t{0}, group),
+              std::nullopt);
+  };
+  allocate(1, MemoryKind::kTmpfs, 0);
+  allocate(2, MemoryKind::kAnonymous, 5);
+  for (const PageSegment& segment : scene.file->segments()) {
+    for (uint64_t at = segment.range.start; at < segment.range.end; at += page_size()) {
+      EXPECT(scene.file->write(at, "x", 1).ok());
+    }
+  }
+  EXPECT_EQ(*scene.file->total_usage(), 3 * page_size());
+  EXPECT(*scene.file->scanner().update(nullptr));
+  const auto usage = [&](uint32_t group) {
+    KindBytes bytes{};
+    const Answer answer = scene.ask(Op::kUsage, scene.file->id(), group);
+    EXPECT_EQ(answer.payload.size(), sizeof bytes);
+    std::memcpy(bytes.data(), answer.payload.data(), sizeof bytes);
+    return bytes;
+  };
+  EXPECT_EQ(usage(0), scene.file->ledger().total());
+  EXPECT_EQ(usage(5), scene.file->ledger().memcg(5));
+  EXPECT(usage(0) != usage(5));
+  EXPECT_EQ(usage(6), KindBytes{});
+}
+
+TEST(a_listener_says_what_it_serves) {
+  Scene scene;
+  const Answer plain = scene.ask(Op::kServed);
+  uint64_t name = 0;
+  uint8_t is_cache = 9;
+  EXPECT(wire::Reader(plain.payload).read_all(name, is_cache));
+  EXPECT_EQ(name, scene.file->id());
+  EXPECT_EQ(is_cache, 0);
+  EXPECT_EQ(scene.error(Op::kValue, std::string_view("key")), ErrorCode::kSharing);
+  EXPECT_EQ(scene.yes_or_no<uint32_t>(Op::kPing), static_cast<uint32_t>(::getpid()));
+  Session nothing(2, scene.offers, {}, 2, 2);
+  Request served = request_for(Op::kServed);
+  EXPECT_EQ(nothing.step(served)->status.code(), ErrorCode::kSharing);
+}
+
+// --- A served cache ------------------------------------------------------------------------------
+
+Scope with_lookups(const std::shared_ptr<Lookups>& lookups) {
+  Scope scope;
+  scope.lookups = lookups;
+  return scope;
+}
+
+struct Served : Scene {
+  Served() : Scene(with_lookups(std::make_shared<Lookups>([] {}))) { range = take_pages(*file, 4); }
+  ~Served() { EXPECT(file->dec_ref(range).ok()); }
+  // Python's answer to the next question; its number.
+  uint64_t answer_next(std::optional<FileRange> value) {
+    const auto event = scope.lookups->next();
+    if (!EXPECT(event && event->look_up)) return 0;
+    Lookups::Found found(std::nullopt);
+    if (value) {
+      EXPECT(file->references().lease_anew(*value).ok());
+      found = Lookups::Found(Lookups::Value{file, *value, 3, 7});
+    }
+    EXPECT(scope.lookups->answer(event->number, found));
+    return event->number;
+  }
+  // The value of a question that Python answers with these pages.
+  uint64_t look_up(FileRange pages) {
+    Request request = request_for(Op::kValue, std::string_view("key"));
+    EXPECT(!session->step(request));
+    EXPECT(request.waits);
+    const uint64_t number = answer_next(pages);
+    const auto answer = session->step(request);
+    wire::Pages got;
+    uint64_t start = 0;
+    uint64_t stop = 0;
+    EXPECT(wire::Reader(answer->payload).read_all(got, start, stop));
+    EXPECT_EQ(got.file, file->id());
+    EXPECT_EQ(got.range, pages);
+    EXPECT_EQ(start, 3u);
+    EXPECT_EQ(stop, 7u);
+    EXPECT_EQ(session->verify(), std::nullopt);
+    return number;
+  }
+  // Which number Python is told to drop; nothing if none.
+  std::optional<uint64_t> dropped() {
+    scope.lookups->stop();
+    EXPECT(!scope.lookups->next());  // the last event is done with
+    scope.lookups->resume();
+    if (scope.lookups->done(scope.lookups->posted())) return std::nullopt;
+    const auto event = scope.lookups->next();
+    EXPECT(!event->look_up);
+    return event->number;
+  }
+
+  FileRange range;
+};
+
+// A served peer's session goes first.
+template <class Run>
+void serve(Run run) {
+  Served served;
+  run(served);
+  served.session.reset();
+}
+
+FileRange pages_in(FileRange all, uint64_t first, uint64_t end) {
+  return {all.start + first * page_size(), all.start + end * page_size()};
+}
+
+TEST(a_value_is_leased_until_its_pages_are_released) {
+  serve([](Served& served) {
+    EXPECT_EQ(served.ask(Op::kServed).payload.back(), 1);
+    const FileRange pages = pages_in(served.range, 0, 2);
+    const uint64_t number = served.look_up(pages);
+    EXPECT_EQ(served.session->bytes_of(served.file->id()), pages.length());
+    EXPECT_EQ(served.error(Op::kRelease, wire::Pages{served.file->id(), pages_in(pages, 0, 1)}),
+              std::nullopt);
+    const uint64_t posted = served.scope.lookups->posted();
+    EXPECT_EQ(posted, 1u);
+    EXPECT_EQ(served.error(Op::kRelease, wire::Pages{served.file->id(), pages_in(pages, 1, 2)}),
+              std::nullopt);
+    EXPECT_EQ(served.dropped(), number);
+    EXPECT(served.session->holds_nothing());
+  });
+}
+
+TEST(a_second_value_on_the_same_pages_needs_no_second_view) {
+  serve([](Served& served) {
+    const uint64_t first = served.look_up(served.range);
+    const uint64_t second = served.look_up(served.range);
+    EXPECT_EQ(served.dropped(), second);
+    const wire::Pages pages{served.file->id(), served.range};
+    EXPECT_EQ(served.error(Op::kRelease, pages), std::nullopt);
+    EXPECT_EQ(served.error(Op::kRelease, pages), std::nullopt);
+    EXPECT_EQ(served.dropped(), first);
+    EXPECT_EQ(served.error(Op::kRelease, pages), ErrorCode::kSharing);
+  });
+}
+
+TEST(only_the_views_of_released_pages_are_dropped) {
+  serve([](Served& served) {
+    std::vector<uint64_t> numbers;
+    for (uint64_t page = 0; page < 4; ++page) {
+      numbers.push_back(served.look_up(pages_in(served.range, page, page + 1)));
+    }
+    uint64_t posted = 4;
+    for (const uint64_t page : {1, 3, 0, 2}) {
+      const wire::Pages pages{served.file->id(), pages_in(served.range, page, page + 1)};
+      EXPECT_EQ(served.error(Op::kRelease, pages), std::nullopt);
+      EXPECT_EQ(served.scope.lookups->posted(), ++posted);
+      EXPECT_EQ(served.dropped(), numbers[page]);
+    }
+  });
+}
+
+TEST(views_are_dropped_in_pieces_when_a_peer_ends) {
+  serve([](Served& served) {
+    for (uint64_t page = 0; page < 4; ++page) {
+      (void)served.look_up(pages_in(served.range, page, page + 1));
+    }
+    int rounds = 1;
+    while (!served.session->end_some(1)) {
+      ++rounds;
+      if (!EXPECT(rounds < 50)) break;
+    }
+    EXPECT_EQ(rounds, 4);
+    EXPECT_EQ(served.scope.lookups->posted(), 8u);
+    EXPECT(served.session->holds_nothing());
+  });
+}
+
+TEST(what_is_not_in_the_cache_is_an_empty_answer) {
+  serve([](Served& served) {
+    Request request = request_for(Op::kValue, std::string_view("key"));
+    EXPECT(!served.session->step(request));
+    const uint64_t number = served.answer_next(std::nullopt);
+    const auto answer = served.session->step(request);
+    EXPECT(answer->status.ok());
+    EXPECT(answer->payload.empty());
+    EXPECT_EQ(served.dropped(), number);
+    Request later = request_for(Op::kValue, std::string_view("key"));
+    EXPECT(!served.session->step(later));
+    served.scope.lookups->close();
+    EXPECT_EQ(served.session->step(later)->status.code(), ErrorCode::kClosed);
+    EXPECT(served.session->holds_nothing());
+  });
+}
+
+TEST(a_value_that_is_given_up_is_given_back) {
+  serve([](Served& served) {
+    Request request = request_for(Op::kValue, std::string_view("key"));
+    EXPECT(!served.session->step(request));
+    const uint64_t number = served.answer_next(served.range);
+    Request ping = request_for(Op::kPing);
+    ping.progress = number;
+    served.session->give_up(ping);  // no question of Python's
+    EXPECT_EQ(served.refs(served.range.start), 2u);
+    served.session->give_up(request);
+    EXPECT_EQ(served.refs(served.range.start), 1u);
+    EXPECT_EQ(request.progress, 0u);
+    EXPECT_EQ(served.dropped(), number);
+    EXPECT_EQ(served.session->take_let_go().size(), 1u);
+  });
+}
+
+TEST(a_ping_is_answered_when_all_before_it_is_done) {
+  serve([](Served& served) {
+    Request request = request_for(Op::kPing);
+    EXPECT(served.session->step(request).has_value());
+    Request value = request_for(Op::kValue, std::string_view("key"));
+    EXPECT(!served.session->step(value));
+    Request waits = request_for(Op::kPing);
+    EXPECT(!served.session->step(waits));
+    EXPECT(waits.waits);
+    (void)served.answer_next(std::nullopt);
+    EXPECT(!served.session->step(waits));  // it is in Python's hands
+    EXPECT(served.session->step(value).has_value());
+    (void)served.dropped();
+    EXPECT(served.session->step(waits).has_value());  // the drop came later
+  });
+}
+
+// --- Children, and the end -----------------------------------------------------------------------
+
+TEST(a_child_gets_the_leases_of_its_parent_in_steps) {
+  Scene scene;
+  const wire::Pages all = scene.allocate(8);
+  for (const uint64_t page : {1, 3, 5}) {
+    EXPECT_EQ(scene.error(Op::kRelease, part(all, page, page + 1)), std::nullopt);
+  }
+  Session child(2, scene.offers, scene.scope, 0, 1);
+  EXPECT(!child.born_connected());
+  auto copying = scene.session->begin_copy(child);
+  EXPECT(child.born_connected());
+  int steps = 1;
+  while (!*scene.session->copy_some(child, &copying, 1)) ++steps;
+  EXPECT(steps >= 4);
+  EXPECT_EQ(child.bytes_of(all.file), 5 * page_size());
+  EXPECT_EQ(scene.refs(all.range.start), 2u);
+  EXPECT_EQ(scene.session->bytes_of(all.file), 5 * page_size());
+  EXPECT(child.end_some(SIZE_MAX));
+  EXPECT_EQ(scene.refs(all.range.start), 1u);
+}
+
+TEST(a_child_knows_the_files_of_its_parent) {
+  Scene scene;
+  const auto other = make_file();
+  Session child(2, scene.offers, {}, 0, 1);
+  Session grandchild(3, scene.offers, {}, 0, 1);
+  (void)scene.session->begin_copy(child);
+  Request open = request_for(Op::kOpen, other->id());
+  EXPECT_EQ(child.step(open)->status.code(), ErrorCode::kSharing);
+  scene.session->be_born_connected();
+  (void)scene.session->begin_copy(grandchild);
+  EXPECT(grandchild.step(open)->status.ok());
+}
+
+TEST(a_closed_file_is_not_copied) {
+  Scene scene;
+  (void)scene.allocate(2);
+  Session child(2, scene.offers, scene.scope, 0, 1);
+  auto copying = scene.session->begin_copy(child);
+  EXPECT(scene.file->close().ok());
+  EXPECT(*scene.session->copy_some(child, &copying, 1));
+  EXPECT(child.holds_nothing());
+}
+
+TEST(leases_are_adopted_as_far_as_there_is_memory) {
+  const auto file = make_file();
+  const FileRange all = take_pages(*file, 6);
+  References::Counts pages;
+  for (const uint64_t page : {0, 2, 4}) pages.push_back({pages_in(all, page, page + 1), 1});
+  Offers offers;
+  size_t least = SIZE_MAX;
+  for (int64_t number = 0;; ++number) {
+    for (const auto& [range, count] : pages) EXPECT(file->references().lease_anew(range).ok());
+    Session session(1, offers, {}, 1, 1);
+    native_tests::allocations_left = number;
+    const size_t adopted = session.adopt(file, pages);
+    const bool all_done = native_tests::allocations_left >= 0;
+    native_tests::allocations_left = -1;
+    EXPECT(adopted <= pages.size());
+    EXPECT_EQ(session.verify(), std::nullopt);
+    EXPECT_EQ(session.bytes_of(file->id()), adopted * page_size());
+    EXPECT_EQ(session.holds_nothing(), adopted == 0);
+    for (size_t i = adopted; i < pages.size(); ++i) {
+      EXPECT(file->references().drop_lease(pages[i].first).ok());
+    }
+    least = std::min(least, adopted);
+    if (!all_done) continue;
+    EXPECT_EQ(adopted, pages.size());
+    break;
+  }
+  EXPECT_EQ(least, 0u);
+  EXPECT(*file->has_unique_ref(all));
+  Session none(1, offers, {}, 1, 1);
+  EXPECT_EQ(none.adopt(file, {}), 0u);
+  EXPECT(none.take_let_go().empty());
+  EXPECT(file->dec_ref(all).ok());
+}
+
+}  // namespace
+}  // namespace pgalloc::session_test
