@@ -302,6 +302,40 @@ TEST(a_descriptor_that_was_closed_from_outside_costs_its_request) {
   ::close(pair[1]);
 }
 
+TEST(a_peer_that_does_not_read_has_few_descriptors_on_their_way) {
+  Scene scene;
+  const auto give = [&](uint32_t number) {
+    EXPECT_EQ(scene.read(packet(Op::kOpen, number)), Read::kRequest);
+    int pair[2];
+    EXPECT_EQ(os::kernel().socketpair(pair), 0);
+    ::close(pair[1]);
+    EXPECT(scene.answer({.descriptor = Descriptor(pair[0])}));
+  };
+  for (uint32_t number = 1; number <= 4; ++number) give(number);
+  EXPECT_EQ(scene.channel->kept_count(), 0u);
+  give(5);
+  EXPECT_EQ(scene.channel->kept_count(), 1u);
+  EXPECT(scene.channel->not_before() > kNow);
+  // Not while a single answer is unread.
+  for (int i = 0; i < 3; ++i) EXPECT(scene.client->receive().has_value());
+  EXPECT(scene.channel->send_kept(kNow));
+  EXPECT_EQ(scene.channel->kept_count(), 1u);
+  EXPECT(scene.client->receive().has_value());
+  EXPECT(scene.channel->send_kept(kNow));
+  EXPECT_EQ(scene.channel->kept_count(), 0u);
+  for (uint32_t number = 6; number <= 8; ++number) give(number);  // 5 to 8 are four again
+  EXPECT_EQ(scene.channel->kept_count(), 0u);
+  give(9);
+  EXPECT_EQ(scene.channel->kept_count(), 1u);
+  // Nothing is known of what is unread: it is asked again.
+  for (int i = 0; i < 4; ++i) EXPECT(scene.client->receive().has_value());
+  FakeKernel fake;
+  fake.calls.unread_bytes = [](int) { return errno = ENOMEM, -1; };
+  fake.begin();
+  EXPECT(scene.channel->send_kept(kNow));
+  EXPECT_EQ(scene.channel->kept_count(), 1u);
+}
+
 TEST(no_more_is_read_than_a_peer_may_ask_for_at_once) {
   Scope scope;
   scope.limits.requests = 2;
