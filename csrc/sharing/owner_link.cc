@@ -6,9 +6,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cstddef>
-#include <cstring>
 #include <new>
 #include <optional>
 #include <system_error>
@@ -34,15 +31,6 @@ Status owner_gone() {
   return Status::error(ErrorCode::kOwnerGone,
                        "the process that owns these pages has ended, or has "
                        "closed the connection");
-}
-
-// Whether pages of that size can be given back in this packet, too: nothing comes before the parts of
-// a payload, and all of it has to fit.
-bool takes_along(std::string_view packet, size_t pages_size) {
-  if (packet.empty()) return false;
-  if (pages_size == 0) return true;
-  const auto op = static_cast<Op>(packet[offsetof(wire::Header, kind)]);
-  return op != Op::kPart && op != Op::kHello && packet.size() + pages_size <= wire::kPacketBytesMax;
 }
 
 }  // namespace
@@ -116,31 +104,8 @@ void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
 
 // Sends what it can at once. True if nothing is left. It needs no memory.
 bool OwnerLink::send_queued() {
-  constexpr size_t kPagesMax = 128;
   while (!outgoing_.empty() && !broken()) {
-    struct {
-      wire::Header header{wire::kVersion, static_cast<uint8_t>(Op::kRelease), 0, 0};
-      std::array<wire::Pages, kPagesMax> pages;
-    } head;
-    static_assert(offsetof(decltype(head), pages) == sizeof(wire::Header));
-    size_t count = 0;
-    while (count < kPagesMax && count < outgoing_.size() && outgoing_[count].packet.empty()) {
-      head.pages[count] = outgoing_[count].pages;
-      ++count;
-    }
-    std::string_view rest;
-    const size_t pages_size = count * sizeof(wire::Pages);
-    if (count < outgoing_.size() && takes_along(outgoing_[count].packet, pages_size)) {
-      rest = outgoing_[count].packet;
-      std::memcpy(&head.header, rest.data(), sizeof head.header);
-      head.header.released = static_cast<uint16_t>(count);
-      rest.remove_prefix(sizeof head.header);
-      ++count;
-    }
-    int error = 0;
-    const std::string_view front(reinterpret_cast<const char*>(&head),
-                                 sizeof head.header + pages_size);
-    switch (socket_.send(front, rest, -1, &error)) {
+    switch (outgoing_.send_next(socket_)) {
       case Endpoint::Io::kDone:
         break;
       case Endpoint::Io::kAgain:
@@ -153,7 +118,6 @@ bool OwnerLink::send_queued() {
         end("the descriptor of the connection was closed");
         return true;
     }
-    outgoing_.erase(outgoing_.begin(), outgoing_.begin() + static_cast<ptrdiff_t>(count));
   }
   return true;
 }
@@ -162,7 +126,7 @@ void OwnerLink::give_back(uint64_t file, FileRange range) {
   if (forked()) return;
   MutexLock lock(mu_);
   if (broken()) return;
-  outgoing_.push_back({{}, {file, range}});
+  outgoing_.add({file, range});
   if (idle_ || thread_ == nullptr) wake_thread();
 }
 
@@ -186,17 +150,9 @@ uint32_t OwnerLink::enqueue(Op op, const std::string& payload,
     last_number_ = last_number_ == UINT32_MAX ? 1 : last_number_ + 1;
   } while (pending_.contains(last_number_));
   pending->op = op;
-  constexpr size_t kPartMax = wire::kPacketBytesMax - sizeof(wire::Header);
-  std::vector<Outgoing> packets;
-  std::string_view rest = payload;
-  for (; rest.size() > kPartMax; rest.remove_prefix(kPartMax)) {
-    packets.push_back(
-        {wire::pack(static_cast<uint8_t>(Op::kPart), 0, rest.substr(0, kPartMax)), {}});
-  }
-  packets.push_back({wire::pack(static_cast<uint8_t>(op), last_number_, rest), {}});
   pending_.emplace(last_number_, pending);
   try {
-    outgoing_.insert(outgoing_.end(), packets.begin(), packets.end());
+    outgoing_.add(op, last_number_, payload);
   } catch (...) {
     pending_.erase(last_number_);
     throw;
@@ -537,7 +493,9 @@ void OwnerLink::leave_to_parent() {
 bool OwnerLink::introduce() {
   const auto pid = static_cast<uint32_t>(::getpid());
   MutexLock lock(mu_);
-  outgoing_.push_back({wire::pack(static_cast<uint8_t>(Op::kHello), 0, pid, wire::Secret{}), {}});
+  std::string hello;
+  wire::append(hello, pid, wire::Secret{});
+  outgoing_.add(Op::kHello, 0, hello);
   constexpr int kTries = 20;
   for (int i = 0; i < kTries; ++i) {
     if (send_queued()) return true;   // or the owner has gone: it gives nothing to others any more

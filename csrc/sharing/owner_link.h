@@ -6,8 +6,8 @@
 // Thread safety: any thread, but for what is for forks: see there.
 //
 // Invariants
-//   1. A packet is sent whole or not at all (the socket is SOCK_SEQPACKET), and packets are sent in the
-//      order in which they were queued: what was let go of before a request is back when it is done.
+//   1. What is sent keeps its order (see Outbox): what was let go of before a request is back when it is
+//      done.
 //   2. Each answer reaches its Exchange once: the thread that receives it calls arrived(). If what it
 //      brought is not wanted any more, the asker calls undo(), or that thread if the asker has given up.
 //   3. One thread at a time reads: an asker, or the link's own thread while an answer is due that no
@@ -20,7 +20,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -36,6 +35,7 @@
 #include "base/status.h"
 #include "base/units.h"
 #include "sharing/endpoint.h"
+#include "sharing/outbox.h"
 #include "sharing/wire.h"
 
 namespace pgalloc {
@@ -150,10 +150,6 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   bool introduce();
 
  private:
-  struct Outgoing {
-    std::string packet;  // empty: pages are given back
-    wire::Pages pages;
-  };
   struct Arrived {
     uint8_t status = 0;
     uint32_t number = 0;
@@ -200,7 +196,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   static constexpr size_t kBufferSize = wire::kPacketBytesMax + 1;
   const std::unique_ptr<char[]> buffer_{new char[kBufferSize]};  // of the thread that reads
   Endpoint socket_;  // closed once it is broken, and no thread reads
-  std::deque<Outgoing> outgoing_ GUARDED_BY(mu_);
+  Outbox outgoing_ GUARDED_BY(mu_);
   std::unordered_map<uint32_t, std::shared_ptr<Pending>> pending_ GUARDED_BY(mu_);
   Owner owner_ GUARDED_BY(mu_);
   std::vector<wire::Pages> loose_ GUARDED_BY(mu_);

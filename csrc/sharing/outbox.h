@@ -1,0 +1,43 @@
+// Purpose: what a peer has to send to the owner of its pages, in order: requests, and pages that are given
+// back. Pages go along with the next request, or in a packet of their own.
+//
+// Thread safety: externally synchronised.
+//
+// Invariants
+//   1. A packet is sent whole or not at all (the socket is SOCK_SEQPACKET), and in the order in which it
+//      was added: what was let go of before a request is back when that is done.
+//   2. Sending needs no memory.
+//
+// Errors: a std::bad_alloc leaves everything as it was.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <string_view>
+
+#include "sharing/endpoint.h"
+#include "sharing/wire.h"
+
+namespace pgalloc {
+
+class Outbox {
+ public:
+  bool empty() const { return waiting_.empty(); }
+  void clear() { waiting_.clear(); }
+
+  void add(const wire::Pages& pages) { waiting_.push_back({{}, pages}); }
+  // In as many packets as it takes.
+  void add(wire::Op op, uint32_t number, std::string_view payload);
+  // Sends the next packet. REQUIRES: !empty().
+  Endpoint::Io send_next(const Endpoint& socket);
+
+ private:
+  struct Item {
+    std::string packet;  // empty: pages are given back
+    wire::Pages pages;
+  };
+  std::deque<Item> waiting_;
+};
+
+}  // namespace pgalloc
