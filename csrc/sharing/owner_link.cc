@@ -147,7 +147,9 @@ bool OwnerLink::send_queued() {
       case Endpoint::Io::kRefused:
         return false;
       case Endpoint::Io::kEnded:
-        end("it has closed the connection");
+        // What it has sent before can still be read: those who wait for answers find the end behind it.
+        outgoing_.clear();
+        if (pending_.empty()) end("it has closed the connection");
         return true;
       case Endpoint::Io::kLost:
         end("the descriptor of the connection was closed");
@@ -349,10 +351,13 @@ void OwnerLink::hold(Arrived arrived, Pending& pending) try {
 }
 
 // What the asker is told.
-Status OwnerLink::settle(Arrived& arrived, const Exchange& exchange) try {
+Status OwnerLink::settle(Arrived& arrived, const Pending& pending) try {
   if (arrived.status != 0) return wire::unpack_error(arrived.status, arrived.reply.payload);
-  if (arrived.lost_descriptor) return Status::system_error(EMFILE, "recvmsg");
-  if (exchange.arrived) exchange.arrived(arrived.reply);
+  // The pages of a claim are there without it.
+  if (arrived.lost_descriptor && pending.op != Op::kClaim) {
+    return Status::system_error(EMFILE, "recvmsg");
+  }
+  if (pending.exchange.arrived) pending.exchange.arrived(arrived.reply);
   return {};
 } catch (const std::bad_alloc&) {
   return Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
@@ -369,7 +374,7 @@ void OwnerLink::dispatch(Arrived arrived) {
   Status status;
   {
     const MutexUnlock unlocked(mu_);
-    status = settle(arrived, pending->exchange);
+    status = settle(arrived, *pending);
   }
   --settling_;
   pending->settling = false;
@@ -428,6 +433,7 @@ bool OwnerLink::has_hung_up() {
   if (broken() || forked()) return true;
   MutexLock lock(mu_);
   if (!socket_.intact()) return true;
+  if (!pending_.empty() || settling_ > 0) return false;  // answers may lie there: who reads finds the end
   pollfd waits{socket_.fd(), 0, 0};
   return sys().poll(&waits, 1, 0) > 0 && (waits.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
 }

@@ -182,7 +182,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   bool read(Time until) REQUIRES(mu_);
   Endpoint::Io receive(Time until, Endpoint::Received* received) REQUIRES(mu_);
   void dispatch(Arrived arrived) REQUIRES(mu_);
-  static Status settle(Arrived& arrived, const Exchange& exchange);
+  static Status settle(Arrived& arrived, const Pending& pending);
   void hold(Arrived arrived, Pending& pending) REQUIRES(mu_);
   Status give_up(const std::shared_ptr<Pending>& pending, Status why) REQUIRES(mu_);
 

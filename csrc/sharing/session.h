@@ -31,9 +31,13 @@
 
 namespace pgalloc {
 
-// What one peer may take at most.
+// What one peer may take at most. Bytes are those of one file.
 struct PeerLimits {
-  uint64_t bytes = UINT64_MAX;  // of pages it holds
+  // Of pages it holds: checked when it allocates. Nothing: half of what can be allocated in a file that
+  // is served; of others no limit: those peers are the program's own processes, and begin with leases on
+  // all that was sent to them or that their parent had.
+  std::optional<uint64_t> bytes;
+  std::optional<uint64_t> unclaimed;  // of pages it has sent. Nothing: Offers::of_peer_max()
   uint32_t requests = 64;       // at once
   uint32_t children = 1024;     // forked, and alive
   uint64_t unpinned = 1 << 20;  // ranges
@@ -132,6 +136,9 @@ class Session {
   Held& hold(std::shared_ptr<MemoryFile> file);
   void tidy(uint64_t file);
   uint64_t unpinned_count() const;
+  uint64_t bytes_max(const MemoryFile& file) const;
+  void describe(const MemoryFile& file, Answer* answer) const;
+  void add_description(const MemoryFile& file, Answer* answer) const;
   bool drop_views(Held& held, FileRange range, size_t count_max);
 
   std::optional<Answer> open(Request& request);
