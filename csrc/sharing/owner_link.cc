@@ -56,6 +56,7 @@ struct OwnerLink::Pending {
   bool done = false;
   bool settling = false;  // arrived() runs
   bool given_up = false;
+  bool held = false;  // the answer is there, and kept until a fork is over
 };
 
 void OwnerLink::Reply::close_descriptor() {
@@ -241,7 +242,7 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
     }
     Time until = std::min(patience.deadline, now + kSlice);
     if (!sent) until = std::min(until, now + kRetryPeriod);
-    if (reading_) {
+    if (reading_ || broken()) {
       (void)changed_.wait_until(mu_, until);
     } else {
       read(until);
@@ -344,6 +345,7 @@ void OwnerLink::hold(Arrived arrived, Pending& pending) try {
   held_.reserve(held_.size() + 1);
   std::string payload(arrived.reply.payload);
   held_.push_back({arrived, std::move(payload)});
+  pending.held = true;
 } catch (const std::bad_alloc&) {
   arrived.reply.close_descriptor();
   pending.status = Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
@@ -395,19 +397,21 @@ void OwnerLink::end(const char* why) {
   if (!reading_) socket_.close();  // else the thread that reads does it
   broken_.store(true, std::memory_order_release);
   outgoing_.clear();
-  for (auto& [number, pending] : pending_) {
-    if (pending->settling) continue;
+  for (auto entry = pending_.begin(); entry != pending_.end();) {
+    std::shared_ptr<Pending>& pending = entry->second;
+    if (pending->held) {  // its answer has come
+      ++entry;
+      continue;
+    }
     pending->status = Status::error(
         ErrorCode::kOwnerGone,
         std::string("the process that owns these pages has ended, or does not answer: ") + why);
     pending->done = true;
+    if (pending->given_up) --unattended_;
+    // To be destroyed without the lock: it may own a file, which gives back what it holds.
+    ended_.push_back(std::move(pending));
+    entry = pending_.erase(entry);
   }
-  // To be destroyed without the lock: they may own files, which give back what they hold.
-  for (auto& [number, pending] : pending_) ended_.push_back(std::move(pending));
-  pending_.clear();
-  unattended_ = 0;
-  for (Held& held : held_) held.arrived.reply.close_descriptor();
-  held_.clear();
   changed_.notify_all();
   work_.notify_all();
 }

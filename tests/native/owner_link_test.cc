@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <thread>
 
 #include "native/support.h"
 
@@ -91,6 +92,24 @@ TEST(answers_that_were_sent_before_the_owners_end_arrive) {
     EXPECT_EQ(link->await(other, patience).code(), ErrorCode::kOwnerGone);
     EXPECT(link->broken());
   }
+}
+
+TEST(answers_that_a_fork_keeps_back_arrive_after_the_owners_end) {
+  Ends ends;
+  const auto link = std::move(*OwnerLink::create(ends.peer()));
+  const auto later = std::chrono::steady_clock::now() + kAnHour;
+  EXPECT(link->hold_answers(later));
+  const auto question = link->ask(wire::Op::kClaim, "an offer", {});
+  const auto other = link->ask(wire::Op::kPing, {}, {});
+  ends.send(wire::pack(0, 1));
+  ends.close();
+  std::thread asks([&] {
+    EXPECT(link->await(question, {later, [] { return true; }}).ok());
+  });
+  EXPECT_EQ(link->await(other, {later, [] { return true; }}).code(), ErrorCode::kOwnerGone);
+  EXPECT(link->broken());
+  link->let_answers_in();
+  asks.join();
 }
 
 TEST(an_owner_that_has_gone_is_noticed_by_what_is_given_back) {
