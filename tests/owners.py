@@ -1,4 +1,4 @@
-"""Workers that send pages of their own files, and end: here, so that spawned interpreters find them."""
+"""Workers that send pages of their own files, and end. Spawned interpreters find them here."""
 
 from __future__ import annotations
 

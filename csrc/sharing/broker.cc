@@ -86,7 +86,8 @@ void Broker::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
   ending_ = false;
   lacks_thread_ = false;
   callers_ = 0;
-  if (std::exchange(awaiting_, 0) > 0) new (&delivered_) CondVar;  // the old one has a waiter for ever
+  if (std::exchange(awaiting_, 0) > 0)
+    new (&delivered_) CondVar;  // the old one has a waiter for ever
   peers_ = std::make_unique<Peers>();
   mu_.unlock();
 }

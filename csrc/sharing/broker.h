@@ -142,8 +142,8 @@ class Broker {
   Mutex mu_{LockRank::kBroker};
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
-  CondVar delivered_;                      // perhaps
-  size_t awaiting_ GUARDED_BY(mu_) = 0;    // threads that wait for it
+  CondVar delivered_;                    // perhaps
+  size_t awaiting_ GUARDED_BY(mu_) = 0;  // threads that wait for it
   int parked_ GUARDED_BY(mu_) = 0;
   bool ending_ GUARDED_BY(mu_) = false;        // the thread is being waited for
   bool lacks_thread_ GUARDED_BY(mu_) = false;  // it could not be started again

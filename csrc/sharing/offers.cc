@@ -50,11 +50,11 @@ namespace {
 // Nothing, or what is wrong with so many bytes more.
 Status check_bytes(uint64_t more, uint64_t waiting, uint64_t max, const char* whose) {
   if (more <= max && waiting <= max - more) return {};
-  return Status::error(ErrorCode::kSharing,
-                       "cannot send " + std::to_string(more) + " bytes: " + std::to_string(waiting) +
-                           " bytes that " + whose + " sent wait to be claimed, and " +
-                           std::to_string(max) +
-                           " may at most. Wait until the receivers have them, or send less at once");
+  return Status::error(
+      ErrorCode::kSharing,
+      "cannot send " + std::to_string(more) + " bytes: " + std::to_string(waiting) +
+          " bytes that " + whose + " sent wait to be claimed, and " + std::to_string(max) +
+          " may at most. Wait until the receivers have them, or send less at once");
 }
 
 }  // namespace
@@ -66,16 +66,15 @@ Status Offers::check_room(const Offer& offer, std::optional<uint64_t> bytes_max)
   };
   const size_t own = count_of(0);
   const bool is_own = offer.sender == 0;
-  const bool full =
-      is_own ? own >= kMax
-             : by_secret_.size() - own >= kMax || count_of(offer.sender) >= kOfPeerMax;
+  const bool full = is_own
+                        ? own >= kMax
+                        : by_secret_.size() - own >= kMax || count_of(offer.sender) >= kOfPeerMax;
   if (full) {
     return Status::error(ErrorCode::kSharing, "too many offers wait to be claimed already");
   }
   const uint64_t file = offer.file->id();
   const Waiting* const its = waiting(file, offer.sender);
-  const bool counted =
-      its != nullptr && its->ranges.contains({offer.range.start, offer.range.end});
+  const bool counted = its != nullptr && its->ranges.contains({offer.range.start, offer.range.end});
   if (is_own || counted) return {};
   const uint64_t more = offer.range.length();
   const uint64_t max = bytes_max.value_or(of_peer_max(*offer.file));

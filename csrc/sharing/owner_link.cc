@@ -437,7 +437,8 @@ bool OwnerLink::has_hung_up() {
   if (broken() || forked()) return true;
   MutexLock lock(mu_);
   if (!socket_.intact()) return true;
-  if (!pending_.empty() || settling_ > 0) return false;  // answers may lie there: who reads finds the end
+  if (!pending_.empty() || settling_ > 0)
+    return false;  // answers may lie there: who reads finds the end
   pollfd waits{socket_.fd(), 0, 0};
   return sys().poll(&waits, 1, 0) > 0 && (waits.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
 }

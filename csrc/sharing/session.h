@@ -38,9 +38,9 @@ struct PeerLimits {
   // all that was sent to them or that their parent had.
   std::optional<uint64_t> bytes;
   std::optional<uint64_t> unclaimed;  // of pages it has sent. Nothing: Offers::of_peer_max()
-  uint32_t requests = 64;       // at once
-  uint32_t children = 1024;     // forked, and alive
-  uint64_t unpinned = 1 << 20;  // ranges
+  uint32_t requests = 64;             // at once
+  uint32_t children = 1024;           // forked, and alive
+  uint64_t unpinned = 1 << 20;        // ranges
   friend bool operator==(const PeerLimits&, const PeerLimits&) = default;
 };
 

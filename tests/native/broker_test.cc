@@ -102,9 +102,7 @@ TEST(forks_at_any_moment_leave_parent_and_child_with_a_broker) {
 
 constexpr auto kAnHour = std::chrono::hours(1);
 
-bool claimed_by_now() {
-  return Broker::instance().await_claims(std::chrono::steady_clock::now());
-}
+bool claimed_by_now() { return Broker::instance().await_claims(std::chrono::steady_clock::now()); }
 bool claimed_some_time() {
   return Broker::instance().await_claims(std::chrono::steady_clock::now() + kAnHour);
 }

@@ -74,9 +74,8 @@ TEST(answers_that_were_sent_before_the_owners_end_arrive) {
     Ends ends;
     const auto link = std::move(*OwnerLink::create(ends.peer()));
     std::string got;
-    const auto question =
-        link->ask(wire::Op::kClaim, "an offer",
-                  {[&got](OwnerLink::Reply& reply) { got = reply.payload; }, {}});
+    const auto question = link->ask(wire::Op::kClaim, "an offer",
+                                    {[&got](OwnerLink::Reply& reply) { got = reply.payload; }, {}});
     const auto other = link->ask(wire::Op::kPing, {}, {});
     (void)ends.receive();
     if (!unread) (void)ends.receive();
@@ -103,9 +102,7 @@ TEST(answers_that_a_fork_keeps_back_arrive_after_the_owners_end) {
   const auto other = link->ask(wire::Op::kPing, {}, {});
   ends.send(wire::pack(0, 1));
   ends.close();
-  std::thread asks([&] {
-    EXPECT(link->await(question, {later, [] { return true; }}).ok());
-  });
+  std::thread asks([&] { EXPECT(link->await(question, {later, [] { return true; }}).ok()); });
   EXPECT_EQ(link->await(other, {later, [] { return true; }}).code(), ErrorCode::kOwnerGone);
   EXPECT(link->broken());
   link->let_answers_in();

@@ -36,9 +36,7 @@ def spawned() -> Iterator[Peer]:
 # --- nothing is lost -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "workers"), [("fork", 200), ("forkserver", 20), ("spawn", 10)]
-)
+@pytest.mark.parametrize(("method", "workers"), [("fork", 200), ("forkserver", 20), ("spawn", 10)])
 def test_results_of_pools_whose_workers_end_after_each_task(method: str, workers: int) -> None:
     """Hundreds of results of each kind, of as many owners as time allows."""
     context: Any = multiprocessing.get_context(method)
