@@ -105,14 +105,20 @@ bool Channel::answer(Requests::iterator request, Answer answer, SteadyTime now) 
 
 Endpoint::Io Channel::send(Request& request, int* error) {
   const Answer& answer = request.answer;
-  if (answer.descriptor.open() && !answer.descriptor.intact()) {
-    request.answer.status = Status::system_error(EBADF, "sendmsg");
-    request.answer.payload = text_of(request.answer.status);
-    request.answer.descriptor.close();
-  }
+  if (answer.descriptor.open() && !answer.descriptor.intact()) fail(request, EBADF);
   const wire::Header header{wire::kVersion, wire::status_of(answer.status), 0, request.number};
   return socket_.send({reinterpret_cast<const char*>(&header), sizeof header}, answer.payload,
                       answer.descriptor.fd(), error);
+}
+
+// What the kernel refuses costs this request, and no other; or its descriptor, where that is spare.
+void Channel::fail(Request& request, int error) {
+  Answer& answer = request.answer;
+  const bool descriptor_only = answer.descriptor.open() && answer.descriptor_is_spare;
+  answer.descriptor.close();
+  if (descriptor_only) return;
+  answer.status = Status::system_error(error, "sendmsg");
+  answer.payload = text_of(answer.status);
 }
 
 bool Channel::send_kept(SteadyTime now) {
@@ -130,10 +136,7 @@ bool Channel::send_kept(SteadyTime now) {
       case Endpoint::Io::kRefused:
         not_before_ = now + kPause;
         if (++kept.refusals <= kRefusalsMax) return true;
-        // It costs this request, and no other.
-        kept.answer.descriptor.close();
-        kept.answer.status = Status::system_error(error, "sendmsg");
-        kept.answer.payload = text_of(kept.answer.status);
+        fail(kept, error);
         kept.refusals = 0;
         return true;
     }

@@ -58,6 +58,7 @@ class Channel {
 
  private:
   Endpoint::Io send(Request& request, int* error);
+  static void fail(Request& request, int error);
   Read keep_part(std::string_view part);
 
   Endpoint socket_;

@@ -362,6 +362,7 @@ void Session::add_description(const MemoryFile& file, Answer* answer) const try 
   if (!description.status.ok()) return;
   answer->payload += description.payload;
   answer->descriptor = std::move(description.descriptor);
+  answer->descriptor_is_spare = true;
 } catch (const std::bad_alloc&) {  // NOLINT: see above
 }
 

@@ -55,8 +55,9 @@ struct Scope {
 struct Answer {
   Status status;
   std::string payload;
-  Descriptor descriptor;   // sent along
-  bool malformed = false;  // no peer sends this: it is dropped instead of answered
+  Descriptor descriptor;             // sent along
+  bool descriptor_is_spare = false;  // where it cannot be sent, the rest is
+  bool malformed = false;            // no peer sends this: it is dropped instead of answered
 };
 
 // A request under way, and then its answer.

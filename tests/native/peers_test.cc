@@ -257,6 +257,41 @@ TEST(a_claim_brings_what_is_needed_to_map_the_file_unless_the_peer_has_it) {
   }
 }
 
+int opened = -1;
+int looks = 0;
+int open_and_remember(const char* path, int flags, mode_t mode) {
+  looks = 0;
+  return opened = os::kernel().open(path, flags, mode);
+}
+// The program closes the descriptor that was opened last before it is sent: that is the second look.
+int fstat_after_close(int fd, struct stat* status) {
+  if (fd == opened && ++looks == 2) ::close(std::exchange(opened, -1));
+  return os::kernel().fstat(fd, status);
+}
+
+TEST(a_claim_succeeds_where_the_files_descriptor_cannot_be_sent) {
+  Scene scene;
+  const auto sender = scene.peer();
+  const auto receiver = scene.peer();
+  const auto pages = scene.allocate(*sender);
+  const auto sent = offer(scene, *sender, *pages);
+  {
+    native_tests::FakeKernel kernel;
+    kernel.calls.open = open_and_remember;
+    kernel.calls.fstat = fstat_after_close;
+    kernel.begin();
+    const auto claimed = scene.hub.ask(*receiver, Op::kClaim, *sent);
+    EXPECT_EQ(claimed->first, 0);
+    wire::Pages got;
+    wire::Reader reader(claimed->second);
+    EXPECT(reader.read(got) && got.range == pages->range);
+  }
+  EXPECT_EQ(opened, -1);  // it was closed
+  EXPECT_EQ(receiver->descriptors, 0);
+  EXPECT_EQ(scene.hub.ask(*receiver, Op::kOpen, scene.file->id())->first, 0);
+  EXPECT_EQ(receiver->descriptors, 1);
+}
+
 // All that peers do, while something fails. What comes of it is checked by those who call it.
 void live(Scene& scene, Client& client) {
   Hub& hub = scene.hub;
