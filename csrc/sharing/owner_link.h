@@ -10,6 +10,7 @@
 //      order in which they were queued: what was let go of before a request is back when it is done.
 //   2. Each answer reaches its Exchange once: the thread that receives it calls arrived(). If what it
 //      brought is not wanted any more, the asker calls undo(), or that thread if the asker has given up.
+//      An answer that was sent before the owner's end arrives, too, also if a fork keeps it back.
 //   3. One thread at a time reads: an asker, or the link's own thread while an answer is due that no
 //      asker waits for.
 //   4. Once the owner has gone nothing is sent any more: the kernel has told it what this process held.
