@@ -80,7 +80,7 @@ class SnapshotVersionError(SnapshotError):
 
 
 class SharingError(Error, RuntimeError):
-    """Pages cannot be shared like this: a token that was used up, a peer that breaks the rules."""
+    """Pages cannot be shared like this: a token that was used up, a peer beyond its limits."""
 
 
 class OwnerGoneError(SharingError, ConnectionError):

@@ -311,13 +311,15 @@ def _cases_of_paths() -> Iterator[Case]:
     yield Case("MemoryFile.serve", "limits", limits, none)
     for name, low, high in (
         ("nbytes", 0, 2**63),
+        ("unclaimed", 0, 2**63),
         ("requests", 1, 2**31),
         ("children", 0, 2**31),
         ("unpinned", 0, 2**62),
     ):
         number: Accepts = lambda value, low=low, high=high: low <= (int_of(value) or -1) <= high
         zero: Accepts = lambda value, low=low: int_of(value) == 0 == low
-        accepts = either(number, zero, none) if name == "nbytes" else either(number, zero)
+        optional = name in ("nbytes", "unclaimed")
+        accepts = either(number, zero, none) if optional else either(number, zero)
         make = lambda h, v, name=name: pgalloc.Limits(**{name: v}) is None
         yield Case("Limits", name, make, accepts)
     yield Case("Cache.serve", "path", serve_cache, socket_path)

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -87,10 +88,14 @@ py::object claim(const py::bytes& nonce) {
   return new_range(range);
 }
 
+// Far from overflow.
+std::chrono::nanoseconds at_most_30_years(double seconds) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+      std::chrono::duration<double>(std::clamp(seconds, 0.0, 1e9)));
+}
+
 uint64_t drop_unclaimed(uint64_t file, double seconds) {
-  constexpr double kLongest = 1e9;  // about 30 years, and far from overflow
-  const auto age = std::chrono::duration_cast<std::chrono::nanoseconds>(
-      std::chrono::duration<double>(std::clamp(seconds, 0.0, kLongest)));
+  const auto age = at_most_30_years(seconds);
   return without_gil([&](Broker& broker) { return broker.drop_unclaimed(file, age); });
 }
 
@@ -101,6 +106,13 @@ py::list leases(uint64_t file) {
         py::make_tuple(lease.pid, lease.uid, lease.bytes, lease.since_epoch, lease.claimed));
   }
   return result;
+}
+
+// False if `seconds` have passed first.
+bool await_claims(double seconds) {
+  return without_gil([&](Broker& broker) {
+    return broker.await_claims(std::chrono::steady_clock::now() + at_most_30_years(seconds));
+  });
 }
 
 // An error of a server names its path.
@@ -240,10 +252,12 @@ void bind_broker(py::module_& module) {
   bind_lookups(module);
   bind_servers(module);
   py::class_<PeerLimits>(module, "PeerLimits")
-      .def(py::init([](uint64_t bytes, uint32_t requests, uint32_t children, uint64_t unpinned) {
-             return PeerLimits{bytes, requests, children, unpinned};
+      .def(py::init([](std::optional<uint64_t> bytes, std::optional<uint64_t> unclaimed,
+                       uint32_t requests, uint32_t children, uint64_t unpinned) {
+             return PeerLimits{bytes, unclaimed, requests, children, unpinned};
            }),
-           py::arg("bytes"), py::arg("requests"), py::arg("children"), py::arg("unpinned"));
+           py::arg("bytes"), py::arg("unclaimed"), py::arg("requests"), py::arg("children"),
+           py::arg("unpinned"));
   module.def("broker_address", &address);
   module.def("broker_offer", &offer, py::arg("file"), py::arg("range"));
   module.def("broker_is_own", [](const py::bytes& secret) {
@@ -257,6 +271,7 @@ void bind_broker(py::module_& module) {
   module.def("broker_claim", &claim, py::arg("nonce"));
   module.def("broker_drop_unclaimed", &drop_unclaimed, py::arg("file_id"), py::arg("seconds"));
   module.def("broker_leases", &leases, py::arg("file_id"));
+  module.def("broker_await_claims", &await_claims, py::arg("seconds"));
   module.def("broker_figures", &figures);
   bind_tests(module);
 }

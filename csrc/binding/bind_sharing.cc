@@ -82,7 +82,8 @@ py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
   return py::make_tuple(py::bytes(brought->payload), std::move(brought->descriptor));
 }
 
-// A lease that has arrived and belongs to no file yet. It is given back unless one takes it.
+// A lease that has arrived and belongs to no file yet. It is given back unless one takes it. What is
+// needed to map its file may have come along.
 class ArrivedLease {
  public:
   ArrivedLease(std::shared_ptr<OwnerLink> link, wire::Pages pages)
@@ -98,6 +99,18 @@ class ArrivedLease {
   ArrivedLease& operator=(const ArrivedLease&) = delete;
 
   uint64_t file() const { return pages_.file; }
+  void describe_file(std::string_view description, OwnerLink::Reply& reply) {
+    if (reply.descriptor < 0) return;
+    description_ = description;
+    descriptor_ = std::make_unique<ArrivedDescriptor>(reply.descriptor);
+    reply.descriptor = -1;
+  }
+  // (description, descriptor), once; else None.
+  py::object take_description() {
+    if (descriptor_ == nullptr) return py::none();
+    py::bytes description(description_);
+    return py::make_tuple(std::move(description), std::move(descriptor_));
+  }
   // It is the caller's.
   FileRange take() {
     taken_ = true;
@@ -108,6 +121,8 @@ class ArrivedLease {
  private:
   const std::shared_ptr<OwnerLink> link_;
   const wire::Pages pages_;
+  std::string description_;
+  std::unique_ptr<ArrivedDescriptor> descriptor_;
   bool taken_ = false;
 };
 
@@ -116,9 +131,10 @@ std::unique_ptr<ArrivedLease> claim(Self<OwnerLink> link, const py::bytes& nonce
   const auto shared = link->shared_from_this();
   OwnerLink::Exchange exchange{[lease, shared](OwnerLink::Reply& reply) {
                                  wire::Pages pages;
-                                 if (wire::Reader(reply.payload).read_all(pages)) {
-                                   *lease = std::make_unique<ArrivedLease>(shared, pages);
-                                 }
+                                 wire::Reader reader(reply.payload);
+                                 if (!reader.read(pages)) return;
+                                 *lease = std::make_unique<ArrivedLease>(shared, pages);
+                                 (*lease)->describe_file(reader.left(), reply);
                                },
                                [lease] { lease->reset(); }};
   const std::string payload = nonce;
@@ -158,7 +174,8 @@ void set_owner(Self<OwnerLink> link, pid_t pid, const py::object& address) {
 void bind_link(py::module_& module) {
   (void)py::class_<ArrivedDescriptor>(module, "ArrivedDescriptor");
   py::class_<ArrivedLease>(module, "ArrivedLease")
-      .def_property_readonly("file_id", [](Self<ArrivedLease> lease) { return lease->file(); });
+      .def_property_readonly("file_id", [](Self<ArrivedLease> lease) { return lease->file(); })
+      .def("take_description", [](Self<ArrivedLease> lease) { return lease->take_description(); });
   py::class_<OwnerLink, std::shared_ptr<OwnerLink>>(module, "OwnerLink")
       .def(py::init([](int socket) { return value_or_throw(OwnerLink::duplicate(socket)); }),
            py::arg("socket"))

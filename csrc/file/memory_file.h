@@ -10,6 +10,7 @@
 // at construction, in the order in which they are declared here.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -119,6 +120,10 @@ class MemoryFile final : public Pages,
   int fd() const { return file_->fd(); }
   uint64_t total_size() const { return file_->size(); }
   uint64_t capacity() const { return capacity_; }
+  // The most that can be in use at once.
+  uint64_t allocatable_bytes() const {
+    return std::min(capacity_, options_.max_allocatable_bytes.value_or(UINT64_MAX));
+  }
   const MemoryFileOptions& options() const { return options_; }
   Result<uint64_t> total_usage() const EXCLUDES(file_lock);
   std::vector<PageSegment> segments() const EXCLUDES(file_lock);

@@ -86,6 +86,8 @@ void Broker::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
   ending_ = false;
   lacks_thread_ = false;
   callers_ = 0;
+  if (std::exchange(awaiting_, 0) > 0)
+    new (&delivered_) CondVar;  // the old one has a waiter for ever
   peers_ = std::make_unique<Peers>();
   mu_.unlock();
 }
@@ -184,6 +186,11 @@ void Broker::round() {
   if (look) peers_->departed().looked(*look, sees, then);
   for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], then);
   peers_->work(then);
+  tell_waiting();
+}
+
+void Broker::tell_waiting() {
+  if (awaiting_ > 0) delivered_.notify_all();
 }
 
 // Without the lock.
@@ -229,6 +236,7 @@ Result<Offer> Broker::claim(const wire::Secret& secret) {
   Locked lock(*this);
   Result<Offer> claimed = peers_->offers().claim(secret);
   if (claimed.ok()) (void)claimed->file->references().end_lease(claimed->range);  // or it is closed
+  tell_waiting();
   return claimed;
 }
 
@@ -244,6 +252,7 @@ uint64_t Broker::drop_unclaimed(uint64_t file, std::chrono::nanoseconds age) {
       bytes += offer.range.length();
       drop(offer);
     }
+    tell_waiting();
     if (offers.size() < kAtOnce) return bytes;
   }
 }
@@ -259,6 +268,15 @@ std::vector<Broker::Lease> Broker::leases(uint64_t file) {
     leases.push_back({offer.pid, offer.uid, offer.range.length(), offer.since_epoch, false});
   }
   return leases;
+}
+
+bool Broker::await_claims(SteadyTime deadline) {
+  Locked lock(*this);
+  ++awaiting_;
+  while (peers_->delivering() && delivered_.wait_until(mu_, deadline)) {
+  }
+  --awaiting_;
+  return !peers_->delivering();
 }
 
 // --- Peers ---------------------------------------------------------------------------------------

@@ -73,6 +73,9 @@ class Broker {
     bool claimed = true;
   };
   std::vector<Lease> leases(uint64_t file) EXCLUDES(mu_);
+  // Waits until all that was sent of this process's files has been claimed, and the receivers were told:
+  // they need this process no more. False if the deadline passed first.
+  bool await_claims(SteadyTime deadline) EXCLUDES(mu_);
 
   // --- Peers ---------------------------------------------------------------------------------------
 
@@ -131,6 +134,7 @@ class Broker {
   Status start() REQUIRES(mu_);
   Status start_thread() REQUIRES(mu_);
   void retry_thread() REQUIRES(mu_);
+  void tell_waiting() REQUIRES(mu_);
   void round() REQUIRES(mu_);
   int wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
                       bool* sees, std::span<epoll_event> events) REQUIRES(mu_);
@@ -138,6 +142,8 @@ class Broker {
   Mutex mu_{LockRank::kBroker};
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
+  CondVar delivered_;                    // perhaps
+  size_t awaiting_ GUARDED_BY(mu_) = 0;  // threads that wait for it
   int parked_ GUARDED_BY(mu_) = 0;
   bool ending_ GUARDED_BY(mu_) = false;        // the thread is being waited for
   bool lacks_thread_ GUARDED_BY(mu_) = false;  // it could not be started again

@@ -108,16 +108,15 @@ bool Channel::answer(Requests::iterator request, Answer answer, SteadyTime now) 
 
 Endpoint::Io Channel::send(Request& request, int* error) {
   const Answer& answer = request.answer;
-  if (answer.descriptor.open() && !answer.descriptor.intact()) {
-    request.answer.status = Status::system_error(EBADF, "sendmsg");
-    request.answer.payload = text_of(request.answer.status);
+  if (answer.descriptor.open() && !answer.descriptor.intact()) fail(request, EBADF);
+  if (answer.descriptor.open() && !may_send_descriptor()) {
+    if (!answer.descriptor_is_spare) {
+      *error = ETOOMANYREFS;
+      return Endpoint::Io::kRefused;
+    }
     request.answer.descriptor.close();
   }
   const bool has_descriptor = answer.descriptor.open();
-  if (has_descriptor && !may_send_descriptor()) {
-    *error = ETOOMANYREFS;
-    return Endpoint::Io::kRefused;
-  }
   const wire::Header header{wire::kVersion, wire::status_of(answer.status), 0, request.number};
   const Endpoint::Io result =
       socket_.send({reinterpret_cast<const char*>(&header), sizeof header}, answer.payload,
@@ -131,6 +130,16 @@ bool Channel::may_send_descriptor() {
   if (!socket_.all_is_read()) return false;
   descriptors_unread_ = 0;
   return true;
+}
+
+// What the kernel refuses costs this request, and no other; or its descriptor, where that is spare.
+void Channel::fail(Request& request, int error) {
+  Answer& answer = request.answer;
+  const bool descriptor_only = answer.descriptor.open() && answer.descriptor_is_spare;
+  answer.descriptor.close();
+  if (descriptor_only) return;
+  answer.status = Status::system_error(error, "sendmsg");
+  answer.payload = text_of(answer.status);
 }
 
 bool Channel::send_kept(SteadyTime now) {
@@ -148,10 +157,7 @@ bool Channel::send_kept(SteadyTime now) {
       case Endpoint::Io::kRefused:
         not_before_ = now + kPause;
         if (++kept.refusals <= kRefusalsMax) return true;
-        // It costs this request, and no other.
-        kept.answer.descriptor.close();
-        kept.answer.status = Status::system_error(error, "sendmsg");
-        kept.answer.payload = text_of(kept.answer.status);
+        fail(kept, error);
         kept.refusals = 0;
         return true;
     }

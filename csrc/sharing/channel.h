@@ -59,6 +59,7 @@ class Channel {
  private:
   Endpoint::Io send(Request& request, int* error);
   bool may_send_descriptor();
+  static void fail(Request& request, int error);
   Read keep_part(std::string_view part);
 
   Endpoint socket_;

@@ -148,7 +148,11 @@ Endpoint::Io Endpoint::receive_with(int flags, char* data, size_t size, Received
 
 Endpoint::Io Endpoint::receive(int flags, msghdr* message, size_t* got, int* error) const {
   if (!intact()) return Io::kLost;
-  const ssize_t size = sys().recvmsg(fd(), message, flags | MSG_CMSG_CLOEXEC);
+  ssize_t size = sys().recvmsg(fd(), message, flags | MSG_CMSG_CLOEXEC);
+  // The other end was closed with something unread: this is said once, and before what it has sent.
+  if (size < 0 && errno == ECONNRESET) {
+    size = sys().recvmsg(fd(), message, flags | MSG_CMSG_CLOEXEC);
+  }
   if (size < 0) return outcome(errno, error);
   if (size == 0) return Io::kEnded;  // no packet of ours is empty
   *got = static_cast<size_t>(size);

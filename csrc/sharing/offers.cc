@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <tuple>
 
 namespace pgalloc {
 
@@ -21,40 +22,96 @@ size_t Offers::Hash::operator()(const wire::Secret& secret) const {
   return hash;
 }
 
-Status Offers::check_room(uint64_t sender) const {
+const Offers::Waiting* Offers::waiting(uint64_t file, uint64_t peer) const {
+  const auto of_file = by_file_.find(file);
+  if (of_file == by_file_.end()) return nullptr;
+  const auto found = of_file->second.peers.find(peer);
+  return found == of_file->second.peers.end() ? nullptr : &found->second;
+}
+
+uint64_t Offers::bytes_of_peer(uint64_t file, uint64_t peer) const {
+  const Waiting* const its = waiting(file, peer);
+  return its == nullptr ? 0 : its->bytes;
+}
+
+uint64_t Offers::bytes_of_all_peers(uint64_t file) const {
+  const auto of_file = by_file_.find(file);
+  return of_file == by_file_.end() ? 0 : of_file->second.bytes_of_peers;
+}
+
+bool Offers::any_claimable() const {
+  return std::ranges::any_of(by_file_, [this](const auto& entry) {
+    return !by_secret_.find(entry.second.keys.begin()->secret)->second.file->closed();
+  });
+}
+
+namespace {
+
+// Nothing, or what is wrong with so many bytes more.
+Status check_bytes(uint64_t more, uint64_t waiting, uint64_t max, const char* whose) {
+  if (more <= max && waiting <= max - more) return {};
+  return Status::error(
+      ErrorCode::kSharing,
+      "cannot send " + std::to_string(more) + " bytes: " + std::to_string(waiting) +
+          " bytes that " + whose + " sent wait to be claimed, and " + std::to_string(max) +
+          " may at most. Wait until the receivers have them, or send less at once");
+}
+
+}  // namespace
+
+Status Offers::check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const {
   const auto count_of = [this](uint64_t one) {
     const auto found = by_sender_.find(one);
     return found == by_sender_.end() ? size_t{0} : found->second.secrets.size();
   };
   const size_t own = count_of(0);
-  const bool full =
-      sender == 0 ? own >= kMax : by_secret_.size() - own >= kMax || count_of(sender) >= kOfPeerMax;
-  if (!full) return {};
-  return Status::error(ErrorCode::kSharing, "too many offers wait to be claimed already");
+  const bool is_own = offer.sender == 0;
+  const bool full = is_own
+                        ? own >= kMax
+                        : by_secret_.size() - own >= kMax || count_of(offer.sender) >= kOfPeerMax;
+  if (full) {
+    return Status::error(ErrorCode::kSharing, "too many offers wait to be claimed already");
+  }
+  const uint64_t file = offer.file->id();
+  const Waiting* const its = waiting(file, offer.sender);
+  const bool counted = its != nullptr && its->ranges.contains({offer.range.start, offer.range.end});
+  if (is_own || counted) return {};
+  const uint64_t more = offer.range.length();
+  const uint64_t max = bytes_max.value_or(of_peer_max(*offer.file));
+  PGALLOC_RETURN_IF_ERROR(check_bytes(more, its == nullptr ? 0 : its->bytes, max, "this process"));
+  // Where one peer was allowed more, all together are, too.
+  return check_bytes(more, bytes_of_all_peers(file), std::max(max, of_all_peers_max(*offer.file)),
+                     "all processes but the owner");
 }
 
-Result<wire::Secret> Offers::add(Offer offer) {
-  const uint64_t file = offer.file->id();
-  const uint64_t sender_id = offer.sender;
-  PGALLOC_RETURN_IF_ERROR(check_room(sender_id));
+Result<wire::Secret> Offers::add(const Offer& offer, std::optional<uint64_t> bytes_max) {
+  PGALLOC_RETURN_IF_ERROR(check_room(offer, bytes_max));
   wire::Secret secret{};
   PGALLOC_RETURN_IF_ERROR(wire::make_secret(&secret));
-  const Key key{offer.since, secret};
   try {
-    by_file_[file].insert(key);
-    Sender& sender = by_sender_[sender_id];
+    File& file = by_file_[offer.file->id()];
+    file.keys.insert({offer.since, secret});
+    Sender& sender = by_sender_[offer.sender];
     if (sender.place.empty()) sender.place.emplace_back();
     sender.secrets.insert(secret);
-    by_secret_.emplace(secret, std::move(offer));
+    Waiting* const its = offer.sender == 0 ? nullptr : &file.peers[offer.sender];
+    size_t* const times =
+        its == nullptr ? nullptr : &its->ranges[{offer.range.start, offer.range.end}];
+    by_secret_.emplace(secret, offer);
+    if (times != nullptr && (*times)++ == 0) {
+      its->bytes += offer.range.length();
+      file.bytes_of_peers += offer.range.length();
+    }
   } catch (...) {
-    forget(key, file, sender_id);
+    forget(secret, offer, /*counted=*/false);
     throw;
   }
   return secret;
 }
 
-Result<wire::Secret> Offers::add_or_drop(const Offer& offer) try {
-  Result<wire::Secret> secret = add(offer);
+Result<wire::Secret> Offers::add_or_drop(const Offer& offer,
+                                         std::optional<uint64_t> bytes_max) try {
+  Result<wire::Secret> secret = add(offer, bytes_max);
   if (!secret.ok()) drop(offer);
   return secret;
 } catch (const std::bad_alloc&) {
@@ -62,14 +119,26 @@ Result<wire::Secret> Offers::add_or_drop(const Offer& offer) try {
   throw;
 }
 
-void Offers::forget(const Key& key, uint64_t file, uint64_t sender) noexcept {
-  if (const auto of_file = by_file_.find(file); of_file != by_file_.end()) {
-    of_file->second.erase(key);
-    if (of_file->second.empty()) by_file_.erase(of_file);
+// From all lists but by_secret_; in some it may be missing unless it was counted.
+void Offers::forget(const wire::Secret& secret, const Offer& offer, bool counted) noexcept {
+  if (const auto of_file = by_file_.find(offer.file->id()); of_file != by_file_.end()) {
+    File& file = of_file->second;
+    if (const auto its = file.peers.find(offer.sender); its != file.peers.end()) {
+      Waiting& waiting = its->second;
+      const auto range = waiting.ranges.find({offer.range.start, offer.range.end});
+      if (counted && --range->second == 0) {
+        waiting.bytes -= offer.range.length();
+        file.bytes_of_peers -= offer.range.length();
+      }
+      if (range != waiting.ranges.end() && range->second == 0) waiting.ranges.erase(range);
+      if (waiting.ranges.empty()) file.peers.erase(its);
+    }
+    file.keys.erase({offer.since, secret});
+    if (file.keys.empty()) by_file_.erase(of_file);
   }
-  if (const auto of_sender = by_sender_.find(sender); of_sender != by_sender_.end()) {
+  if (const auto of_sender = by_sender_.find(offer.sender); of_sender != by_sender_.end()) {
     Sender& its = of_sender->second;
-    its.secrets.erase(key.secret);
+    its.secrets.erase(secret);
     if (!its.secrets.empty()) return;
     if (its.ended) ended_.erase(*its.ended);
     by_sender_.erase(of_sender);
@@ -78,7 +147,7 @@ void Offers::forget(const Key& key, uint64_t file, uint64_t sender) noexcept {
 
 Offer Offers::take(Entries::iterator entry) noexcept {
   Offer offer = std::move(entry->second);
-  forget({offer.since, entry->first}, offer.file->id(), offer.sender);
+  forget(entry->first, offer, /*counted=*/true);
   by_secret_.erase(entry);
   return offer;
 }
@@ -103,8 +172,8 @@ std::vector<Offer> Offers::take_older(uint64_t file, SteadyTime latest, size_t c
   taken.reserve(count_max);  // what is taken must not get lost
   while (taken.size() < count_max) {
     const auto of_file = by_file_.find(file);
-    if (of_file == by_file_.end() || of_file->second.begin()->since > latest) break;
-    taken.push_back(take(by_secret_.find(of_file->second.begin()->secret)));
+    if (of_file == by_file_.end() || of_file->second.keys.begin()->since > latest) break;
+    taken.push_back(take(by_secret_.find(of_file->second.keys.begin()->secret)));
   }
   return taken;
 }
@@ -137,17 +206,47 @@ std::optional<SteadyTime> Offers::next_deadline() const {
 
 std::vector<Offer> Offers::of_file(uint64_t file) const {
   std::vector<Offer> offers;
-  if (const auto keys = by_file_.find(file); keys != by_file_.end()) {
-    for (const Key& key : keys->second) offers.push_back(by_secret_.find(key.secret)->second);
+  if (const auto its = by_file_.find(file); its != by_file_.end()) {
+    for (const Key& key : its->second.keys) offers.push_back(by_secret_.find(key.secret)->second);
   }
   return offers;
 }
 
+// What is counted is what the offers of the file say.
+std::optional<std::string> Offers::verify_bytes(const File& file) const {
+  std::map<std::tuple<uint64_t, uint64_t, uint64_t>, size_t> times;
+  for (const Key& key : file.keys) {
+    const auto offer = by_secret_.find(key.secret);
+    if (offer == by_secret_.end()) return "an offer of a file is lost";
+    const auto& [start, end] = offer->second.range;
+    const uint64_t sender = offer->second.sender;
+    if (sender != 0) ++times[{sender, start, end}];
+  }
+  size_t ranges = 0;
+  uint64_t bytes_of_all = 0;
+  for (const auto& [peer, waiting] : file.peers) {
+    uint64_t bytes = 0;
+    for (const auto& [range, count] : waiting.ranges) {
+      const auto counted = times.find({peer, range.first, range.second});
+      if (counted == times.end() || counted->second != count) return "a range is miscounted";
+      bytes += range.second - range.first;
+    }
+    if (waiting.ranges.empty()) return "a peer without ranges is remembered";
+    if (bytes != waiting.bytes) return "the bytes of a peer's offers are miscounted";
+    ranges += waiting.ranges.size();
+    bytes_of_all += bytes;
+  }
+  if (ranges != times.size()) return "a range is not counted";
+  if (bytes_of_all != file.bytes_of_peers) return "the bytes of all peers' offers are miscounted";
+  return std::nullopt;
+}
+
 std::optional<std::string> Offers::verify() const {
   size_t in_files = 0;
-  for (const auto& [file, keys] : by_file_) {
-    if (keys.empty()) return "a file without offers is remembered";
-    in_files += keys.size();
+  for (const auto& [number, file] : by_file_) {
+    if (file.keys.empty()) return "a file without offers is remembered";
+    in_files += file.keys.size();
+    if (auto broken = verify_bytes(file)) return broken;
   }
   size_t of_senders = 0;
   size_t ended = 0;
@@ -161,7 +260,7 @@ std::optional<std::string> Offers::verify() const {
   for (const auto& [secret, offer] : by_secret_) {
     const auto of_file = by_file_.find(offer.file->id());
     const auto sender = by_sender_.find(offer.sender);
-    if (of_file == by_file_.end() || !of_file->second.contains({offer.since, secret})) {
+    if (of_file == by_file_.end() || !of_file->second.keys.contains({offer.since, secret})) {
       return "an offer is not among those of its file";
     }
     if (sender == by_sender_.end() || !sender->second.secrets.contains(secret)) {

@@ -9,6 +9,10 @@
 //      0, and has not ended.
 //   3. Every offer is in by_secret_, by_file_ and by_sender_. A sender is there as long as it has
 //      offers, and in ended_ if it has ended: those who ended first, first.
+//   4. What peers have sent of a file and no receiver has claimed is limited in bytes, for each peer and
+//      for all together. The same range counts once for a sender, however often it is sent: it takes no
+//      more memory. This process has no such limit: its offers hold pages that it allocated itself, which
+//      its file limits, and one data set that nearly fills a file may be sent to many receivers.
 //
 // Every operation takes logarithmic time for each offer it takes or lists, so that one sender's offers
 // keep no other waiting.
@@ -19,11 +23,13 @@
 #include <chrono>
 #include <cstdint>
 #include <list>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -52,16 +58,21 @@ class Offers {
  public:
   static constexpr size_t kMax = size_t{1} << 20;        // of this process; of all peers
   static constexpr size_t kOfPeerMax = size_t{1} << 18;  // so that one leaves room for others
+  // Bytes of one file that wait in offers, unless its sender has a limit of its own.
+  static uint64_t of_peer_max(const MemoryFile& file) { return file.allocatable_bytes() / 4; }
+  static uint64_t of_all_peers_max(const MemoryFile& file) { return file.allocatable_bytes() / 2; }
   // How long an offer waits after its sender has ended.
   std::chrono::nanoseconds after_sender_max = std::chrono::minutes(10);
 
   bool empty() const { return by_secret_.empty(); }
   size_t size() const { return by_secret_.size(); }
 
-  // Takes over a lease on the pages, unless it fails; the secret by which they are claimed.
-  Result<wire::Secret> add(Offer offer);
+  // Takes over a lease on the pages, unless it fails; the secret by which they are claimed. A peer may
+  // have `bytes_max` of the file on offer. kSharing, without effect, beyond a limit.
+  Result<wire::Secret> add(const Offer& offer, std::optional<uint64_t> bytes_max = std::nullopt);
   // The same; if it fails, the lease ends.
-  Result<wire::Secret> add_or_drop(const Offer& offer);
+  Result<wire::Secret> add_or_drop(const Offer& offer,
+                                   std::optional<uint64_t> bytes_max = std::nullopt);
   std::optional<uint64_t> file_of(const wire::Secret& secret) const;
   // The lease is the caller's from here on.
   Result<Offer> claim(const wire::Secret& secret);
@@ -75,6 +86,11 @@ class Offers {
   void sender_ended(uint64_t sender, SteadyTime now) noexcept;
   std::optional<SteadyTime> next_deadline() const;
   std::vector<Offer> of_file(uint64_t file) const;
+  // Whether one can still be claimed: its file is open.
+  bool any_claimable() const;
+  // What counts against the limits: bytes of one peer, and of all.
+  uint64_t bytes_of_peer(uint64_t file, uint64_t peer) const;
+  uint64_t bytes_of_all_peers(uint64_t file) const;
 
   // What is wrong, if something is.
   std::optional<std::string> verify() const;
@@ -97,13 +113,25 @@ class Offers {
     std::list<Ended> place;  // until it has ended: so that no memory is needed then
     std::optional<std::list<Ended>::iterator> ended;
   };
+  // What one peer has sent of one file.
+  struct Waiting {
+    std::map<std::pair<uint64_t, uint64_t>, size_t> ranges;  // and how often each was sent
+    uint64_t bytes = 0;                                      // of the ranges
+  };
+  struct File {
+    std::set<Key> keys;
+    std::map<uint64_t, Waiting> peers;
+    uint64_t bytes_of_peers = 0;
+  };
   using Entries = std::unordered_map<wire::Secret, Offer, Hash>;
-  Status check_room(uint64_t sender) const;
+  const Waiting* waiting(uint64_t file, uint64_t peer) const;
+  Status check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const;
   Offer take(Entries::iterator entry) noexcept;
-  void forget(const Key& key, uint64_t file, uint64_t sender) noexcept;
+  std::optional<std::string> verify_bytes(const File& file) const;
+  void forget(const wire::Secret& secret, const Offer& offer, bool counted) noexcept;
 
   Entries by_secret_;
-  std::unordered_map<uint64_t, std::set<Key>> by_file_;
+  std::unordered_map<uint64_t, File> by_file_;
   std::unordered_map<uint64_t, Sender> by_sender_;
   std::list<Ended> ended_;
 };

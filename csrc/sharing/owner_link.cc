@@ -44,6 +44,7 @@ struct OwnerLink::Pending {
   bool done = false;
   bool settling = false;  // arrived() runs
   bool given_up = false;
+  bool held = false;  // the answer is there, and kept until a fork is over
 };
 
 void OwnerLink::Reply::close_descriptor() {
@@ -112,7 +113,9 @@ bool OwnerLink::send_queued() {
       case Endpoint::Io::kRefused:
         return false;
       case Endpoint::Io::kEnded:
-        end("it has closed the connection");
+        // What it has sent before can still be read: those who wait for answers find the end behind it.
+        outgoing_.clear();
+        if (pending_.empty()) end("it has closed the connection");
         return true;
       case Endpoint::Io::kLost:
         end("the descriptor of the connection was closed");
@@ -195,7 +198,7 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
     }
     Time until = std::min(patience.deadline, now + kSlice);
     if (!sent) until = std::min(until, now + kRetryPeriod);
-    if (reading_) {
+    if (reading_ || broken()) {
       (void)changed_.wait_until(mu_, until);
     } else {
       read(until);
@@ -298,6 +301,7 @@ void OwnerLink::hold(Arrived arrived, Pending& pending) try {
   held_.reserve(held_.size() + 1);
   std::string payload(arrived.reply.payload);
   held_.push_back({arrived, std::move(payload)});
+  pending.held = true;
 } catch (const std::bad_alloc&) {
   arrived.reply.close_descriptor();
   pending.status = Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
@@ -305,10 +309,13 @@ void OwnerLink::hold(Arrived arrived, Pending& pending) try {
 }
 
 // What the asker is told.
-Status OwnerLink::settle(Arrived& arrived, const Exchange& exchange) try {
+Status OwnerLink::settle(Arrived& arrived, const Pending& pending) try {
   if (arrived.status != 0) return wire::unpack_error(arrived.status, arrived.reply.payload);
-  if (arrived.lost_descriptor) return Status::system_error(EMFILE, "recvmsg");
-  if (exchange.arrived) exchange.arrived(arrived.reply);
+  // The pages of a claim are there without it.
+  if (arrived.lost_descriptor && pending.op != Op::kClaim) {
+    return Status::system_error(EMFILE, "recvmsg");
+  }
+  if (pending.exchange.arrived) pending.exchange.arrived(arrived.reply);
   return {};
 } catch (const std::bad_alloc&) {
   return Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
@@ -325,7 +332,7 @@ void OwnerLink::dispatch(Arrived arrived) {
   Status status;
   {
     const MutexUnlock unlocked(mu_);
-    status = settle(arrived, pending->exchange);
+    status = settle(arrived, *pending);
   }
   --settling_;
   pending->settling = false;
@@ -346,19 +353,21 @@ void OwnerLink::end(const char* why) {
   if (!reading_) socket_.close();  // else the thread that reads does it
   broken_.store(true, std::memory_order_release);
   outgoing_.clear();
-  for (auto& [number, pending] : pending_) {
-    if (pending->settling) continue;
+  for (auto entry = pending_.begin(); entry != pending_.end();) {
+    std::shared_ptr<Pending>& pending = entry->second;
+    if (pending->held) {  // its answer has come
+      ++entry;
+      continue;
+    }
     pending->status = Status::error(
         ErrorCode::kOwnerGone,
         std::string("the process that owns these pages has ended, or does not answer: ") + why);
     pending->done = true;
+    if (pending->given_up) --unattended_;
+    // To be destroyed without the lock: it may own a file, which gives back what it holds.
+    ended_.push_back(std::move(pending));
+    entry = pending_.erase(entry);
   }
-  // To be destroyed without the lock: they may own files, which give back what they hold.
-  for (auto& [number, pending] : pending_) ended_.push_back(std::move(pending));
-  pending_.clear();
-  unattended_ = 0;
-  for (Held& held : held_) held.arrived.reply.close_descriptor();
-  held_.clear();
   changed_.notify_all();
   work_.notify_all();
 }
@@ -384,6 +393,8 @@ bool OwnerLink::has_hung_up() {
   if (broken() || forked()) return true;
   MutexLock lock(mu_);
   if (!socket_.intact()) return true;
+  if (!pending_.empty() || settling_ > 0)
+    return false;  // answers may lie there: who reads finds the end
   pollfd waits{socket_.fd(), 0, 0};
   return sys().poll(&waits, 1, 0) > 0 && (waits.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
 }

@@ -10,6 +10,7 @@
 //      done.
 //   2. Each answer reaches its Exchange once: the thread that receives it calls arrived(). If what it
 //      brought is not wanted any more, the asker calls undo(), or that thread if the asker has given up.
+//      An answer that was sent before the owner's end arrives, too, also if a fork keeps it back.
 //   3. One thread at a time reads: an asker, or the link's own thread while an answer is due that no
 //      asker waits for.
 //   4. Once the owner has gone nothing is sent any more: the kernel has told it what this process held.
@@ -178,7 +179,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   bool read(Time until) REQUIRES(mu_);
   Endpoint::Io receive(Time until, Endpoint::Received* received) REQUIRES(mu_);
   void dispatch(Arrived arrived) REQUIRES(mu_);
-  static Status settle(Arrived& arrived, const Exchange& exchange);
+  static Status settle(Arrived& arrived, const Pending& pending);
   void hold(Arrived arrived, Pending& pending) REQUIRES(mu_);
   Status give_up(const std::shared_ptr<Pending>& pending, Status why) REQUIRES(mu_);
 

@@ -503,6 +503,12 @@ void Peers::look_at_descriptors(SteadyTime now) {
   }
 }
 
+bool Peers::delivering() const {
+  return offers_.any_claimable() || std::ranges::any_of(channels_, [](const auto& entry) {
+           return entry.second->channel.kept_count() > 0;
+         });
+}
+
 Peers::LetGo Peers::take_let_go() noexcept {
   LetGo taken = std::exchange(let_go_, {});
   taken.sessions = departed_.take_finished();

@@ -85,6 +85,8 @@ class Peers {
   // --- What there is -------------------------------------------------------------------------------
 
   Offers& offers() { return offers_; }
+  // Whether something that was sent is still to be claimed, or the answer to a claim to be sent.
+  bool delivering() const;
   template <class Visit>
   void visit_sessions(Visit visit) const {
     for (const auto& [number, connected] : channels_) {

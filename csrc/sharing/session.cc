@@ -168,6 +168,11 @@ uint64_t Session::unpinned_count() const {
   return count;
 }
 
+uint64_t Session::bytes_max(const MemoryFile& file) const {
+  if (scope.limits.bytes) return *scope.limits.bytes;
+  return scope.file != nullptr ? file.allocatable_bytes() / 2 : UINT64_MAX;
+}
+
 // A file the peer was let into.
 Result<Session::Held*> Session::find(uint64_t file) {
   if (const auto held = shares_.find(file); held != shares_.end()) {
@@ -295,18 +300,23 @@ std::optional<Answer> Session::open(Request& request) {
   if (!wire::Reader(request.payload).read_all(name)) return malformed();
   Result<Held*> held = find(name);
   if (!held.ok()) return refuse(std::move(held).status());
-  const MemoryFile& file = *(*held)->share.file();
-  constexpr size_t kLabelMax = 1000;
-  Answer answer = answer_with(name, file.capacity(), uint8_t{scope.readonly},
-                              std::string_view(file.options().label).substr(0, kLabelMax));
-  Result<Descriptor> descriptor = reopen(file.fd(), scope.readonly);
-  if (descriptor.ok()) {
-    answer.descriptor = std::move(*descriptor);
-  } else {
-    answer.status = std::move(descriptor).status();
-  }
+  Answer answer;
+  describe(*(*held)->share.file(), &answer);
   tidy(name);
   return answer;
+}
+
+// What a peer needs to know of a file to map it. Without a descriptor, the status says why.
+void Session::describe(const MemoryFile& file, Answer* answer) const {
+  constexpr size_t kLabelMax = 1000;
+  wire::append(answer->payload, file.id(), file.capacity(), uint8_t{scope.readonly},
+               std::string_view(file.options().label).substr(0, kLabelMax));
+  Result<Descriptor> descriptor = reopen(file.fd(), scope.readonly);
+  if (descriptor.ok()) {
+    answer->descriptor = std::move(*descriptor);
+  } else {
+    answer->status = std::move(descriptor).status();
+  }
 }
 
 std::optional<Answer> Session::claim(Request& request) {
@@ -319,6 +329,7 @@ std::optional<Answer> Session::claim(Request& request) {
   Result<Offer> claimed = offers_.claim(secret);
   if (!claimed.ok()) return refuse(std::move(claimed).status());
   const uint64_t name = claimed->file->id();
+  const bool is_first = !shares_.contains(name);
   try {
     if (claimed->file->closed()) {
       answer.status = Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
@@ -334,12 +345,25 @@ std::optional<Answer> Session::claim(Request& request) {
     if (strikes(Plant::kEarly))
       (void)shares_.find(name)->second->share.table().remove(claimed->range);
     wire::append(answer.payload, wire::Pages{name, claimed->range});
+    if (is_first) add_description(*claimed->file, &answer);
     return answer;
   }
   drop(*claimed);
   let_go_.push_back(std::move(claimed->file));
   tidy(name);
   return answer;
+}
+
+// Of a file that the peer has nothing of: what kOpen would bring, so that the owner may end once all it
+// sent is claimed. Where that fails, the peer asks.
+void Session::add_description(const MemoryFile& file, Answer* answer) const try {
+  Answer description;
+  describe(file, &description);
+  if (!description.status.ok()) return;
+  answer->payload += description.payload;
+  answer->descriptor = std::move(description.descriptor);
+  answer->descriptor_is_spare = true;
+} catch (const std::bad_alloc&) {  // NOLINT: see above
 }
 
 std::optional<Answer> Session::offer(Request& request) {
@@ -355,7 +379,7 @@ std::optional<Answer> Session::offer(Request& request) {
     status = file->references().lease_anew(pages->range);
     if (status.ok()) {
       const Offer offer = Offer::now(file, pages->range, id, pid, uid);
-      Result<wire::Secret> secret = offers_.add_or_drop(offer);
+      Result<wire::Secret> secret = offers_.add_or_drop(offer, scope.limits.unclaimed);
       if (secret.ok()) {
         wire::append(given.payload, *secret);
         return given;
@@ -387,10 +411,11 @@ std::optional<Answer> Session::allocate(Request& request) {
   Answer given = answer_with_room();
   Status status;
   Share& share = (*held)->share;
-  if (wanted.length > scope.limits.bytes || share.bytes() > scope.limits.bytes - wanted.length) {
-    status =
-        Status::error(ErrorCode::kOutOfMemory,
-                      "a peer may hold " + std::to_string(scope.limits.bytes) + " bytes at most");
+  const uint64_t most = bytes_max(*share.file());
+  if (wanted.length > most || share.bytes() > most - wanted.length) {
+    status = Status::error(ErrorCode::kOutOfMemory,
+                           "a peer of this file may hold " + std::to_string(most) +
+                               " bytes at most, and has " + std::to_string(share.bytes()));
   } else {
     bool must_wait = false;
     Result<FileRange> range = share.file()->allocate(wanted, /*may_wait=*/false, &must_wait);

@@ -31,12 +31,16 @@
 
 namespace pgalloc {
 
-// What one peer may take at most.
+// What one peer may take at most. Bytes are those of one file.
 struct PeerLimits {
-  uint64_t bytes = UINT64_MAX;  // of pages it holds
-  uint32_t requests = 64;       // at once
-  uint32_t children = 1024;     // forked, and alive
-  uint64_t unpinned = 1 << 20;  // ranges
+  // Of pages it holds: checked when it allocates. Nothing: half of what can be allocated in a file that
+  // is served; of others no limit: those peers are the program's own processes, and begin with leases on
+  // all that was sent to them or that their parent had.
+  std::optional<uint64_t> bytes;
+  std::optional<uint64_t> unclaimed;  // of pages it has sent. Nothing: Offers::of_peer_max()
+  uint32_t requests = 64;             // at once
+  uint32_t children = 1024;           // forked, and alive
+  uint64_t unpinned = 1 << 20;        // ranges
   friend bool operator==(const PeerLimits&, const PeerLimits&) = default;
 };
 
@@ -51,8 +55,9 @@ struct Scope {
 struct Answer {
   Status status;
   std::string payload;
-  Descriptor descriptor;   // sent along
-  bool malformed = false;  // no peer sends this: it is dropped instead of answered
+  Descriptor descriptor;             // sent along
+  bool descriptor_is_spare = false;  // where it cannot be sent, the rest is
+  bool malformed = false;            // no peer sends this: it is dropped instead of answered
 };
 
 // A request under way, and then its answer.
@@ -132,6 +137,9 @@ class Session {
   Held& hold(std::shared_ptr<MemoryFile> file);
   void tidy(uint64_t file);
   uint64_t unpinned_count() const;
+  uint64_t bytes_max(const MemoryFile& file) const;
+  void describe(const MemoryFile& file, Answer* answer) const;
+  void add_description(const MemoryFile& file, Answer* answer) const;
   bool drop_views(Held& held, FileRange range, size_t count_max);
 
   std::optional<Answer> open(Request& request);

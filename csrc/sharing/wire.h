@@ -30,9 +30,11 @@ inline constexpr size_t kPayloadBytesMax = size_t{16} << 20;  // of several pack
 
 // What a peer asks for. Payloads and answers are named beside each.
 enum class Op : uint8_t {
-  kHello = 1,     // process (u32; the kernel knows better), secret -> process of the owner (u32)
-  kOpen = 2,      // file (u64) -> file, capacity (u64), read-only (u8), label; and a descriptor
-  kClaim = 3,     // secret of an offer -> pages
+  kHello = 1,  // process (u32; the kernel knows better), secret -> process of the owner (u32)
+  kOpen = 2,   // file (u64) -> file, capacity (u64), read-only (u8), label; and a descriptor
+  kClaim =
+      3,  // secret of an offer -> pages; and, as a rule, if it is the first of a file, all that
+          // kOpen brings
   kOffer = 4,     // pages -> secret
   kAllocate = 5,  // file, length (u64), kind, direction (u8), memory cgroup (u32) -> pages
   kRelease = 6,   // any number of pages, without an answer

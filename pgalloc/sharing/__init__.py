@@ -11,13 +11,14 @@ what it held. Nothing has a name that could be left behind.
 * ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send
   them, ``imports``: also those of libraries. ``unattached``: what stands for pages that could not
   be received. ``arrays``: numpy on top of it.
+* ``worker_end``: a worker process waits until what it has sent is claimed.
 * ``serving``: sockets with a name. ``leases``: what peers hold.
 """
 
-from pgalloc.sharing import transport
+from pgalloc.sharing import transport, worker_end
 from pgalloc.sharing.leases import Lease
 from pgalloc.sharing.limits import Limits
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.serving import Server, connect
 
-__all__ = ["Lease", "Limits", "PeerFile", "Server", "connect", "transport"]
+__all__ = ["Lease", "Limits", "PeerFile", "Server", "connect", "transport", "worker_end"]

@@ -12,22 +12,29 @@ from pgalloc.arguments import checked_int
 class Limits:
     """For :meth:`MemoryFile.serve`: limits of each peer. A request beyond them raises there.
 
+    Bytes are those of one file. Defaults are shares of what can be allocated in the file:
+    ``max_allocatable_bytes``, or its capacity.
+
     Attributes:
-        nbytes: of pages that it may allocate and hold (OutOfMemoryError); None: no limit.
+        nbytes: bytes of pages that it may allocate and hold (OutOfMemoryError); None: a half.
         requests: under way at once; more wait.
         children: forked children that are alive, with its leases (SharingError).
         unpinned: ranges that it has unpinned (SharingError).
+        unclaimed: bytes of pages that it has sent and that no receiver has claimed yet
+            (SharingError); what it sends several times counts once. None: a quarter.
     """
 
     nbytes: int | None = None
     requests: int = 64
     children: int = 1024
     unpinned: int = 1 << 20
+    unclaimed: int | None = None
 
     def __post_init__(self) -> None:
         """Raises TypeError or RangeError for what is no such number."""
-        if self.nbytes is not None:
-            self._check("nbytes", high=2**63)
+        for name in ("nbytes", "unclaimed"):
+            if getattr(self, name) is not None:
+                self._check(name, high=2**63)
         self._check("requests", low=1, high=2**31)
         self._check("children", high=2**31)
         self._check("unpinned", high=2**62)
@@ -42,5 +49,6 @@ def native_limits(limits: Limits | None) -> _core.PeerLimits:
         limits = Limits()
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be a pgalloc.Limits, not {type(limits).__name__}")
-    nbytes = 2**64 - 1 if limits.nbytes is None else limits.nbytes
-    return _core.PeerLimits(nbytes, limits.requests, limits.children, limits.unpinned)
+    return _core.PeerLimits(
+        limits.nbytes, limits.unclaimed, limits.requests, limits.children, limits.unpinned
+    )

@@ -34,11 +34,20 @@ class PeerFile(_core.PeerFile, Uncopyable):
     _instead_of_copying = "its Allocations have clone(); connect() makes another one"
     _instead_of_pickling = "send an Allocation by multiprocessing, or connect() there"
 
-    def __init__(self, connection: Connection, name: int, *, owns_connection: bool = False) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: int,
+        *,
+        owns_connection: bool = False,
+        _description: tuple[bytes, _core.ArrivedDescriptor] | None = None,
+    ) -> None:
         if not isinstance(connection, Connection):
             raise TypeError("use pgalloc.connect()")
         name = checked_int(name, "name", high=2**64 - 1)
-        answer, descriptor = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
+        if _description is None:
+            _description = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
+        answer, descriptor = _description
         _name, capacity, readonly = protocol.head(protocol.FILE, answer)
         super().__init__(descriptor, name, capacity, bool(readonly), connection.link)
         self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
@@ -168,10 +177,13 @@ class PeerFile(_core.PeerFile, Uncopyable):
         return self._joined
 
 
-def peer_file(connection: Connection, name: int) -> PeerFile:
-    """The file of a name: one for each connection."""
+def peer_file(connection: Connection, lease: _core.ArrivedLease) -> PeerFile:
+    """The file of a lease: one for each connection."""
     with connection.lock:
-        file = connection.files.get(name)
+        file = connection.files.get(lease.file_id)
         if file is None or file.closed:
-            file = connection.files[name] = PeerFile(connection, name)
+            # What came with the lease: its owner may have ended since.
+            description = lease.take_description()
+            file = PeerFile(connection, lease.file_id, _description=description)
+            connection.files[lease.file_id] = file
         return file

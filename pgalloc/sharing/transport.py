@@ -43,7 +43,7 @@ def claim(token: Token) -> Allocation:
     connection = connection_to(token.address)
     with connection.lock:  # a child that is forked meanwhile must know all that this process holds
         lease = connection.link.claim(token.nonce)
-        adopted: Allocation = peer_file(connection, lease.file_id)._adopt(lease)
+        adopted: Allocation = peer_file(connection, lease)._adopt(lease)
         return adopted
 
 

@@ -33,20 +33,24 @@ bool in_child(void (*run)()) {
   return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-bool is_answered() {
+// A peer that was let in; nullptr if it was not.
+std::unique_ptr<Client> connected() {
   const auto address = Broker::instance().address();
-  if (!EXPECT(address.ok())) return false;
+  if (!EXPECT(address.ok())) return nullptr;
   sockaddr_un name{};
   name.sun_family = AF_UNIX;
   std::memcpy(name.sun_path, address->name.data(), address->name.size());
   const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  const Client client(fd);
+  auto client = std::make_unique<Client>(fd);
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + address->name.size());
-  if (::connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) return false;
-  client.send(wire::pack(static_cast<uint8_t>(wire::Op::kHello), 1, uint32_t{1}, wire::Secret{}));
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&name), size) != 0) return nullptr;
+  client->send(wire::pack(static_cast<uint8_t>(wire::Op::kHello), 1, uint32_t{1}, wire::Secret{}));
   char answer[100];
-  return ::recv(fd, answer, sizeof answer, 0) > 0;  // waits
+  if (::recv(fd, answer, sizeof answer, 0) <= 0) return nullptr;  // waits
+  return client;
 }
+
+bool is_answered() { return connected() != nullptr; }
 
 std::atomic<bool> reached{false};
 std::atomic<bool> goes_on{false};
@@ -94,6 +98,91 @@ TEST(forks_at_any_moment_leave_parent_and_child_with_a_broker) {
     EXPECT_EQ(Broker::instance().verify(), std::nullopt);
   }));
 }
+
+// --- Waiting until what was sent is claimed ------------------------------------------------------
+
+constexpr auto kAnHour = std::chrono::hours(1);
+
+bool claimed_by_now() { return Broker::instance().await_claims(std::chrono::steady_clock::now()); }
+bool claimed_some_time() {
+  return Broker::instance().await_claims(std::chrono::steady_clock::now() + kAnHour);
+}
+
+struct Sent {
+  Sent() : secret(*Broker::instance().offer(file, range)) {}
+  ~Sent() { EXPECT(file->closed() || file->dec_ref(range).ok()); }
+  std::shared_ptr<MemoryFile> file = native_tests::make_file();
+  FileRange range = native_tests::take_pages(*file, 1);
+  wire::Secret secret;
+};
+
+TEST(l8_where_nothing_was_sent_nothing_is_awaited) {
+  EXPECT(in_child([] {
+    EXPECT(claimed_by_now());
+    EXPECT(claimed_some_time());
+    EXPECT(is_answered());
+    EXPECT(claimed_some_time());
+  }));
+}
+
+TEST(l8_what_was_sent_is_awaited_until_it_is_claimed_dropped_or_closed) {
+  EXPECT(in_child([] {
+    Broker& broker = Broker::instance();
+    for (int way = 0; way < 3; ++way) {
+      const Sent sent;
+      EXPECT(!claimed_by_now());
+      std::atomic<bool> done{false};
+      std::thread awaits([&] {
+        EXPECT(claimed_some_time());
+        done = true;
+      });
+      EXPECT(!claimed_by_now());
+      EXPECT(!done);
+      if (way == 0) EXPECT(broker.claim(sent.secret).ok());
+      if (way == 1) EXPECT_EQ(broker.drop_unclaimed(sent.file->id(), {}), page_size());
+      if (way == 2) {
+        EXPECT(sent.file->close().ok());
+        EXPECT(claimed_by_now());
+        EXPECT(is_answered());  // a round
+      }
+      awaits.join();
+    }
+  }));
+}
+
+TEST(l8_a_claim_by_a_peer_ends_the_wait) {
+  EXPECT(in_child([] {
+    const Sent sent;
+    std::thread awaits([] { EXPECT(claimed_some_time()); });
+    const auto client = connected();
+    if (EXPECT(client != nullptr)) {
+      client->send(wire::pack(static_cast<uint8_t>(wire::Op::kClaim), 2, sent.secret));
+      awaits.join();
+      EXPECT_EQ(client->receive()->first, 0);  // it was sent before the wait was over
+    }
+  }));
+}
+
+// ThreadSanitizer does not know the threads of a process that was forked from one with threads.
+#ifndef __SANITIZE_THREAD__
+TEST(l8_a_child_that_is_forked_during_the_wait_has_none_of_it) {
+  EXPECT(in_child([] {
+    const Sent sent;
+    std::thread awaits([] { EXPECT(claimed_some_time()); });
+    for (int i = 0; i < 20; ++i) {
+      EXPECT(in_child([] {
+        EXPECT(claimed_some_time());
+        const Sent of_child;
+        std::thread child_awaits([] { EXPECT(claimed_some_time()); });
+        EXPECT(Broker::instance().claim(of_child.secret).ok());
+        child_awaits.join();
+      }));
+    }
+    EXPECT(Broker::instance().claim(sent.secret).ok());
+    awaits.join();
+  }));
+}
+#endif
 
 TEST(those_who_park_it_wait_until_the_thread_is_gone) {
   EXPECT(in_child([] {

@@ -72,6 +72,22 @@ TEST(the_end_of_the_other_side_is_seen) {
   EXPECT_EQ(here.send("x", "", -1, &error), Io::kEnded);
 }
 
+TEST(what_was_sent_before_the_end_is_read_although_the_other_side_left_something_unread) {
+  const Pair pair;
+  const Endpoint here(pair.ends[0]);
+  int error = 0;
+  EXPECT_EQ(here.send("never read", {}, -1, &error), Io::kDone);
+  {
+    const Endpoint there(pair.ends[1]);
+    EXPECT_EQ(there.send("the last", {}, -1, &error), Io::kDone);
+  }
+  char bytes[20];
+  size_t got = 0;
+  EXPECT_EQ(here.receive(bytes, sizeof bytes, &got, &error), Io::kDone);
+  EXPECT_EQ(std::string(bytes, got), "the last");
+  EXPECT_EQ(here.receive(bytes, sizeof bytes, &got, &error), Io::kEnded);
+}
+
 TEST(a_descriptor_that_was_closed_is_not_used) {
   const Pair pair;
   const size_t before = native_tests::descriptor_count();

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
+#include <set>
 
 #include "native/memory.h"
 #include "native/sharing.h"
@@ -23,6 +25,7 @@ struct Sent {
   uint64_t file;
   uint64_t sender;
   SteadyTime since;
+  uint64_t pages = 0;
 };
 
 class Scene {
@@ -41,16 +44,29 @@ class Scene {
       EXPECT(file->dec_ref(range).ok());
     }
   }
-  Result<wire::Secret> send(size_t file, uint64_t sender, SteadyTime since) {
-    auto& [its, range] = files[file];
+  // The first of the file's pages; all of them unless it is said how many. What is refused is not leased.
+  Result<wire::Secret> send(size_t file, uint64_t sender, SteadyTime since, uint64_t count = 0,
+                            std::optional<uint64_t> bytes_max = std::nullopt) {
+    auto& [its, all] = files[file];
+    const FileRange range{all.start, count == 0 ? all.end : all.start + count * page_size()};
     EXPECT(its->references().lease_anew(range).ok());
-    Offer offer{its, range, sender, 1, 1, since, 0};
-    try {
-      return offers.add(offer);
-    } catch (const std::bad_alloc&) {
-      drop(offer);
-      throw;
-    }
+    return offers.add_or_drop({its, range, sender, 1, 1, since, 0}, bytes_max);
+  }
+  uint64_t pages_of(size_t file, uint64_t peer) const {
+    return offers.bytes_of_peer(files[file].first->id(), peer) / page_size();
+  }
+  uint64_t pages_of_all(size_t file) const {
+    return offers.bytes_of_all_peers(files[file].first->id()) / page_size();
+  }
+  void claim(const Result<wire::Secret>& secret) {
+    const auto claimed = offers.claim(*secret);
+    if (EXPECT(claimed.ok())) drop(*claimed);
+  }
+  // The same file with other pages.
+  void take_more(size_t file, uint64_t count) {
+    auto& [its, range] = files[file];
+    EXPECT(its->dec_ref(range).ok());
+    range = take_pages(*its, count);
   }
 
   std::array<std::pair<std::shared_ptr<MemoryFile>, FileRange>, 3> files;
@@ -88,10 +104,8 @@ TEST(one_peer_leaves_room_for_others) {
   for (size_t i = 0; i < Offers::kOfPeerMax; ++i) {
     if (!EXPECT(scene.send(0, 7, kStart).ok())) break;
   }
-  const auto& [file, range] = scene.files[0];
   Result<wire::Secret> refused = scene.send(0, 7, kStart);
   EXPECT_EQ(refused.status().code(), ErrorCode::kSharing);
-  EXPECT(file->references().drop_lease(range).ok());
   EXPECT(scene.send(0, 8, kStart).ok());
   EXPECT(scene.send(0, 0, kStart).ok());
   scene.offers.sender_ended(7, kStart);
@@ -103,6 +117,76 @@ TEST(one_peer_leaves_room_for_others) {
     if (some.empty()) break;
   }
   EXPECT_EQ(taken, Offers::kOfPeerMax);
+}
+
+TEST(l7_the_pages_of_one_file_that_a_peer_has_on_offer_are_limited) {
+  Scene scene;
+  const uint64_t four = 4 * page_size();
+  const auto first = scene.send(0, 7, kStart, 4, four);
+  const auto again = scene.send(0, 7, kStart, 4, four);  // takes no more memory
+  EXPECT(first.ok() && again.ok());
+  EXPECT_EQ(scene.pages_of(0, 7), 4u);
+  const auto refused = scene.send(0, 7, kStart, 1, four);
+  EXPECT_EQ(refused.status().code(), ErrorCode::kSharing);
+  EXPECT(refused.status().describe().find(std::to_string(four)) != std::string::npos);
+  EXPECT_EQ(scene.offers.size(), 2u);
+  EXPECT(scene.send(1, 7, kStart, 4, four).ok());  // of another file
+  EXPECT(scene.send(0, 8, kStart, 4, four).ok());  // another peer
+  scene.claim(first);
+  EXPECT(!scene.send(0, 7, kStart, 1, four).ok());
+  scene.claim(again);
+  EXPECT_EQ(scene.pages_of(0, 7), 0u);
+  EXPECT(scene.send(0, 7, kStart, 1, four).ok());
+  EXPECT(scene.send(0, 7, kStart, 3, four).ok());
+  EXPECT(!scene.send(0, 7, kStart, 2, four).ok());
+  EXPECT_EQ(scene.pages_of(0, 7), 4u);
+  EXPECT_EQ(scene.offers.verify(), std::nullopt);
+  scene.offers.sender_ended(7, kStart);
+  for (const Offer& offer : scene.offers.take_expired(kStart + 10min, 10)) drop(offer);
+  EXPECT_EQ(scene.pages_of(0, 7), 0u);
+  EXPECT_EQ(scene.pages_of_all(0), 4u);
+}
+
+TEST(l7_without_a_limit_of_its_own_a_peer_has_a_quarter_and_all_have_a_half) {
+  Scene scene;
+  const uint64_t quarter = kChunkSize / page_size() / 4;  // of a file of make_file()
+  scene.take_more(0, 2 * quarter);
+  EXPECT(!scene.send(0, 7, kStart, quarter + 1).ok());
+  EXPECT(scene.send(0, 7, kStart, quarter).ok());
+  EXPECT(!scene.send(0, 7, kStart, 1).ok());
+  EXPECT(scene.send(0, 8, kStart, quarter - 1).ok());
+  EXPECT(scene.send(0, 9, kStart, 1).ok());
+  EXPECT_EQ(scene.pages_of_all(0), 2 * quarter);
+  EXPECT(!scene.send(0, 10, kStart, 1).ok());
+  EXPECT(scene.send(0, 0, kStart).ok());  // the owner's own
+  EXPECT(scene.send(0, 0, kStart, 1).ok());
+  EXPECT_EQ(scene.pages_of_all(0), 2 * quarter);
+  // One that may do more.
+  EXPECT(scene.send(0, 11, kStart, 2 * quarter, UINT64_MAX).ok());
+  EXPECT(!scene.send(0, 10, kStart, 1).ok());
+  EXPECT_EQ(scene.offers.verify(), std::nullopt);
+}
+
+TEST(a_file_that_holds_less_than_its_capacity_limits_peers_to_a_part_of_that) {
+  MemoryFileOptions options;
+  options.capacity = kChunkSize;
+  options.max_allocatable_bytes = 8 * page_size();
+  const auto file = std::move(*MemoryFile::create(std::monostate{}, options));
+  EXPECT_EQ(Offers::of_peer_max(*file), 2 * page_size());
+  EXPECT_EQ(Offers::of_all_peers_max(*file), 4 * page_size());
+}
+
+TEST(offers_of_a_closed_file_cannot_be_claimed) {
+  Offers offers;
+  EXPECT(!offers.any_claimable());
+  const auto file = make_file();
+  const FileRange range = take_pages(*file, 1);
+  EXPECT(file->references().lease_anew(range).ok());
+  EXPECT(offers.add_or_drop({file, range, 0, 1, 1, kStart, 0}).ok());
+  EXPECT(offers.any_claimable());
+  EXPECT(file->close().ok());
+  EXPECT(!offers.any_claimable());
+  drop(offers.take_any());
 }
 
 TEST(a_model_takes_the_same_steps) {
@@ -121,7 +205,8 @@ TEST(a_model_takes_the_same_steps) {
         case 0:
         case 1:
           if (!ended.contains(sender)) {
-            model.push_back({*scene.send(file, sender, now), file, sender, now});
+            const uint64_t count = 1 + random.below(4);
+            model.push_back({*scene.send(file, sender, now, count), file, sender, now, count});
           }
           break;
         case 2: {
@@ -171,7 +256,21 @@ TEST(a_model_takes_the_same_steps) {
         }
       }
       EXPECT_EQ(scene.offers.verify(), std::nullopt);
-      for (const Sent& sent : model) EXPECT(scene.offers.file_of(sent.secret).has_value());
+      std::map<std::pair<uint64_t, uint64_t>, std::set<uint64_t>> counted;
+      for (const Sent& sent : model) {
+        EXPECT(scene.offers.file_of(sent.secret).has_value());
+        if (sent.sender != 0) counted[{sent.file, sent.sender}].insert(sent.pages);
+      }
+      for (uint64_t each = 0; each < 3; ++each) {
+        uint64_t of_all = 0;
+        for (uint64_t peer = 0; peer < 5; ++peer) {
+          const auto& counts = counted[{each, peer}];
+          const uint64_t count = std::accumulate(counts.begin(), counts.end(), uint64_t{0});
+          EXPECT_EQ(scene.pages_of(each, peer), count);
+          of_all += count;
+        }
+        EXPECT_EQ(scene.pages_of_all(each), of_all);
+      }
     }
   }
 }

@@ -144,9 +144,6 @@ TEST(a_lease_that_cannot_be_kept_is_given_back) {
   EXPECT_EQ(scene.file->adopt(pages(0, 1)).code(), ErrorCode::kClosed);
   EXPECT_EQ(scene.given_back(), Ranges{pages(0, 1)});
   EXPECT_EQ(scene.file->leased_bytes(), 0u);
-  Scene other;
-  other.link->break_off();
-  EXPECT_EQ(other.file->adopt(pages(0, 1)).code(), ErrorCode::kOwnerGone);
 }
 
 TEST(pages_are_given_back_with_their_last_handle) {
@@ -612,6 +609,19 @@ TEST(what_is_read_only_is_mapped_so) {
   const Scene other;
   EXPECT(!other.file->readonly());
   EXPECT_EQ(::pread(other.memory.fd(), *other.file->map(pages(0, 1)), 1, 0), 1);
+}
+
+TEST(l8_pages_that_were_handed_over_are_held_although_their_owner_has_ended_since) {
+  Scene scene;
+  scene.link->break_off();
+  const FileRange range = pages(0, 1);
+  EXPECT(scene.file->adopt(range).ok());
+  EXPECT(scene.file->holds(range));
+  EXPECT(scene.file->map(range).ok());
+  EXPECT_EQ(scene.file->inc_ref(range, 0).code(), ErrorCode::kOwnerGone);
+  EXPECT(scene.file->dec_ref(range).ok());
+  EXPECT(!scene.file->close());
+  EXPECT_EQ(scene.file->adopt(range).code(), ErrorCode::kClosed);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ using native_tests::Client;
 using native_tests::Hub;
 using native_tests::make_file;
 using native_tests::Random;
+using native_tests::take_pages;
 using wire::Op;
 
 // Connects by name, without a word.
@@ -161,6 +162,135 @@ TEST(offers_pass_from_peer_to_peer_and_outlive_their_sender) {
   const auto claimed = scene.hub.ask(*receiver, Op::kClaim, secret);
   EXPECT_EQ(claimed->first, 0);
   EXPECT(scene.hub.ask(*receiver, Op::kClaim, secret)->first != 0);
+}
+
+// The offer of these pages; nothing if it was refused as `error`.
+std::optional<wire::Secret> offer(Scene& scene, Client& client, const wire::Pages& pages,
+                                  wire::Error error = wire::Error::kSharing) {
+  const auto answer = scene.hub.ask(client, Op::kOffer, pages);
+  wire::Secret secret{};
+  if (answer && answer->first == 0 && EXPECT(wire::Reader(answer->second).read_all(secret))) {
+    return secret;
+  }
+  EXPECT_EQ(answer->first, static_cast<uint8_t>(error));
+  return std::nullopt;
+}
+
+TEST(l7_a_peer_whose_receivers_are_slow_is_told_so_and_loses_nothing) {
+  Scene scene;
+  scene.scope.limits.unclaimed = 3 * page_size();
+  const auto sender = scene.peer();
+  const auto receiver = scene.peer();
+  const auto first = scene.allocate(*sender, 2);
+  const auto second = scene.allocate(*sender, 2);
+  const auto sent = offer(scene, *sender, *first);
+  EXPECT(sent.has_value());
+  EXPECT(!offer(scene, *sender, *second));
+  EXPECT_EQ(scene.hub.peers.offers().size(), 1u);
+  EXPECT(*scene.file->has_unique_ref(second->range));  // the lease it had, and no other
+  EXPECT_EQ(scene.hub.ask(*sender, Op::kUnique, *second)->second, std::string(1, '\1'));
+  EXPECT_EQ(scene.hub.ask(*receiver, Op::kClaim, *sent)->first, 0);
+  EXPECT(offer(scene, *sender, *second).has_value());
+  EXPECT_EQ(scene.hub.peers.verify(), std::nullopt);
+}
+
+TEST(l7_a_peer_leaves_half_of_a_served_file_to_others) {
+  Scene scene;
+  const uint64_t half = kChunkSize / page_size() / 2;  // of a file of make_file()
+  const auto greedy = scene.peer();
+  const auto other = scene.peer();
+  EXPECT(!scene.allocate(*greedy, half + 1));
+  const auto most = scene.allocate(*greedy, half - 1);
+  EXPECT(most.has_value());
+  const auto last = scene.allocate(*greedy);
+  EXPECT(!scene.allocate(*greedy));
+  // What it gets from others is not refused.
+  const auto sent = offer(scene, *other, *scene.allocate(*other));
+  EXPECT_EQ(scene.hub.ask(*greedy, Op::kClaim, *sent)->first, 0);
+  greedy->send(wire::pack(static_cast<uint8_t>(Op::kRelease), 0, *last));
+  EXPECT(!scene.allocate(*greedy));  // it holds what it got
+  EXPECT(greedy->send(wire::pack(static_cast<uint8_t>(Op::kRelease), 0, *most)));
+  EXPECT(scene.allocate(*greedy).has_value());
+}
+
+TEST(l7_a_process_of_the_program_may_allocate_what_there_is) {
+  Scene scene;
+  const uint64_t half = kChunkSize / page_size() / 2;
+  EXPECT_EQ(PeerLimits{}.bytes, std::nullopt);
+  scene.scope.limits.bytes = kChunkSize;  // as one that is served may, if it is said so
+  const auto served = scene.peer();
+  const auto pages = scene.allocate(*served, half + 1);
+  EXPECT(pages.has_value());
+  EXPECT(served->send(wire::pack(static_cast<uint8_t>(Op::kRelease), 0, *pages)));
+  EXPECT_EQ(scene.hub.ask(*served, Op::kPing)->first, 0);
+  EXPECT(scene.file->wait_for_reclaim(std::nullopt));
+  const auto child = scene.hub.child();  // in no scope
+  const FileRange given = take_pages(*scene.file, 1);
+  EXPECT(scene.file->references().lease_anew(given).ok());
+  const auto sent = scene.hub.peers.offers().add_or_drop(
+      Offer::now(scene.file, given, 0, ::getpid(), ::getuid()));
+  EXPECT_EQ(scene.hub.ask(*child, Op::kClaim, *sent)->first, 0);
+  EXPECT(scene.allocate(*child, half + 1).has_value());
+  EXPECT(scene.file->dec_ref(given).ok());
+}
+
+TEST(a_claim_brings_what_is_needed_to_map_the_file_unless_the_peer_has_it) {
+  Scene scene;
+  const auto sender = scene.peer();
+  const auto receiver = scene.peer();
+  const auto pages = scene.allocate(*sender, 2);
+  for (int number = 1; number <= 3; ++number) {
+    const auto sent = offer(scene, *sender, *pages);
+    const auto claimed = scene.hub.ask(*receiver, Op::kClaim, *sent);
+    EXPECT_EQ(claimed->first, 0);
+    const bool first = number != 2;
+    EXPECT_EQ(claimed->second.size() > sizeof(wire::Pages), first);
+    EXPECT_EQ(receiver->descriptors, number == 1 ? 1 : number - 1);
+    if (first) {
+      const auto opened = scene.hub.ask(*sender, Op::kOpen, scene.file->id());
+      EXPECT_EQ(claimed->second.substr(sizeof(wire::Pages)), opened->second);
+    }
+    if (number == 1) continue;
+    // It has nothing of the file any more.
+    for (int i = 0; i < 2; ++i) {  // the second time without effect, after the third claim
+      receiver->send(wire::pack(static_cast<uint8_t>(Op::kRelease), 0, *pages));
+    }
+  }
+}
+
+int opened = -1;
+int looks = 0;
+int open_and_remember(const char* path, int flags, mode_t mode) {
+  looks = 0;
+  return opened = os::kernel().open(path, flags, mode);
+}
+// The program closes the descriptor that was opened last before it is sent: that is the second look.
+int fstat_after_close(int fd, struct stat* status) {
+  if (fd == opened && ++looks == 2) ::close(std::exchange(opened, -1));
+  return os::kernel().fstat(fd, status);
+}
+
+TEST(a_claim_succeeds_where_the_files_descriptor_cannot_be_sent) {
+  Scene scene;
+  const auto sender = scene.peer();
+  const auto receiver = scene.peer();
+  const auto pages = scene.allocate(*sender);
+  const auto sent = offer(scene, *sender, *pages);
+  {
+    native_tests::FakeKernel kernel;
+    kernel.calls.open = open_and_remember;
+    kernel.calls.fstat = fstat_after_close;
+    kernel.begin();
+    const auto claimed = scene.hub.ask(*receiver, Op::kClaim, *sent);
+    EXPECT_EQ(claimed->first, 0);
+    wire::Pages got;
+    wire::Reader reader(claimed->second);
+    EXPECT(reader.read(got) && got.range == pages->range);
+  }
+  EXPECT_EQ(opened, -1);  // it was closed
+  EXPECT_EQ(receiver->descriptors, 0);
+  EXPECT_EQ(scene.hub.ask(*receiver, Op::kOpen, scene.file->id())->first, 0);
+  EXPECT_EQ(receiver->descriptors, 1);
 }
 
 // All that peers do, while something fails. What comes of it is checked by those who call it.

@@ -312,10 +312,17 @@ TEST(what_is_offered_is_claimed_once) {
   Request claim = request_for(Op::kClaim, secret);
   const auto claimed = receiver.step(claim);
   wire::Pages got;
-  EXPECT(wire::Reader(claimed->payload).read_all(got));
+  wire::Reader reader(claimed->payload);
+  EXPECT(reader.read(got));
   EXPECT_EQ(got.file, pages.file);
   EXPECT_EQ(got.range, pages.range);
   EXPECT_EQ(receiver.bytes_of(pages.file), pages.range.length());
+  // What kOpen would bring, since this peer has nothing of the file.
+  uint64_t name = 0;
+  EXPECT(reader.read(name));
+  EXPECT_EQ(name, pages.file);
+  EXPECT(claimed->descriptor.open());
+  EXPECT(claimed->descriptor_is_spare);
   EXPECT_EQ(receiver.step(claim)->status.code(), ErrorCode::kSharing);
   EXPECT_EQ(receiver.step(unknown_file)->status.ok(), true);  // it was let in by the pages
   EXPECT_EQ(receiver.files().size(), 1u);

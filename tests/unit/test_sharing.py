@@ -174,6 +174,45 @@ def _unclaimed(memory_file: MemoryFile) -> list[tuple[int, int]]:
     return sorted((lease.pid, lease.nbytes) for lease in leases if not lease.claimed)
 
 
+def test_l7_a_sender_that_is_faster_than_its_receivers_is_told_so(spawned: Peer) -> None:
+    with MemoryFile(capacity=16 * PAGE) as mf:
+        spawned.do(peers.keep, "a", mf.allocate(PAGE))
+        send = """
+from multiprocessing import Pipe
+ours, theirs = kept['pipe'] = kept.get('pipe') or Pipe()
+pages = kept['a'].file.allocate(4096 * 2)
+kept['last'] = pages
+theirs.send(pages)
+"""
+        for _ in range(2):
+            spawned.do(peers.run, send)
+        with pytest.raises(SharingError, match="wait to be claimed"):
+            spawned.do(peers.run, send)
+        assert spawned.do(peers.read, "last", 0, 1) == b"\0"  # it has it still
+        spawned.do(peers.run, "result = kept['pipe'][0].recv().release()")
+        spawned.do(peers.run, send)
+        assert mf.drop_unclaimed() == 2 * 2 * PAGE
+        spawned.do(peers.drop, "a", "last", "pipe")
+        eventually(lambda: is_free(mf))
+
+
+def test_l7_a_child_may_allocate_what_there_is_and_inherits_all(spawned: Peer) -> None:
+    with MemoryFile(capacity=16 * PAGE) as mf:
+        spawned.do(peers.keep, "a", mf.allocate(9 * PAGE))
+        spawned.do(peers.run, f"kept['b'] = kept['a'].file.allocate({6 * PAGE})")
+        with mf.allocate(PAGE):
+            forked = """
+import os
+pid = os.fork()
+if pid == 0:
+    os._exit(bytes(kept['b'])[0] + bytes(kept['a'])[0])
+result = os.waitpid(pid, 0)[1]
+"""
+            assert spawned.do(peers.run, forked) == 0
+        spawned.do(peers.drop, "a", "b")
+        eventually(lambda: is_free(mf))
+
+
 # --- what a peer can do --------------------------------------------------------------------------
 
 

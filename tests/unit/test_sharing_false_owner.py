@@ -17,8 +17,9 @@ from waiting import TIMEOUT_S, join
 
 import pgalloc
 from pgalloc import OwnerGoneError, SharingError
-from pgalloc.sharing import connection, protocol
+from pgalloc.sharing import connection, protocol, transport
 from pgalloc.sharing.protocol import Op
+from pgalloc.sharing.tokens import Address, Token
 
 MAX64 = 2**64 - 1
 
@@ -125,6 +126,47 @@ def path(tmp_path: Path) -> Path:
 def test_a_false_answer(path: Path, asked: Op, lie: Answer) -> None:
     with FalseOwner(path, {asked: lie}):
         _clear(lambda: _use(path))
+
+
+_PAGES = protocol.PAGES.pack(NAME, 0, PAGE)
+_FILE = protocol.FILE.pack(NAME, 1 << 30, False)
+CLAIMS: dict[str, Answer] = {
+    "pages": well(_PAGES),
+    "pages and a file": well(_PAGES + _FILE, 1),
+    "a file without a descriptor": well(_PAGES + _FILE),
+}
+FALSE_CLAIMS: dict[str, Answer] = {
+    "a descriptor without a file": well(_PAGES, 1),
+    "a piece of a file": well(_PAGES + b"\1\2\3", 1),
+    "a file without a capacity": well(_PAGES + protocol.FILE.pack(NAME, 0, False), 1),
+    "a file that is too large": well(_PAGES + protocol.FILE.pack(NAME, MAX64, False), 1),
+    "no pages": well(protocol.PAGES.pack(NAME, PAGE, 0) + _FILE, 1),
+}
+
+
+def _claim(path: Path, answer: Answer) -> None:
+    address = Address(os.fsencode(path), b"", bytes(protocol.NONCE_BYTES), os.geteuid())
+    with FalseOwner(path, {Op.CLAIM: answer}):
+        try:
+            with transport.claim(Token(address, bytes(protocol.NONCE_BYTES))) as pages:
+                assert bytes(pages.view()) == bytes(PAGE)
+        finally:
+            if (to_owner := connection._connections.get(address)) is not None:
+                to_owner.close()
+
+
+@pytest.mark.parametrize(
+    "lie", [*LIES.values(), *FALSE_CLAIMS.values()], ids=[*LIES, *FALSE_CLAIMS]
+)
+def test_a_false_answer_to_a_claim(path: Path, lie: Answer) -> None:
+    with pytest.raises((pgalloc.Error, OSError)):
+        _claim(path, lie)
+
+
+@pytest.mark.parametrize("answer", CLAIMS.values(), ids=CLAIMS.keys())
+def test_an_honest_answer_to_a_claim(path: Path, answer: Answer) -> None:
+    """What the file is may come along, or be asked for."""
+    _claim(path, answer)
 
 
 def test_an_honest_answer(path: Path) -> None:

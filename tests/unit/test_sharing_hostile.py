@@ -449,9 +449,12 @@ def test_an_attacker_does_not_unpin_what_others_hold(scene: Scene) -> None:
         answer = attacker.ask(Op.CLAIM, token.nonce)
         assert answer is not None
         assert answer.status == 0
-        unpinned = attacker.ask(Op.UNPIN, answer.payload)
+        pages = answer.payload[: protocol.PAGES.size]
+        for descriptor in answer.descriptors:
+            os.close(descriptor)
+        unpinned = attacker.ask(Op.UNPIN, pages)
         assert unpinned is not None
         with testing.ManualPressure() as pressure:
             pressure.demand(1 << 30)
         scene.check_served()
-        assert attacker.ask(Op.RELEASE, answer.payload) is not None
+        assert attacker.ask(Op.RELEASE, pages) is not None

@@ -278,6 +278,43 @@ def test_limits_of_a_peer(mf: MemoryFile, path: Path) -> None:
         del held, pages
 
 
+def test_l7_what_a_peer_has_sent_is_limited(mf: MemoryFile, path: Path) -> None:
+    with (
+        mf.serve(path, limits=pgalloc.Limits(unclaimed=3 * PAGE)),
+        pgalloc.connect(path) as peer,
+        peer.allocate(2 * PAGE) as first,
+        peer.allocate(2 * PAGE) as second,
+    ):
+        for _ in range(2):  # the same pages count once
+            peer._remote_offer(first.range)
+        with pytest.raises(SharingError, match=f"cannot send {2 * PAGE} bytes: {2 * PAGE} bytes"):
+            peer._remote_offer(second.range)
+        assert peer.has_unique_ref(second.range)
+        assert mf.drop_unclaimed() == 2 * 2 * PAGE
+        peer._remote_offer(second.range)
+        mf.drop_unclaimed()
+
+
+@pytest.mark.parametrize("limit", ["capacity", "max_allocatable_bytes"])
+def test_l7_by_default_a_peer_takes_half_of_a_file(path: Path, limit: str) -> None:
+    options: dict[str, Any] = {limit: 8 * PAGE}
+    with MemoryFile(**options) as mf:
+        with mf.serve(path), pgalloc.connect(path) as peer:
+            with pytest.raises(pgalloc.OutOfMemoryError, match=f"hold {4 * PAGE} bytes"):
+                peer.allocate(5 * PAGE)
+            half = peer.allocate(4 * PAGE)
+            with pytest.raises(pgalloc.OutOfMemoryError, match=f"and has {4 * PAGE}"):
+                peer.allocate(PAGE)
+            mf.allocate(4 * PAGE).release()  # the others'
+            half.release()
+            assert peer.flush(TIMEOUT_S)
+        assert mf.wait_for_reclaim(TIMEOUT_S)
+        without_limit = pgalloc.Limits(nbytes=2**63)
+        with mf.serve(path, limits=without_limit), pgalloc.connect(path) as peer:
+            peer.allocate(8 * PAGE).release()
+            assert peer.flush(TIMEOUT_S)
+
+
 # --- caches --------------------------------------------------------------------------------------
 
 
