@@ -1,6 +1,7 @@
 #include "sharing/peer_file.h"
 
 #include <errno.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
@@ -26,19 +27,31 @@ Result<std::shared_ptr<PeerFile>> PeerFile::create(int fd, const Identity& ident
   return inherit(std::move(*chunks), fd, identity, std::move(link), {});
 }
 
-Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
-    std::shared_ptr<ChunkMap> chunks, int fd, const Identity& identity,
-    std::shared_ptr<OwnerLink> link, const std::vector<std::pair<FileRange, uint32_t>>& pages) {
+Result<std::shared_ptr<PeerFile>> PeerFile::make(std::shared_ptr<ChunkMap> chunks, int fd,
+                                                 const Identity& identity,
+                                                 std::shared_ptr<OwnerLink> link) {
   const int own = sys().duplicate(fd);
   if (own < 0) return Status::system_error(errno, "fcntl");
   std::shared_ptr<PeerFile> file(new PeerFile(std::move(chunks), own, identity, std::move(link)));
-  MutexLock lock(file->mu_);
-  for (const auto& [range, handles] : pages) file->handles_.record(range, handles);
+  void* const sign = sys().mmap(nullptr, page_size(), PROT_NONE, MAP_SHARED, own, 0);
+  if (sign == MAP_FAILED) return Status::system_error(errno, "mmap");
+  file->sign_ = sign;
+  return file;
+}
+
+Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
+    std::shared_ptr<ChunkMap> chunks, int fd, const Identity& identity,
+    std::shared_ptr<OwnerLink> link, const std::vector<std::pair<FileRange, uint32_t>>& pages) {
+  auto file = make(std::move(chunks), fd, identity, std::move(link));
+  if (!file.ok()) return file;
+  MutexLock lock((*file)->mu_);
+  for (const auto& [range, handles] : pages) (*file)->handles_.record(range, handles);
   return file;
 }
 
 PeerFile::~PeerFile() {
   (void)close();
+  if (sign_ != nullptr) sys().munmap(sign_, page_size());
   sys().close(fd_);
   link_->end_file();
 }
@@ -465,11 +478,10 @@ bool PeerFile::close() {
 
 Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
     PeerFile& parents, std::shared_ptr<OwnerLink> link) NO_THREAD_SAFETY_ANALYSIS {
-  const int own = sys().duplicate(parents.fd_);
-  if (own < 0) return Status::system_error(errno, "fcntl");
   parents.chunks_->reset_after_fork();
-  std::shared_ptr<PeerFile> file(
-      new PeerFile(parents.chunks_, own, parents.identity_, std::move(link)));
+  auto made = make(parents.chunks_, parents.fd_, parents.identity_, std::move(link));
+  if (!made.ok()) return made;
+  const std::shared_ptr<PeerFile>& file = *made;
   MutexLock lock(file->mu_);
   for (const auto& [start, range] : parents.unpinned_) {
     (void)parents.handles_.remove(range, nullptr);

@@ -145,6 +145,9 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
       : identity_(identity), fd_(fd), chunks_(std::move(chunks)), link_(std::move(link)) {
     link_->begin_file();
   }
+  static Result<std::shared_ptr<PeerFile>> make(std::shared_ptr<ChunkMap> chunks, int fd,
+                                                const Identity& identity,
+                                                std::shared_ptr<OwnerLink> link);
   Status not_held(FileRange range) const;
   Status check_range(FileRange range) const;
   Result<bool> reaches(uint64_t end) const;
@@ -160,6 +163,9 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   const int fd_;
   const std::shared_ptr<ChunkMap> chunks_;
   const std::shared_ptr<OwnerLink> link_;
+  // A page of the file that is mapped, and not accessible, as long as there may be handles: the owner of a
+  // process that has lost its connection looks for mappings, and nothing need be viewed yet.
+  void* sign_ = nullptr;
   std::atomic<bool> closed_{false};
   bool locked_for_fork_ = false;
   mutable std::atomic<uint64_t> size_{0};

@@ -167,12 +167,25 @@ class _Replaced:
         self._other = os.fstat(other).st_ino
         os.close(other)
 
+    def is_at(self, fd: int) -> bool:
+        """Whether this is what took its place, or is not open."""
+        try:
+            return os.fstat(fd).st_ino == self._other and fd == self.fd  # epolls have one inode
+        except OSError:
+            return True
+
     def restore(self) -> None:
         """It is still what took its place."""
         if self._other is None:
             return
         assert os.fstat(self.fd).st_ino == self._other
         os.close(self.fd)
+
+
+def _are_the_brokers(replaced: _Replaced) -> bool:
+    """Whether it has noticed, and has all that it needs again."""
+    descriptors = _core.broker_descriptors()
+    return len(descriptors) == 6 and not any(replaced.is_at(fd) for fd in descriptors)
 
 
 @pytest.mark.parametrize("by", _replacements())
@@ -187,7 +200,7 @@ def test_the_broker_replaces_what_was_closed_from_outside(
     try:
         before = _core.broker_descriptors()
         replaced = _Replaced(before[which], by)
-        eventually(lambda: len(_core.broker_descriptors()) == 6, "all of them")
+        eventually(lambda: _are_the_brokers(replaced), "all of them")
         with RawPeer.greeted(served.path) as peer:
             assert peer.ask(Op.PING) is not None
 
@@ -202,6 +215,41 @@ def test_the_broker_replaces_what_was_closed_from_outside(
         replaced.restore()
     finally:
         _core.broker_set_times()
+
+
+SOCKETS = """
+import os
+result = {int(name) for name in os.listdir("/proc/self/fd")
+          if os.path.exists("/proc/self/fd/" + name)}
+"""
+
+LOSE_THE_CONNECTION = """
+import os, pgalloc
+kept["file"] = pgalloc.connect({path!r})
+kept["pages"] = kept["file"].allocate(4096)
+for name in os.listdir("/proc/self/fd"):
+    try:
+        if "socket:" in os.readlink("/proc/self/fd/" + name) and int(name) not in {theirs}:
+            os.close(int(name))
+    except OSError:
+        pass  # the listing's own
+"""
+
+
+def test_pages_that_no_view_shows_are_kept_without_a_connection(served: _Served) -> None:
+    """Row L1: a handle is enough."""
+    with Peer() as peer:
+        theirs = peer.do(peers.run, SOCKETS)
+        channels = _core.broker_figures()["channels"]
+        peer.do(peers.run, LOSE_THE_CONNECTION.format(path=served.path, theirs=theirs))
+        eventually(lambda: _core.broker_figures()["channels"] <= channels, "its channel's end")
+        eventually(lambda: _core.broker_figures()["sessions_without_channel"] == 1)
+        with served.mf.allocate(64 * PAGE) as others:
+            others.view()[:] = b"x" * others.nbytes
+            assert peer.do(peers.run, "result = set(kept['pages'].view())") == {0}
+        assert served.holders() == [peer.pid]
+        peer.do(peers.run, "kept.pop('pages').release(); kept.pop('file').close()")
+        eventually(lambda: served.holders() == [], "the end after munmap()")
 
 
 @pytest.mark.parametrize("by", _replacements())
