@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <sys/resource.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include <set>
 
@@ -490,6 +491,48 @@ TEST(without_a_descriptor_no_one_is_let_in_for_a_moment) {
   EXPECT_EQ(prepare(now + std::chrono::milliseconds(100), &timeout_ms), 1);
   os::use(os::kernel());
   EXPECT(scene.greet(*client).has_value());
+}
+
+TEST(what_a_peer_holds_it_holds_until_its_process_cannot_see_it) {
+  Scene scene;
+  const FileRange first = native_tests::take_pages(*scene.file, 1);
+  EXPECT(scene.file->map(first).ok());  // this process sees all of the file
+  EXPECT(scene.file->dec_ref(first).ok());
+  const std::string name = std::string(1, '\0') + "pgalloc-end-" + std::to_string(::getpid());
+  EXPECT(scene.hub.peers
+             .add_listener(Endpoint(os::kernel().listen_at(name.data(), name.size())), scene.scope)
+             .ok());
+  const pid_t dead = ::fork();
+  if (dead == 0) ::_exit(0);
+  ::waitpid(dead, nullptr, 0);
+  // Where the peer is this process itself, its connection is all there is (own_peers_end).
+  for (const pid_t pid : {::getpid(), dead}) {
+    const AnotherUser user(::geteuid(), pid);
+    const auto client = connect(name);
+    EXPECT(scene.hub.ask(*client, Op::kHello, uint32_t{1}, wire::Secret{}).has_value());
+    EXPECT(scene.allocate(*client, 2).has_value());
+    client->close();
+    EXPECT(scene.hub.until([&] { return scene.hub.idle(); }));
+    EXPECT_EQ(pages_in_use(*scene.file), 0u);
+  }
+  // Else it is looked at like any other.
+  scene.hub.peers.own_peers_end = false;
+  const AnotherUser user(::geteuid(), ::getpid());
+  const auto client = connect(name);
+  EXPECT(scene.hub.ask(*client, Op::kHello, uint32_t{1}, wire::Secret{}).has_value());
+  EXPECT(scene.allocate(*client, 2).has_value());
+  client->close();
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 0; }));
+  for (int i = 0; i < 3; ++i) {
+    const auto now = *scene.hub.peers.departed().next_time();
+    const auto look = scene.hub.peers.departed().next_look(now);
+    EXPECT(look->take());
+    scene.hub.peers.departed().looked(*look, true, now);
+  }
+  EXPECT_EQ(pages_in_use(*scene.file), 2u);
+  EXPECT_EQ(scene.hub.peers.departed().size(), 1u);
+  const auto now = *scene.hub.peers.departed().next_time();
+  scene.hub.peers.departed().looked(*scene.hub.peers.departed().next_look(now), false, now);
 }
 
 // --- Children, time and turns --------------------------------------------------------------------
