@@ -588,6 +588,23 @@ TEST(what_a_parent_held_its_child_holds_with_as_many_handles) {
   EXPECT_EQ(scene.given_back(), (Ranges{pages(0, 2), pages(4, 5)}));
 }
 
+TEST(a_page_has_so_many_handles_at_most) {
+  Scene scene;
+  auto chunks = std::move(*ChunkMap::reserve(kChunkSize));
+  const auto file =
+      std::move(*PeerFile::inherit(chunks, scene.memory.fd(), {kId, kChunkSize, false}, scene.link,
+                                   {{pages(0, 1), UINT32_MAX - 2}, {pages(1, 2), 1}}));
+  EXPECT(file->inc_ref(pages(0, 2), 0).ok());
+  EXPECT(file->adopt(pages(0, 2)).ok());
+  EXPECT_EQ(scene.given_back(), Ranges({pages(0, 1), pages(1, 2)}));  // one lease is enough
+  EXPECT_EQ(file->inc_ref(pages(0, 2), 0).code(), ErrorCode::kRefCount);
+  EXPECT_EQ(file->adopt(pages(0, 2)).code(), ErrorCode::kRefCount);
+  EXPECT_EQ(scene.given_back(), Ranges{pages(0, 2)});
+  EXPECT(file->dec_ref(pages(1, 2)).ok());
+  EXPECT(!file->close());
+  EXPECT_EQ(scene.given_back(), Ranges({pages(0, 1), pages(1, 2)}));
+}
+
 TEST(a_peers_child_holds_what_it_had_but_what_was_unpinned) {
   Scene scene;
   scene.adopt(pages(0, 6));

@@ -639,6 +639,23 @@ TEST(a_child_has_a_connection_or_its_parent_is_told_that_it_has_none) {
   EXPECT(failed >= 4);  // either end, and what makes them
 }
 
+TEST(a_lease_that_cannot_be_copied_costs_the_child) {
+  Scene scene;
+  // As from an image in which one page is held as often as can be, but once.
+  const FileRange full = native_tests::pages(0, 1);
+  const image::Usage usage{full, UINT32_MAX - 1};
+  EXPECT(scene.file->restore(page_size(), {usage}).ok());
+  EXPECT(scene.file->references().lease_anew(full).ok());
+  const auto secret = scene.hub.peers.offers().add(Offer::now(scene.file, full, 0, 1, 1));
+  const auto client = scene.peer();
+  EXPECT_EQ(scene.hub.ask(*client, Op::kClaim, *secret)->first, 0);
+  EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, static_cast<uint8_t>(wire::Error::kRefCount));
+  EXPECT_EQ(client->descriptors, 0);
+  EXPECT_EQ(scene.hub.peers.channel_count(), 1u);
+  EXPECT(scene.file->references().drop_unadopted().ok());
+  EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, 0);
+}
+
 TEST(a_peer_that_goes_while_it_forks_leaves_nothing) {
   Scene scene;
   const auto client = scene.peer();
