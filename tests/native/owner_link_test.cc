@@ -93,6 +93,7 @@ TEST(what_was_given_back_while_parked_is_sent_after_that) {
   OwnerLink::park_all();
   link->give_back(7, pages(0, 1));
   link->give_back(7, pages(2, 4));
+  EXPECT_EQ(native_tests::threads_of_process(), 1u);
   OwnerLink::resume_all();
   EXPECT(link->flush(std::chrono::steady_clock::now() + kAnHour));
   EXPECT_EQ(ends.receive().size(), kHeadBytes + 2 * kRangeBytes);
