@@ -140,13 +140,14 @@ class Suite:
             at = next((i for i, test in enumerate(tests) if test.name in found), None)
             if at is None:
                 return f"pytest ({how})"
-            # One that fails without the mutant, too (on a busy machine, say), has found nothing.
-            if self._run_pytest(tests[at : at + 1], None)[0] is None:
+            # One that passes by itself has found nothing: the machine is busy, or a test before it
+            # is to blame.
+            if self._run_pytest(tests[at : at + 1], number)[0] is not None:
                 return f"{tests[at].name} ({how})"
             tests = tests[at + 1 :]
         return None
 
-    def _run_pytest(self, tests: list[Test], number: int | None) -> tuple[str | None, str]:
+    def _run_pytest(self, tests: list[Test], number: int) -> tuple[str | None, str]:
         slowest = max(test.seconds for test in tests)
         command = [
             *(sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", "0"),
@@ -155,9 +156,7 @@ class Suite:
         ]
         return self._run(command, number, sum(test.seconds for test in tests))
 
-    def _run(
-        self, command: list[str], number: int | None, seconds: float
-    ) -> tuple[str | None, str]:
+    def _run(self, command: list[str], number: int, seconds: float) -> tuple[str | None, str]:
         """How a program failed, or None; and what it printed. Its whole group ends here."""
         if self._stops:
             raise StoppedError
