@@ -259,6 +259,8 @@ TEST(parking_nests_and_a_child_begins_anew) {
                 EXPECT_EQ(native_tests::threads_of_process(), 2u);
                 EXPECT(own->dec_ref(take_pages(*own, 1)).ok());
                 EXPECT(own->wait_for_reclaim(std::nullopt));
+                EXPECT(scene.seat.pages().dec_ref(scene.range).ok());
+                EXPECT_EQ(native_tests::threads_of_process(), 3u);  // a link's, to give it back
               }),
               0);
     Forks::resume_threads();

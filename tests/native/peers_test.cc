@@ -639,6 +639,24 @@ TEST(a_child_has_a_connection_or_its_parent_is_told_that_it_has_none) {
   EXPECT(failed >= 4);  // either end, and what makes them
 }
 
+TEST(a_fork_without_memory_does_not_keep_the_next_one_waiting) {
+  int failed = 0;
+  for (int64_t number = 0;; ++number) {
+    Scene scene;
+    const auto client = scene.peer();
+    EXPECT(scene.allocate(*client, 2).has_value());
+    scene.hub.round();
+    scene.hub.fails_after = number;
+    const auto first = scene.hub.ask(*client, Op::kFork);
+    const bool all = scene.hub.fails_after >= 0;
+    scene.hub.fails_after = -1;
+    if (first->first != 0) ++failed;
+    EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, 0);
+    if (all) break;
+  }
+  EXPECT(failed > 5);
+}
+
 TEST(a_lease_that_cannot_be_copied_costs_the_child) {
   Scene scene;
   // As from an image in which one page is held as often as can be, but once.
@@ -769,8 +787,10 @@ TEST(a_name_that_is_taken_is_not_tried_again) {
   }
   const wire::Secret secret = scene.hub.peers.secret();
   EXPECT(secret != wire::Secret{});
+  ::close(0);
   EXPECT(scene.hub.peers.start().ok());
   EXPECT(scene.hub.peers.started());
+  EXPECT_EQ(scene.hub.peers.descriptors()[3], 0);  // the socket's, which may be that
   EXPECT_EQ(scene.hub.peers.secret(), secret);
   EXPECT_EQ(scene.hub.peers.name().substr(1, 8), "pgalloc-");
 }
