@@ -380,11 +380,13 @@ TEST(a_link_whose_last_owner_is_what_it_waits_for_ends_itself) {
   const std::weak_ptr<OwnerLink> left = link;
   link = nullptr;
   EXPECT(!left.expired());
+  native_tests::keep_freed_memory();
   ends.answer(1);
   EXPECT_EQ(ends.receive(), "");  // its own thread has hung up
   EXPECT(arrived);
   EXPECT(left.expired());
   while (native_tests::threads_of_process() > 1) std::this_thread::yield();
+  EXPECT(native_tests::freed_memory_is_untouched());
   EXPECT(::fcntl(ends.peer(), F_GETFD) < 0);
 }
 
