@@ -360,6 +360,14 @@ TEST(what_is_under_way_is_given_up_with_the_connection) {
   EXPECT(scope.lookups->next()->look_up);
   EXPECT(!scope.lookups->next()->look_up);
   EXPECT(scene.channel->take_session() == nullptr);
+  // And if no one takes the session.
+  Scene other(true, scope);
+  EXPECT_EQ(other.read(packet(Op::kValue, 1, "key")), Read::kRequest);
+  EXPECT(!other.channel->session().step(other.channel->requests().front()));
+  EXPECT(scope.lookups->next()->look_up);
+  const uint64_t posted = scope.lookups->posted();
+  other.channel.reset();
+  EXPECT_EQ(scope.lookups->posted(), posted + 1);
 }
 
 }  // namespace

@@ -225,6 +225,8 @@ class PageTables {
         if (page >= request->end || (scans == 1 && page < next)) continue;
         regions[count++] = {page, page + page_size(), os::kPageIsPresent};
       }
+      // What is written behind those that are counted is no answer.
+      regions[count] = {next + page_size(), request->end, os::kPageIsPresent};
       request->walk_end = std::min(request->end, next + page_size());
       if (scans == stuck_at) request->walk_end = request->start;
       return count;

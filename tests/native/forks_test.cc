@@ -109,6 +109,8 @@ TEST(a_child_is_a_peer_of_its_parent_and_so_is_its_child) {
   });
 }
 
+ssize_t sendmsg_full(int, const msghdr*, int) { return errno = EAGAIN, -1; }
+
 TEST(a_fork_that_runs_out_of_memory_leaves_leases_or_nothing_to_see) {
   alone([] {
     Scene scene;
@@ -135,6 +137,49 @@ TEST(a_fork_that_runs_out_of_memory_leaves_leases_or_nothing_to_see) {
     }
     EXPECT_EQ(Broker::instance().verify(), std::nullopt);
     EXPECT_EQ(scene.file->verify(), std::nullopt);
+  });
+}
+
+TEST(a_childs_child_sees_pages_through_leases_that_have_no_file_either) {
+  alone([] {
+    Scene scene;
+    EXPECT_EQ(in_child([] {}), 0);  // starts what stays
+    constexpr int kFound = 7;
+    int status = 0;
+    for (int64_t left = 0; left < 1000 && status != kFound; ++left) {
+      allocations_left = left;  // so that a child gets leases, and no file
+      const pid_t child = begin_child([&] {
+        if (scene.seat.guard() == nullptr) return;
+        const auto link = std::static_pointer_cast<OwnerLink>(scene.seat.guard());
+        EXPECT_EQ(in_child([&] {
+                    EXPECT(scene.seat.orphaned());
+                    EXPECT(scene.seat.guard() != nullptr && scene.seat.guard() != link);
+                    EXPECT(scene.shows_ours());
+                  }),
+                  0);
+        native_tests::FakeKernel kernel;
+        kernel.calls.sendmsg = sendmsg_full;
+        kernel.begin();
+        EXPECT_EQ(in_child([&] {
+                    EXPECT(scene.seat.guard() == nullptr);
+                    EXPECT(!scene.file->chunks()->is_mapped(scene.range));
+                  }),
+                  0);
+        link->break_off();
+        EXPECT_EQ(in_child([&] {
+                    EXPECT(scene.seat.guard() == nullptr);
+                    EXPECT(scene.shows_ours());  // as far as is known they have no owner any more
+                  }),
+                  0);
+        if (native_tests::failures == 0) ::_exit(kFound);
+      });
+      allocations_left = -1;
+      const int ended = status_of(child);
+      status = WIFEXITED(ended) ? WEXITSTATUS(ended) : 0;
+      if (status == 1) break;
+    }
+    EXPECT_EQ(status, kFound);
+    EXPECT(no_leases(*scene.file));
   });
 }
 
@@ -214,6 +259,8 @@ TEST(parking_nests_and_a_child_begins_anew) {
                 EXPECT_EQ(native_tests::threads_of_process(), 2u);
                 EXPECT(own->dec_ref(take_pages(*own, 1)).ok());
                 EXPECT(own->wait_for_reclaim(std::nullopt));
+                EXPECT(scene.seat.pages().dec_ref(scene.range).ok());
+                EXPECT_EQ(native_tests::threads_of_process(), 3u);  // a link's, to give it back
               }),
               0);
     Forks::resume_threads();

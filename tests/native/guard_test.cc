@@ -2,16 +2,21 @@
 
 #include "guard/guard.h"
 
+#include <errno.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <functional>
+#include <thread>
 
 #include "native/sharing.h"
+#include "os/thread.h"
 
 namespace pgalloc::guard_test {
 namespace {
 
+using native_tests::FakeKernel;
 using native_tests::make_file;
 using native_tests::take_pages;
 using Alarm = Guard::Alarm;
@@ -133,6 +138,35 @@ TEST(without_a_limit_to_watch_there_is_no_thread) {
   scene.guard.park();
   scene.guard.unwatch(event);
   ::close(event);
+}
+
+std::atomic<int> polls{0};
+std::atomic<pid_t> polling{0};
+int poll_refused(pollfd*, nfds_t, int) {
+  polling = os::thread_id();
+  return ++polls, errno = EIO, -1;
+}
+long sleeps_of(pid_t thread) {
+  std::ifstream file("/proc/self/task/" + std::to_string(thread) + "/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("voluntary_ctxt_switches:")) return std::stol(line.substr(24));
+  }
+  return -1;
+}
+
+TEST(a_thread_that_cannot_wait_sleeps_all_the_same) {
+  Scene scene;
+  FakeKernel kernel;
+  kernel.calls.poll = poll_refused;
+  kernel.begin();
+  scene.configure();
+  scene.guard.resume();
+  scene.guard.watch(-1);
+  EXPECT(scene.status().running);
+  while (polls < 50) std::this_thread::yield();
+  EXPECT(sleeps_of(polling) >= 25);  // some end before they have begun
+  scene.guard.park();
+  scene.guard.unwatch(-1);
 }
 
 TEST(each_look_is_counted) {

@@ -1,6 +1,6 @@
-// Purpose: memory that runs out when a test says so.
+// Purpose: memory that runs out when a test says so, or shows who writes to what was freed.
 //
-// Thread safety: each thread has its own.
+// Thread safety: each thread runs out for itself; what is freed is kept for all of them.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,10 @@ namespace pgalloc::native_tests {
 // So many allocations of this thread succeed, and then one fails, or all of them. Negative: none fails.
 inline thread_local int64_t allocations_left = -1;
 inline thread_local bool all_fail = false;
+
+// From here on nothing that is freed is used again; and whether nothing was written to since.
+void keep_freed_memory();
+bool freed_memory_is_untouched();
 
 // Whether this allocation fails.
 inline bool memory_runs_out() {

@@ -101,6 +101,7 @@ TEST(what_was_given_back_while_parked_is_sent_after_that) {
   OwnerLink::park_all();
   link->give_back(7, pages(0, 1));
   link->give_back(7, pages(2, 4));
+  EXPECT_EQ(native_tests::threads_of_process(), 1u);
   OwnerLink::resume_all();
   EXPECT(link->flush(std::chrono::steady_clock::now() + kAnHour));
   EXPECT_EQ(ends.receive().size(), kHeadBytes + 2 * kRangeBytes);
@@ -437,11 +438,13 @@ TEST(a_link_whose_last_owner_is_what_it_waits_for_ends_itself) {
   const std::weak_ptr<OwnerLink> left = link;
   link = nullptr;
   EXPECT(!left.expired());
+  native_tests::keep_freed_memory();
   ends.answer(1);
   EXPECT_EQ(ends.receive(), "");  // its own thread has hung up
   EXPECT(arrived);
   EXPECT(left.expired());
   while (native_tests::threads_of_process() > 1) std::this_thread::yield();
+  EXPECT(native_tests::freed_memory_is_untouched());
   EXPECT(::fcntl(ends.peer(), F_GETFD) < 0);
 }
 

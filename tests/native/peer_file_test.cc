@@ -122,6 +122,16 @@ TEST(a_descriptor_that_cannot_be_duplicated_makes_no_file) {
   EXPECT_EQ(failed.status().error_number(), EBADF);
 }
 
+TEST(a_descriptor_may_be_0) {
+  const Scene scene;
+  ::close(0);
+  auto file = std::move(*PeerFile::create(scene.memory.fd(), {kId, kChunkSize, false}, scene.link));
+  EXPECT_EQ(file->fd(), 0);
+  file = nullptr;
+  const auto child = std::move(*PeerFile::inherit(*scene.file, scene.link));
+  EXPECT_EQ(child->fd(), 0);
+}
+
 TEST(one_lease_on_a_page_is_enough) {
   Scene scene;
   scene.adopt(pages(0, 4));
@@ -573,6 +583,23 @@ TEST(what_a_parent_held_its_child_holds_with_as_many_handles) {
   EXPECT(file->dec_ref(pages(0, 2)).ok());
   EXPECT(file->dec_ref(pages(4, 5)).ok());
   EXPECT_EQ(scene.given_back(), (Ranges{pages(0, 2), pages(4, 5)}));
+}
+
+TEST(a_page_has_so_many_handles_at_most) {
+  Scene scene;
+  auto chunks = std::move(*ChunkMap::reserve(kChunkSize));
+  const auto file =
+      std::move(*PeerFile::inherit(chunks, scene.memory.fd(), {kId, kChunkSize, false}, scene.link,
+                                   {{pages(0, 1), UINT32_MAX - 2}, {pages(1, 2), 1}}));
+  EXPECT(file->inc_ref(pages(0, 2), 0).ok());
+  EXPECT(file->adopt(pages(0, 2)).ok());
+  EXPECT_EQ(scene.given_back(), Ranges({pages(0, 1), pages(1, 2)}));  // one lease is enough
+  EXPECT_EQ(file->inc_ref(pages(0, 2), 0).code(), ErrorCode::kRefCount);
+  EXPECT_EQ(file->adopt(pages(0, 2)).code(), ErrorCode::kRefCount);
+  EXPECT_EQ(scene.given_back(), Ranges{pages(0, 2)});
+  EXPECT(file->dec_ref(pages(1, 2)).ok());
+  EXPECT(!file->close());
+  EXPECT_EQ(scene.given_back(), Ranges({pages(0, 1), pages(1, 2)}));
 }
 
 TEST(a_peers_child_holds_what_it_had_but_what_was_unpinned) {

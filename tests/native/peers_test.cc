@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <sys/resource.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include <set>
 
@@ -622,6 +623,48 @@ TEST(without_a_descriptor_no_one_is_let_in_for_a_moment) {
   EXPECT(scene.greet(*client).has_value());
 }
 
+TEST(what_a_peer_holds_it_holds_until_its_process_cannot_see_it) {
+  Scene scene;
+  const FileRange first = native_tests::take_pages(*scene.file, 1);
+  EXPECT(scene.file->map(first).ok());  // this process sees all of the file
+  EXPECT(scene.file->dec_ref(first).ok());
+  const std::string name = std::string(1, '\0') + "pgalloc-end-" + std::to_string(::getpid());
+  EXPECT(scene.hub.peers
+             .add_listener(Endpoint(os::kernel().listen_at(name.data(), name.size())), scene.scope)
+             .ok());
+  const pid_t dead = ::fork();
+  if (dead == 0) ::_exit(0);
+  ::waitpid(dead, nullptr, 0);
+  // Where the peer is this process itself, its connection is all there is (own_peers_end).
+  for (const pid_t pid : {::getpid(), dead}) {
+    const AnotherUser user(::geteuid(), pid);
+    const auto client = connect(name);
+    EXPECT(scene.hub.ask(*client, Op::kHello, uint32_t{1}, wire::Secret{}).has_value());
+    EXPECT(scene.allocate(*client, 2).has_value());
+    client->close();
+    EXPECT(scene.hub.until([&] { return scene.hub.idle(); }));
+    EXPECT_EQ(pages_in_use(*scene.file), 0u);
+  }
+  // Else it is looked at like any other.
+  scene.hub.peers.own_peers_end = false;
+  const AnotherUser user(::geteuid(), ::getpid());
+  const auto client = connect(name);
+  EXPECT(scene.hub.ask(*client, Op::kHello, uint32_t{1}, wire::Secret{}).has_value());
+  EXPECT(scene.allocate(*client, 2).has_value());
+  client->close();
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 0; }));
+  for (int i = 0; i < 3; ++i) {
+    const auto now = *scene.hub.peers.departed().next_time();
+    const auto look = scene.hub.peers.departed().next_look(now);
+    EXPECT(look->take());
+    scene.hub.peers.departed().looked(*look, true, now);
+  }
+  EXPECT_EQ(pages_in_use(*scene.file), 2u);
+  EXPECT_EQ(scene.hub.peers.departed().size(), 1u);
+  const auto now = *scene.hub.peers.departed().next_time();
+  scene.hub.peers.departed().looked(*scene.hub.peers.departed().next_look(now), false, now);
+}
+
 // --- Children, time and turns --------------------------------------------------------------------
 
 TEST(a_peer_has_so_many_children_at_most) {
@@ -724,6 +767,41 @@ TEST(a_child_has_a_connection_or_its_parent_is_told_that_it_has_none) {
     EXPECT_EQ(answer->first, static_cast<uint8_t>(wire::Error::kSystem));
   }
   EXPECT(failed >= 4);  // either end, and what makes them
+}
+
+TEST(a_fork_without_memory_does_not_keep_the_next_one_waiting) {
+  int failed = 0;
+  for (int64_t number = 0;; ++number) {
+    Scene scene;
+    const auto client = scene.peer();
+    EXPECT(scene.allocate(*client, 2).has_value());
+    scene.hub.round();
+    scene.hub.fails_after = number;
+    const auto first = scene.hub.ask(*client, Op::kFork);
+    const bool all = scene.hub.fails_after >= 0;
+    scene.hub.fails_after = -1;
+    if (first->first != 0) ++failed;
+    EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, 0);
+    if (all) break;
+  }
+  EXPECT(failed > 5);
+}
+
+TEST(a_lease_that_cannot_be_copied_costs_the_child) {
+  Scene scene;
+  // As from an image in which one page is held as often as can be, but once.
+  const FileRange full = native_tests::pages(0, 1);
+  const image::Usage usage{full, UINT32_MAX - 1};
+  EXPECT(scene.file->restore(page_size(), {usage}).ok());
+  EXPECT(scene.file->references().lease_anew(full).ok());
+  const auto secret = scene.hub.peers.offers().add(Offer::now(scene.file, full, 0, 1, 1));
+  const auto client = scene.peer();
+  EXPECT_EQ(scene.hub.ask(*client, Op::kClaim, *secret)->first, 0);
+  EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, static_cast<uint8_t>(wire::Error::kRefCount));
+  EXPECT_EQ(client->descriptors, 0);
+  EXPECT_EQ(scene.hub.peers.channel_count(), 1u);
+  EXPECT(scene.file->references().drop_unadopted().ok());
+  EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, 0);
 }
 
 TEST(a_peer_that_goes_while_it_forks_leaves_nothing) {
@@ -839,8 +917,10 @@ TEST(a_name_that_is_taken_is_not_tried_again) {
   }
   const wire::Secret secret = scene.hub.peers.secret();
   EXPECT(secret != wire::Secret{});
+  ::close(0);
   EXPECT(scene.hub.peers.start().ok());
   EXPECT(scene.hub.peers.started());
+  EXPECT_EQ(scene.hub.peers.descriptors()[3], 0);  // the socket's, which may be that
   EXPECT_EQ(scene.hub.peers.secret(), secret);
   EXPECT_EQ(scene.hub.peers.name().substr(1, 8), "pgalloc-");
 }

@@ -4,7 +4,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -54,7 +56,9 @@ int unlink_refused(const char* path) {
 int listen_at_refused(const char*, size_t) { return errno = refused, -1; }
 int fstat_refused(int, struct stat*) { return errno = refused, -1; }
 int connect_to_refused(const char*, size_t) { return errno = refused, -1; }
+int flocks = 0;
 int flock_refused(int fd, int operation) {
+  ++flocks;
   return left-- > 0 ? (errno = refused, -1) : os::kernel().flock(fd, operation);
 }
 
@@ -195,6 +199,26 @@ TEST(folders_that_others_lock_are_waited_for_and_those_without_locks_are_not) {
   left = 3;
   EXPECT(scene.serve().ok());
   EXPECT_EQ(left, 1);
+}
+
+long sleeps_of_thread() {
+  rusage usage{};
+  EXPECT_EQ(::getrusage(RUSAGE_THREAD, &usage), 0);
+  return usage.ru_nvcsw;
+}
+
+TEST(a_folder_that_stays_locked_is_asked_2000_times_between_sleeps) {
+  const Scene scene;
+  EXPECT(Broker::instance().address().ok());
+  FakeKernel kernel;
+  kernel.calls.flock = flock_refused;
+  kernel.begin();
+  refused = EWOULDBLOCK;
+  left = INT_MAX;
+  const long before = sleeps_of_thread();
+  EXPECT(scene.serve().ok());
+  EXPECT(sleeps_of_thread() - before >= 1000);  // some end before they have begun
+  EXPECT_EQ(flocks, 2000);
 }
 
 TEST(the_descriptor_of_a_folder_may_be_0) {

@@ -328,6 +328,8 @@ TEST(what_is_offered_is_claimed_once) {
   EXPECT_EQ(receiver.files().size(), 1u);
   EXPECT(receiver.end_some(SIZE_MAX));
   EXPECT_EQ(scene.refs(pages.range.start), 1u);
+  EXPECT(receiver.step(unknown_file)->status.ok());  // for good
+  (void)receiver.take_let_go();
 }
 
 TEST(offers_of_a_closed_file_bring_nothing) {

@@ -3,6 +3,7 @@
 #include "os/thread.h"
 
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -63,13 +64,28 @@ TEST(a_thread_that_was_joined_is_gone) {
   EXPECT_EQ(native_tests::threads_of_process(), 1u);
 }
 
-TEST(a_thread_that_is_to_run_promptly_has_the_least_nice_value_it_may_have) {
+// struct sched_attr of linux/sched/types.h.
+struct Attributes {
+  uint32_t size;
+  uint32_t policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t slice_ns;
+  uint64_t deadline_ns;
+  uint64_t period_ns;
+};
+
+TEST(a_thread_that_is_to_run_promptly_has_the_best_nice_value_and_a_short_slice) {
   std::thread([] {
     const int before = ::getpriority(PRIO_PROCESS, 0);
     os::run_promptly();
-    const int after = ::getpriority(PRIO_PROCESS, 0);
+    Attributes attributes{};
+    EXPECT_EQ(::syscall(SYS_sched_getattr, 0, &attributes, sizeof attributes, 0), 0);
     const bool may = ::setpriority(PRIO_PROCESS, 0, -20) == 0;
-    EXPECT_EQ(after, may ? -20 : before);
+    EXPECT_EQ(attributes.nice, may ? -20 : before);
+    // Before Linux 6.12 there is no slice of its own.
+    if (may && attributes.slice_ns != 0) EXPECT_EQ(attributes.slice_ns, 100'000u);
   }).join();
 }
 
