@@ -118,9 +118,8 @@ Endpoint::Io Channel::send(Request& request, int* error) {
   }
   const bool has_descriptor = answer.descriptor.open();
   const wire::Header header{wire::kVersion, wire::status_of(answer.status), 0, request.number};
-  const Endpoint::Io result =
-      socket_.send({reinterpret_cast<const char*>(&header), sizeof header}, answer.payload,
-                   answer.descriptor.fd(), error);
+  const Endpoint::Io result = socket_.send({reinterpret_cast<const char*>(&header), sizeof header},
+                                           answer.payload, answer.descriptor.fd(), error);
   if (has_descriptor && result == Endpoint::Io::kDone) ++descriptors_unread_;
   return result;
 }
