@@ -96,6 +96,7 @@ def _peer(
         peer = _Peer(first.recv(), number, timeout)
         gc.freeze()  # a full collection takes 30 ms
         line.send("ready")
+        line.recv()
         while not line.poll():
             _work(peer, other)
         peer.check()
@@ -181,6 +182,8 @@ class _Stage:
             self.lines.append(ours)
         for line in self.lines:
             self.expect(line)
+        for line in self.lines:  # all have started: that takes time of its own
+            line.send("begin")
 
     def expect(self, line: Connection) -> Any:
         """What comes next. Raises BrokenPromiseError if that is a finding, or nothing."""
