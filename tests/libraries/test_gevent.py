@@ -15,7 +15,7 @@ import gevent, numpy, pgalloc
 turns = [0]
 def turn():
     while True:
-        gevent.sleep(0.01)
+        gevent.sleep(0.01)  # time: a turn
         turns[0] += 1
 gevent.spawn(turn)
 folder = tempfile.mkdtemp()
@@ -29,7 +29,7 @@ if __name__ == "__main__":
     child = multiprocessing.get_context("spawn").Process(target=work, args=(pages,))
     child.start()
     while child.exitcode is None:
-        gevent.sleep(0.01)
+        gevent.sleep(0.01)  # time: it polls
     assert child.exitcode == 0 and pages.view()[0] == 9
 """
 
@@ -42,7 +42,7 @@ reader = pgalloc.Cache.connect(sys.argv[1])
 def read():
     for _ in range(50):
         assert bytes(reader.get("key")) == b"value" * 1000 and reader.get("none") is None
-        gevent.sleep(0)
+        gevent.sleep(0)  # time: none: the others' turn
 gevent.joinall([gevent.spawn(read) for _ in range(10)], raise_error=True)
 '''
 cache = pgalloc.Cache("4M")
@@ -55,12 +55,12 @@ EVICTABLE_USER = """
 class User:
     asked = 0
     def evict(self, range):
-        gevent.sleep(0.01)
+        gevent.sleep(0.01)  # time: a callback that waits
         self.asked += 1
 user = User()
 with pgalloc.MemoryFile() as file:
     file.mark_evictable(user, pgalloc.EvictableRange(0, 100))
-    gevent.sleep(0.1)
+    gevent.sleep(0.1)  # time: turns of others
     file.start_evictions()
     assert file.wait_for_evictions(60) and user.asked == 1
 """
@@ -72,7 +72,7 @@ with pgalloc.MemoryFile() as file:
     expected = bytes(pages.view())
     file.save(folder + "/image", compression="zstd")
 with pgalloc.MemoryFile.restore(folder + "/image", background=True) as file:
-    gevent.sleep(0.1)
+    gevent.sleep(0.1)  # time: turns of others
     assert file.wait_loaded(60)
     (segment,) = file.segments()
     assert bytes(file.map_range(pgalloc.FileRange(segment.start, segment.end))) == expected
@@ -81,7 +81,7 @@ with pgalloc.MemoryFile.restore(folder + "/image", background=True) as file:
 MONITOR = """
 with pgalloc.pressure.Monitor() as monitor:
     monitor.subscribe(print)
-    gevent.sleep(0.2)
+    gevent.sleep(0.2)  # time: turns of others
 """
 
 
