@@ -81,6 +81,8 @@ class Children:
 
 def _be_the_child(holdings: Sequence[Holding], peer: int, in_trouble: bool) -> NoReturn:
     status = 1
+    if in_trouble:  # it may have no pages: no report of faulthandler or a sanitizer, then
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     try:
         own: list[Holding] = []
         for number in range(1, _LOOKS + 1):
