@@ -218,7 +218,7 @@ TEST(a_folder_that_stays_locked_is_asked_2000_times_between_sleeps) {
   const long before = sleeps_of_thread();
   EXPECT(scene.serve().ok());
   EXPECT(sleeps_of_thread() - before >= 1000);  // some end before they have begun
-  EXPECT_EQ(flocks, 2001);  // the last one unlocks
+  EXPECT_EQ(flocks, 2001);                      // the last one unlocks
 }
 
 TEST(the_descriptor_of_a_folder_may_be_0) {
