@@ -36,7 +36,7 @@ class Thread:
         self._alive = _unpatched("allocate_lock")()  # held from start() to the end
 
     def start(self) -> None:
-        """Returns when it runs. Raises RuntimeError if there is no thread to be had.
+        """Start it, and wait until it runs. Raises RuntimeError if there is no thread to be had.
 
         If a signal handler raises here it may run all the same, and join() does not wait for it.
         """
