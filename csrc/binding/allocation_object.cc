@@ -64,6 +64,7 @@ Status add_reference(AllocationObject* self, FileRange part) try {
     PGALLOC_RETURN_IF_ERROR(patiently(
         peer.link().usual_patience(),
         [&](const OwnerLink::Patience& patience) { return peer.pin_others(part, patience); }));
+    if (a_handler_raises()) return Status::error(ErrorCode::kInterrupted, "");
   }
   if (!pages_of(self).discarding()) return pages_of(self).inc_ref(part, 0);
   WithoutGil release;
@@ -90,7 +91,7 @@ bool pin_remote(AllocationObject* self) try {
   }
   self->unpinned = false;
   if (!*intact) self->discarded_remotely = true;
-  return true;
+  return !a_handler_raises();
 } catch (const std::bad_alloc&) {
   PyErr_NoMemory();
   return false;
@@ -118,7 +119,10 @@ char* add_export(AllocationObject* self) {
     set_error(pages_of(self).check_usable());
     return nullptr;
   }
-  if (self->unpinned && pages_of(self).is_remote() && !pin_remote(self)) return nullptr;
+  // Again, if a signal handler unpins it.
+  while (self->unpinned && pages_of(self).is_remote()) {
+    if (!pin_remote(self)) return nullptr;
+  }
   ++self->exports;
   // While another thread pins, only the core's lock says what became of the contents.
   if (self->pinning > 0 || self->entry.unpinned) pin_in_core(self, /*in_place=*/true);

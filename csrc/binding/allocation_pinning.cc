@@ -47,7 +47,7 @@ bool unpin_remote(AllocationObject* self) try {
       [&](const OwnerLink::Patience& patience) { return peer.unpin(self->range, patience); });
   if (unpinned.ok()) {
     if (!*unpinned) self->unpinned = false;
-    return true;
+    return !a_handler_raises();
   }
   const ErrorCode code = unpinned.status().code();
   if (code != ErrorCode::kInterrupted && code != ErrorCode::kTimedOut) self->unpinned = false;

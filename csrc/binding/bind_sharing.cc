@@ -38,10 +38,21 @@ std::chrono::nanoseconds seconds(double count) {
       std::chrono::duration<double>(std::clamp(count, 0.0, kLongest)));
 }
 
-// What `ask` says, with the patience that is usual for the link.
+// What `ask` says, with the patience that is usual for the link. If a signal handler raises instead,
+// give_back(the answer) is called.
+template <class Ask, class GiveBack>
+auto ask_owner(OwnerLink& link, Ask ask, GiveBack give_back) {
+  auto answer = patiently(link.usual_patience(), ask);
+  if (answer.ok() && a_handler_raises()) {
+    give_back(answer);
+    throw py::error_already_set();
+  }
+  return answer;
+}
+// For answers that hold nothing, or give it back by themselves.
 template <class Ask>
 auto ask_owner(OwnerLink& link, Ask ask) {
-  return patiently(link.usual_patience(), ask);
+  return ask_owner(link, ask, [](const auto&) {});
 }
 
 // --- The link ------------------------------------------------------------------------------------
@@ -244,10 +255,10 @@ py::object allocate(const py::object& file, Self<Handle> handle, uint64_t length
                                .kind = static_cast<MemoryKind>(kind),
                                .direction = static_cast<Direction>(direction),
                                .memcg_id = memcg_id};
-  const FileRange range =
-      value_or_throw(ask_owner(peer.link(), [&](const OwnerLink::Patience& patience) {
-        return peer.allocate(wanted, patience);
-      }));
+  const FileRange range = value_or_throw(ask_owner(
+      peer.link(),
+      [&](const OwnerLink::Patience& patience) { return peer.allocate(wanted, patience); },
+      [&](const Result<FileRange>& pages) { (void)peer.dec_ref(*pages); }));
   try {
     prepare(peer, range, mode);
     PyObject* const result =
@@ -264,9 +275,11 @@ template <class Handle>
 py::object value(const py::object& file, Self<Handle> handle, const py::bytes& key) {
   PeerFile& peer = local(handle);
   const std::string text = key;
-  const auto found =
-      value_or_throw(ask_owner(peer.link(), [&](const OwnerLink::Patience& patience) {
-        return peer.value(text, patience);
+  const auto found = value_or_throw(ask_owner(
+      peer.link(),
+      [&](const OwnerLink::Patience& patience) { return peer.value(text, patience); },
+      [&](const Result<std::optional<PeerFile::Value>>& value) {
+        if (*value) (void)peer.dec_ref((*value)->range);
       }));
   if (!found) return py::none();
   PyObject* const pages = new_allocation(file.ptr(), handle->seat(), found->range);

@@ -83,6 +83,7 @@ TEST(a_fork_waits_until_another_thread_has_started_the_broker) {
   }));
 }
 
+#if PGALLOC_CHILDREN_ALLOCATE
 TEST(forks_at_any_moment_leave_parent_and_child_with_a_broker) {
   EXPECT(in_child([] {
     EXPECT(is_answered());
@@ -98,6 +99,7 @@ TEST(forks_at_any_moment_leave_parent_and_child_with_a_broker) {
     EXPECT_EQ(Broker::instance().verify(), std::nullopt);
   }));
 }
+#endif
 
 // --- Waiting until what was sent is claimed ------------------------------------------------------
 
@@ -163,9 +165,7 @@ TEST(l8_a_claim_by_a_peer_ends_the_wait) {
   }));
 }
 
-// ThreadSanitizer does not know the threads of a process that was forked from one with threads; under
-// AddressSanitizer one child in some hundred does not come to its end.
-#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#if PGALLOC_CHILDREN_ALLOCATE
 TEST(l8_a_child_that_is_forked_during_the_wait_has_none_of_it) {
   EXPECT(in_child([] {
     const Sent sent;

@@ -16,8 +16,7 @@
 #include "sharing/broker.h"
 #include "sharing/peer_file.h"
 
-// ThreadSanitizer does not know the threads of a process that was forked from one with threads.
-#ifndef __SANITIZE_THREAD__
+#if PGALLOC_CHILDREN_HAVE_THREADS
 
 namespace pgalloc::forks_test {
 namespace {
@@ -183,6 +182,7 @@ TEST(a_childs_child_sees_pages_through_leases_that_have_no_file_either) {
   });
 }
 
+#if PGALLOC_CHILDREN_ALLOCATE
 TEST(threads_fork_while_others_allocate) {
   alone([] {
     Scene scene;
@@ -220,6 +220,7 @@ TEST(threads_fork_while_others_allocate) {
     EXPECT_EQ(scene.file->verify(), std::nullopt);
   });
 }
+#endif
 
 TEST(an_owner_that_does_not_answer_costs_its_own_files_only) {
   alone([] {

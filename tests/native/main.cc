@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <csignal>
 #include <string_view>
+#include <vector>
 
 #include "native/test.h"
 
@@ -52,7 +53,7 @@ int main(int count, char** arguments) {
   std::erase_if(tests, [&](const Test& test) { return test.name.find(part) == test.name.npos; });
   std::stable_sort(tests.begin(), tests.end(),
                    [](const Test& a, const Test& b) { return a.name < b.name; });
-  int failed_tests = 0;
+  std::vector<std::string_view> failed;
   for (const Test& test : tests) {
     if (list) {
       std::cout << test.name << "\n";
@@ -60,11 +61,14 @@ int main(int count, char** arguments) {
     }
     std::cerr << test.name << "\n";
     if (passes(test)) continue;
-    ++failed_tests;
     std::cerr << "FAILED " << test.name << "\n";
+    failed.push_back(test.name);
   }
-  if (!list) std::cerr << tests.size() << " tests, " << failed_tests << " failed\n";
-  return failed_tests > 0 || tests.empty() ? 1 : 0;
+  if (list) return tests.empty() ? 1 : 0;
+  // Again at the end, which is what is read of a long log.
+  std::cerr << tests.size() << " tests, " << failed.size() << " failed\n";
+  for (const std::string_view name : failed) std::cerr << "FAILED " << name << "\n";
+  return !failed.empty() || tests.empty() ? 1 : 0;
 }
 
 }  // namespace

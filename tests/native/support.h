@@ -77,6 +77,20 @@ inline size_t threads_of_process() {
 #endif
 }
 
+// What a forked child can do that was forked while other threads ran, under a sanitizer: nothing under
+// ThreadSanitizer, which does not know its threads; under AddressSanitizer it must not allocate, because
+// the locks of that allocator (GCC 12) stay as another thread left them.
+#ifdef __SANITIZE_THREAD__
+#define PGALLOC_CHILDREN_HAVE_THREADS 0
+#else
+#define PGALLOC_CHILDREN_HAVE_THREADS 1
+#endif
+#ifdef __SANITIZE_ADDRESS__
+#define PGALLOC_CHILDREN_ALLOCATE 0
+#else
+#define PGALLOC_CHILDREN_ALLOCATE PGALLOC_CHILDREN_HAVE_THREADS
+#endif
+
 // While it lives, the calls that a test has replaced are in force. The replacements are plain functions:
 // what they need to know is static. Its table is never freed: a core thread may be inside a call.
 class FakeKernel {
