@@ -275,7 +275,7 @@ def replaced(run: Run) -> None:
     if run.name in BY_THE_PEER:
         return
     channels = _channels()
-    _core.broker_set_times(look_s=0.005)
+    _core.broker_set_times(look_s=0.001)
     for number in range(6):  # the last two are for other network namespaces
         eventually(lambda: len(_core.broker_descriptors()) >= 4, "a listener")
         before = _core.broker_descriptors()

@@ -283,7 +283,7 @@ def test_the_zoo_takes_no_memory(
         return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
     grown = []
-    for _ in range(3):
+    for _ in range(2):
         values = list(zoo().values())
         before = resident()
         peak = before

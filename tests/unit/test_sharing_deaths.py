@@ -121,7 +121,7 @@ def _kill_at_random(mf: MemoryFile, a: pgalloc.Allocation, *, kills: int) -> Non
         busy.kill()
 
 
-@pytest.mark.parametrize("kills", [20, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_peers_killed_under_load(mf: MemoryFile, kills: int) -> None:
     """What they held comes back, and what they had sent when it is asked for; nothing else goes."""
     names = _names()

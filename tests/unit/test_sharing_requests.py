@@ -17,7 +17,7 @@ import peers
 import pytest
 from conftest import PAGE
 from peers import Peer
-from waiting import TIMEOUT_S, eventually
+from waiting import TIMEOUT_S, any_is_inside, eventually
 
 import pgalloc
 from pgalloc import Cache, MemoryFile, PeerFile, SharingError, testing
@@ -40,6 +40,33 @@ def connected(mf: MemoryFile, path: Path) -> Iterator[PeerFile]:
     with mf.serve(path), pgalloc.connect(path) as peer:
         yield peer
     eventually(lambda: mf.leases() == [])
+
+
+@contextlib.contextmanager
+def owner_of_a_file(path: Path) -> Iterator[tuple[Peer, int]]:
+    """Another process, which serves a file that it keeps as "mf", and its number."""
+    with Peer() as owner:
+        pid = owner.do(
+            peers.run,
+            "import os, pgalloc\n"
+            "kept['mf'] = pgalloc.MemoryFile()\n"
+            f"kept['server'] = kept['mf'].serve({os.fspath(path)!r})\n"
+            "result = os.getpid()",
+        )
+        yield owner, pid
+
+
+LEASED = "result = sum(lease.nbytes for lease in kept['mf'].leases())"
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: ") T " in Path(f"/proc/{pid}/stat").read_text(), "its stop")
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -132,6 +159,49 @@ def test_serving_leaves_nothing_behind(mf: MemoryFile, tmp_path: Path) -> None:
     eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
+CALLS: dict[str, Callable[[PeerFile, pgalloc.Allocation], Any]] = {
+    "allocate": lambda peer, pages: peer.allocate(PAGE),
+    "allocate_range": lambda peer, pages: peer.allocate_range(PAGE),
+    "clone": lambda peer, pages: pages.clone(),
+    "unpin": lambda peer, pages: pages.unpin(),
+    "decommit": lambda peer, pages: pages.decommit(),
+    "usage": lambda peer, pages: peer.usage(),
+    "has_unique_ref": lambda peer, pages: peer.has_unique_ref(pages.range),
+}
+
+
+@pytest.mark.usefixtures("raising")
+@pytest.mark.parametrize("name", [*CALLS, "pin"])
+def test_a_signal_that_interrupts_no_wait_is_heeded_when_the_wait_is_over(
+    path: Path, name: str
+) -> None:
+    """Another thread takes it; the handler runs in the main thread, in that call."""
+    with owner_of_a_file(path) as (owner, pid), pgalloc.connect(path) as peer:
+        pages = peer.allocate(PAGE)
+        if name in ("clone", "pin"):
+            pages.unpin()
+
+        def call() -> None:
+            CALLS.get(name, lambda peer, pages: pages.pin())(peer, pages)
+
+        def take_a_signal() -> None:
+            eventually(lambda: any_is_inside(call.__qualname__))
+            signal.pthread_kill(threading.get_ident(), signal.SIGALRM)
+            os.kill(pid, signal.SIGCONT)
+
+        taker = threading.Thread(target=take_a_signal)
+        with stopped(pid):
+            taker.start()
+            with pytest.raises(Hit):
+                call()
+        taker.join()
+        eventually(lambda: peer.flush(TIMEOUT_S) and peer.leased == PAGE)
+        assert owner.do(peers.run, LEASED) == PAGE
+        assert pages.pin()
+        assert peer.has_unique_ref(pages.range)
+        pages.release()
+
+
 def test_a_handler_may_ask_while_a_request_waits(mf: MemoryFile, path: Path) -> None:
     with connected(mf, path) as peer:
         errors: list[Exception] = []
@@ -185,31 +255,18 @@ result = answered
 
 def test_a_request_that_takes_too_long_fails_alone(path: Path) -> None:
     """What it would have brought is given back when the answer comes."""
-    with Peer() as owner:
-        pid = owner.do(
-            peers.run,
-            "import os, pgalloc\n"
-            "kept['mf'] = pgalloc.MemoryFile()\n"
-            f"kept['server'] = kept['mf'].serve({os.fspath(path)!r})\n"
-            "result = os.getpid()",
-        )
-        with pgalloc.connect(path, timeout=0.2) as peer:
-            kept = peer.allocate(PAGE)
-            view = kept.view()
-            view[:4] = b"kept"
-            os.kill(pid, signal.SIGSTOP)
-            eventually(lambda: ") T " in Path(f"/proc/{pid}/stat").read_text(), "its stop")
-            try:
-                with pytest.raises(SharingError, match="not answered in time"):
-                    peer.allocate(PAGE)
-                assert bytes(view[:4]) == b"kept"
-            finally:
-                os.kill(pid, signal.SIGCONT)
-            eventually(lambda: peer.flush(TIMEOUT_S) and peer.leased == PAGE)
-            held = "result = sum(lease.nbytes for lease in kept['mf'].leases())"
-            eventually(lambda: owner.do(peers.run, held) == PAGE)
-            peer.allocate(PAGE).release()
-            view.release()
+    with owner_of_a_file(path) as (owner, pid), pgalloc.connect(path, timeout=0.2) as peer:
+        kept = peer.allocate(PAGE)
+        view = kept.view()
+        view[:4] = b"kept"
+        with stopped(pid):
+            with pytest.raises(SharingError, match="not answered in time"):
+                peer.allocate(PAGE)
+            assert bytes(view[:4]) == b"kept"
+        eventually(lambda: peer.flush(TIMEOUT_S) and peer.leased == PAGE)
+        eventually(lambda: owner.do(peers.run, LEASED) == PAGE)
+        peer.allocate(PAGE).release()
+        view.release()
 
 
 # --- views ---------------------------------------------------------------------------------------
