@@ -278,7 +278,8 @@ job_asan_faults() {
 
 job_asan_sharing() {
   asan_settings detect_leaks=0
-  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 30
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 20
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 15 --trouble 0.1
   asan_clean
 }
 
@@ -344,7 +345,8 @@ job_tsan_torture() {
 job_tsan_api() {
   tsan_settings
   LD_PRELOAD=$preload "$python" stress/torture.py --seconds 10
-  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 25
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 15
+  LD_PRELOAD=$preload "$python" stress/sharing.py --seconds 15 --trouble 0.1
   tsan_clean
   TSAN_OPTIONS=exitcode=66 must_fail 66 "data race" env LD_PRELOAD="$preload" "$python" \
     .ci/planted/race.py

@@ -276,8 +276,7 @@ py::object value(const py::object& file, Self<Handle> handle, const py::bytes& k
   PeerFile& peer = local(handle);
   const std::string text = key;
   const auto found = value_or_throw(ask_owner(
-      peer.link(),
-      [&](const OwnerLink::Patience& patience) { return peer.value(text, patience); },
+      peer.link(), [&](const OwnerLink::Patience& patience) { return peer.value(text, patience); },
       [&](const Result<std::optional<PeerFile::Value>>& value) {
         if (*value) (void)peer.dec_ref((*value)->range);
       }));

@@ -1,0 +1,462 @@
+// What a peer asks for, an operation each. What it holds is in session.cc.
+
+#include "sharing/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <new>
+
+#include "os/retry.h"
+#include "os/syscalls.h"
+#include "sharing/plant.h"
+
+namespace pgalloc {
+
+using os::sys;
+using wire::Op;
+
+namespace {
+
+template <class... Fields>
+Answer answer_with(const Fields&... fields) {
+  Answer answer;
+  wire::append(answer.payload, fields...);
+  return answer;
+}
+// What changes something begins with this: its answer must not fail for want of memory.
+Answer answer_with_room() {
+  Answer answer;
+  answer.payload.reserve(64);
+  return answer;
+}
+Answer refuse(Status status) { return {.status = std::move(status)}; }
+Answer malformed() { return {.malformed = true}; }
+
+Status sharing_error(std::string message) {
+  return Status::error(ErrorCode::kSharing, std::move(message));
+}
+
+bool are_pages(FileRange range) {
+  return range.start < range.end && range.end <= kMaxOffset &&
+         is_aligned(range.start, page_size()) && is_aligned(range.end, page_size());
+}
+Status no_pages() {
+  return Status::error(ErrorCode::kRange, "the range is empty or not page-aligned");
+}
+
+// The pages that are the whole payload; nothing, and the answer, if they are none.
+std::optional<wire::Pages> pages_of(const Request& request, std::optional<Answer>* answer) {
+  wire::Pages pages;
+  if (!wire::Reader(request.payload).read_all(pages)) {
+    *answer = malformed();
+    return std::nullopt;
+  }
+  if (are_pages(pages.range)) return pages;
+  *answer = refuse(no_pages());
+  return std::nullopt;
+}
+
+// A reference of the caller's becomes a lease of the peer's; it ends if that fails.
+Status take_over(Share& share, FileRange range) {
+  Status status;
+  try {
+    status = share.table().add(range);
+  } catch (...) {
+    (void)share.file()->dec_ref(range);
+    throw;
+  }
+  if (!status.ok()) (void)share.file()->dec_ref(range);
+  return status;
+}
+
+// A description of its own: read-only stays read-only, wherever it is passed.
+Result<Descriptor> reopen(int fd, bool readonly) {
+  char path[32];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  const int flags = (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC;
+  const int own = os::retry_interrupted([&] { return sys().open(path, flags, 0); });
+  if (own < 0) return Status::system_error(errno, "open");
+  Descriptor descriptor(own);
+  if (!descriptor.open()) return Status::system_error(errno, "fstat");
+  return descriptor;
+}
+
+}  // namespace
+
+std::optional<Answer> Session::step(Request& request) {
+  switch (request.op) {
+    case Op::kOpen:
+      return open(request);
+    case Op::kClaim:
+      return claim(request);
+    case Op::kOffer:
+      return offer(request);
+    case Op::kAllocate:
+      return allocate(request);
+    case Op::kRelease:
+      return release(request);
+    case Op::kDecommit:
+      return decommit(request);
+    case Op::kUnique:
+      return unique(request);
+    case Op::kUnpin:
+      return unpin(request);
+    case Op::kPin:
+      return pin(request);
+    case Op::kUsage:
+      return usage(request);
+    case Op::kPing:
+      return ping(request);
+    case Op::kServed:
+      return served(request);
+    case Op::kValue:
+      return value(request);
+    case Op::kHello:
+    case Op::kPart:
+    case Op::kFork:
+      break;  // the broker's
+  }
+  return malformed();
+}
+
+void Session::give_up(Request& request) {
+  if (request.op == Op::kValue && request.progress != 0 && scope.lookups != nullptr) {
+    scope.lookups->drop(std::exchange(request.progress, 0), &let_go_);
+  }
+}
+
+std::optional<Answer> Session::open(Request& request) {
+  uint64_t name = 0;
+  if (!wire::Reader(request.payload).read_all(name)) return malformed();
+  Result<Held*> held = find(name);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Answer answer;
+  describe(*(*held)->share.file(), &answer);
+  tidy(name);
+  return answer;
+}
+
+// What a peer needs to know of a file to map it. Without a descriptor, the status says why.
+void Session::describe(const MemoryFile& file, Answer* answer) const {
+  constexpr size_t kLabelMax = 1000;
+  wire::append(answer->payload, file.id(), file.capacity(), uint8_t{scope.readonly},
+               std::string_view(file.options().label).substr(0, kLabelMax));
+  Result<Descriptor> descriptor = reopen(file.fd(), scope.readonly);
+  if (descriptor.ok()) {
+    answer->descriptor = std::move(*descriptor);
+  } else {
+    answer->status = std::move(descriptor).status();
+  }
+}
+
+std::optional<Answer> Session::claim(Request& request) {
+  wire::Secret secret{};
+  if (!wire::Reader(request.payload).read_all(secret)) {
+    return refuse(sharing_error("this is no name of pages that were sent"));
+  }
+  Answer answer = answer_with_room();
+  let_go_.reserve(let_go_.size() + 2);
+  Result<Offer> claimed = offers_.claim(secret);
+  if (!claimed.ok()) return refuse(std::move(claimed).status());
+  const uint64_t name = claimed->file->id();
+  const bool is_first = !shares_.contains(name);
+  try {
+    if (claimed->file->closed()) {
+      answer.status = Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
+    } else {
+      answer.status = hold(claimed->file).share.table().add_lease(claimed->range);
+    }
+  } catch (const std::bad_alloc&) {
+    drop(*claimed);
+    let_go_.push_back(std::move(claimed->file));
+    throw;
+  }
+  if (answer.status.ok()) {
+    if (strikes(Plant::kEarly))
+      (void)shares_.find(name)->second->share.table().remove(claimed->range);
+    wire::append(answer.payload, wire::Pages{name, claimed->range});
+    if (is_first) add_description(*claimed->file, &answer);
+    return answer;
+  }
+  drop(*claimed);
+  let_go_.push_back(std::move(claimed->file));
+  tidy(name);
+  return answer;
+}
+
+// Of a file that the peer has nothing of: what kOpen would bring, so that the owner may end once all it
+// sent is claimed. Where that fails, the peer asks.
+void Session::add_description(const MemoryFile& file, Answer* answer) const try {
+  Answer description;
+  describe(file, &description);
+  if (!description.status.ok()) return;
+  answer->payload += description.payload;
+  answer->descriptor = std::move(description.descriptor);
+  answer->descriptor_is_spare = true;
+} catch (const std::bad_alloc&) {  // NOLINT: then the peer asks
+}
+
+std::optional<Answer> Session::offer(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find_writable(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Answer given = answer_with_room();
+  Status status = (*held)->share.need(pages->range);
+  if (status.ok()) {
+    const std::shared_ptr<MemoryFile> file = (*held)->share.file();
+    status = file->references().lease_anew(pages->range);
+    if (status.ok()) {
+      const Offer offer = Offer::now(file, pages->range, id, pid, uid);
+      Result<wire::Secret> secret = offers_.add_or_drop(offer, scope.limits.unclaimed);
+      if (secret.ok()) {
+        wire::append(given.payload, *secret);
+        return given;
+      }
+      status = std::move(secret).status();
+    }
+  }
+  tidy(pages->file);
+  return refuse(std::move(status));
+}
+
+std::optional<Answer> Session::allocate(Request& request) {
+  uint64_t name = 0;
+  AllocateRequest wanted;
+  uint8_t kind = 0;
+  uint8_t direction = 0;
+  if (!wire::Reader(request.payload)
+           .read_all(name, wanted.length, kind, direction, wanted.memcg_id)) {
+    return malformed();
+  }
+  if (kind >= static_cast<uint8_t>(MemoryKind::kMapped) ||
+      direction > static_cast<uint8_t>(Direction::kTopDown)) {
+    return refuse(Status::error(ErrorCode::kOption, "unknown kind or direction"));
+  }
+  wanted.kind = static_cast<MemoryKind>(kind);
+  wanted.direction = static_cast<Direction>(direction);
+  Result<Held*> held = find_writable(name);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Answer given = answer_with_room();
+  Status status;
+  Share& share = (*held)->share;
+  const uint64_t most = bytes_max(*share.file());
+  if (wanted.length > most || share.bytes() > most - wanted.length) {
+    status = Status::error(ErrorCode::kOutOfMemory,
+                           "a peer of this file may hold " + std::to_string(most) +
+                               " bytes at most, and has " + std::to_string(share.bytes()));
+  } else {
+    bool must_wait = false;
+    Result<FileRange> range = share.file()->allocate(wanted, /*may_wait=*/false, &must_wait);
+    if (must_wait) {
+      request.waits = true;
+      tidy(name);
+      return std::nullopt;
+    }
+    if (range.ok()) {
+      status = take_over(share, *range);
+      if (status.ok()) {
+        wire::append(given.payload, wire::Pages{name, *range});
+        return given;
+      }
+    } else {
+      status = std::move(range).status();
+    }
+  }
+  tidy(name);
+  return refuse(std::move(status));
+}
+
+std::optional<Answer> Session::release(Request& request) {
+  if (request.payload.size() % sizeof(wire::Pages) != 0) return malformed();
+  Answer answer;
+  if (!give_back(request, request.payload.size(), &answer.status)) return std::nullopt;
+  return answer;
+}
+
+bool Session::release_first(Request& request) {
+  if (request.released == 0) return true;
+  Status status;  // as of a kRelease: there is no answer
+  if (!give_back(request, request.released, &status)) return false;
+  request.payload.erase(0, std::exchange(request.released, 0));
+  request.progress = 0;
+  return true;
+}
+
+// The pages in the first bytes of the payload, up to one that cannot be given back. False if it has to
+// wait for something.
+bool Session::give_back(Request& request, size_t bytes, Status* status) {
+  wire::Reader reader(std::string_view(request.payload).substr(0, bytes).substr(request.progress));
+  for (wire::Pages pages; reader.read(pages); request.progress += sizeof pages) {
+    const auto held = shares_.find(pages.file);
+    if (held == shares_.end() || !are_pages(pages.range)) {
+      *status =
+          held == shares_.end() ? sharing_error("the peer has nothing of this file") : no_pages();
+      return true;
+    }
+    Result<bool> done = held->second->share.release(pages.range);
+    if (!done.ok()) {
+      *status = std::move(done).status();
+      return true;
+    }
+    if (!*done) {
+      request.waits = true;
+      return false;
+    }
+    drop_views(*held->second, pages.range, SIZE_MAX);
+    tidy(pages.file);
+  }
+  return true;
+}
+
+std::optional<Answer> Session::decommit(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find_writable(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  // Anew at each step: the peer may have let go of pages.
+  Status status = (*held)->share.need(pages->range);
+  const uint64_t start = pages->range.start + request.progress;
+  const uint64_t end = std::min(start + kPieceBytes, pages->range.end);
+  if (status.ok()) status = (*held)->share.file()->decommit({start, end});
+  if (status.ok() && end < pages->range.end) {
+    request.progress = end - pages->range.start;
+    return std::nullopt;
+  }
+  tidy(pages->file);
+  return Answer{.status = std::move(status)};
+}
+
+std::optional<Answer> Session::unique(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  if (Status status = (*held)->share.need(pages->range); !status.ok()) {
+    tidy(pages->file);
+    return refuse(std::move(status));
+  }
+  Result<bool> is_unique = (*held)->share.file()->has_unique_ref(pages->range);
+  if (!is_unique.ok()) return refuse(std::move(is_unique).status());
+  return answer_with(uint8_t{*is_unique});
+}
+
+std::optional<Answer> Session::unpin(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find_writable(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Share& share = (*held)->share;
+  if (unpinned_count() >= scope.limits.unpinned) {
+    tidy(pages->file);
+    return refuse(sharing_error("a peer may have " + std::to_string(scope.limits.unpinned) +
+                                " ranges unpinned at most"));
+  }
+  Status status = share.unpin(pages->range);
+  tidy(pages->file);
+  if (!status.ok()) return refuse(std::move(status));
+  return answer_with(uint8_t{1});
+}
+
+std::optional<Answer> Session::pin(Request& request) {
+  std::optional<Answer> answer;
+  const auto pages = pages_of(request, &answer);
+  if (!pages) return answer;
+  Result<Held*> held = find(pages->file);
+  if (!held.ok()) return refuse(std::move(held).status());
+  Share& share = (*held)->share;
+  Result<std::optional<bool>> intact = share.pin(pages->range);
+  if (!intact.ok()) {
+    tidy(pages->file);
+    if (!forked_ || intact.status().code() != ErrorCode::kRefCount) {
+      return refuse(std::move(intact).status());
+    }
+    return refuse(
+        Status::error(ErrorCode::kForked,
+                      "this allocation was unpinned when the process forked: it is the parent's"));
+  }
+  if (!*intact) {
+    request.waits = true;
+    return std::nullopt;
+  }
+  return answer_with(uint8_t{**intact});
+}
+
+std::optional<Answer> Session::usage(Request& request) {
+  uint64_t name = 0;
+  uint32_t memcg_id = 0;
+  if (!wire::Reader(request.payload).read_all(name, memcg_id)) return malformed();
+  Result<Held*> held = find(name);
+  if (!held.ok()) return refuse(std::move(held).status());
+  const Ledger& ledger = (*held)->share.file()->ledger();
+  const KindBytes bytes = memcg_id == 0 ? ledger.total() : ledger.memcg(memcg_id);
+  Answer answer;
+  for (const uint64_t of_kind : bytes) wire::append(answer.payload, of_kind);
+  tidy(name);
+  return answer;
+}
+
+// Answered when all that was given back before is back.
+std::optional<Answer> Session::ping(Request& request) {
+  if (scope.lookups != nullptr) {
+    if (request.progress == 0) request.progress = scope.lookups->posted();
+    if (!scope.lookups->done(request.progress)) {
+      request.waits = true;
+      return std::nullopt;
+    }
+  }
+  return answer_with(static_cast<uint32_t>(::getpid()));
+}
+
+std::optional<Answer> Session::served(Request&) {
+  if (scope.file == nullptr) return refuse(sharing_error("nothing is served here"));
+  return answer_with(scope.file->id(), uint8_t{scope.lookups != nullptr});
+}
+
+std::optional<Answer> Session::value(Request& request) {
+  if (scope.lookups == nullptr) return refuse(sharing_error("no cache is served here"));
+  Answer answer = answer_with_room();
+  let_go_.reserve(let_go_.size() + 2);
+  if (request.progress == 0) request.progress = scope.lookups->ask(request.payload);
+  std::optional<Lookups::Found> found = scope.lookups->take_answer(request.progress);
+  if (!found) {
+    request.waits = true;
+    return std::nullopt;
+  }
+  const uint64_t number = std::exchange(request.progress, 0);
+  if (!found->ok() || !**found) {
+    scope.lookups->drop(number, &let_go_);
+    return found->ok() ? std::move(answer) : refuse(std::move(*found).status());
+  }
+  Lookups::Value& value = ***found;
+  const uint64_t name = value.file->id();
+  bool kept = false;
+  try {
+    // What Python keeps for the same pages already is enough.
+    auto& views = hold(value.file).views;
+    kept = views.try_emplace(value.range.start, View{value.range.end, number}).second;
+    answer.status = hold(value.file).share.table().add_lease(value.range);
+    if (!answer.status.ok()) throw std::bad_alloc();
+  } catch (const std::bad_alloc&) {
+    if (kept) shares_.find(name)->second->views.erase(value.range.start);
+    (void)value.file->references().drop_lease(value.range);
+    scope.lookups->drop(number, &let_go_);
+    let_go_.push_back(std::move(value.file));
+    tidy(name);
+    if (answer.status.ok()) throw;
+    return answer;
+  }
+  if (!kept) scope.lookups->drop(number, &let_go_);
+  wire::append(answer.payload, wire::Pages{name, value.range}, value.start, value.stop);
+  return answer;
+}
+
+}  // namespace pgalloc
