@@ -88,7 +88,12 @@ class _Peer:
 
 
 def _peer(
-    number: int, timeout: float, line: Connection, first: Connection, other: Connection
+    number: int,
+    timeout: float,
+    pause: float,
+    line: Connection,
+    first: Connection,
+    other: Connection,
 ) -> None:
     """Work until told to stop; then say what was found."""
     found = ""
@@ -99,6 +104,8 @@ def _peer(
         line.recv()
         while not line.poll():
             _work(peer, other)
+            if pause:
+                time.sleep(pause)  # time: the load
         peer.check()
         line.recv()
         peer.file.flush(_PATIENCE_S)
@@ -163,7 +170,7 @@ def _owner(line: Connection, peers: list[Connection], plant: str | None) -> None
 class _Stage:
     """An owner and its peers."""
 
-    def __init__(self, peers: int, timeout: float, plant: str | None) -> None:
+    def __init__(self, peers: int, timeout: float, pause: float, plant: str | None) -> None:
         firsts = [_CONTEXT.Pipe(duplex=False) for _ in range(peers)]
         couples = [_CONTEXT.Pipe() for _ in range(-(-peers // 2))]  # peers send pages to each other
         self.line, theirs = _CONTEXT.Pipe()
@@ -176,7 +183,9 @@ class _Stage:
         for number, (first, _) in enumerate(firsts):
             ours, its = _CONTEXT.Pipe()
             other = couples[number // 2][number % 2]
-            process = _CONTEXT.Process(target=_peer, args=(number, timeout, its, first, other))
+            process = _CONTEXT.Process(
+                target=_peer, args=(number, timeout, pause, its, first, other)
+            )
             process.start()
             self.peers.append(process)
             self.lines.append(ours)
@@ -253,7 +262,7 @@ def _report(times: Times) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The whole of it."""
-    stage = _Stage(options.peers, options.timeout, options.plant)
+    stage = _Stage(options.peers, options.timeout, options.pause / 1000, options.plant)
     try:
         if options.how == "gil":
             stage.line.send(options.seconds)
@@ -282,6 +291,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--peers", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=60, help="of the peers' requests")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=0,
+        metavar="MS",
+        help="of a peer after each round: without one peers keep the processors busy",
+    )
     parser.add_argument("--plant", choices=("early", "lost"), help="a bug that must be found")
     options = parser.parse_args()
     try:
