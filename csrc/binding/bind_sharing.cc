@@ -213,8 +213,11 @@ void bind_link(py::module_& module) {
 
 std::unique_ptr<PeerHandle> make_peer(Self<ArrivedDescriptor> memory, uint64_t id,
                                       uint64_t capacity, bool readonly, Self<OwnerLink> link) {
-  return std::make_unique<PeerHandle>(value_or_throw(
-      PeerFile::create(memory->fd(), {id, capacity, readonly}, link->shared_from_this())));
+  auto file = [&] {
+    const WithoutGil release;
+    return PeerFile::create(memory->fd(), {id, capacity, readonly}, link->shared_from_this());
+  }();
+  return std::make_unique<PeerHandle>(value_or_throw(std::move(file)));
 }
 
 py::object map_range(Self<PeerHandle> handle, const py::object& range_object, bool readonly) {

@@ -262,7 +262,8 @@ std::vector<Broker::Lease> Broker::leases(uint64_t file) {
   std::vector<Lease> leases;
   peers_->visit_sessions([&](const Session& session) {
     const uint64_t bytes = session.bytes_of(file);
-    if (bytes > 0) leases.push_back({session.pid, session.uid, bytes, session.since_epoch, true});
+    if (bytes > 0)
+      leases.push_back({session.shown_pid, session.uid, bytes, session.since_epoch, true});
   });
   for (const Offer& offer : peers_->offers().of_file(file)) {
     leases.push_back({offer.pid, offer.uid, offer.range.length(), offer.since_epoch, false});

@@ -63,7 +63,10 @@ Channel::Read Channel::read(Requests* spare, SteadyTime now) {
       return Read::kEnded;
   }
   // Connected before it was born: the kernel says who it is, not the peer.
-  if (session_->pid == 0) session_->pid = sender;
+  if (session_->pid == 0) {
+    session_->pid = sender > 0 ? sender : kUnseen;
+    session_->shown_pid = sender;
+  }
   const auto packet = wire::parse({buffer.data(), size}, nullptr);
   if (!packet) return Read::kMalformed;
   const bool is_part = static_cast<wire::Op>(packet->kind) == wire::Op::kPart;

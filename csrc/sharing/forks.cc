@@ -263,7 +263,7 @@ void take_seat(FileSeat& seat, PeerFile& file, const Fork& fork) {
   const auto link = successor(fork, &file.link());
   if (link != nullptr) {
     if (!become(seat, [&] { return PeerFile::inherit(file, link); })) guard(seat, link);
-  } else if (!file.link().broken()) {  // else its owner gives nothing to others any more
+  } else if (!file.link().owner_has_ended()) {  // else nothing is given to others any more
     revoke(seat);
   }
 }
@@ -274,7 +274,7 @@ void take_guard(FileSeat& seat, const Fork& fork) {
   const auto link = successor(fork, parents.get());
   if (link != nullptr) return guard(seat, link);
   seat.set_guard(nullptr);
-  if (!parents->broken()) revoke(seat);
+  if (!parents->owner_has_ended()) revoke(seat);
 }
 
 void take_seats(const Fork& fork, const std::shared_ptr<OwnerLink>& to_parent) {

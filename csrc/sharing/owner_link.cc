@@ -56,7 +56,9 @@ Result<std::shared_ptr<OwnerLink>> OwnerLink::create(int fd) { return create(End
 Result<std::shared_ptr<OwnerLink>> OwnerLink::create(Endpoint socket) {
   if (!socket.open()) return Status::system_error(errno, "fstat");
   const bool waits = socket.set_timeout(kSlice);
-  std::shared_ptr<OwnerLink> link(new OwnerLink(std::move(socket), waits), &OwnerLink::destroy);
+  PeerProcess owner = PeerProcess::behind(socket.fd());
+  std::shared_ptr<OwnerLink> link(new OwnerLink(std::move(socket), waits, std::move(owner)),
+                                  &OwnerLink::destroy);
   link->enlist();
   return link;
 }
@@ -70,8 +72,11 @@ uint64_t next_link_number() {
 
 }  // namespace
 
-OwnerLink::OwnerLink(Endpoint socket, bool waits)
-    : number_(next_link_number()), waits_(waits), socket_(std::move(socket)) {}
+OwnerLink::OwnerLink(Endpoint socket, bool waits, PeerProcess owner)
+    : number_(next_link_number()),
+      waits_(waits),
+      owner_process_(std::move(owner)),
+      socket_(std::move(socket)) {}
 
 Result<std::shared_ptr<OwnerLink>> OwnerLink::duplicate(int socket) {
   const int fd = sys().duplicate(socket);
@@ -395,8 +400,31 @@ bool OwnerLink::has_hung_up() {
   if (!socket_.intact()) return true;
   if (!pending_.empty() || settling_ > 0)
     return false;  // answers may lie there: who reads finds the end
+  return is_over();
+}
+
+// Also if answers that were sent before still lie there.
+bool OwnerLink::is_over() {
   pollfd waits{socket_.fd(), 0, 0};
   return sys().poll(&waits, 1, 0) > 0 && (waits.revents & (POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+// Once it is known it stays known: the number may be another process's later.
+bool OwnerLink::owner_has_ended() {
+  if (!owner_has_ended_ && owner_process_.has_ended()) owner_has_ended_ = true;
+  return owner_has_ended_;
+}
+
+bool OwnerLink::is_cut_off(Time deadline) {
+  {
+    MutexLock lock(mu_);
+    if (!broken() && socket_.intact() && !is_over()) return false;
+  }
+  while (!owner_has_ended()) {
+    if (std::chrono::steady_clock::now() > deadline) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
 }
 
 // --- The thread ----------------------------------------------------------------------------------

@@ -37,6 +37,7 @@
 #include "base/units.h"
 #include "sharing/endpoint.h"
 #include "sharing/outbox.h"
+#include "sharing/peer_process.h"
 #include "sharing/wire.h"
 
 namespace pgalloc {
@@ -120,6 +121,12 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   bool broken() const { return broken_.load(std::memory_order_acquire); }
   // Whether the owner has gone: true may come late.
   bool has_hung_up();
+  // Whether the owner's process is known to have ended: it gives nothing of its to others any more. A
+  // connection that broke says nothing of that.
+  bool owner_has_ended();
+  // Whether the owner lives, but not this connection: it may have taken back by now what this process
+  // had not mapped before. An owner that is about to end is waited for until `deadline`.
+  bool is_cut_off(Time deadline) EXCLUDES(mu_);
 
   // --- For Forks: one thread at a time -----------------------------------------------------------
 
@@ -162,7 +169,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
     std::string payload;
   };
 
-  OwnerLink(Endpoint socket, bool waits);
+  OwnerLink(Endpoint socket, bool waits, PeerProcess owner);
   static void destroy(OwnerLink* link);
   bool forked() const { return generation_ != process_generation(); }
   void stop_thread() EXCLUDES(mu_);
@@ -176,6 +183,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   bool send_queued() REQUIRES(mu_);
   void end(const char* why) REQUIRES(mu_);
   void destroy_ended() REQUIRES(mu_);
+  bool is_over() REQUIRES(mu_);
   bool read(Time until) REQUIRES(mu_);
   Endpoint::Io receive(Time until, Endpoint::Received* received) REQUIRES(mu_);
   void dispatch(Arrived arrived) REQUIRES(mu_);
@@ -191,6 +199,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   std::atomic<bool> broken_{false};
   std::atomic<std::chrono::nanoseconds> usual_patience_{std::chrono::seconds(60)};
   const bool waits_;  // the socket's timeout is set
+  const PeerProcess owner_process_;
+  std::atomic<bool> owner_has_ended_{false};
   mutable Mutex mu_{LockRank::kOwnerLink};
   CondVar changed_;  // for askers
   CondVar work_;     // for the thread

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -17,6 +18,12 @@ namespace pgalloc {
 
 using os::sys;
 
+namespace {
+
+constexpr std::chrono::seconds kOwnersEnd{2};  // a process that has closed its sockets is soon gone
+
+}  // namespace
+
 Result<std::shared_ptr<PeerFile>> PeerFile::create(int fd, const Identity& identity,
                                                    std::shared_ptr<OwnerLink> link) {
   if (identity.capacity == 0 || identity.capacity > kMaxOffset) {
@@ -24,7 +31,14 @@ Result<std::shared_ptr<PeerFile>> PeerFile::create(int fd, const Identity& ident
   }
   auto chunks = ChunkMap::reserve(identity.capacity, /*writable=*/!identity.readonly);
   if (!chunks.ok()) return std::move(chunks).status();
-  return inherit(std::move(*chunks), fd, identity, std::move(link), {});
+  auto file = inherit(std::move(*chunks), fd, identity, std::move(link), {});
+  // A lease on its pages may have arrived already. The owner of a connection that ended looks at what is
+  // mapped here: if it ended after the file was mapped, it has seen that.
+  if (file.ok() && (*file)->link_->is_cut_off(std::chrono::steady_clock::now() + kOwnersEnd)) {
+    return Status::error(ErrorCode::kOwnerGone,
+                         "the connection to the owner of these pages has ended");
+  }
+  return file;
 }
 
 Result<std::shared_ptr<PeerFile>> PeerFile::make(std::shared_ptr<ChunkMap> chunks, int fd,
@@ -32,7 +46,14 @@ Result<std::shared_ptr<PeerFile>> PeerFile::make(std::shared_ptr<ChunkMap> chunk
                                                  std::shared_ptr<OwnerLink> link) {
   const int own = sys().duplicate(fd);
   if (own < 0) return Status::system_error(errno, "fcntl");
-  std::shared_ptr<PeerFile> file(new PeerFile(std::move(chunks), own, identity, std::move(link)));
+  std::unique_ptr<PeerFile> made;
+  try {
+    made.reset(new PeerFile(std::move(chunks), own, identity, std::move(link)));
+  } catch (...) {
+    sys().close(own);
+    throw;
+  }
+  std::shared_ptr<PeerFile> file(std::move(made));
   void* const sign = sys().mmap(nullptr, page_size(), PROT_NONE, MAP_SHARED, own, 0);
   if (sign == MAP_FAILED) return Status::system_error(errno, "mmap");
   file->sign_ = sign;

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
@@ -80,6 +81,24 @@ Maps look_in_maps(pid_t pid, const std::vector<FileIdentity>& files) {
   return found;
 }
 
+// Whether /proc is there, and its numbers are those of this process's PID namespace: in a container it
+// may be that of another one. "Pid:" is this process's own number there.
+bool proc_is_ours() {
+  const int fd = os::retry_interrupted(
+      [&] { return sys().open("/proc/self/status", O_RDONLY | O_CLOEXEC, 0); });
+  if (fd < 0) return false;
+  const Closer closer{fd};
+  char text[1024];
+  const ssize_t got = os::retry_interrupted([&] { return sys().read(fd, text, sizeof text); });
+  const std::string_view status(text, got > 0 ? static_cast<size_t>(got) : 0);
+  constexpr std::string_view kField = "\nPid:\t";
+  const size_t field = status.find(kField);
+  if (field == status.npos) return false;
+  pid_t pid = 0;
+  const char* const number = status.begin() + field + kField.size();
+  return std::from_chars(number, status.end(), pid).ec == std::errc() && pid == ::getpid();
+}
+
 enum class Life { kAlive, kEnded, kUnknown };
 
 Life life_of(int pidfd) {
@@ -111,24 +130,38 @@ FileIdentity FileIdentity::of(int fd) {
   return {major(status.st_dev), minor(status.st_dev), status.st_ino, known};
 }
 
-PeerProcess::PeerProcess(int socket, pid_t pid) : pid_(pid) {
+Descriptor PeerProcess::handle_of(int socket) {
   int handle = -1;
   socklen_t size = sizeof handle;
-  if (pid_ > 0 || socket < 0) return;
-  if (sys().getsockopt(socket, SO_PEERPIDFD, &handle, &size) == 0) handle_ = Descriptor(handle);
+  if (sys().getsockopt(socket, SO_PEERPIDFD, &handle, &size) != 0) return {};
+  return Descriptor(handle);
+}
+
+PeerProcess PeerProcess::behind(int socket) {
+  ucred its{};
+  socklen_t size = sizeof its;
+  const bool known = sys().getsockopt(socket, SO_PEERCRED, &its, &size) == 0 && its.pid > 0;
+  return known ? PeerProcess(its.pid) : PeerProcess(kUnseen, handle_of(socket));
+}
+
+bool PeerProcess::has_ended() const {
+  if (pid_ != kUnseen) return life_of_process(pid_) == Life::kEnded;
+  return handle_.intact() && life_of(handle_.fd()) == Life::kEnded;
 }
 
 bool PeerProcess::may_see(const std::vector<FileIdentity>& files) const {
-  if (files.empty()) return false;
-  if (pid_ <= 0) return handle_.intact() && life_of(handle_.fd()) != Life::kEnded;
+  if (files.empty() || pid_ == 0) return false;
+  if (pid_ == kUnseen) return !has_ended();
   const Life life = life_of_process(pid_);
   if (life == Life::kEnded) return false;
   const Maps maps = look_in_maps(pid_, files);
-  if (maps == Maps::kGone) return life == Life::kAlive;  // its end is seen by the next look
+  // Alive, but its maps have gone: its end is seen by the next look.
+  if (maps == Maps::kGone) return life == Life::kAlive || !proc_is_ours();
   // Nothing is mapped by a process that is on its way out; or its first thread has ended only.
   if (maps != Maps::kWithout) return true;
-  return !std::all_of(files.begin(), files.end(),
-                      [](const FileIdentity& file) { return file.known; });
+  const bool known =
+      std::all_of(files.begin(), files.end(), [](const FileIdentity& file) { return file.known; });
+  return !known || !proc_is_ours();
 }
 
 }  // namespace pgalloc

@@ -4,12 +4,14 @@
 // Thread safety: externally synchronised. may_see() reads /proc, and may take a while: no lock should
 // be held then.
 //
-// Invariant: an error of a system call never makes a process look as if it had ended.
+// Invariant: an error of a system call never makes a process look as if it had ended, nor does what it
+// says of itself, nor a /proc of other processes than those that the kernel names to this one.
 #pragma once
 
 #include <sys/types.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "sharing/descriptor.h"
@@ -28,18 +30,28 @@ struct FileIdentity {
   static FileIdentity of(int fd);
 };
 
+// The id of a process that has none in this process's PID namespace.
+constexpr pid_t kUnseen = -1;
+
 class PeerProcess {
  public:
-  // By the id of the process that connected the socket. If that is 0, the process is not seen from here
-  // (another namespace), and only the socket knows it.
-  PeerProcess(int socket, pid_t pid);
+  // By the id that the kernel gives: that of the process that connected a socket, or that sent
+  // something. 0: there never was one. kUnseen: only its handle knows it, if there is one.
+  explicit PeerProcess(pid_t pid, Descriptor handle = {}) : pid_(pid), handle_(std::move(handle)) {}
+  // Of the process that connected a socket: a pidfd, where the kernel has that (Linux 6.5).
+  static Descriptor handle_of(int socket);
+  // The process at the other end of a socket: that which connected it, listened, or made the pair.
+  static PeerProcess behind(int socket);
+
+  // Whether it is known to have ended.
+  bool has_ended() const;
 
   // Whether it is alive and may have one of these files mapped. True where that cannot be known.
   bool may_see(const std::vector<FileIdentity>& files) const;
 
  private:
   pid_t pid_;
-  Descriptor handle_;  // a pidfd, for want of an id
+  Descriptor handle_;
 };
 
 }  // namespace pgalloc

@@ -155,7 +155,9 @@ void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {
   socklen_t size = sizeof peer;
   if (sys().getsockopt(socket.fd(), SO_PEERCRED, &peer, &size) != 0) return;
   const uint64_t number = next_number();
-  auto session = std::make_unique<Session>(number, offers_, scope, peer.pid, peer.uid);
+  const pid_t pid = peer.pid > 0 ? peer.pid : kUnseen;
+  auto session = std::make_unique<Session>(number, offers_, scope, pid, peer.uid);
+  if (pid == kUnseen) session->process = PeerProcess::handle_of(socket.fd());
   auto connected = std::make_unique<Connected>(number, std::move(socket), std::move(session),
                                                /*greeted=*/false, now);
   ungreeted_.push_back(number);
@@ -358,8 +360,7 @@ std::optional<Answer> Peers::greet(Channel& channel, const Request& request) {
   }
   Session& session = channel.session();
   if (session.uid != ::geteuid() && !equal(shown, secret_)) return malformed;
-  // Of another namespace: it is not seen from here.
-  if (session.pid == 0 && !session.born_connected()) session.pid = static_cast<pid_t>(pid);
+  if (session.pid == kUnseen) session.shown_pid = static_cast<pid_t>(pid);
   channel.greet();
   Answer answer;
   wire::append(answer.payload, static_cast<uint32_t>(::getpid()));
@@ -449,10 +450,8 @@ void Peers::end(uint64_t number, SteadyTime now) noexcept {
   std::unique_ptr<Session> session = ended->channel.take_session();
   std::optional<PeerProcess> process;
   if (!session->holds_nothing()) {
-    // Who made a forked child's connection is not the child.
-    const bool says_who = socket.intact() && !session->born_connected();
     const bool blind = own_peers_end && session->pid == ::getpid();
-    process.emplace(says_who && !blind ? socket.fd() : -1, blind ? 0 : session->pid);
+    process.emplace(blind ? 0 : session->pid, std::move(session->process));
   }
   departed_.add(std::move(ended->when_gone), std::move(session), std::move(process), now);
 }

@@ -1,5 +1,6 @@
 #include "sharing/session.h"
 
+#include <algorithm>
 #include <new>
 
 #include "file/file_registry.h"
@@ -11,6 +12,7 @@ Session::Session(uint64_t its_id, Offers& offers, Scope its_scope, pid_t its_pid
     : id(its_id),
       scope(std::move(its_scope)),
       pid(its_pid),
+      shown_pid(std::max(its_pid, 0)),
       uid(its_uid),
       since_epoch(seconds_since_epoch()),
       offers_(offers) {}

@@ -38,7 +38,7 @@ struct Scene {
   }
   void add(std::unique_ptr<Session> its, bool is_seen, SteadyTime now = kNow) {
     std::optional<PeerProcess> process;
-    if (is_seen) process.emplace(-1, ::getpid());
+    if (is_seen) process.emplace(::getpid());
     departed.add(Departed::make_place(), std::move(its), std::move(process), now);
   }
   void look(bool sees, SteadyTime now) {
@@ -177,7 +177,7 @@ TEST(a_look_at_one_that_is_not_seen_any_more_changes_nothing) {
 
 TEST(a_look_without_memory_proves_nothing) {
   const int fd = os::kernel().memfd_create("not mapped", 0);
-  const PeerProcess here(-1, ::getpid());
+  const PeerProcess here(::getpid());
   const Departed::Look look{&here, {FileIdentity::of(fd)}};
   EXPECT(!look.take());
   native_tests::all_fail = true;

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -167,7 +169,7 @@ TEST(a_childs_child_sees_pages_through_leases_that_have_no_file_either) {
         link->break_off();
         EXPECT_EQ(in_child([&] {
                     EXPECT(scene.seat.guard() == nullptr);
-                    EXPECT(scene.shows_ours());  // as far as is known they have no owner any more
+                    EXPECT(!scene.file->chunks()->is_mapped(scene.range));  // their owner lives
                   }),
                   0);
         if (native_tests::failures == 0) ::_exit(kFound);
@@ -244,7 +246,41 @@ TEST(an_owner_that_does_not_answer_costs_its_own_files_only) {
     // Its answer comes too late, and what it would bring is not lost: the parent goes on.
     EXPECT(peer->holds(range));
     ::close(pair[1]);
-    EXPECT_EQ(in_child([&] { EXPECT(peer->chunks()->is_mapped(range)); }), 0);  // it has gone
+    EXPECT_EQ(in_child([&] { EXPECT(!peer->chunks()->is_mapped(range)); }), 0);  // it lives on
+  });
+}
+
+pid_t other_end = 0;
+int getsockopt_of_other_end(int fd, int name, void* value, socklen_t* size) {
+  const int result = os::kernel().getsockopt(fd, name, value, size);
+  if (name == SO_PEERCRED) static_cast<ucred*>(value)->pid = other_end;
+  return result;
+}
+
+TEST(what_a_process_lent_that_has_ended_is_seen_by_children_that_come_later) {
+  alone([] {
+    other_end = begin_child([] { ::pause(); });
+    int pair[2];
+    EXPECT_EQ(os::kernel().socketpair(pair), 0);
+    native_tests::FakeKernel kernel;
+    kernel.calls.getsockopt = getsockopt_of_other_end;
+    kernel.begin();
+    const auto link = std::move(*OwnerLink::create(pair[0]));
+    const auto theirs = make_file();
+    const auto peer = std::move(*PeerFile::create(theirs->fd(), {1, kChunkSize, false}, link));
+    FileSeat remote{std::shared_ptr<Pages>(peer)};
+    const FileRange range = take_pages(*theirs, 1);
+    EXPECT(peer->adopt(range).ok());
+    EXPECT(peer->map(range).ok());
+    link->break_off();
+    EXPECT_EQ(in_child([&] { EXPECT(!peer->chunks()->is_mapped(range)); }), 0);
+    ::kill(other_end, SIGKILL);
+    (void)status_of(other_end);
+    EXPECT_EQ(in_child([&] { EXPECT(peer->chunks()->is_mapped(range)); }), 0);
+    EXPECT(link->owner_has_ended());
+    other_end = ::getpid();  // its number is another's now
+    EXPECT(link->owner_has_ended());
+    ::close(pair[1]);
   });
 }
 

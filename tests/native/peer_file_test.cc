@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -649,6 +651,41 @@ TEST(l8_pages_that_were_handed_over_are_held_although_their_owner_has_ended_sinc
   EXPECT(scene.file->dec_ref(range).ok());
   EXPECT(!scene.file->close());
   EXPECT_EQ(scene.file->adopt(range).code(), ErrorCode::kClosed);
+}
+
+pid_t other_end = 0;
+int getsockopt_of_other_end(int fd, int name, void* value, socklen_t* size) {
+  const int result = os::kernel().getsockopt(fd, name, value, size);
+  if (name == SO_PEERCRED) static_cast<ucred*>(value)->pid = other_end;
+  return result;
+}
+
+TEST(
+    l3_a_file_that_comes_after_the_end_of_its_connection_may_be_anothers_unless_its_owner_has_ended) {
+  for (const bool closed_here : {false, true}) {
+    for (const bool lives : {true, false}) {
+      other_end = lives ? ::getpid() : ::fork();
+      if (other_end == 0) ::_exit(0);
+      FakeKernel kernel;
+      kernel.calls.getsockopt = getsockopt_of_other_end;
+      kernel.begin();
+      int pair[2];
+      EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+      const Descriptor memory(os::kernel().memfd_create("peer_file_test", 0));
+      EXPECT_EQ(::ftruncate(memory.fd(), static_cast<off_t>(page_size())), 0);
+      const auto link = std::move(*OwnerLink::create(pair[0]));
+      // An answer lies there that was sent before.
+      const std::string late = wire::pack(0, 1);
+      EXPECT_EQ(::send(pair[1], late.data(), late.size(), 0), static_cast<ssize_t>(late.size()));
+      ::close(closed_here ? pair[0] : pair[1]);
+      // A zombie has ended, too.
+      const auto file = PeerFile::create(memory.fd(), {kId, kChunkSize, false}, link);
+      EXPECT_EQ(file.ok(), !lives);
+      if (lives) EXPECT(file.status().code() == ErrorCode::kOwnerGone);
+      if (!lives) ::waitpid(other_end, nullptr, 0);
+      if (closed_here) ::close(pair[1]);
+    }
+  }
 }
 
 }  // namespace

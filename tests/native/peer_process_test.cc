@@ -9,6 +9,9 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <string>
+#include <string_view>
+#include <utility>
 
 #include "native/sharing.h"
 
@@ -66,12 +69,16 @@ class Child {
 };
 
 bool sees(const Child& child, pid_t pid) {
-  return PeerProcess(-1, pid).may_see({FileIdentity::of(child.file)});
+  return PeerProcess(pid).may_see({FileIdentity::of(child.file)});
 }
 
 int refused = 0;
 int pidfd_refused(pid_t) { return errno = refused, -1; }
 int open_refused(const char*, int, mode_t) { return errno = refused, -1; }
+int open_refused_of_others(const char* path, int flags, mode_t mode) {
+  if (std::string_view(path).starts_with("/proc/self/")) return ::open(path, flags, mode);
+  return errno = refused, -1;
+}
 ssize_t read_refused(int, void*, size_t) { return errno = refused, -1; }
 int poll_refused(pollfd*, nfds_t, int) { return errno = refused, -1; }
 int fstat_refused(int, struct stat*) { return errno = refused, -1; }
@@ -103,7 +110,7 @@ TEST(a_stopped_process_sees_its_pages) {
 
 TEST(who_holds_nothing_sees_nothing) {
   const Child child;
-  EXPECT(!PeerProcess(-1, child.pid).may_see({}));
+  EXPECT(!PeerProcess(child.pid).may_see({}));
   EXPECT(!sees(child, 0));
 }
 
@@ -140,10 +147,10 @@ TEST(a_file_that_maps_shows_otherwise_keeps_its_leases) {
   FileIdentity file = FileIdentity::of(child.file);
   EXPECT(file.known);
   file.known = false;
-  EXPECT(PeerProcess(-1, child.pid).may_see({file}));
+  EXPECT(PeerProcess(child.pid).may_see({file}));
   child.kill();
   ::waitpid(child.pid, nullptr, 0);
-  EXPECT(!PeerProcess(-1, std::exchange(child.pid, 0)).may_see({file}));
+  EXPECT(!PeerProcess(std::exchange(child.pid, 0)).may_see({file}));
 }
 
 TEST(no_descriptor_is_left) {
@@ -158,7 +165,18 @@ TEST(no_descriptor_is_left) {
 std::string maps;
 size_t maps_at = 0;
 size_t piece_max = 0;
-ssize_t read_maps(int, void* data, size_t size) {
+int maps_file = -1;
+int open_maps(const char* path, int flags, mode_t mode) {
+  const int file = os::kernel().open(path, flags, mode);
+  if (std::string_view(path).ends_with("/maps")) {
+    maps_file = file;
+  } else if (file == maps_file) {
+    maps_file = -1;
+  }
+  return file;
+}
+ssize_t read_maps(int file, void* data, size_t size) {
+  if (file != maps_file) return os::kernel().read(file, data, size);
   const size_t count = std::min({maps.size() - maps_at, piece_max, size});
   std::memcpy(data, maps.data() + maps_at, count);
   maps_at += count;
@@ -168,12 +186,15 @@ ssize_t read_maps(int, void* data, size_t size) {
 // Whether this process sees one of the files, by such maps that come in such pieces.
 bool sees_by(const std::string& text, const std::vector<FileIdentity>& files, size_t piece) {
   FakeKernel kernel;
+  kernel.calls.open = open_maps;
   kernel.calls.read = read_maps;
   maps = text;
   maps_at = 0;
   piece_max = piece;
   kernel.begin();
-  return PeerProcess(-1, ::getpid()).may_see(files);
+  const bool sees = PeerProcess(::getpid()).may_see(files);
+  maps_file = -1;
+  return sees;
 }
 
 TEST(maps_are_read_whatever_pieces_they_come_in) {
@@ -253,18 +274,14 @@ TEST(files_are_known_where_maps_and_stat_agree) {
 }
 
 int process_of_socket = 0;
-int pidfd_asked = 0;
 int getsockopt_of_process(int fd, int name, void* value, socklen_t* size) {
   if (name != 77) return os::kernel().getsockopt(fd, name, value, size);
-  ++pidfd_asked;
   const int handle = os::kernel().pidfd_open(process_of_socket);
   std::memcpy(value, &handle, sizeof handle);
   return handle < 0 ? -1 : 0;
 }
 
-TEST(a_process_without_a_number_is_known_by_its_socket) {
-  int pair[2];
-  EXPECT_EQ(os::kernel().socketpair(pair), 0);
+TEST(a_process_that_is_not_seen_is_known_by_the_socket_it_has_connected) {
   FakeKernel kernel;
   kernel.calls.getsockopt = getsockopt_of_process;
   kernel.begin();
@@ -273,8 +290,7 @@ TEST(a_process_without_a_number_is_known_by_its_socket) {
   process_of_socket = child.pid;
   const size_t before = native_tests::descriptor_count();
   {
-    const PeerProcess process(pair[0], 0);
-    EXPECT_EQ(pidfd_asked, 1);
+    const PeerProcess process(kUnseen, PeerProcess::handle_of(0));
     EXPECT_EQ(native_tests::descriptor_count(), before + 1);
     child.unmap();
     EXPECT(process.may_see(files));  // as long as it lives
@@ -289,13 +305,61 @@ TEST(a_process_without_a_number_is_known_by_its_socket) {
     EXPECT(!process.may_see(files));
   }
   EXPECT_EQ(native_tests::descriptor_count(), before);
-  EXPECT(!PeerProcess(pair[0], 0).may_see(files));  // gone before it was asked for
-  EXPECT_EQ(pidfd_asked, 2);
-  EXPECT(!PeerProcess(-1, 0).may_see(files));
-  (void)PeerProcess(pair[0], 1);
-  EXPECT_EQ(pidfd_asked, 2);  // its number is enough
-  ::close(pair[0]);
-  ::close(pair[1]);
+}
+
+TEST(a_process_that_is_not_known_may_see_all_that_it_held) {
+  const Child child;
+  const std::vector<FileIdentity> files{FileIdentity::of(child.file)};
+  FakeKernel kernel;
+  kernel.calls.getsockopt = [](int, int, void*, socklen_t*) { return errno = ENOPROTOOPT, -1; };
+  kernel.begin();
+  EXPECT(PeerProcess(kUnseen, PeerProcess::handle_of(0)).may_see(files));
+  EXPECT(PeerProcess(kUnseen).may_see(files));
+  EXPECT(!PeerProcess(kUnseen).may_see({}));
+  EXPECT(!PeerProcess(0).may_see(files));  // a child that never was
+}
+
+// The next open() of "/proc/self/status" is of this file instead.
+int status_file = -1;
+int open_with_status(const char* path, int flags, mode_t mode) {
+  if (std::string_view(path) != "/proc/self/status") return os::kernel().open(path, flags, mode);
+  return status_file < 0 ? (errno = ENOENT, -1) : ::dup(status_file);
+}
+int file_with(const std::string& text) {
+  const int file = os::kernel().memfd_create("status", 0);
+  EXPECT_EQ(::pwrite(file, text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
+  return file;
+}
+
+TEST(a_proc_of_other_processes_says_nothing) {
+  Child child;
+  child.unmap();
+  FakeKernel kernel;
+  kernel.calls.open = open_with_status;
+  kernel.begin();
+  EXPECT(sees(child, child.pid));  // it is not there
+  const std::string own = std::to_string(::getpid());
+  for (const std::string& text :
+       {std::string(), std::string("Name:\tx\n"), "Pid:\t" + own, "Name:\tx\nPid:\t1" + own + "\n",
+        "Name:\tx\nPPid:\t" + own + "\n", std::string("Name:\tx\nPid:\tx\n")}) {
+    native_tests::context = text;
+    status_file = file_with(text);
+    EXPECT(sees(child, child.pid));
+    ::close(status_file);
+  }
+  status_file = file_with("Name:\tx\nPid:\t" + own + "\nPPid:\t1\n");
+  EXPECT(!sees(child, child.pid));
+  kernel.calls.read = [](int file, void* data, size_t size) -> ssize_t {
+    struct stat its{};
+    struct stat status{};
+    ::fstat(file, &its);
+    ::fstat(status_file, &status);
+    if (its.st_ino == status.st_ino) return errno = EIO, -1;
+    return ::read(file, data, size);
+  };
+  kernel.begin();
+  EXPECT(sees(child, child.pid));
+  ::close(std::exchange(status_file, -1));
 }
 
 TEST(a_process_that_has_gone_while_it_was_read_has_gone_if_the_kernel_says_so) {
@@ -304,15 +368,22 @@ TEST(a_process_that_has_gone_while_it_was_read_has_gone_if_the_kernel_says_so) {
   for (const int error : {ENOENT, ESRCH}) {
     FakeKernel kernel;
     refused = error;
-    kernel.calls.open = open_refused;
+    kernel.calls.open = open_refused_of_others;
     kernel.begin();
     EXPECT(sees(child, child.pid));
     // Nor can it be told whether it lives.
     kernel.calls.pidfd_open = [](pid_t) { return errno = EMFILE, -1; };
     kernel.begin();
     EXPECT(!sees(child, child.pid));
-    kernel.calls.open = os::kernel().open;
-    kernel.calls.read = read_refused;
+    kernel.calls.open = open_refused;  // nor is there any /proc
+    kernel.begin();
+    EXPECT(sees(child, child.pid));
+    kernel.calls.open = open_maps;
+    kernel.calls.read = [](int file, void* data, size_t size) -> ssize_t {
+      if (file != maps_file) return os::kernel().read(file, data, size);
+      maps_file = -1;
+      return errno = refused, -1;
+    };
     kernel.begin();
     EXPECT_EQ(sees(child, child.pid), error != ESRCH);
   }

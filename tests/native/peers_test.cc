@@ -485,7 +485,10 @@ TEST(a_process_that_is_not_seen_from_here_is_called_as_it_says) {
     const auto client = scene.stranger();
     EXPECT(scene.greet(*client).has_value());
     std::vector<pid_t> pids;
-    scene.hub.peers.visit_sessions([&](const Session& session) { pids.push_back(session.pid); });
+    scene.hub.peers.visit_sessions([&](const Session& session) {
+      EXPECT_EQ(session.pid, pid == 0 ? kUnseen : 5);  // whose life is looked at
+      pids.push_back(session.shown_pid);
+    });
     EXPECT_EQ(pids, std::vector<pid_t>{pid == 0 ? 77 : 5});
   }
 }
