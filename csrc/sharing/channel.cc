@@ -140,8 +140,16 @@ void Channel::fail(Request& request, int error) {
   const bool descriptor_only = answer.descriptor.open() && answer.descriptor_is_spare;
   answer.descriptor.close();
   if (descriptor_only) return;
+  if (answer.status.ok()) request.undo = session_->undo_of(request);
   answer.status = Status::system_error(error, "sendmsg");
   answer.payload = text_of(answer.status);
+}
+
+// Its answer is sent. A request that failed on the way goes on as one that gives back what it brought.
+void Channel::let_go_of_front() {
+  if (!kept_.front().undo) return kept_.pop_front();
+  kept_.front().undo = false;
+  requests_.splice(requests_.end(), kept_, kept_.begin());
 }
 
 bool Channel::send_kept(SteadyTime now) {
@@ -158,12 +166,12 @@ bool Channel::send_kept(SteadyTime now) {
         return false;
       case Endpoint::Io::kRefused:
         not_before_ = now + kPause;
-        if (++kept.refusals <= kRefusalsMax) return true;
+        if (++kept.refusals <= kRefusalsMax || !Session::may_fail(kept.op)) return true;
         fail(kept, error);
         kept.refusals = 0;
         return true;
     }
-    kept_.pop_front();
+    let_go_of_front();
   }
   return true;
 }

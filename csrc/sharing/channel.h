@@ -8,6 +8,7 @@
 //      it before they are gone; so they are few.
 //   2. Whatever memory a request needs on its way is there before its packet is read: no packet gets
 //      lost, and no answer.
+//   3. What an answer brings that cannot be sent is taken back.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +60,8 @@ class Channel {
  private:
   Endpoint::Io send(Request& request, int* error);
   bool may_send_descriptor();
-  static void fail(Request& request, int error);
+  void fail(Request& request, int error);
+  void let_go_of_front();
   Read keep_part(std::string_view part);
 
   Endpoint socket_;

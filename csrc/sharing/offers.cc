@@ -167,6 +167,11 @@ Result<Offer> Offers::claim(const wire::Secret& secret) {
       "received once");
 }
 
+void Offers::withdraw(const wire::Secret& secret) noexcept {
+  const auto entry = by_secret_.find(secret);
+  if (entry != by_secret_.end()) drop(take(entry));
+}
+
 std::vector<Offer> Offers::take_older(uint64_t file, SteadyTime latest, size_t count_max) {
   std::vector<Offer> taken;
   taken.reserve(count_max);  // what is taken must not get lost

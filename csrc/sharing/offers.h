@@ -76,6 +76,8 @@ class Offers {
   std::optional<uint64_t> file_of(const wire::Secret& secret) const;
   // The lease is the caller's from here on.
   Result<Offer> claim(const wire::Secret& secret);
+  // Its lease ends.
+  void withdraw(const wire::Secret& secret) noexcept;
   // So many of the offers of a file that are at least so old, oldest first; or of those whose time is
   // over, in all files. Their leases are the caller's.
   std::vector<Offer> take_older(uint64_t file, SteadyTime latest, size_t count_max);

@@ -254,6 +254,8 @@ void Peers::serve(Connected& connected, uint64_t number, uint32_t events, Steady
   if ((events & EPOLLOUT) != 0) lives = connected.channel.send_kept(now);
   if (lives && (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) lives = read(connected, now);
   if (!lives) return end(number, now);
+  // What an answer would have brought that could not be sent is given back.
+  if (!connected.channel.requests().empty()) busy_.splice(busy_.end(), connected.when_busy);
   touch(connected);
 }
 

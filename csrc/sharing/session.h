@@ -6,7 +6,8 @@
 //   1. A peer uses only files it was let into, and touches only pages it holds. It gets an error for
 //      anything else, and nothing has changed then.
 //   2. Everything a peer holds is in its session, and goes with it: end_some().
-//   3. No step takes longer than kPieceBytes of pages need, whatever a peer asks for.
+//   3. No step takes longer than kPieceBytes of pages, or kRangesAtOnce ranges, need, whatever a peer asks
+//      for.
 //   4. A std::bad_alloc leaves what a peer holds as it was: memory for an answer is there before
 //      anything changes.
 #pragma once
@@ -69,12 +70,14 @@ struct Request {
   uint64_t progress = 0;  // how far it has come, in its own terms
   bool waits = false;     // for something else: it need not be asked again at once
   Answer answer;
-  int refusals = 0;  // by the kernel, to send the answer
+  int refusals = 0;   // by the kernel, to send the answer
+  bool undo = false;  // once the answer is sent it is a request of its own: see Session::undo_of()
 };
 
 class Session {
  public:
   static constexpr uint64_t kPieceBytes = uint64_t{8} << 20;  // decommitted at once: about 2 ms
+  static constexpr size_t kRangesAtOnce = 1024;               // given back
 
   Session(uint64_t id, Offers& offers, Scope scope, pid_t pid, uid_t uid);
   ~Session();  // sessions that end by end_some() before need no memory then
@@ -100,6 +103,11 @@ class Session {
   std::optional<Answer> step(Request& request);
   // A request is given up: its peer has gone, or memory has run out.
   void give_up(Request& request);
+  // Its good answer cannot be sent. Offers are withdrawn at once; pages are a request from here on, which
+  // gives them back: true. Nothing is allocated.
+  bool undo_of(Request& request) noexcept;
+  // Not if its peer and its owner would then take the same pages for different things.
+  static bool may_fail(wire::Op op) { return op != wire::Op::kPin && op != wire::Op::kUnpin; }
 
   // A forked child, whose connection was made by its parent.
   bool born_connected() const { return forked_; }

@@ -129,6 +129,27 @@ void Session::give_up(Request& request) {
   }
 }
 
+bool Session::undo_of(Request& request) noexcept {
+  wire::Secret secret{};
+  switch (request.op) {
+    case Op::kOffer:
+      if (wire::Reader(request.answer.payload).read_all(secret)) offers_.withdraw(secret);
+      return false;
+    case Op::kAllocate:
+    case Op::kClaim:
+    case Op::kValue:
+      if (request.answer.payload.size() < sizeof(wire::Pages)) return false;  // no such value
+      request.payload = std::move(request.answer.payload);
+      request.payload.resize(sizeof(wire::Pages));
+      request.op = Op::kRelease;
+      request.number = 0;
+      request.progress = 0;
+      return true;
+    default:
+      return false;
+  }
+}
+
 std::optional<Answer> Session::open(Request& request) {
   uint64_t name = 0;
   if (!wire::Reader(request.payload).read_all(name)) return malformed();
@@ -289,10 +310,12 @@ bool Session::release_first(Request& request) {
 }
 
 // The pages in the first bytes of the payload, up to one that cannot be given back. False if it has to
-// wait for something.
+// wait for something, or there is more to do.
 bool Session::give_back(Request& request, size_t bytes, Status* status) {
   wire::Reader reader(std::string_view(request.payload).substr(0, bytes).substr(request.progress));
+  size_t left = kRangesAtOnce;
   for (wire::Pages pages; reader.read(pages); request.progress += sizeof pages) {
+    if (left-- == 0) return false;
     const auto held = shares_.find(pages.file);
     if (held == shares_.end() || !are_pages(pages.range)) {
       *status =

@@ -289,6 +289,70 @@ TEST(a_descriptor_that_is_refused_again_and_again_costs_its_request) {
   }
 }
 
+// The answer to the next request, which the kernel refuses to send for ten seconds, and then not.
+std::optional<std::pair<uint8_t, std::string>> answer_too_late(Scene& scene) {
+  const auto request = scene.channel->requests().begin();
+  std::optional<Answer> answer = scene.channel->session().step(*request);
+  EXPECT(answer && answer->status.ok());
+  FakeKernel kernel;
+  kernel.calls.sendmsg = sendmsg_refused;
+  kernel.begin();
+  refused = ENOBUFS;
+  EXPECT(scene.channel->answer(request, std::move(*answer), kNow));
+  for (int i = 0; i < 5001; ++i) EXPECT(scene.channel->send_kept(kNow));
+  os::use(os::kernel());
+  EXPECT(scene.channel->send_kept(kNow));
+  return scene.client->receive();
+}
+int error_of(const std::pair<uint8_t, std::string>& answer) {
+  return answer.first == 0 ? 0 : wire::unpack_error(answer.first, answer.second).error_number();
+}
+
+TEST(what_an_answer_brings_that_cannot_be_sent_is_taken_back) {
+  const auto file = native_tests::make_file();
+  {
+    Scene scene(true, {.file = file});
+    Session& session = scene.channel->session();
+    EXPECT_EQ(scene.read(wire::pack(static_cast<uint8_t>(Op::kAllocate), 1, file->id(), page_size(),
+                                    uint8_t{1}, uint8_t{0}, uint32_t{0})),
+              Read::kRequest);
+    EXPECT_EQ(error_of(*answer_too_late(scene)), ENOBUFS);
+    EXPECT_EQ(session.bytes_of(file->id()), page_size());  // for a moment
+    EXPECT_EQ(scene.channel->requests().size(), 1u);
+    Request& undo = scene.channel->requests().front();
+    EXPECT(session.step(undo)->status.ok());
+    EXPECT(scene.answer({}));  // no one waits for that
+    EXPECT(!scene.client->receive().has_value());
+    EXPECT(session.holds_nothing());
+    EXPECT(scene.channel->requests().empty());
+
+    // What was sent by another process.
+    const FileRange range = native_tests::take_pages(*file, 1);
+    EXPECT(file->references().begin_lease(range).ok());
+    const auto secret = *scene.offers.add(Offer::now(file, range, 0, 1, 1));
+    EXPECT_EQ(scene.read(wire::pack(static_cast<uint8_t>(Op::kClaim), 2, secret)), Read::kRequest);
+    EXPECT_EQ(error_of(*answer_too_late(scene)), 0);  // without its descriptor
+    EXPECT_EQ(session.bytes_of(file->id()), page_size());
+
+    // What the peer sends.
+    EXPECT_EQ(
+        scene.read(wire::pack(static_cast<uint8_t>(Op::kOffer), 3, wire::Pages{file->id(), range})),
+        Read::kRequest);
+    EXPECT_EQ(error_of(*answer_too_late(scene)), ENOBUFS);
+    EXPECT(scene.offers.empty());
+    EXPECT(scene.channel->requests().empty());
+
+    // Owner and peer have to agree on these.
+    for (const Op op : {Op::kUnpin, Op::kPin}) {
+      EXPECT_EQ(scene.read(wire::pack(static_cast<uint8_t>(op), 4, wire::Pages{file->id(), range})),
+                Read::kRequest);
+      EXPECT_EQ(*answer_too_late(scene), (std::pair<uint8_t, std::string>(0, "\1")));
+    }
+    EXPECT_EQ(session.bytes_of(file->id()), page_size());
+  }
+  for (const auto& segment : file->segments()) EXPECT_EQ(segment.use.refs, 0u);
+}
+
 TEST(a_descriptor_that_was_closed_from_outside_costs_its_request) {
   Scene scene;
   EXPECT_EQ(scene.read(packet(Op::kOpen, 1)), Read::kRequest);
