@@ -178,7 +178,10 @@ bool Channel::send_kept(SteadyTime now) {
 
 uint32_t Channel::wanted_events() const {
   if (!kept_.empty()) return EPOLLOUT;
-  return requests_.size() < session_->scope.limits.requests ? uint32_t{EPOLLIN} : 0;
+  if (requests_.size() >= session_->scope.limits.requests) return 0;
+  uint64_t bytes = 0;
+  for (const Request& request : requests_) bytes += request.payload.size();
+  return bytes < wire::kPayloadBytesMax ? uint32_t{EPOLLIN} : 0;
 }
 
 }  // namespace pgalloc

@@ -197,6 +197,8 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
     if (pending->done) break;
     const Time now = std::chrono::steady_clock::now();
     if (now >= patience.deadline) {
+      // What lies there already is not late: this process may have been stopped.
+      if (!reading_ && !broken() && read(now)) continue;
       return give_up(pending,
                      Status::error(ErrorCode::kTimedOut,
                                    "the process that owns these pages has not answered in time"));

@@ -25,8 +25,9 @@
 namespace pgalloc::wire {
 
 inline constexpr uint8_t kVersion = 1;
-inline constexpr size_t kPacketBytesMax = 65536;
-inline constexpr size_t kPayloadBytesMax = size_t{16} << 20;  // of several packets
+// A packet fits into the smallest send buffer that Linux gives a socket (SOCK_MIN_SNDBUF, 4608 bytes).
+inline constexpr size_t kPacketBytesMax = 4096;
+inline constexpr size_t kPayloadBytesMax = size_t{256} << 10;  // of several packets
 
 // What a peer asks for. Payloads and answers are named beside each.
 enum class Op : uint8_t {

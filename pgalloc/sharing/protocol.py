@@ -17,7 +17,7 @@ from pgalloc import errors
 from pgalloc._core import FileRange
 
 VERSION = 1
-PACKET_MAX = 65536
+PACKET_MAX = 4096
 NONCE_BYTES = 16
 HEADER = struct.Struct("<BBHI")  # version, operation or status, pages that come first, number
 

@@ -137,7 +137,7 @@ TEST(parts_bring_no_pages_and_come_from_who_has_greeted) {
   EXPECT_EQ(stranger.read(packet(Op::kPart, 0, "ab")), Read::kMalformed);
 }
 
-TEST(parts_have_16_mib_at_most) {
+TEST(parts_have_256_kib_at_most) {
   const std::string longest(kPayloadMax, 'x');
   const size_t left = wire::kPayloadBytesMax % kPayloadMax;
   for (const bool too_long : {false, true}) {
@@ -184,6 +184,22 @@ TEST(no_packet_is_lost_when_memory_runs_out) {
     ++failed;
   }
   EXPECT(failed > 1);
+}
+
+TEST(not_more_is_read_than_two_requests_may_be_long) {
+  Scene scene;
+  const std::string longest(kPayloadMax, 'x');
+  const size_t each = wire::kPayloadBytesMax / 2 / kPayloadMax + 1;
+  for (uint32_t number = 1; number <= 2; ++number) {
+    EXPECT_EQ(scene.channel->wanted_events(), uint32_t{EPOLLIN});
+    for (size_t i = 1; i < each; ++i) {
+      EXPECT_EQ(scene.read(packet(Op::kPart, 0, longest)), Read::kNothing);
+    }
+    EXPECT_EQ(scene.read(packet(Op::kValue, number, longest)), Read::kRequest);
+  }
+  EXPECT_EQ(scene.channel->wanted_events(), 0u);
+  EXPECT(scene.answer({}));
+  EXPECT_EQ(scene.channel->wanted_events(), uint32_t{EPOLLIN});
 }
 
 TEST(parts_without_memory_end_the_connection) {

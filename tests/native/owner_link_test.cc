@@ -241,7 +241,7 @@ TEST(long_payloads_go_in_parts) {
   }
 }
 
-TEST(a_request_has_16_mib_at_most) {
+TEST(a_request_has_256_kib_at_most) {
   const Ends ends;
   const auto link = std::move(*OwnerLink::create(ends.peer()));
   const OwnerLink::Patience none{{}, [] { return true; }};
@@ -357,6 +357,17 @@ TEST(who_does_not_wait_any_more_has_what_comes_undone) {
   asks.join();
   EXPECT_EQ(answer, "wanted");
   EXPECT_EQ(undone, 2);
+}
+
+TEST(an_answer_that_lies_there_is_not_late) {
+  const Ends ends;
+  const auto link = std::move(*OwnerLink::create(ends.peer()));
+  ends.answer(9);  // to nothing
+  ends.answer(1, std::string_view("here"));
+  std::string answer;
+  const OwnerLink::Patience none{{}, [] { return true; }};
+  EXPECT(link->request(Op::kPing, {}, noting(&answer), none).ok());
+  EXPECT_EQ(answer, "here");
 }
 
 TEST(descriptors_that_no_one_takes_are_closed) {
