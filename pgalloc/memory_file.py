@@ -410,7 +410,8 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
         The socket is for its user only (mode 0600), and the user of each peer is checked, too. With
         ``readonly``, peers get a descriptor that cannot be written to. ``limits`` is what each of
         them may take: by default, half of the file. A socket that was left behind there is
-        replaced. Raises OSError, also when a process serves there.
+        replaced, unless another process keeps the folder locked. Raises OSError, also when a
+        process serves there.
         """
         self._check_usable()
         return Server(self, path, readonly=checked_flag(readonly, "readonly"), limits=limits)

@@ -262,12 +262,19 @@ def served_where_a_socket_was_left(run: Run) -> None:
             os.unlink("left")
 
 
-def _wait_for_a_new_epoll(before: list[int]) -> None:
+def _epolls_sockets() -> list[str]:
+    """What the epoll and its two sockets are known by: numbers of descriptors come again."""
+    with contextlib.suppress(OSError):
+        return [os.readlink(f"/proc/self/fd/{fd}") for fd in _core.broker_descriptors()[1:3]]
+    return []
+
+
+def _wait_for_a_new_epoll(before: list[str]) -> None:
     """Until the epoll and its two sockets are new: it knows itself by them, and one is enough.
 
     That they are open says nothing: another file may have the number of the one that was closed.
     """
-    eventually(lambda: _core.broker_descriptors()[:3] != before[:3], "a new epoll")
+    eventually(lambda: _epolls_sockets() not in ([], before), "a new epoll")
 
 
 def replaced(run: Run) -> None:
@@ -278,8 +285,8 @@ def replaced(run: Run) -> None:
     _core.broker_set_times(look_s=0.001)
     for number in range(6):  # the last two are for other network namespaces
         eventually(lambda: len(_core.broker_descriptors()) >= 4, "a listener")
-        before = _core.broker_descriptors()
-        for descriptor in before[number : number + 1]:
+        before = _epolls_sockets()
+        for descriptor in _core.broker_descriptors()[number : number + 1]:
             os.close(descriptor)
         if number < 3:
             _wait_for_a_new_epoll(before)

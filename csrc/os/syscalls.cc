@@ -116,6 +116,10 @@ int pass_credentials_call(int fd) {
 int getsockopt_call(int fd, int name, void* value, socklen_t* size) {
   return ::getsockopt(fd, SOL_SOCKET, name, value, size);
 }
+// glibc has getdents64() since 2.30: what it fills in is dirent64.
+ssize_t getdents_call(int fd, void* entries, size_t size) {
+  return ::syscall(SYS_getdents64, fd, entries, size);
+}
 int epoll_create_call() { return ::epoll_create1(EPOLL_CLOEXEC); }
 int pidfd_open_call(pid_t process) {
   return static_cast<int>(::syscall(SYS_pidfd_open, process, 0));
@@ -156,6 +160,7 @@ constexpr Syscalls kKernel = {
     .listen_at = listen_at_call,
     .connect_to = connect_to_call,
     .lstat = ::lstat,
+    .getdents = getdents_call,
     .flock = ::flock,
     .accept = accept_call,
     .set_nonblocking = set_nonblocking_call,

@@ -92,6 +92,7 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, listen_at, (const char* name, size_t size), (name, size))                                \
   X(int, connect_to, (const char* name, size_t size), (name, size))                               \
   X(int, lstat, (const char* path, struct stat* out), (path, out))                                \
+  X(ssize_t, getdents, (int fd, void* entries, size_t size), (fd, entries, size))                 \
   X(int, flock, (int fd, int operation), (fd, operation))                                         \
   X(int, accept, (int fd), (fd))                                                                  \
   X(int, set_nonblocking, (int fd), (fd))                                                         \

@@ -4,16 +4,18 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include <cstdio>
-#include <cstring>
 #include <utility>
 
 #include "os/syscalls.h"
-#include "sharing/wire.h"
+#include "sharing/brief_files.h"
 
 namespace pgalloc {
 
 using os::sys;
+
+namespace {
+constexpr const char* kFolder = "/tmp";
+}
 
 Endpoint Door::open() {
   Endpoint socket = listen();
@@ -27,14 +29,11 @@ Endpoint Door::open() {
 }
 
 Endpoint Door::listen() {
-  wire::Secret random{};
-  if (!unlink() || !wire::make_secret(&random).ok()) return {};
-  uint64_t unique = 0;
-  std::memcpy(&unique, random.data(), sizeof unique);
-  char name[64];
-  std::snprintf(name, sizeof name, "/tmp/.pgalloc-%016llx",
-                static_cast<unsigned long long>(unique));
-  name_ = name;  // before there is a file: it is not lost with the memory for its name
+  remove_left_files(kFolder);
+  const Result<std::string> name = name_of_brief_file();
+  if (!unlink() || !name.ok()) return {};
+  // Before there is a file: it is not lost with the memory for its name.
+  name_ = std::string(kFolder) + "/" + *name;
   const int fd = sys().listen_at(name_.data(), name_.size());
   if (fd < 0) name_.clear();
   Endpoint socket(fd);

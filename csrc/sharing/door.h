@@ -7,7 +7,8 @@
 // Invariants
 //   1. The descriptor of the file is closed before the socket, which keeps the inode: else another file
 //      could get the inode's number and be taken for this one.
-//   2. A file that could not be unlinked is unlinked later, before another one is made.
+//   2. A file that could not be unlinked is unlinked later, before another one is made; and what a process
+//      has left that was killed in that moment, when any process of the user opens its door.
 #pragma once
 
 #include <string>

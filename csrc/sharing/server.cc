@@ -12,7 +12,9 @@
 #include "os/path.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
+#include "sharing/brief_files.h"
 #include "sharing/broker.h"
+#include "sharing/descriptor.h"
 
 namespace pgalloc {
 
@@ -20,28 +22,38 @@ using os::sys;
 
 namespace {
 
+constexpr int kServeMax_ms = 2000;
+constexpr int kCloseMax_ms = 200;
+
 // Other servers wait while it lives, so that what is looked at stays what it is. As far as the file
-// system knows locks, and for two seconds: other programs that lock folders must not stop us.
+// system knows locks, and for some milliseconds: other programs that lock folders must not stop us.
 class FolderLock {
  public:
-  explicit FolderLock(const std::string& folder) {
+  FolderLock(const std::string& folder, int milliseconds) {
     fd_ = os::retry_interrupted(
         [&] { return sys().open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); });
-    for (int i = 0; fd_ >= 0 && i < 2000; ++i) {
-      if (sys().flock(fd_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) break;
+    for (int i = 0; fd_ >= 0 && i < milliseconds; ++i) {
+      held_ = sys().flock(fd_, LOCK_EX | LOCK_NB) == 0;
+      others_ = !held_ && errno == EWOULDBLOCK;
+      if (!others_) break;
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
   }
   ~FolderLock() {
     if (fd_ < 0) return;
-    sys().flock(fd_, LOCK_UN);  // a child that was forked meanwhile has the descriptor, too
+    if (held_) sys().flock(fd_, LOCK_UN);  // a child that was forked meanwhile has it, too
     sys().close(fd_);
   }
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;
 
+  bool held() const { return held_; }
+  bool others() const { return others_; }  // it is another process's, or was all the time
+
  private:
   int fd_ = -1;
+  bool held_ = false;
+  bool others_ = false;
 };
 
 // Whether it is a socket that was left behind by a process that is gone.
@@ -52,6 +64,13 @@ bool is_deserted(const std::string& path) {
   if (probe < 0) return errno == ECONNREFUSED;
   sys().close(probe);
   return false;
+}
+
+// What fails once may succeed the next time.
+void remove_at(const std::string& path) {
+  for (int i = 0; i < 3; ++i) {
+    if (sys().unlink(path.c_str()) == 0 || errno == ENOENT) return;
+  }
 }
 
 }  // namespace
@@ -69,36 +88,72 @@ Result<std::unique_ptr<Server>> Server::create(const std::string& path, Scope sc
   return status;
 }
 
-Status Server::bind(int* fd) {
-  *fd = sys().listen_at(path_.data(), path_.size());
-  int error = errno;
-  if (*fd < 0 && error == EADDRINUSE && is_deserted(path_)) {
-    sys().unlink(path_.c_str());
-    *fd = sys().listen_at(path_.data(), path_.size());
-    error = errno;
-  }
-  return *fd >= 0 ? Status() : Status::system_error(error, "bind");
+Status Server::listen(Scope scope) {
+  const FolderLock lock(os::folder_of(path_), kServeMax_ms);
+  if (lock.held()) return listen_locked(std::move(scope));
+  return listen_unlocked(std::move(scope),
+                         lock.others()
+                             ? "bind (the folder is locked by another process, and what was "
+                               "left there is only removed under the lock)"
+                             : "bind (the folder cannot be locked, and what was left there "
+                               "is only removed under a lock)");
 }
 
-Status Server::listen(Scope scope) {
-  int fd = -1;
-  {
-    const FolderLock lock(os::folder_of(path_));
-    PGALLOC_RETURN_IF_ERROR(bind(&fd));
-    struct stat status{};
-    if (sys().lstat(path_.c_str(), &status) != 0) {
-      const int error = errno;
-      sys().close(fd);
-      sys().unlink(path_.c_str());
-      return Status::system_error(error, "lstat");
+Status Server::listen_locked(Scope scope) {
+  int fd = sys().listen_at(path_.data(), path_.size());
+  int error = errno;
+  if (fd < 0 && error == EADDRINUSE && is_deserted(path_)) {
+    sys().unlink(path_.c_str());
+    fd = sys().listen_at(path_.data(), path_.size());
+    error = errno;
+  }
+  if (fd < 0) return Status::system_error(error, "bind");
+  Status status = hand_over(fd, path_, std::move(scope));
+  if (!status.ok()) remove_at(path_);
+  return status;
+}
+
+// Between bind() and listen() a server that has the lock would take the socket for one that was left
+// behind. So it gets its path when it listens; if the path is free, which link() finds out. `why` is what
+// is said of a socket that may have been left there.
+Status Server::listen_unlocked(Scope scope, const char* why) {
+  const Descriptor folder(
+      sys().open(os::folder_of(path_).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
+  if (!folder.open()) return Status::system_error(errno, "open");
+  remove_left_files(os::folder_of(path_));
+  Result<std::string> name = name_of_brief_file();
+  if (!name.ok()) return std::move(name).status();
+  // The folder's own path may leave no room for the name in the address of a socket.
+  const std::string file = "/proc/self/fd/" + std::to_string(folder.fd()) + "/" + *name;
+  const int fd = sys().listen_at(file.data(), file.size());
+  if (fd < 0) {
+    return Status::system_error(
+        errno, errno == ENOENT ? "bind (through /proc, without the folder's lock)" : "bind");
+  }
+  Status status = hand_over(fd, file, std::move(scope));
+  if (status.ok()) {
+    const Descriptor socket(sys().open(file.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC, 0));
+    if (!socket.open() || sys().link_descriptor(socket.fd(), path_.c_str()) != 0) {
+      const int error = errno == EEXIST ? EADDRINUSE : errno;
+      Broker::instance().stop_serving(number_);
+      status = Status::system_error(error, is_deserted(path_) ? why : "bind");
     }
-    identity_ = {status.st_dev, status.st_ino};
   }
+  remove_at(file);
+  return status;
+}
+
+// To the broker, once it is known which file is the socket's.
+Status Server::hand_over(int fd, const std::string& file, Scope scope) {
+  struct stat status{};
+  if (sys().lstat(file.c_str(), &status) != 0) {
+    const int error = errno;
+    sys().close(fd);
+    return Status::system_error(error, "lstat");
+  }
+  identity_ = {status.st_dev, status.st_ino};
   Result<uint64_t> number = Broker::instance().serve(fd, std::move(scope));
-  if (!number.ok()) {
-    remove_file();
-    return std::move(number).status();
-  }
+  if (!number.ok()) return std::move(number).status();
   number_ = *number;
   return {};
 }
@@ -118,8 +173,12 @@ void Server::remove_file() const {
 
 void Server::close() {
   if (closed_.exchange(true) || generation_ != process_generation()) return;
+  {
+    // No lock is needed as long as it listens (invariant 3). A program may have closed the socket.
+    const FolderLock lock(os::folder_of(path_), kCloseMax_ms);
+    if (lock.held() || !is_deserted(path_)) remove_file();
+  }
   Broker::instance().stop_serving(number_);
-  remove_file();
 }
 
 }  // namespace pgalloc

@@ -6,6 +6,10 @@
 //   1. Of processes that want to serve at one path at once, one does. The others are told.
 //   2. Whatever fails, and whenever it ends, no file is left behind, and no other process's is removed.
 //      In a forked child all of it is the parent's.
+//   3. Only a process that has the lock of the folder removes a socket that it has not made: one that
+//      does not listen. What is bound without the lock listens from the first moment. Its own a server
+//      removes while it listens: until then its inode has no other file, and it is taken for left behind
+//      by no other server.
 #pragma once
 
 #include <sys/types.h>
@@ -41,7 +45,9 @@ class Server {
 
   explicit Server(std::string path) : path_(std::move(path)) {}
   Status listen(Scope scope);
-  Status bind(int* fd);
+  Status listen_locked(Scope scope);
+  Status listen_unlocked(Scope scope, const char* why);
+  Status hand_over(int fd, const std::string& file, Scope scope);
   void remove_file() const;
 
   const std::string path_;

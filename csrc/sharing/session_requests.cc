@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -79,7 +80,15 @@ Result<Descriptor> reopen(int fd, bool readonly) {
   std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
   const int flags = (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC;
   const int own = os::retry_interrupted([&] { return sys().open(path, flags, 0); });
-  if (own < 0) return Status::system_error(errno, "open");
+  if (own < 0) {
+    const int error = errno;
+    struct stat status{};
+    if (error != ENOENT || sys().lstat("/proc/self/fd", &status) == 0)
+      return Status::system_error(error, "open");
+    return Status::error(ErrorCode::kSharing,
+                         "the owner of these pages has no /proc, through which it opens memory for "
+                         "others: mount one where it runs (mount -t proc proc /proc)");
+  }
   Descriptor descriptor(own);
   if (!descriptor.open()) return Status::system_error(errno, "fstat");
   return descriptor;

@@ -163,8 +163,14 @@ class Connection:
     def forget(self) -> None:
         """Use it for nothing new."""
         self.files.clear()  # they last as long as there are handles on their pages
-        if self.address is not None and _connections.get(self.address) is self:
-            del _connections[self.address]
+        if self.address is not None and _connections.get(self.address.owner) is self:
+            del _connections[self.address.owner]
+
+    def _note(self, address: Address) -> None:
+        """What is sent on tells others how the owner is reached now."""
+        if address != self.address and address.path:
+            self.link.set_owner(self.owner_pid, address)
+            self.address = address
 
 
 def _connected_to_sender(address: Address) -> socket.socket:
@@ -186,19 +192,20 @@ def _connected_to_sender(address: Address) -> socket.socket:
 
 
 def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.socket:
-    """A socket to a process of this user, or root's. Raises OwnerGoneError, SharingError."""
+    """A socket to a process of this user, or root's. Raises OwnerGoneError, SharingError.
+
+    One that is busy, or stopped, is waited for.
+    """
+    seconds = REQUEST_MAX_S if timeout is None else timeout
+    deadline = time.monotonic() + seconds
     sock = socket.socket(socket.AF_UNIX, _KIND)
     try:
-        # Not settimeout(): a socket that does not block is refused when many come at once.
-        seconds = REQUEST_MAX_S if timeout is None else timeout
-        limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) or 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        try:
-            sock.connect(name)
-        except (ConnectionRefusedError, FileNotFoundError, BlockingIOError) as error:
-            raise OwnerGoneError(f"no owner of pages listens at {name!r}") from error
-        except OSError as error:
-            raise OSError(error.errno, f"connect: {error.strerror}", name) from None
+        while not _try_to_connect(sock, name, max(0.0, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                raise SharingError(
+                    f"the process that listens at {name!r} did not answer in time "
+                    f"({seconds:g} seconds): it is stopped, or others come faster than it answers"
+                )
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _pid, served_by, _gid = _CREDENTIALS.unpack(credentials)
         if served_by not in (uid, 0):
@@ -209,7 +216,27 @@ def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.soc
     return sock
 
 
-_connections: dict[Address, Connection] = {}
+def _try_to_connect(sock: socket.socket, name: bytes | str, seconds: float) -> bool:
+    """False if the other side was busy for so long, or a signal came. Raises OwnerGoneError."""
+    # Not settimeout(): a socket that does not block is refused when many come at once.
+    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) or 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    try:
+        sock.connect(name)
+    except BlockingIOError:
+        return False
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        raise OwnerGoneError(f"no owner of pages listens at {name!r}") from error
+    except OSError as error:
+        raise OSError(error.errno, f"connect: {error.strerror}", name) from None
+    try:
+        sock.getpeername()
+    except OSError:  # Python takes a wait that a signal has ended for done
+        return False
+    return True
+
+
+_connections: dict[tuple[bytes, int], Connection] = {}  # by Address.owner
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()
 _lock = threading.RLock()  # a signal handler may receive pages, too
 _generation = _core.process_generation()
@@ -224,7 +251,7 @@ def connection_to(address: Address) -> Connection:
     made = Connection.to_owner(address)
     with _lock:
         if (known := _known(address)) is None:
-            _connections[address] = made
+            _connections[address.owner] = made
             return made
     made.close()
     return known
@@ -235,7 +262,9 @@ def _known(address: Address) -> Connection | None:
         for each in list(_connections.values()):
             if each.has_hung_up():
                 each.break_off()
-        return _connections.get(address)
+        if (known := _connections.get(address.owner)) is not None:
+            known._note(address)
+        return known
 
 
 def of_file(file: Any) -> Connection:
@@ -280,5 +309,5 @@ def _inherited(link: _core.OwnerLink) -> Connection:
     connection = Connection(link, None if address is None else Address(*address))
     connection.owner_pid = owner_pid
     if connection.address is not None:
-        _connections[connection.address] = connection
+        _connections[connection.address.owner] = connection
     return connection

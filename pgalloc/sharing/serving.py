@@ -95,7 +95,8 @@ def connect(
     Its ``close()`` gives back what this process holds, but what is viewed; the owner takes all back
     when this process dies. A request that is not answered within ``timeout`` seconds (None: 60)
     raises SharingError; what it would have brought is given back when the answer comes. Raises
-    OwnerGoneError if no process serves there, or it refuses this process; OSError.
+    OwnerGoneError if no process serves there, or it refuses this process; SharingError if it lets
+    no process in for so long; OSError.
     """
     connection, name, _has_cache = open_served(path, checked_timeout(timeout))
     try:

@@ -20,6 +20,11 @@ class Address(NamedTuple):
     secret: bytes
     uid: int
 
+    @property
+    def owner(self) -> tuple[bytes, int]:
+        """What it is known by: the others may change while it lives."""
+        return self.secret, self.uid
+
 
 class Token(NamedTuple):
     """Stands for a reference on pages until it is claimed, once."""

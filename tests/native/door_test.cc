@@ -3,9 +3,11 @@
 #include "sharing/door.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include "native/sharing.h"
+#include "sharing/brief_files.h"
 
 namespace pgalloc::door_test {
 namespace {
@@ -108,6 +110,21 @@ TEST(a_file_that_could_not_be_unlinked_is_unlinked_before_the_next) {
   kernel.calls.unlink = os::kernel().unlink;
   door.close();
   EXPECT(!is_there(name));
+}
+
+TEST(a_file_that_a_killed_process_has_left_goes_when_another_opens_its_door) {
+  const std::string left = "/tmp/" + *name_of_brief_file();
+  ::close(os::kernel().listen_at(left.data(), left.size()));
+  const timespec then{::time(nullptr) - 100, 0};
+  const timespec times[2] = {then, then};
+  EXPECT_EQ(::utimensat(AT_FDCWD, left.c_str(), times, AT_SYMLINK_NOFOLLOW), 0);
+  Door door;
+  // Others may have left more than are removed at once.
+  for (int i = 0; i < 200 && is_there(left); ++i) {
+    EXPECT(door.open().open());
+    door.close();
+  }
+  EXPECT(!is_there(left));
 }
 
 TEST(a_file_that_is_gone_needs_no_unlinking) {

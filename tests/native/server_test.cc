@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 
 #include <array>
+#include <utility>
 
 #include "native/sharing.h"
 #include "sharing/broker.h"
@@ -38,6 +39,10 @@ struct Scene {
   bool is_served() const {
     const Descriptor socket(os::kernel().connect_to(path.data(), path.size()));
     return socket.open();
+  }
+  size_t file_count() const {
+    const std::filesystem::directory_iterator files(folder);
+    return static_cast<size_t>(std::distance(begin(files), end(files)));
   }
   Result<std::unique_ptr<Server>> serve() const { return Server::create(path, {}); }
 
@@ -193,11 +198,19 @@ TEST(folders_that_others_lock_are_waited_for_and_those_without_locks_are_not) {
   kernel.begin();
   refused = EWOULDBLOCK;
   left = 3;
-  EXPECT(scene.serve().ok());
-  EXPECT_EQ(left, -2);  // three are refused, one locks, one unlocks
+  {
+    const auto server = scene.serve();
+    EXPECT(server.ok());
+    EXPECT_EQ(left, -2);  // three are refused, one locks, one unlocks
+  }
+  EXPECT_EQ(left, -4);
   refused = ENOLCK;
   left = 3;
-  EXPECT(scene.serve().ok());
+  {
+    const auto server = scene.serve();
+    EXPECT(server.ok());
+    EXPECT_EQ(left, 2);
+  }
   EXPECT_EQ(left, 1);
 }
 
@@ -210,15 +223,183 @@ long sleeps_of_thread() {
 TEST(a_folder_that_stays_locked_is_asked_2000_times_between_sleeps) {
   const Scene scene;
   EXPECT(Broker::instance().address().ok());
+  ::close(os::kernel().listen_at(scene.path.data(), scene.path.size()));
   FakeKernel kernel;
   kernel.calls.flock = flock_refused;
   kernel.begin();
   refused = EWOULDBLOCK;
   left = INT_MAX;
   const long before = sleeps_of_thread();
-  EXPECT(scene.serve().ok());
+  const auto server = scene.serve();
   EXPECT(sleeps_of_thread() - before >= 1000);  // some end before they have begun
-  EXPECT_EQ(flocks, 2001);                      // the last one unlocks
+  EXPECT_EQ(flocks, 2000);
+  // It may be that the other process is about to listen there.
+  EXPECT_EQ(server.status().error_number(), EADDRINUSE);
+  EXPECT(server.status().describe().find("locked by another process") != std::string::npos);
+  EXPECT(scene.is_there());
+}
+
+TEST(without_the_lock_a_free_path_is_served_and_no_other) {
+  const Scene scene;
+  EXPECT(Broker::instance().address().ok());
+  FakeKernel kernel;
+  kernel.calls.flock = flock_refused;
+  refused = ENOLCK;
+  left = INT_MAX;
+  kernel.begin();
+  const size_t listeners = Broker::instance().figures().listeners;
+  {
+    const auto server = scene.serve();
+    EXPECT(server.ok());
+    EXPECT(scene.is_served());
+    struct stat status{};
+    EXPECT_EQ(::lstat(scene.path.c_str(), &status), 0);
+    EXPECT_EQ(status.st_mode & 0777u, 0600u);
+    EXPECT_EQ(scene.file_count(), 1u);
+    const auto second = scene.serve();
+    EXPECT_EQ(second.status().describe(), "bind: Address already in use");
+    kernel.calls.flock = os::kernel().flock;
+    EXPECT_EQ(scene.serve().status().error_number(), EADDRINUSE);
+    kernel.calls.flock = flock_refused;
+    EXPECT(scene.is_served());
+  }
+  EXPECT_EQ(scene.file_count(), 0u);
+  EXPECT_EQ(Broker::instance().figures().listeners, listeners);
+  ::close(os::kernel().listen_at(scene.path.data(), scene.path.size()));
+  const auto server = scene.serve();
+  EXPECT_EQ(server.status().error_number(), EADDRINUSE);
+  EXPECT(server.status().describe().find("cannot be locked") != std::string::npos);
+  EXPECT(scene.is_there());
+  EXPECT_EQ(scene.file_count(), 1u);
+}
+
+TEST(without_the_lock_the_path_may_be_as_long_as_ever) {
+  Scene scene;
+  scene.path = scene.folder + "/" + std::string(106 - scene.folder.size(), 'x');
+  FakeKernel kernel;
+  kernel.calls.flock = flock_refused;
+  refused = ENOLCK;
+  left = INT_MAX;
+  kernel.begin();
+  const auto server = scene.serve();
+  EXPECT(server.ok());
+  EXPECT(scene.is_served());
+}
+
+const Scene* raced = nullptr;
+std::unique_ptr<Server> other;  // of the process that comes in between
+int others_error = 0;
+void come_in_between() {
+  if (raced == nullptr) return;
+  auto made = std::exchange(raced, nullptr)->serve();
+  if (made.ok()) {
+    other = std::move(*made);
+  } else {
+    others_error = made.status().error_number();
+  }
+}
+int link_descriptor_late(int fd, const char* path) {
+  left = 0;  // that one gets the lock
+  come_in_between();
+  return os::kernel().link_descriptor(fd, path);
+}
+int unlink_late(const char* path) {
+  come_in_between();
+  return os::kernel().unlink(path);
+}
+
+TEST(one_that_has_the_lock_comes_before_one_that_has_not) {
+  const Scene scene;
+  EXPECT(Broker::instance().address().ok());
+  raced = &scene;
+  FakeKernel kernel;
+  kernel.calls.flock = flock_refused;
+  kernel.calls.link_descriptor = link_descriptor_late;
+  refused = ENOLCK;
+  left = INT_MAX;
+  kernel.begin();
+  EXPECT_EQ(scene.serve().status().error_number(), EADDRINUSE);
+  EXPECT(other != nullptr);
+  EXPECT(scene.is_served());
+  EXPECT_EQ(scene.file_count(), 1u);
+  other->close();
+  EXPECT_EQ(scene.file_count(), 0u);
+}
+
+TEST(the_socket_of_the_next_server_stays_when_this_one_is_slow_to_close) {
+  for (const bool locks : {true, false}) {
+    const Scene scene;
+    const auto server = scene.serve();
+    others_error = 0;
+    raced = &scene;
+    FakeKernel kernel;
+    kernel.calls.unlink = unlink_late;
+    if (!locks) kernel.calls.flock = flock_refused;
+    refused = ENOLCK;
+    left = INT_MAX;
+    kernel.begin();
+    (*server)->close();
+    EXPECT_EQ(others_error, EADDRINUSE);  // it is told, since this one listens till the end
+    EXPECT(other == nullptr);
+    EXPECT(!scene.is_there());
+    EXPECT(scene.serve().ok());
+  }
+}
+
+int listener = -1;
+int listen_at_noted(const char* name, size_t size) {
+  return listener = os::kernel().listen_at(name, size);
+}
+
+TEST(a_server_whose_socket_was_closed_removes_the_file_under_the_lock) {
+  const Scene scene;
+  EXPECT(Broker::instance().address().ok());
+  for (const bool locks : {false, true}) {
+    std::filesystem::remove(scene.path);
+    FakeKernel kernel;
+    kernel.calls.listen_at = listen_at_noted;
+    kernel.begin();
+    const auto server = scene.serve();
+    ::close(listener);
+    if (!locks) kernel.calls.flock = flock_refused;
+    refused = ENOLCK;
+    left = INT_MAX;
+    (*server)->close();
+    EXPECT_EQ(scene.is_there(), !locks);
+  }
+}
+
+int open_path_refused(const char* path, int flags, mode_t mode) {
+  return (flags & O_PATH) != 0 && left-- == 0 ? (errno = refused, -1)
+                                              : os::kernel().open(path, flags, mode);
+}
+ssize_t getrandom_refused(void*, size_t, unsigned) { return errno = refused, -1; }
+int link_descriptor_refused(int, const char*) { return errno = refused, -1; }
+int flock_unknown(int, int) { return errno = ENOLCK, -1; }
+
+TEST(what_fails_without_the_lock_leaves_nothing_either) {
+  const Scene scene;
+  EXPECT(Broker::instance().address().ok());
+  const size_t before = descriptor_count();
+  const size_t listeners = Broker::instance().figures().listeners;
+  refused = EIO;
+  for (int part = 0; part < 7; ++part) {
+    FakeKernel kernel;
+    kernel.calls.flock = flock_unknown;
+    left = part == 0 ? 0 : 1;
+    if (part < 2) kernel.calls.open = open_path_refused;
+    if (part == 2) kernel.calls.getrandom = getrandom_refused;
+    if (part == 3) kernel.calls.listen_at = listen_at_refused;
+    if (part == 4) kernel.calls.lstat = lstat_refused;
+    if (part == 5) kernel.calls.link_descriptor = link_descriptor_refused;
+    if (part == 6) kernel.calls.fstat = fstat_refused;
+    kernel.begin();
+    EXPECT_EQ(scene.serve().status().error_number(), EIO);
+    os::use(os::kernel());
+    EXPECT_EQ(scene.file_count(), 0u);
+    EXPECT_EQ(descriptor_count(), before);
+    EXPECT_EQ(Broker::instance().figures().listeners, listeners);
+  }
 }
 
 TEST(the_descriptor_of_a_folder_may_be_0) {

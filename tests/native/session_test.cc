@@ -212,6 +212,21 @@ TEST(a_file_that_cannot_be_opened_costs_the_request) {
   EXPECT(scene.session->holds_nothing());
 }
 
+int lstat_refused(const char*, struct stat*) { return errno = ENOENT, -1; }
+
+TEST(an_owner_without_proc_says_so) {
+  Scene scene;
+  FakeKernel kernel;
+  kernel.calls.open = open_refused;
+  refused = ENOENT;
+  kernel.begin();
+  EXPECT_EQ(scene.ask(Op::kOpen, scene.file->id()).status.error_number(), ENOENT);
+  kernel.calls.lstat = lstat_refused;
+  const Answer answer = scene.ask(Op::kOpen, scene.file->id());
+  EXPECT_EQ(answer.status.code(), ErrorCode::kSharing);
+  EXPECT(answer.status.message().find("no /proc") != std::string::npos);
+}
+
 TEST(a_descriptor_may_be_0) {
   Scene scene;
   ::close(0);

@@ -67,6 +67,7 @@ MORE_ERRNOS = {
     "getrandom": [errno.EFAULT],
     "socketpair": [errno.EMFILE, errno.ENFILE],
     "listen_at": [errno.EMFILE, errno.ENFILE, errno.EADDRINUSE, errno.EACCES],
+    "getdents": [errno.ENOENT, errno.ENOTDIR],
     "accept": [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO],
     "recvmsg": [errno.ENOBUFS],
     "sendmsg": [errno.ENOBUFS, errno.ETOOMANYREFS, errno.EMSGSIZE],

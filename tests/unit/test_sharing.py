@@ -47,6 +47,27 @@ def is_free(memory_file: MemoryFile) -> bool:
     return not memory_file.segments()
 
 
+def test_an_owner_that_is_reached_in_another_way_is_the_same(mf: MemoryFile) -> None:
+    """One file, and one mapping: however many addresses an owner has had."""
+    with mf.allocate(PAGE) as a, Peer() as peer:
+        peer.do(peers.keep, "a", a)
+        door = _core.broker_descriptors()[5]
+        before = _core.broker_address()[1]
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, door)  # as programs do: it is not the broker's any more
+        os.close(null)
+        _core.broker_set_times(look_s=0.01)
+        try:
+            eventually(lambda: _core.broker_address()[1] not in (before, b""), "another door")
+        finally:
+            _core.broker_set_times()
+            os.close(door)
+        peer.do(peers.keep, "b", a)
+        assert peer.do(peers.run, "result = kept['a'].file is kept['b'].file")
+        sends = peer.do(peers.run, "result = kept['a'].file._connection.address.path")
+        assert sends == _core.broker_address()[1]
+
+
 # --- on the way ----------------------------------------------------------------------------------
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +153,23 @@ def test_sockets_that_are_taken_or_left_behind(mf: MemoryFile, path: Path) -> No
         mf.serve(path.parent / "missing" / "socket")
 
 
+def test_a_socket_in_a_locked_folder_stays(mf: MemoryFile, path: Path) -> None:
+    """Its process may be about to listen."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as deserted:
+        deserted.bind(str(path))
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="locked by another process") as raised:
+            mf.serve(path)
+        assert (raised.value.errno, raised.value.filename) == (errno.EADDRINUSE, str(path))
+        assert path.is_socket()
+    finally:
+        os.close(folder)
+    with mf.serve(path):
+        pgalloc.connect(path).close()
+
+
 def test_a_server_does_not_remove_what_is_not_its_own(mf: MemoryFile, path: Path) -> None:
     server = mf.serve(path)
     path.unlink()
@@ -203,6 +223,57 @@ def test_an_owner_that_is_started_again(path: Path) -> None:
     a.release()
     peer.close()
     end(second)
+
+
+def fill_backlog(path: Path, held: ExitStack) -> None:
+    """Connections that are not accepted, until there is no room for more."""
+    while True:
+        sock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        sock.setblocking(False)
+        try:
+            sock.connect(str(path))
+        except BlockingIOError:
+            return
+
+
+def test_an_owner_that_is_busy_for_too_long(path: Path) -> None:
+    """It lives: no OwnerGoneError."""
+    with ExitStack() as held:
+        listener = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        listener.bind(str(path))
+        listener.listen(1)
+        fill_backlog(path, held)
+        with pytest.raises(SharingError, match="did not answer in time") as raised:
+            pgalloc.connect(path, timeout=0.05)
+        assert type(raised.value) is SharingError
+        assert str(path) in str(raised.value)
+
+
+def test_signals_while_an_owner_is_busy(path: Path) -> None:
+    """They are handled, and the wait goes on."""
+    owner = start_owner(path)
+    signals = 0
+
+    def handle(*_: object) -> None:
+        nonlocal signals
+        signals += 1
+        if signals == 5:
+            held.close()
+            os.kill(owner.pid, signal.SIGCONT)
+
+    with ExitStack() as held:
+        os.kill(owner.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, owner.pid, os.WSTOPPED)
+        fill_backlog(path, held)
+        before = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        try:
+            pgalloc.connect(path).close()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert signals >= 5
+    end(owner)
 
 
 # --- caches --------------------------------------------------------------------------------------
