@@ -26,6 +26,7 @@ namespace {
 constexpr std::chrono::milliseconds kSlice{50};       // until Ctrl-C gets through
 constexpr std::chrono::milliseconds kRetryPeriod{5};  // while the owner does not read
 constexpr std::chrono::milliseconds kLinger{1};       // with what is given back
+constexpr std::chrono::seconds kOwnersEnd{2};         // a process without sockets is soon gone
 
 Status owner_gone() {
   return Status::error(ErrorCode::kOwnerGone,
@@ -417,11 +418,12 @@ bool OwnerLink::owner_has_ended() {
   return owner_has_ended_;
 }
 
-bool OwnerLink::is_cut_off(Time deadline) {
+bool OwnerLink::is_cut_off() {
   {
     MutexLock lock(mu_);
     if (!broken() && socket_.intact() && !is_over()) return false;
   }
+  const Time deadline = std::chrono::steady_clock::now() + kOwnersEnd;
   while (!owner_has_ended()) {
     if (std::chrono::steady_clock::now() > deadline) return true;
     std::this_thread::sleep_for(std::chrono::milliseconds(1));

@@ -125,8 +125,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   // connection that broke says nothing of that.
   bool owner_has_ended();
   // Whether the owner lives, but not this connection: it may have taken back by now what this process
-  // had not mapped before. An owner that is about to end is waited for until `deadline`.
-  bool is_cut_off(Time deadline) EXCLUDES(mu_);
+  // had not mapped before. An owner that is about to end is waited for, two seconds at most.
+  bool is_cut_off() EXCLUDES(mu_);
 
   // --- For Forks: one thread at a time -----------------------------------------------------------
 

@@ -4,7 +4,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -18,12 +17,6 @@ namespace pgalloc {
 
 using os::sys;
 
-namespace {
-
-constexpr std::chrono::seconds kOwnersEnd{2};  // a process that has closed its sockets is soon gone
-
-}  // namespace
-
 Result<std::shared_ptr<PeerFile>> PeerFile::create(int fd, const Identity& identity,
                                                    std::shared_ptr<OwnerLink> link) {
   if (identity.capacity == 0 || identity.capacity > kMaxOffset) {
@@ -34,7 +27,7 @@ Result<std::shared_ptr<PeerFile>> PeerFile::create(int fd, const Identity& ident
   auto file = inherit(std::move(*chunks), fd, identity, std::move(link), {});
   // A lease on its pages may have arrived already. The owner of a connection that ended looks at what is
   // mapped here: if it ended after the file was mapped, it has seen that.
-  if (file.ok() && (*file)->link_->is_cut_off(std::chrono::steady_clock::now() + kOwnersEnd)) {
+  if (file.ok() && (*file)->link_->is_cut_off()) {
     return Status::error(ErrorCode::kOwnerGone,
                          "the connection to the owner of these pages has ended");
   }

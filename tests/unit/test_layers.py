@@ -41,6 +41,8 @@ PARTS = {
     "binding/bind_broker.cc": "binding/bind.h",
     "binding/bind_discards.cc": "binding/bind.h",
     "binding/bind_guard.cc": "binding/bind.h",
+    "sharing/owner_link_forks.cc": "sharing/owner_link.h",
+    "sharing/session_requests.cc": "sharing/session.h",
     "binding/bind_fork.cc": "binding/bind.h",
     "binding/bind_image.cc": "binding/bind.h",
     "binding/bind_image_writer.cc": "binding/bind.h",
@@ -218,6 +220,7 @@ CLOCKS = {
     "sharing/offers.h",
     "sharing/owner_link.cc",
     "sharing/owner_link.h",
+    "sharing/owner_link_forks.cc",
     "sharing/peers.cc",
 }
 
