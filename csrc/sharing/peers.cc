@@ -158,10 +158,34 @@ void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {
   const pid_t pid = peer.pid > 0 ? peer.pid : kUnseen;
   auto session = std::make_unique<Session>(number, offers_, scope, pid, peer.uid);
   if (pid == kUnseen) session->process = PeerProcess::handle_of(socket.fd());
+  if (!join_others(*session)) return;
   auto connected = std::make_unique<Connected>(number, std::move(socket), std::move(session),
                                                /*greeted=*/false, now);
   ungreeted_.push_back(number);
   add(number, std::move(connected));
+}
+
+// Other connections of its process, also those that have ended and of which something is held, share its
+// limits. False if there are too many: a quarter of all for a process, half for those that are not seen
+// from here, and cannot be told apart.
+bool Peers::join_others(Session& session) const {
+  Session* other = nullptr;
+  size_t unseen = 0;
+  const auto look = [&](Session& each) {
+    if (each.pid != session.pid || each.uid != session.uid) return;
+    if (session.pid == kUnseen) {
+      ++unseen;
+    } else if (!each.born_connected()) {
+      other = &each;
+    }
+  };
+  for (const auto& [number, connected] : channels_) look(connected->channel.session());
+  departed_.visit(look);
+  if (unseen >= channels_max() / 2) return false;
+  if (other == nullptr) return true;
+  if (other->sharers_of_limits() >= channels_max() / 4) return false;
+  session.share_limits_with(*other);
+  return true;
 }
 
 // --- Waiting -------------------------------------------------------------------------------------

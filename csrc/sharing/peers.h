@@ -144,6 +144,7 @@ class Peers {
   }
   void accept(Listener& listener, SteadyTime now);
   void let_in(Endpoint socket, const Scope& scope, SteadyTime now);
+  bool join_others(Session& session) const;
   bool watch_listeners(SteadyTime now);
   bool watch_touched(SteadyTime now, SteadyTime* until);
   SteadyTime next_time(SteadyTime now) const;

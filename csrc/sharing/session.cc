@@ -18,6 +18,7 @@ Session::Session(uint64_t its_id, Offers& offers, Scope its_scope, pid_t its_pid
       offers_(offers) {}
 
 Session::~Session() {
+  if (sharers_ != nullptr) std::erase(*sharers_, this);
   try {
     end_some(SIZE_MAX);
   } catch (const std::bad_alloc&) {  // NOLINT: what there is no memory to give back stays in use
@@ -89,6 +90,14 @@ uint64_t Session::unpinned_count() const {
 uint64_t Session::bytes_max(const MemoryFile& file) const {
   if (scope.limits.bytes) return *scope.limits.bytes;
   return scope.file != nullptr ? file.allocatable_bytes() / 2 : UINT64_MAX;
+}
+
+void Session::share_limits_with(Session& other) {
+  if (other.sharers_ == nullptr) {
+    other.sharers_ = std::make_shared<std::vector<const Session*>>(1, &other);
+  }
+  other.sharers_->push_back(this);
+  sharers_ = other.sharers_;
 }
 
 // A file the peer was let into.

@@ -32,7 +32,7 @@
 
 namespace pgalloc {
 
-// What one peer may take at most. Bytes are those of one file.
+// What one process may take at most, over all of its connections. Bytes are those of one file.
 struct PeerLimits {
   // Of pages it holds: checked when it allocates. Nothing: half of what can be allocated in a file that
   // is served; of others no limit: those peers are the program's own processes, and begin with leases on
@@ -83,6 +83,11 @@ class Session {
   ~Session();  // sessions that end by end_some() before need no memory then
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
+
+  // From here on the limits in bytes are for both together, and for those that the other one shares them
+  // with: connections of one process. REQUIRES: this shares them with no one yet.
+  void share_limits_with(Session& other);
+  size_t sharers_of_limits() const { return sharers_ == nullptr ? 1 : sharers_->size(); }
 
   // A child of this process is about to be forked: it has these leases, which the file counts already,
   // from birth. How many of these ranges are the session's from here on: if memory has run out, not all.
@@ -149,6 +154,9 @@ class Session {
   void tidy(uint64_t file);
   uint64_t unpinned_count() const;
   uint64_t bytes_max(const MemoryFile& file) const;
+  // The sum of count(session) over all that share the limits.
+  template <class Count>
+  uint64_t sum_of_sharers(Count count) const;
   void describe(const MemoryFile& file, Answer* answer) const;
   void add_description(const MemoryFile& file, Answer* answer) const;
   bool drop_views(Held& held, FileRange range, size_t count_max);
@@ -169,6 +177,7 @@ class Session {
   std::optional<Answer> value(Request& request);
 
   Offers& offers_;
+  std::shared_ptr<std::vector<const Session*>> sharers_;  // of the limits; nullptr: this one alone
   std::unordered_map<uint64_t, std::unique_ptr<Held>>
       shares_;                          // of files of which it holds something
   std::unordered_set<uint64_t> known_;  // files it was let into

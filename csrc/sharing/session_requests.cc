@@ -230,6 +230,14 @@ void Session::add_description(const MemoryFile& file, Answer* answer) const try 
 } catch (const std::bad_alloc&) {  // NOLINT: then the peer asks
 }
 
+template <class Count>
+uint64_t Session::sum_of_sharers(Count count) const {
+  if (sharers_ == nullptr) return count(*this);
+  uint64_t sum = 0;
+  for (const Session* const each : *sharers_) sum += count(*each);
+  return sum;
+}
+
 std::optional<Answer> Session::offer(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
@@ -243,7 +251,11 @@ std::optional<Answer> Session::offer(Request& request) {
     status = file->references().lease_anew(pages->range);
     if (status.ok()) {
       const Offer offer = Offer::now(file, pages->range, id, pid, uid);
-      Result<wire::Secret> secret = offers_.add_or_drop(offer, scope.limits.unclaimed);
+      const uint64_t most = scope.limits.unclaimed.value_or(Offers::of_peer_max(*file));
+      const uint64_t others = sum_of_sharers([&](const Session& each) {
+        return &each == this ? 0 : offers_.bytes_of_peer(pages->file, each.id);
+      });
+      Result<wire::Secret> secret = offers_.add_or_drop(offer, most - std::min(most, others));
       if (secret.ok()) {
         wire::append(given.payload, *secret);
         return given;
@@ -276,10 +288,12 @@ std::optional<Answer> Session::allocate(Request& request) {
   Status status;
   Share& share = (*held)->share;
   const uint64_t most = bytes_max(*share.file());
-  if (wanted.length > most || share.bytes() > most - wanted.length) {
+  const uint64_t bytes =
+      sum_of_sharers([name](const Session& each) { return each.bytes_of(name); });
+  if (wanted.length > most || bytes > most - wanted.length) {
     status = Status::error(ErrorCode::kOutOfMemory,
                            "a peer of this file may hold " + std::to_string(most) +
-                               " bytes at most, and has " + std::to_string(share.bytes()));
+                               " bytes at most, and has " + std::to_string(bytes));
   } else {
     bool must_wait = false;
     Result<FileRange> range = share.file()->allocate(wanted, /*may_wait=*/false, &must_wait);

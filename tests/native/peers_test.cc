@@ -544,10 +544,11 @@ int accept_with_room(int fd) {
 TEST(half_of_the_descriptors_are_for_others) {
   Listening scene;
   EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &large), 0);
-  native_tests::FakeKernel kernel;
-  kernel.calls.accept = accept_with_room;
-  kernel.begin();
+  AnotherUser user(::geteuid(), 1);
+  user.kernel.calls.accept = accept_with_room;
+  user.kernel.begin();
   const auto stranger = [&] {
+    ++other_pid;  // of another process
     std::unique_ptr<Client> client;
     with_room([&] { return client = scene.stranger(), 0; });
     return client;
@@ -570,6 +571,86 @@ TEST(half_of_the_descriptors_are_for_others) {
     EXPECT(scene.hub.until([&] { return scene.hub.idle(); }));
   }
   ::setrlimit(RLIMIT_NOFILE, &large);
+}
+
+TEST(l7_a_process_has_a_quarter_of_the_connections_and_one_limit_for_all) {
+  Listening scene;
+  EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &large), 0);
+  AnotherUser user(::geteuid(), 5);
+  user.kernel.calls.accept = accept_with_room;
+  user.kernel.begin();
+  const auto stranger = [&] {
+    std::unique_ptr<Client> client;
+    with_room([&] { return client = scene.stranger(), 0; });
+    return client;
+  };
+  small = {96, large.rlim_max};  // 48 connections
+  std::vector<std::unique_ptr<Client>> peers;
+  for (const auto& [pid, most] : {std::pair(5, size_t{12}), std::pair(0, size_t{24})}) {
+    other_pid = pid;
+    for (size_t i = 0; i < most; ++i) {
+      peers.push_back(stranger());
+      EXPECT(scene.greet(*peers.back()).has_value());
+    }
+    EXPECT(scene.ends(*stranger()));
+  }
+  other_pid = 6;
+  EXPECT(scene.greet(*stranger()).has_value());
+  // One that has gone makes room, unless the process holds something by it.
+  other_pid = 5;
+  peers.erase(peers.begin());
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() < 37; }));
+  peers.push_back(stranger());
+  EXPECT(scene.greet(*peers.back()).has_value());
+  ::setrlimit(RLIMIT_NOFILE, &large);
+}
+
+TEST(l7_connections_of_a_process_share_its_limits) {
+  Scene scene;
+  scene.scope.limits.bytes = 4 * page_size();
+  scene.scope.limits.unclaimed = 2 * page_size();
+  Session first(1, scene.hub.peers.offers(), scene.scope, 5, 0);
+  Session other(9, scene.hub.peers.offers(), scene.scope, 6, 0);
+  const auto ask = [&](Session& session, Op op, std::string_view payload) {
+    Request request{.op = op, .number = 1, .payload = std::string(payload)};
+    return *session.step(request);
+  };
+  const auto allocate = [&](Session& session, uint64_t count) {
+    const std::string packet = wire::pack(0, 1, scene.file->id(), count * page_size(), uint8_t{1},
+                                          uint8_t{0}, uint32_t{0});
+    const Answer answer = ask(session, Op::kAllocate, wire::parse(packet, nullptr)->payload);
+    wire::Pages pages;
+    if (answer.status.ok()) EXPECT(wire::Reader(answer.payload).read_all(pages));
+    const bool ok = answer.status.ok();
+    return std::pair(ok ? std::nullopt : std::optional(answer.status.code()), pages);
+  };
+  {
+    std::vector<std::unique_ptr<Session>> more;
+    for (uint64_t i = 0; i < 2; ++i) {
+      more.push_back(std::make_unique<Session>(2 + i, scene.hub.peers.offers(), scene.scope, 5, 0));
+      more.back()->share_limits_with(first);
+    }
+    EXPECT_EQ(first.sharers_of_limits(), 3u);
+    const auto pages = allocate(first, 2).second;
+    const auto second = allocate(*more[0], 2).second;
+    EXPECT_EQ(allocate(*more[1], 1).first, ErrorCode::kOutOfMemory);
+    EXPECT_EQ(allocate(first, 1).first, ErrorCode::kOutOfMemory);
+    EXPECT_EQ(allocate(other, 4).first, std::nullopt);
+    const auto packed = [](const wire::Pages& its) {
+      std::string payload;
+      wire::append(payload, its);
+      return payload;
+    };
+    EXPECT(ask(first, Op::kOffer, packed(pages)).status.ok());
+    EXPECT(ask(first, Op::kOffer, packed(pages)).status.ok());  // the same pages
+    EXPECT_EQ(ask(*more[0], Op::kOffer, packed(second)).status.code(), ErrorCode::kSharing);
+    const wire::Pages one{second.file, {second.range.start, second.range.start + page_size()}};
+    EXPECT_EQ(ask(*more[0], Op::kOffer, packed(one)).status.code(), ErrorCode::kSharing);
+  }
+  EXPECT_EQ(first.sharers_of_limits(), 1u);
+  EXPECT_EQ(allocate(first, 2).first, std::nullopt);  // what the others had is free
+  EXPECT(first.end_some(SIZE_MAX));
+  EXPECT(other.end_some(SIZE_MAX));
 }
 
 TEST(a_listener_lets_in_until_it_is_removed) {
