@@ -25,6 +25,7 @@ import atexit
 import logging
 import os
 import threading
+import time
 import weakref
 from typing import Protocol
 
@@ -54,6 +55,7 @@ _log = logging.getLogger("pgalloc")
 _parkables: dict[int, tuple[weakref.ref[Parkable], int]] = {}
 _lock = threading.Lock()  # several threads may fork
 _parked = 0
+_TRIES = 10  # to start a thread again, a hundredth of a second apart
 
 
 def register(parkable: Parkable) -> None:
@@ -98,10 +100,18 @@ def _resume() -> None:
         if _parked > 0:
             return
         for parkable in _all(of_parents=False):
-            try:
-                parkable.resume()
-            except Exception:  # RuntimeError: no thread to be had for this one
+            _resume_one(parkable)
+
+
+def _resume_one(parkable: Parkable) -> None:
+    """Also if there is no thread to be had for a moment."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return parkable.resume()
+        except Exception:  # RuntimeError: no thread to be had for this one
+            if left == 0:
                 _log.exception("%r has no threads after a fork", parkable)
+        time.sleep(0.01)
 
 
 def _begin_child() -> list[Parkable]:

@@ -17,6 +17,7 @@
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
+#include "sharing/broker.h"
 
 namespace pgalloc::binding {
 
@@ -80,6 +81,7 @@ bool parse_allocate(const char* function, PyObject* const* args, Py_ssize_t coun
 }
 
 Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request) {
+  Broker::start_if_it_lacks_its_thread();  // no other call may come
   const bool touches_kernel =
       request.mode != AllocationMode::kAllocateOnly || file.options().manual_zeroing;
   bool must_wait = touches_kernel;

@@ -22,7 +22,7 @@ class SCOPED_CAPABILITY Broker::Locked {
   explicit Locked(Broker& broker) ACQUIRE(broker.mu_)
       : broker_(broker), wants_(broker.callers_), lock_(broker.mu_) {
     wants_.over();
-    if (broker_.lacks_thread_) broker_.retry_thread();
+    if (lacks_thread_) broker_.retry_thread();
   }
   ~Locked() RELEASE() NO_THREAD_SAFETY_ANALYSIS {
     const Peers::LetGo let_go = broker_.peers_->take_let_go();

@@ -110,6 +110,12 @@ class Broker {
   };
   Figures figures() EXCLUDES(mu_);
 
+  // After a fork in which no thread was to be had the next call of any method starts it again. This one
+  // does only that, and costs a look if there is nothing to do.
+  static void start_if_it_lacks_its_thread() {
+    if (lacks_thread_.load(std::memory_order_relaxed)) (void)instance().figures();
+  }
+
   // --- For tests -----------------------------------------------------------------------------------
 
   // How long a peer may take to greet, how long an offer waits after its sender has ended, and how often
@@ -130,6 +136,8 @@ class Broker {
   class Locked;
   class Unlocked;
 
+  static inline constinit std::atomic<bool> lacks_thread_{false};  // it could not be started again
+
   Broker();
   Status start() REQUIRES(mu_);
   Status start_thread() REQUIRES(mu_);
@@ -145,8 +153,7 @@ class Broker {
   CondVar delivered_;                    // perhaps
   size_t awaiting_ GUARDED_BY(mu_) = 0;  // threads that wait for it
   int parked_ GUARDED_BY(mu_) = 0;
-  bool ending_ GUARDED_BY(mu_) = false;        // the thread is being waited for
-  bool lacks_thread_ GUARDED_BY(mu_) = false;  // it could not be started again
+  bool ending_ GUARDED_BY(mu_) = false;  // the thread is being waited for
   std::atomic<pid_t> thread_id_{0};
   std::atomic<int> callers_{0};  // who want the lock: the thread lets them have it
 };

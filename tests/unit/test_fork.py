@@ -495,7 +495,7 @@ sys.exit(os.waitpid(child, 0)[1] != 0)
 
 
 WITHOUT_THREADS = """
-import io, logging, os, resource, sys
+import io, logging, os, resource, sys, tempfile
 import pgalloc
 from pgalloc import AllocationMode, MemoryFile
 
@@ -504,6 +504,10 @@ logging.basicConfig()
 if os.getuid() == 0:
     os.setuid(65534)  # root may have as many as it wants
 mf = MemoryFile()
+if sys.argv[1] == "share":
+    folder = tempfile.mkdtemp()
+    server = mf.serve(folder + "/socket")
+    peer = pgalloc.connect(folder + "/socket", timeout=10)
 a, b = (mf.allocate(1 << 21, mode=AllocationMode.ALLOCATE_AND_COMMIT) for _ in range(2))
 soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
 resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
@@ -515,6 +519,10 @@ else:
     raise AssertionError("there is no limit")
 a.release()
 resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+if sys.argv[1] == "share":
+    mf.allocate(4096)
+    peer.allocate(4096).release()
+    peer.close()
 while mf.leases():  # of the child that never was
     pass
 if sys.argv[1] == "wait":
@@ -528,7 +536,7 @@ mf.stats()  # logs what the core has warned of
 """
 
 
-@pytest.mark.parametrize("act", ["wait", "save", "release"])
+@pytest.mark.parametrize("act", ["wait", "save", "release", "share"])
 def test_threads_that_could_not_start_again_start_when_they_are_needed(act: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_THREADS, act],
