@@ -110,11 +110,13 @@ class ArrivedLease {
   ArrivedLease& operator=(const ArrivedLease&) = delete;
 
   uint64_t file() const { return pages_.file; }
-  void describe_file(std::string_view description, OwnerLink::Reply& reply) {
+  // Without memory for that, the owner is asked.
+  void describe_file(std::string_view description, OwnerLink::Reply& reply) try {
     if (reply.descriptor < 0) return;
     description_ = description;
     descriptor_ = std::make_unique<ArrivedDescriptor>(reply.descriptor);
     reply.descriptor = -1;
+  } catch (const std::bad_alloc&) {  // NOLINT: see above
   }
   // (description, descriptor), once; else None.
   py::object take_description() {

@@ -139,6 +139,12 @@ void OwnerLink::give_back(uint64_t file, FileRange range) {
   if (idle_ || thread_ == nullptr) wake_thread();
 }
 
+void OwnerLink::make_room_to_give_back(size_t count) {
+  if (forked() || count == 0) return;
+  MutexLock lock(mu_);
+  outgoing_.make_spares(count);
+}
+
 bool OwnerLink::flush(Time deadline) {
   if (forked()) return true;
   MutexLock lock(mu_);
@@ -159,11 +165,13 @@ uint32_t OwnerLink::enqueue(Op op, const std::string& payload,
     last_number_ = last_number_ == UINT32_MAX ? 1 : last_number_ + 1;
   } while (pending_.contains(last_number_));
   pending->op = op;
-  pending_.emplace(last_number_, pending);
+  outgoing_.make_spares(1);  // to give back what the answer brings
   try {
+    pending_.emplace(last_number_, pending);
     outgoing_.add(op, last_number_, payload);
   } catch (...) {
     pending_.erase(last_number_);
+    outgoing_.drop_spares(1);
     throw;
   }
   return last_number_;
@@ -312,8 +320,18 @@ void OwnerLink::hold(Arrived arrived, Pending& pending) try {
   pending.held = true;
 } catch (const std::bad_alloc&) {
   arrived.reply.close_descriptor();
+  take_back(arrived, pending);
   pending.status = Status::error(ErrorCode::kNoMemory, "no memory is left for the answer");
   pending.done = true;
+}
+
+// There is no memory for what the answer brings: it is given back by what was spared for that.
+void OwnerLink::take_back(const Arrived& arrived, const Pending& pending) {
+  wire::Pages pages;
+  const bool brings =
+      pending.op == Op::kAllocate || pending.op == Op::kClaim || pending.op == Op::kValue;
+  if (!brings || arrived.status != 0 || !wire::Reader(arrived.reply.payload).read(pages)) return;
+  outgoing_.add(pages);
 }
 
 // What the asker is told.
@@ -343,6 +361,8 @@ void OwnerLink::dispatch(Arrived arrived) {
     status = settle(arrived, *pending);
   }
   --settling_;
+  if (!status.ok() && status.code() == ErrorCode::kNoMemory) take_back(arrived, *pending);
+  outgoing_.drop_spares(1);
   pending->settling = false;
   pending->status = std::move(status);
   const bool unwanted = pending->given_up;

@@ -58,7 +58,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
     int descriptor = -1;  // the link's, unless it is taken
     void close_descriptor();
   };
-  // What becomes of a good answer. Called without a lock, by any thread.
+  // What becomes of a good answer. Called without a lock, by any thread. If arrived() throws a
+  // std::bad_alloc, it has taken nothing: leases that the answer brought are given back.
   struct Exchange {
     std::function<void(Reply&)> arrived;
     std::function<void()> undo;
@@ -98,6 +99,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
 
   // One lease on each page of `range` is given back, soon.
   void give_back(uint64_t file, FileRange range);
+  // The next so many calls of give_back() need no memory.
+  void make_room_to_give_back(size_t count) EXCLUDES(mu_);
   // Waits until all that was given back is on its way. False if the deadline passed first.
   bool flush(Time deadline);
 
@@ -189,6 +192,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   void dispatch(Arrived arrived) REQUIRES(mu_);
   static Status settle(Arrived& arrived, const Pending& pending);
   void hold(Arrived arrived, Pending& pending) REQUIRES(mu_);
+  void take_back(const Arrived& arrived, const Pending& pending) REQUIRES(mu_);
   Status give_up(const std::shared_ptr<Pending>& pending, Status why) REQUIRES(mu_);
 
   static std::atomic<bool> all_parked_;

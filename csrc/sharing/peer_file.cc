@@ -108,9 +108,18 @@ Status PeerFile::adopt(FileRange range) {
   std::vector<FileRange> unpinned;
   if (status.ok()) {
     MutexLock lock(mu_);
+    unpinned = unpinned_in(range);
+  }
+  // The new lease keeps what was unpinned from being discarded until it is pinned; packets arrive in
+  // order, so that is before the second lease is given back.
+  for (const FileRange& pages : unpinned) {
+    link_->post(wire::Op::kPin, packed(pages), pinning(pages, nullptr));
+  }
+  if (status.ok()) {
+    MutexLock lock(mu_);
     handles_.set().visit_range(range,
                                [&](FileRange part, const uint32_t&) { twice.push_back(part); });
-    unpinned = unpinned_in(range);
+    link_->make_room_to_give_back(twice.size());
     if (!handles_.add(range)) {
       status = Status::error(ErrorCode::kRefCount, "a page has 2^32-1 references here");
     }
@@ -118,11 +127,6 @@ Status PeerFile::adopt(FileRange range) {
   if (!status.ok()) {
     link_->give_back(identity_.id, range);
     return status;
-  }
-  // The new lease keeps what was unpinned from being discarded until it is pinned; packets arrive in
-  // order, so that is before the second lease is given back.
-  for (const FileRange& pages : unpinned) {
-    link_->post(wire::Op::kPin, packed(pages), pinning(pages, nullptr));
   }
   // One lease on a page is enough (invariant 1).
   for (const FileRange& part : twice) link_->give_back(identity_.id, part);

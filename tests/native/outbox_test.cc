@@ -151,5 +151,31 @@ TEST(without_memory_nothing_is_added) {
   EXPECT(!scene.outbox.empty());
 }
 
+TEST(spares_are_used_where_there_is_no_memory) {
+  Outbox outbox;
+  const wire::Pages one{7, native_tests::pages(0, 1)};
+  const auto add = [&] {
+    native_tests::all_fail = true;
+    bool done = true;
+    try {
+      outbox.add(one);
+    } catch (const std::bad_alloc&) {
+      done = false;
+    }
+    native_tests::all_fail = false;
+    return done;
+  };
+  EXPECT(!add());
+  EXPECT(outbox.empty());
+  outbox.make_spares(3);
+  outbox.add(one);  // needs none
+  EXPECT(add());
+  EXPECT(add());
+  outbox.drop_spares(1);
+  EXPECT(!add());
+  outbox.drop_spares(1);  // there is none any more
+  EXPECT(!outbox.empty());
+}
+
 }  // namespace
 }  // namespace pgalloc::outbox_test

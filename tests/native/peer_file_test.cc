@@ -9,6 +9,7 @@
 
 #include <thread>
 
+#include "native/memory.h"
 #include "native/sharing.h"
 
 namespace pgalloc::peer_file_test {
@@ -156,6 +157,32 @@ TEST(a_lease_that_cannot_be_kept_is_given_back) {
   EXPECT_EQ(scene.file->adopt(pages(0, 1)).code(), ErrorCode::kClosed);
   EXPECT_EQ(scene.given_back(), Ranges{pages(0, 1)});
   EXPECT_EQ(scene.file->leased_bytes(), 0u);
+}
+
+// Each allocation fails once while an answer is taken; pages, and a lease that is one too many, go back.
+TEST(pages_for_which_there_is_no_memory_are_given_back) {
+  bool failed = true;
+  for (int64_t left = 0; failed; ++left) {
+    EXPECT(left < 100);
+    Scene scene;
+    EXPECT(scene.file->adopt(pages(1, 2)).ok());
+    (void)scene.given_back();
+    scene.answer_next(wire::Pages{kId, pages(0, 3)});
+    bool adopted = false;
+    const auto take = [&](OwnerLink::Reply&) {
+      native_tests::allocations_left = left;
+      adopted = scene.file->adopt(pages(0, 3)).ok();
+      native_tests::allocations_left = -1;
+    };
+    const auto question = scene.link->ask(Op::kAllocate, {}, {take, {}});
+    const Status status = scene.link->await(question, patient());
+    failed = !status.ok();
+    EXPECT_EQ(adopted, !failed);
+    if (failed) EXPECT_EQ(status.code(), ErrorCode::kNoMemory);
+    EXPECT_EQ(scene.given_back(), (Ranges{failed ? pages(0, 3) : pages(1, 2)}));
+    EXPECT_EQ(scene.file->holds(pages(0, 1)), !failed);
+    EXPECT(scene.file->holds(pages(1, 2)));
+  }
 }
 
 TEST(pages_are_given_back_with_their_last_handle) {
