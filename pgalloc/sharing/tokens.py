@@ -9,7 +9,8 @@ class Address(NamedTuple):
     """Where the owner of pages listens.
 
     Attributes:
-        name: of an abstract Unix socket, which belongs to a network namespace.
+        name: of an abstract Unix socket, which belongs to a network namespace; or the path where
+            the owner serves a file.
         path: of the same owner, for other network namespaces; empty if there is none.
         secret: lets in users that the owner would refuse.
         uid: the owner's user. No other process is told the secret.
@@ -19,6 +20,11 @@ class Address(NamedTuple):
     path: bytes
     secret: bytes
     uid: int
+
+    @property
+    def is_served(self) -> bool:
+        """Whether it is what the owner serves at a path, and let in by that."""
+        return not self.name.startswith(b"\0")
 
 
 class Token(NamedTuple):

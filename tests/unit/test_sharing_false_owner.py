@@ -151,7 +151,7 @@ def _claim(path: Path, answer: Answer) -> None:
             with transport.claim(Token(address, bytes(protocol.NONCE_BYTES))) as pages:
                 assert bytes(pages.view()) == bytes(PAGE)
         finally:
-            if (to_owner := connection._connections.get(address)) is not None:
+            if (to_owner := connection.settled().by_address.get(address)) is not None:
                 to_owner.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -203,6 +204,18 @@ def test_an_owner_that_is_started_again(path: Path) -> None:
     a.release()
     peer.close()
     end(second)
+
+
+@pytest.mark.parametrize("call", ["socket", "set_send_timeout", "duplicate", "mmap"])
+def test_errors_of_the_kernel_name_the_path(mf: MemoryFile, path: Path, call: str) -> None:
+    with (
+        mf.serve(path),
+        testing.FaultPlan(call, errno.ENOMEM),
+        pytest.raises(OSError, match=re.escape(str(path))) as raised,
+    ):
+        pgalloc.connect(path)
+    assert raised.value.errno == errno.ENOMEM
+    assert raised.value.filename == str(path)
 
 
 # --- caches --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pgalloc.allocation import Allocation, whole_pages
 from pgalloc.errors import ClosedError, Error, OwnerGoneError
 from pgalloc.sharing import transport
 from pgalloc.sharing.arrays.shared_array import SharedArray, elements_of, pages_of
+from pgalloc.sharing.raised import is_ours
 from pgalloc.sharing.unattached import attach
 
 
@@ -81,8 +82,10 @@ def _reduce(array: SharedArray) -> Any:
     if pages is not None:
         try:
             return _send(array, pages)
-        except (ClosedError, OwnerGoneError):  # no process counts them: it is memory as any other
-            pass
+        except (ClosedError, OwnerGoneError) as error:
+            if not is_ours(error):
+                raise
+            # No process counts them any more: it is memory as any other.
     # By a protocol that all picklers have: a reducer is not told which one is used.
     return np.asarray(array).__reduce_ex__(4)
 
@@ -97,7 +100,9 @@ def reduce_numpys_own(array: np.ndarray[Any, Any]) -> Any:
         return NotImplemented
     try:
         return _send(array, pages)
-    except (Error, OSError, TypeError):
+    except (Error, OSError) as error:
+        if not is_ours(error):
+            raise
         return NotImplemented
 
 
