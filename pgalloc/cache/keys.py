@@ -93,12 +93,15 @@ def encode_length(length: int) -> bytes:
 
 
 class Decoder:
-    """Reads what was encoded, and trusts none of it: SnapshotCorruptError."""
+    """Reads what was encoded, and trusts none of it: SnapshotCorruptError.
+
+    SharingError if the tuples of its keys have more parts than ``parts_max`` together.
+    """
 
     def __init__(self, data: bytes, *, parts_max: int | None = None) -> None:
         self._data = data
         self._at = 0
-        self._parts_left = len(data) if parts_max is None else parts_max
+        self._parts_left = parts_max
 
     @property
     def at_end(self) -> bool:
@@ -123,10 +126,11 @@ class Decoder:
         if kind == b"t":
             if depth == 0:
                 raise SnapshotCorruptError("the tuples of a cache's key are nested too deeply")
+            if self._parts_left is not None:
+                self._parts_left -= length
+                if self._parts_left < 0:
+                    raise SharingError(_TOO_MANY)
             # Each part takes bytes: a length that promises too much ends with take().
-            self._parts_left -= length
-            if self._parts_left < 0:
-                raise SharingError(_TOO_MANY)
             return tuple(self.key(depth - 1) for _ in range(length))
         content = self.take(length)
         if kind == b"i":

@@ -11,7 +11,6 @@ what it held. Nothing has a name that could be left behind.
 * ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send
   them, ``imports``: also those of libraries. ``unattached``: what stands for pages that could not
   be received. ``pickles``: offers of a pickle that fails. ``arrays``: numpy on top of it.
-* ``raised``: what a signal handler raises in the middle is its caller's.
 * ``worker_end``: a worker process waits until what it has sent is claimed.
 * ``serving``: sockets with a name. ``leases``: what peers hold.
 """

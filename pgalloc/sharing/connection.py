@@ -23,9 +23,9 @@ from typing import Any
 
 from pgalloc import _core
 from pgalloc.errors import Error, OwnerGoneError
+from pgalloc.raised import is_ours
 from pgalloc.sharing import files, protocol
 from pgalloc.sharing.protocol import Op
-from pgalloc.sharing.raised import is_ours
 from pgalloc.sharing.tokens import Address
 
 REQUEST_MAX_S = 60.0

@@ -10,10 +10,10 @@ from pgalloc.arguments import checked_int, checked_memcg_id, checked_timeout
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
 from pgalloc.filling import Reader
+from pgalloc.raised import is_ours
 from pgalloc.sharing import protocol, remote
 from pgalloc.sharing.connection import Connection, of_file
 from pgalloc.sharing.protocol import Op
-from pgalloc.sharing.raised import is_ours
 from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:

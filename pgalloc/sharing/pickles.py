@@ -6,6 +6,7 @@ own, and so has an object that is pickled by pickling another: what is whole may
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ def place() -> Made:
 def withdrawing(dump: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which pickles something; if it raises, what it has offered is withdrawn."""
 
+    @functools.wraps(dump)
     def wrapped(*arguments: Any, **options: Any) -> Any:
         outer = _current.offers
         offers: list[Made] = []

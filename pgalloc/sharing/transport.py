@@ -12,6 +12,7 @@ from typing import Any
 from pgalloc import _core
 from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError, Error, SharingError
+from pgalloc.raised import is_ours
 from pgalloc.sharing import files, picklers, pickles
 from pgalloc.sharing.connection import connection_to
 from pgalloc.sharing.peer import peer_file
@@ -105,8 +106,8 @@ def reduce(pages: Allocation) -> tuple[Any, ...]:
     """
     try:
         return attach, (receive, *send(pages))
-    except Error:
-        if not pages.released:
+    except Error as error:
+        if not (pages.released and is_ours(error)):
             raise
         return Unattached, (SharingError, _RELEASED)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from pgalloc.errors import Error, SharingError
-from pgalloc.sharing.raised import is_ours
+from pgalloc.raised import is_ours
 
 
 def attach(make: Callable[..., Any], *arguments: Any) -> Any:

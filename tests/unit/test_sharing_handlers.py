@@ -11,16 +11,18 @@ import pickle
 import signal
 import socket
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
 import peers
 import pytest
+from conftest import PAGE
 from peers import Peer
 from waiting import eventually
 
 import pgalloc
-from pgalloc import OwnerGoneError, SharingError
+from pgalloc import MemoryFile, OwnerGoneError, SharingError
 from pgalloc.sharing.unattached import Unattached, attach
 
 
@@ -144,3 +146,38 @@ def test_connecting_to_one_that_does_not_answer(path: Path, mine: Exception) -> 
             pgalloc.connect(path)
         assert raised.value is mine
         mine.__traceback__ = None
+
+
+def test_what_interrupts_gives_no_reference_back_twice(
+    mf: MemoryFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handle was made, and has gone with its reference."""
+
+    def made_and_interrupted(*arguments: Any) -> None:
+        pgalloc.Allocation(*arguments)
+        raise LateError
+
+    array = mf.array(3)
+    array.allocation.release()
+    with monkeypatch.context() as patch:
+        patch.setattr("pgalloc.sharing.arrays.travel.Allocation", made_and_interrupted)
+        with pytest.raises(LateError):
+            ForkingPickler.dumps(array)
+    assert [segment.refs for segment in mf.segments()] == [1]
+    assert list(array) == [0, 0, 0]
+
+
+class Adopting(pgalloc.Allocation):
+    def __init__(self, *arguments: Any) -> None:
+        raise LateError
+
+
+def test_nor_does_adopting(mf: MemoryFile, tmp_path: Path) -> None:
+    with mf.allocate(PAGE) as a:
+        range = a.range
+        mf.save(tmp_path / "image")
+    with MemoryFile.restore(tmp_path / "image") as restored:
+        with pytest.raises(LateError):
+            Adopting.adopt(restored, range)
+        restored.wait_for_reclaim()
+        assert not restored.segments()

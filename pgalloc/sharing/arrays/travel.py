@@ -12,9 +12,9 @@ import numpy as np
 from pgalloc import _core
 from pgalloc.allocation import Allocation, whole_pages
 from pgalloc.errors import ClosedError, Error, OwnerGoneError
+from pgalloc.raised import is_ours
 from pgalloc.sharing import transport
 from pgalloc.sharing.arrays.shared_array import SharedArray, elements_of, pages_of
-from pgalloc.sharing.raised import is_ours
 from pgalloc.sharing.unattached import attach
 
 
@@ -38,8 +38,9 @@ def _handle(pages: Allocation) -> Allocation:
     pages.file.inc_ref(pages.range)
     try:
         return Allocation(pages.file, pages.range)
-    except BaseException:
-        pages.file.dec_ref(pages.range)
+    except Exception as error:
+        if is_ours(error):  # not what interrupts: then it has been given back already
+            pages.file.dec_ref(pages.range)
         raise
 
 
