@@ -39,7 +39,7 @@ class Lookups {
     uint64_t start = 0;
     uint64_t stop = 0;
   };
-  static constexpr size_t kKeyBytesMax = size_t{1} << 20;  // as it is encoded; pgalloc/cache/keys.py
+  static constexpr size_t kKeyBytesMax = size_t{1} << 20;  // encoded; pgalloc/cache/keys.py
   using Found = Result<std::optional<Value>>;
   struct Event {
     bool look_up = false;  // else: drop what is kept for the number
