@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pgalloc import _core
 from pgalloc.errors import ClosedError, RangeError
+from pgalloc.raised import is_ours
 from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ class Allocation(_core.Allocation, Uncopyable):
         memory_file.adopt_range(range)
         try:
             return cls(memory_file, range)
-        except Exception:  # not what interrupts: then the reference has been given back already
-            memory_file.dec_ref(range)
+        except Exception as error:
+            if is_ours(error):  # not what interrupts: then it has been given back already
+                memory_file.dec_ref(range)
             raise
 
     def clone(self) -> Allocation:

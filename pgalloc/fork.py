@@ -107,7 +107,8 @@ def _resume_one(parkable: Parkable) -> None:
     """Also if there is no thread to be had for a moment."""
     for left in reversed(range(_TRIES)):
         try:
-            return parkable.resume()
+            parkable.resume()
+            return
         except Exception:  # RuntimeError: no thread to be had for this one
             if left == 0:
                 _log.exception("%r has no threads after a fork", parkable)

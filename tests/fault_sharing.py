@@ -29,6 +29,8 @@ WAIT_S = 20.0
 
 def _may_be_gone(run: Run) -> bool:
     """Whether the failing call may look to a peer as if its owner were gone."""
+    if run.name == "connect":
+        return run.planned in (errno.EAGAIN, errno.ECONNREFUSED, errno.ENOENT)
     return run.name in ACCEPTING or (run.name == "send" and run.planned not in BUSY)
 
 

@@ -10,8 +10,12 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
+from waiting import eventually
+
 import pgalloc
 from pgalloc import PAGE_SIZE
+from pgalloc.sharing import connection
+from pgalloc.sharing.tokens import Address
 
 TIMEOUT_S = 60.0
 
@@ -87,6 +91,25 @@ def first() -> Iterator[Peer]:
         peer.do(keep, "for ever", keeper.allocate(PAGE_SIZE))
         pgalloc.share(None).release()
         yield peer
+
+
+def see_ends() -> None:
+    """Let go of the connections to owners that have ended, as the next request would."""
+    its = connection.settled()
+
+    def seen() -> bool:
+        connection._known(its, Address(b"no such owner", b"", b"", 0))
+        return all(map(_answers, list(its.by_owner.values())))
+
+    eventually(seen, "the end of all owners that have ended")
+
+
+def _answers(to_owner: connection.Connection) -> bool:
+    try:
+        os.kill(to_owner.owner_pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 # --- what peers do -------------------------------------------------------------------------------

@@ -5,16 +5,23 @@
 
 #include <chrono>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <optional>
 #include <string>
+#include <thread>
+#include <tuple>
 #include <utility>
+#include <vector>
 
+#include "binding/allocation_object.h"
 #include "binding/arguments.h"
 #include "binding/bind.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
 #include "binding/self.h"
+#include "binding/withdraw.h"
 #include "sharing/broker.h"
 #include "sharing/plant.h"
 #include "sharing/server.h"
@@ -56,12 +63,6 @@ auto without_gil(Call call) {
   return call(Broker::instance());
 }
 
-py::object new_range(FileRange range) {
-  PyObject* const object = new_file_range(range);
-  if (object == nullptr) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(object);
-}
-
 py::tuple address() {
   const auto address = value_or_throw(without_gil([](Broker& broker) { return broker.address(); }));
   return py::make_tuple(py::bytes(address.name), py::bytes(address.path), as_bytes(address.secret),
@@ -78,14 +79,42 @@ py::bytes offer(const py::object& file_object, const py::object& range_object) {
   })));
 }
 
-py::object claim(const py::bytes& nonce) {
+// A handle on the pages of an offer of this file: there is no moment at which only Python code that a
+// signal handler may interrupt has their references.
+py::object claim(const py::object& file_object, const py::bytes& nonce) {
+  auto file = memory_file(file_object);
   const wire::Secret secret = as_secret(nonce);
   const FileRange range = value_or_throw(without_gil([&](Broker& broker) -> Result<FileRange> {
     Result<Offer> offer = broker.claim(secret);
     if (!offer.ok()) return std::move(offer).status();
     return offer->range;
   }));
-  return new_range(range);
+  PyObject* const pages = new_allocation(file_object.ptr(), seat_of(file_object.ptr()), range);
+  if (pages == nullptr) {
+    (void)file->dec_ref(range);
+    throw py::error_already_set();
+  }
+  return py::reinterpret_steal<py::object>(pages);
+}
+
+// What this process has offered, each as a list of one (the link to the owner, or None for this process;
+// the nonce), or of none, is offered no longer, unless it was claimed. Waits for no owner. One call: no
+// signal handler that raises comes in between.
+using Made = std::vector<std::tuple<std::shared_ptr<OwnerLink>, py::bytes>>;
+void withdraw(const std::vector<Made>& offers) {
+  std::vector<std::pair<std::shared_ptr<OwnerLink>, wire::Secret>> all;
+  all.reserve(offers.size());
+  for (const Made& made : offers) {
+    for (const auto& [link, nonce] : made) all.emplace_back(link, as_secret(nonce));
+  }
+  WithoutGil release;
+  for (const auto& [link, secret] : all) {
+    if (link != nullptr) {
+      withdraw_offer(*link, secret);
+    } else if (const Result<Offer> offer = Broker::instance().claim(secret); offer.ok()) {
+      (void)offer->file->dec_ref(offer->range);
+    }
+  }
 }
 
 // Far from overflow.
@@ -150,14 +179,34 @@ py::dict figures() {
 
 // --- Questions to Python -------------------------------------------------------------------------
 
+// Where memory is short, a question is answered so, and whatever else there is to do is tried again.
 py::object next(Self<Lookups> lookups) {
-  std::optional<Lookups::Event> event;
-  {
+  constexpr auto kPause = std::chrono::milliseconds(10);
+  for (;;) {
+    std::optional<Lookups::Event> event;
+    {
+      WithoutGil release;
+      event = lookups->next();
+    }
+    if (!event) return py::none();
+    try {
+      const auto text = py::reinterpret_steal<py::object>(
+          PyBytes_FromStringAndSize(event->key.data(), static_cast<Py_ssize_t>(event->key.size())));
+      if (!text) throw py::error_already_set();
+      return py::make_tuple(event->look_up, event->number, text);
+    } catch (const py::error_already_set&) {  // it is cleared by that
+    } catch (const std::bad_alloc&) {
+    } catch (const py::cast_error&) {
+    }
+    PyErr_Clear();
     WithoutGil release;
-    event = lookups->next();
+    if (event->look_up) {
+      lookups->fail(event->number);
+    } else {
+      lookups->put_back();
+    }
+    std::this_thread::sleep_for(kPause);
   }
-  if (!event) return py::none();
-  return py::make_tuple(event->look_up, event->number, py::bytes(event->key));
 }
 
 // False if it is not wanted any more.
@@ -201,6 +250,7 @@ void bind_lookups(py::module_& module) {
            py::arg("start"), py::arg("stop"))
       .def("answer_nothing", &answer_nothing)
       .def("answer_error", &answer_error)
+      .def("fail", [](Self<Lookups> lookups, uint64_t number) { lookups->fail(number); })
       .def("stop", [](Self<Lookups> lookups) { lookups->stop(); })
       .def("resume", [](Self<Lookups> lookups) { lookups->resume(); })
       .def("close", [](Self<Lookups> lookups) { lookups->close(); }, py::call_guard<WithoutGil>());
@@ -268,7 +318,8 @@ void bind_broker(py::module_& module) {
     return without_gil(
         [secret = as_secret(nonce)](Broker& broker) { return broker.offered_file(secret); });
   });
-  module.def("broker_claim", &claim, py::arg("nonce"));
+  module.def("broker_claim", &claim, py::arg("file"), py::arg("nonce"));
+  module.def("withdraw_offers", &withdraw, py::arg("offers"));
   module.def("broker_drop_unclaimed", &drop_unclaimed, py::arg("file_id"), py::arg("seconds"));
   module.def("broker_leases", &leases, py::arg("file_id"));
   module.def("broker_await_claims", &await_claims, py::arg("seconds"));

@@ -6,6 +6,7 @@
 #include "binding/bind.h"
 #include "binding/fork_hooks.h"
 #include "os/thread.h"
+#include "sharing/connecting.h"
 #include "sharing/forks.h"
 
 namespace pgalloc::binding {
@@ -13,6 +14,7 @@ namespace pgalloc::binding {
 namespace py = pybind11;
 
 void bind_fork(py::module_& module) {
+  Connecting::install();
   Forks::install();
   module.def(
       "set_fork_hooks",

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -18,6 +20,8 @@
 #include "binding/patience.h"
 #include "binding/range_type.h"
 #include "binding/self.h"
+#include "binding/withdraw.h"
+#include "sharing/connecting.h"
 #include "sharing/peer_file.h"
 
 namespace pgalloc::binding {
@@ -91,6 +95,18 @@ py::tuple request(Self<OwnerLink> link, int op, const py::bytes& payload) {
     return link->request(static_cast<wire::Op>(op), text, std::move(exchange), patience);
   }));
   return py::make_tuple(py::bytes(brought->payload), std::move(brought->descriptor));
+}
+
+// Whether the owner has answered within so many seconds. With None, what is usual; then a time-out raises.
+bool ping(Self<OwnerLink> link, std::optional<double> longest_s) {
+  const auto longest = longest_s ? seconds(*longest_s) : link->usual_patience();
+  Status status = patiently(longest, [&](const OwnerLink::Patience& patience) {
+    return link->request(wire::Op::kPing, {}, {[](OwnerLink::Reply&) {}, {}}, patience);
+  });
+  if (status.ok() && a_handler_raises()) throw py::error_already_set();
+  if (longest_s && !status.ok() && status.code() == ErrorCode::kTimedOut) return false;
+  throw_if_error(status);
+  return true;
 }
 
 // A lease that has arrived and belongs to no file yet. It is given back unless one takes it. What is
@@ -184,7 +200,27 @@ void set_owner(Self<OwnerLink> link, pid_t pid, const py::object& address) {
   link->set_owner(std::move(owner));
 }
 
+// (a link, the owner's user). Errors of the kernel's name `filename`.
+py::tuple connect_to_owner(const py::bytes& name, const std::string& shown, uint64_t user,
+                           double longest_s, const py::object& filename) {
+  const std::string socket = name;
+  const auto connected = patiently(seconds(longest_s), [&](const OwnerLink::Patience& patience) {
+    return Connecting::to(socket, shown, static_cast<uid_t>(user), patience);
+  });
+  if (!connected.ok() && connected.status().code() == ErrorCode::kSystem) {
+    const Status& status = connected.status();
+    PyErr_SetObject(PyExc_OSError,
+                    py::make_tuple(status.error_number(), status.describe(), filename).ptr());
+    throw py::error_already_set();
+  }
+  throw_if_error(connected.status());
+  if (a_handler_raises()) throw py::error_already_set();
+  return py::make_tuple(connected->link, uint64_t{connected->owner});
+}
+
 void bind_link(py::module_& module) {
+  module.def("connect_to_owner", &connect_to_owner, py::arg("name"), py::arg("shown"),
+             py::arg("user"), py::arg("longest_s"), py::arg("filename"));
   (void)py::class_<ArrivedDescriptor>(module, "ArrivedDescriptor");
   py::class_<ArrivedLease>(module, "ArrivedLease")
       .def_property_readonly("file_id", [](Self<ArrivedLease> lease) { return lease->file(); })
@@ -194,6 +230,7 @@ void bind_link(py::module_& module) {
            py::arg("socket"))
       .def("request", &request)
       .def("claim", &claim)
+      .def("ping", &ping, py::arg("longest_s"))
       .def("flush",
            [](Self<OwnerLink> link, const py::object& timeout_s) {
              return wait_interruptibly(timeout_s,
@@ -308,6 +345,36 @@ py::object adopt(const py::object& file, Self<Handle> handle, Self<ArrivedLease>
   return py::reinterpret_steal<py::object>(pages);
 }
 
+// If a signal handler raises meanwhile, nothing stays on offer.
+wire::Secret offer(PeerFile& peer, FileRange range) {
+  throw_if_error(peer.check_usable());
+  const auto secret = std::make_shared<std::optional<wire::Secret>>();
+  const auto withdraw = [secret, weak = peer.link().weak_from_this()] {
+    const auto link = weak.lock();
+    if (*secret && link != nullptr) withdraw_offer(*link, **secret);
+  };
+  std::string payload;
+  wire::append(payload, wire::Pages{peer.identity().id, range});
+  OwnerLink::Exchange exchange{[secret](OwnerLink::Reply& reply) {
+                                 wire::Secret its{};
+                                 if (wire::Reader(reply.payload).read_all(its)) *secret = its;
+                               },
+                               withdraw};
+  Status status = patiently(peer.link().usual_patience(), [&](const OwnerLink::Patience& patience) {
+    return peer.link().request(wire::Op::kOffer, payload, std::move(exchange), patience);
+  });
+  if (status.ok() && a_handler_raises()) {
+    withdraw();
+    throw py::error_already_set();
+  }
+  throw_if_error(status);
+  if (!*secret) {
+    throw_if_error(Status::error(ErrorCode::kOwnerGone,
+                                 "the owner of these pages does not keep to the protocol"));
+  }
+  return **secret;
+}
+
 template <class Handle>
 void inc_ref(Self<Handle> handle, const py::object& range_object) {
   const FileRange range = file_range(range_object);
@@ -363,11 +430,7 @@ void bind_remote_calls(py::class_<Handle>& type) {
       .def("_remote_offer",
            [](Self<Handle> handle, const py::object& range_object) {
              const FileRange range = file_range(range_object);
-             PeerFile& peer = local(handle);
-             const auto secret =
-                 value_or_throw(ask_owner(peer.link(), [&](const Patience& patience) {
-                   return peer.offer(range, patience);
-                 }));
+             const wire::Secret secret = offer(local(handle), range);
              return py::bytes(reinterpret_cast<const char*>(secret.data()), secret.size());
            })
       .def_property_readonly(

@@ -65,17 +65,23 @@ int socketpair_call(int* fds) {
 // A socket with a name (unix(7)): a path, or behind a NUL one that ends with the socket. `use` makes
 // something of it.
 template <class Use>
-int socket_at(const char* name, size_t size, Use use) {
+int with_address(const char* name, size_t size, Use use) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   if (size > sizeof address.sun_path) return errno = ENAMETOOLONG, -1;
   std::memcpy(address.sun_path, name, size);
   const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + size);
-  const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0);
-  if (fd < 0 || use(fd, reinterpret_cast<const sockaddr*>(&address), length)) return fd;
-  const int error = errno;
-  ::close(fd);
-  return errno = error, -1;
+  return use(reinterpret_cast<const sockaddr*>(&address), length);
+}
+template <class Use>
+int socket_at(const char* name, size_t size, Use use) {
+  return with_address(name, size, [&](const sockaddr* address, socklen_t length) {
+    const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0);
+    if (fd < 0 || use(fd, address, length)) return fd;
+    const int error = errno;
+    ::close(fd);
+    return errno = error, -1;
+  });
 }
 
 // For its user only: the socket's own mode is what bind() gives to its file.
@@ -91,6 +97,20 @@ int connect_to_call(const char* name, size_t size) {
     return ::connect(fd, address, length) == 0;
   });
 }
+// One that waits: see set_send_timeout.
+int socket_call() { return ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0); }
+int connect_call(int fd, const char* name, size_t size) {
+  return with_address(name, size, [fd](const sockaddr* address, socklen_t length) {
+    return ::connect(fd, address, length);
+  });
+}
+timeval as_timeval(int milliseconds) {
+  return {milliseconds / 1000, suseconds_t{milliseconds % 1000} * 1000};
+}
+int set_send_timeout_call(int fd, int milliseconds) {
+  const timeval timeout = as_timeval(milliseconds);
+  return ::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
+}
 int add_seals_call(int fd, int seals) { return ::fcntl(fd, F_ADD_SEALS, seals); }
 int accept_call(int fd) { return ::accept4(fd, nullptr, nullptr, kSocketFlags); }
 int set_nonblocking_call(int fd) {
@@ -99,7 +119,7 @@ int set_nonblocking_call(int fd) {
 }
 // And makes it blocking.
 int set_receive_timeout_call(int fd, int milliseconds) {
-  const timeval timeout{milliseconds / 1000, suseconds_t{milliseconds % 1000} * 1000};
+  const timeval timeout = as_timeval(milliseconds);
   const int flags = ::fcntl(fd, F_GETFL);
   if (flags < 0 || ::fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) return -1;
   return ::setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof timeout);
@@ -159,6 +179,9 @@ constexpr Syscalls kKernel = {
     .socketpair = socketpair_call,
     .listen_at = listen_at_call,
     .connect_to = connect_to_call,
+    .socket = socket_call,
+    .connect = connect_call,
+    .set_send_timeout = set_send_timeout_call,
     .lstat = ::lstat,
     .getdents = getdents_call,
     .flock = ::flock,

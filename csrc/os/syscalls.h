@@ -91,6 +91,9 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, socketpair, (int* fds), (fds))                                                           \
   X(int, listen_at, (const char* name, size_t size), (name, size))                                \
   X(int, connect_to, (const char* name, size_t size), (name, size))                               \
+  X(int, socket, (), ())                                                                          \
+  X(int, connect, (int fd, const char* name, size_t size), (fd, name, size))                      \
+  X(int, set_send_timeout, (int fd, int milliseconds), (fd, milliseconds))                        \
   X(int, lstat, (const char* path, struct stat* out), (path, out))                                \
   X(ssize_t, getdents, (int fd, void* entries, size_t size), (fd, entries, size))                 \
   X(int, flock, (int fd, int operation), (fd, operation))                                         \

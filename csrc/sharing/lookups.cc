@@ -1,5 +1,6 @@
 #include "sharing/lookups.h"
 
+#include <new>
 #include <tuple>
 #include <utility>
 
@@ -26,6 +27,13 @@ uint64_t Lookups::ask(std::string key) {
   MutexLock lock(mu_);
   const uint64_t number = last_ + 1;
   Question question;
+  if (key.size() > kKeyBytesMax) {
+    question.answer.emplace(Status::error(
+        ErrorCode::kSharing, "a key of a served cache has " + std::to_string(kKeyBytesMax) +
+                                 " bytes at most, and this one has " + std::to_string(key.size())));
+    tables_->questions.emplace(number, std::move(question));
+    return last_ = number;
+  }
   question.end.push_back({false, number, {}});
   std::list<Event> asked;
   if (!closed_) asked.push_back({true, number, std::move(key)});
@@ -43,6 +51,7 @@ std::optional<Lookups::Found> Lookups::take_answer(uint64_t number) {
   const auto found = tables_->questions.find(number);
   if (found == tables_->questions.end() || found->second.taken) return std::nullopt;
   Question& question = found->second;
+  if (!question.answer && question.failed) throw std::bad_alloc();
   if (!question.answer && !closed_) return std::nullopt;
   if (!question.answer) question.answer.emplace(refuse());
   question.taken = true;
@@ -57,7 +66,7 @@ void Lookups::drop(uint64_t number, std::vector<std::shared_ptr<MemoryFile>>* le
     const auto found = tables_->questions.find(number);
     if (found == tables_->questions.end()) return;
     unwanted = std::exchange(found->second.answer, std::nullopt);
-    if (!closed_) {
+    if (!closed_ && !found->second.end.empty()) {  // else Python was not asked
       tables_->events.splice(tables_->events.end(), found->second.end);
       ++posted_;
       tables_->changed.notify_all();
@@ -73,13 +82,19 @@ void Lookups::drop(uint64_t number, std::vector<std::shared_ptr<MemoryFile>>* le
 std::optional<Lookups::Event> Lookups::next() {
   if (forked()) return std::nullopt;
   MutexLock lock(mu_);
-  if (std::exchange(in_hand_, false)) ++done_;
+  if (!tables_->in_hand.empty()) ++done_;
+  tables_->in_hand.clear();
   while (tables_->events.empty() && !stopped_ && !closed_) tables_->changed.wait(mu_);
   if (tables_->events.empty() || stopped_) return std::nullopt;
-  Event event = std::move(tables_->events.front());
-  tables_->events.pop_front();
-  in_hand_ = true;
-  return event;
+  std::list<Event>& in_hand = tables_->in_hand;
+  in_hand.splice(in_hand.begin(), tables_->events, tables_->events.begin());
+  return std::move(in_hand.front());
+}
+
+void Lookups::put_back() noexcept {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  if (!closed_) tables_->events.splice(tables_->events.begin(), tables_->in_hand);
 }
 
 uint64_t Lookups::posted() const {
@@ -111,11 +126,23 @@ bool Lookups::answer(uint64_t number, Found& found) {
     MutexLock lock(mu_);
     const auto question = tables_->questions.find(number);
     if (closed_ || question == tables_->questions.end()) return false;
-    if (question->second.answer || question->second.taken) return false;
+    const Question& its = question->second;
+    if (its.answer || its.failed || its.taken) return false;
     question->second.answer.emplace(std::move(found));
   }
   answered_();
   return true;
+}
+
+void Lookups::fail(uint64_t number) noexcept {
+  if (forked()) return;
+  {
+    MutexLock lock(mu_);
+    const auto question = tables_->questions.find(number);
+    if (question == tables_->questions.end() || question->second.answer) return;
+    question->second.failed = true;
+  }
+  answered_();
 }
 
 void Lookups::close() {

@@ -27,7 +27,8 @@ namespace pgalloc::wire {
 inline constexpr uint8_t kVersion = 1;
 // A packet fits into the smallest send buffer that Linux gives a socket (SOCK_MIN_SNDBUF, 4608 bytes).
 inline constexpr size_t kPacketBytesMax = 4096;
-inline constexpr size_t kPayloadBytesMax = size_t{256} << 10;  // of several packets
+inline constexpr size_t kPayloadBytesMax =
+    (size_t{1} << 20) + 4096;  // of several packets; a key has 1 MiB
 
 // What a peer asks for. Payloads and answers are named beside each.
 enum class Op : uint8_t {

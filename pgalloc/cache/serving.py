@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from pgalloc.arguments import checked_timeout
-from pgalloc.cache.keys import Decoder, Key, check_key, encode_key
+from pgalloc.cache.keys import Key, check_key, decode_served_key, encode_served_key
 from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
 from pgalloc.sharing import PeerFile, Server
 from pgalloc.sharing.lookups import Value
@@ -29,14 +29,10 @@ T = TypeVar("T")
 
 
 def _decoded(encoded: bytes) -> Key:
-    decoder = Decoder(encoded)
     try:
-        key = decoder.key()
+        return decode_served_key(encoded)
     except SnapshotCorruptError as error:
         raise ProtocolError(f"a malformed key: {error}") from None
-    if not decoder.at_end:
-        raise ProtocolError("a malformed key")
-    return key
 
 
 def serve(cache: Cache, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
@@ -98,14 +94,15 @@ class CacheReader(Uncopyable):
     def get(self, key: Key, default: Any = None) -> Any:
         """The value as a read-only view, or ``default`` if there is none.
 
-        Raises OwnerGoneError when the cache's process has ended, ClosedError.
+        Raises OwnerGoneError when the cache's process has ended, ClosedError. A key may have a
+        mebibyte and 1024 parts at most: SharingError.
         """
         check_key(key)
         file = self._file
         if file.closed:
             raise ClosedError("the CacheReader is closed")
         file._check_usable()
-        found = file._remote_value(encode_key(key))
+        found = file._remote_value(encode_served_key(key))
         if found is None:
             return default
         pages, start, stop = found

@@ -10,7 +10,7 @@ what it held. Nothing has a name that could be left behind.
 * ``connection``, ``peer``, ``remote``: the peer's, and a forked child's.
 * ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send
   them, ``imports``: also those of libraries. ``unattached``: what stands for pages that could not
-  be received. ``arrays``: numpy on top of it.
+  be received. ``pickles``: offers of a pickle that fails. ``arrays``: numpy on top of it.
 * ``worker_end``: a worker process waits until what it has sent is claimed.
 * ``serving``: sockets with a name. ``leases``: what peers hold.
 """

@@ -7,24 +7,23 @@ Thread safety: any thread. ``lock`` is held while a lease that has arrived finds
 there is one file for each name.
 
 Invariant: a forked child never uses its parent's connection. It is born with native links of its
-own; a Connection for each is made when one is first needed (:func:`settle`), so a child that C code
-has forked has them, too.
+own; a Connection for each is made when one is first needed (:func:`settled`), so a child that C
+code has forked has them, too.
 """
 
 from __future__ import annotations
 
 import os
-import socket
-import struct
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 from pgalloc import _core
-from pgalloc.errors import Error, OwnerGoneError, SharingError
+from pgalloc.errors import Error, OwnerGoneError
+from pgalloc.raised import is_ours
 from pgalloc.sharing import files, protocol
 from pgalloc.sharing.protocol import Op
 from pgalloc.sharing.tokens import Address
@@ -33,18 +32,21 @@ REQUEST_MAX_S = 60.0
 """How long a request waits for its answer, unless connect() said otherwise."""
 
 _PAUSES_S = (0.005, 0.02, 0.1, 0.3)  # before one that was hung up on connects again
-_KIND = socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
-_CREDENTIALS = struct.Struct("3i")  # process, user, group
 _NO_SECRET = bytes(protocol.NONCE_BYTES)
+_PATH_BYTES_MAX = 107  # sun_path without its NUL byte: unix(7)
 
 
 class Connection:
     """To one owner."""
 
     def __init__(
-        self, link: _core.OwnerLink, address: Address | None, timeout: float | None = None
+        self,
+        link: _core.OwnerLink,
+        address: Address | None,
+        timeout: float | None = None,
+        *,
+        its: _Connections | None = None,
     ) -> None:
-        settle()
         self.address = address
         # PeerFiles, or in a forked child of the owner its parent's MemoryFiles. Weak: a
         # file that is not used here must not keep memory that its owner has done with.
@@ -52,39 +54,51 @@ class Connection:
         self.lock = threading.RLock()
         self.link = link
         """The native connection."""
+        self.path: str | None = None
+        """What connect() was called with, if it was."""
         self.generation = _core.process_generation()
         self.link.set_timeout(REQUEST_MAX_S if timeout is None else timeout)
         self._closed = False
         self.owner_pid = 0
-        _all.add(self)
+        (settled() if its is None else its).all[link.number] = self
 
     @classmethod
     def to_owner(cls, address: Address) -> Connection:
         """Connect to the sender of pages. Raises OwnerGoneError if it has gone, SharingError."""
-        return cls._let_in(lambda: _connected_to_sender(address), address.secret, address, None)
+
+        def connect() -> Connection:
+            return cls(_link_to_sender(address), address)
+
+        return cls._let_in(connect, address.secret)
 
     @classmethod
     def to_server(cls, path: str, timeout: float | None) -> Connection:
-        """Connect to what is served there. Raises OwnerGoneError if nothing is, SharingError."""
-        return cls._let_in(
-            lambda: _connected(path, os.geteuid(), timeout), _NO_SECRET, None, timeout
-        )
+        """Connect to what is served there. Raises OwnerGoneError if nothing is, SharingError.
+
+        Errors of the kernel's name the path.
+        """
+
+        def connect() -> Connection:
+            name = os.fsencode(path)
+            link, user = _link_to(name, repr(path), os.geteuid(), timeout, path)
+            connection = cls(link, _address_of(name, user), timeout)
+            connection.path = path
+            return connection
+
+        return cls._let_in(connect, _NO_SECRET)
 
     @classmethod
-    def _let_in(
-        cls,
-        connect: Callable[[], socket.socket],
-        secret: bytes,
-        address: Address | None,
-        timeout: float | None,
-    ) -> Connection:
+    def _let_in(cls, connect: Callable[[], Connection], secret: bytes) -> Connection:
         """Connect, and say who this is. Owners that are short of something hang up: try again."""
         pauses_s = iter(_PAUSES_S)
         while True:
-            sock = connect()
+            connection = connect()
             try:
-                return cls._greeted(sock, secret, address, timeout)
+                connection._greet(secret)
+                return connection
             except OwnerGoneError as error:
+                if not is_ours(error):
+                    raise
                 if (pause_s := next(pauses_s, None)) is None:
                     raise OwnerGoneError(
                         "the owner of these pages does not let this process in: is it another "
@@ -92,20 +106,19 @@ class Connection:
                     ) from error
             time.sleep(pause_s)
 
-    @classmethod
-    def _greeted(
-        cls, sock: socket.socket, secret: bytes, address: Address | None, timeout: float | None
-    ) -> Connection:
-        with sock:
-            connection = cls(_core.OwnerLink(sock.fileno()), address, timeout)
+    def _greet(self, secret: bytes) -> None:
         try:
-            answer = connection.request(Op.HELLO, protocol.HELLO.pack(os.getpid(), secret))
-            (connection.owner_pid,) = protocol.fields(protocol.PROCESS, answer)
-            connection.link.set_owner(connection.owner_pid, address)
+            answer = self.request(Op.HELLO, protocol.HELLO.pack(os.getpid(), secret))
+            (self.owner_pid,) = protocol.fields(protocol.PROCESS, answer)
+            self.link.set_owner(self.owner_pid, self.address)
         except BaseException:
-            connection.close()
+            self.close()
             raise
-        return connection
+
+    def name(self, error: OSError) -> None:
+        """Have an error that the kernel gave say which path was connected to."""
+        if error.errno is not None and error.filename is None and self.path is not None:
+            error.filename = self.path
 
     @property
     def broken(self) -> bool:
@@ -136,53 +149,64 @@ class Connection:
         self.forget()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the owner has all that was let go of. False if ``timeout`` seconds passed."""
+        """Wait until the owner has all that was let go of. False if ``timeout`` seconds passed.
+
+        Without one, an owner that does not answer raises SharingError as with any request.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._closed:
             return True
         if not self.link.flush(timeout):
             return False
-        if deadline is not None and time.monotonic() > deadline:
-            return False
-        self.request(Op.PING)
-        return True
+        return self.link.ping(None if deadline is None else deadline - time.monotonic())
 
     def close(self) -> None:
         """Give everything back, but what is viewed: that goes when the last view does."""
         with self.lock:
             if self._closed:
                 return
-            keeps = [file._leave() for file in list(self.files.values())]
-            self.link.flush(1.0)
+            keeps = [file._leave() for file in files.alive(self.files)]
+            sent = self.link.flush(1.0)
             self._closed = True
-            if any(keeps):
-                self.forget()  # the native link ends with what is viewed
+            if any(keeps) or not sent:
+                # The native link ends with what is viewed; and its thread sends what an owner
+                # that is stopped has not taken yet.
+                self.forget()
             else:
                 self.break_off()
 
     def forget(self) -> None:
         """Use it for nothing new."""
         self.files.clear()  # they last as long as there are handles on their pages
-        if self.address is not None and _connections.get(self.address.owner) is self:
-            del _connections[self.address.owner]
+        by_owner = settled().by_owner
+        if self.address is not None and by_owner.get(self.address.owner) is self:
+            by_owner.pop(self.address.owner, None)
 
-    def _note(self, address: Address) -> None:
+    def note(self, address: Address) -> None:
         """What is sent on tells others how the owner is reached now."""
         if address != self.address and address.path:
             self.link.set_owner(self.owner_pid, address)
             self.address = address
 
 
-def _connected_to_sender(address: Address) -> socket.socket:
+def _address_of(path: bytes, user: int) -> Address | None:
+    """How others reach what is served at a path; None if they cannot."""
+    whole = os.path.abspath(path)  # they may be in another folder
+    return None if len(whole) > _PATH_BYTES_MAX else Address(whole, b"", _NO_SECRET, user)
+
+
+def _link_to_sender(address: Address) -> _core.OwnerLink:
     """By its name, or by its path from another network namespace."""
     try:
-        return _connected(address.name, address.uid, None)
-    except OwnerGoneError:
-        if not address.path:
+        return _link_to(address.name, repr(address.name), address.uid)[0]
+    except OwnerGoneError as error:
+        if not address.path or not is_ours(error):
             raise
     try:
-        return _connected(address.path, address.uid, None)
+        return _link_to(address.path, repr(address.path), address.uid)[0]
     except (OwnerGoneError, OSError) as error:
+        if not is_ours(error):
+            raise
         raise OwnerGoneError(
             "the process that sent these pages has ended, or cannot be reached: no process "
             f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
@@ -191,79 +215,126 @@ def _connected_to_sender(address: Address) -> socket.socket:
         ) from None
 
 
-def _connected(name: bytes | str, uid: int, timeout: float | None) -> socket.socket:
-    """A socket to a process of this user, or root's. Raises OwnerGoneError, SharingError.
+def _link_to(
+    name: bytes,
+    shown: str,
+    user: int,
+    timeout: float | None = None,
+    filename: str | bytes | None = None,
+) -> tuple[_core.OwnerLink, int]:
+    """To a process of this user, or root's; and whose it is. OwnerGoneError, SharingError."""
+    longest_s = REQUEST_MAX_S if timeout is None else timeout
+    return _core.connect_to_owner(
+        name, shown, user, longest_s, name if filename is None else filename
+    )
 
-    One that is busy, or stopped, is waited for.
+
+class _Connections:
+    """Those of this process.
+
+    Another process has others, which it makes when it needs them first (:func:`settled`): no lock
+    is its parent's, where another thread may have had it.
     """
-    seconds = REQUEST_MAX_S if timeout is None else timeout
-    deadline = time.monotonic() + seconds
-    sock = socket.socket(socket.AF_UNIX, _KIND)
-    try:
-        while not _try_to_connect(sock, name, max(0.0, deadline - time.monotonic())):
-            if time.monotonic() >= deadline:
-                raise SharingError(
-                    f"the process that listens at {name!r} did not answer in time "
-                    f"({seconds:g} seconds): it is stopped, or others come faster than it answers"
-                )
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _pid, served_by, _gid = _CREDENTIALS.unpack(credentials)
-        if served_by not in (uid, 0):
-            raise SharingError(f"user {served_by} listens at {name!r}, not user {uid}")
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+
+    def __init__(self) -> None:
+        # By the numbers of their links.
+        self.all: weakref.WeakValueDictionary[int, Connection] = weakref.WeakValueDictionary()
+        self.by_owner: dict[tuple[bytes, int], Connection] = {}  # to senders of pages
+        self.lock = threading.RLock()  # a signal handler may receive pages, too
 
 
-def _try_to_connect(sock: socket.socket, name: bytes | str, seconds: float) -> bool:
-    """False if the other side was busy for so long, or a signal came. Raises OwnerGoneError."""
-    # Not settimeout(): a socket that does not block is refused when many come at once.
-    limit = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6) or 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-    try:
-        sock.connect(name)
-    except BlockingIOError:
-        return False
-    except (ConnectionRefusedError, FileNotFoundError) as error:
-        raise OwnerGoneError(f"no owner of pages listens at {name!r}") from error
-    except OSError as error:
-        raise OSError(error.errno, f"connect: {error.strerror}", name) from None
-    try:
-        sock.getpeername()
-    except OSError:  # Python takes a wait that a signal has ended for done
-        return False
-    return True
+class _Born:
+    """The links that a forked child was born with, until there are Connections for them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._links: list[_core.OwnerLink] = []
+
+    def links(self) -> list[_core.OwnerLink]:
+        # They are given once. One call takes and keeps them, which no signal handler interrupts.
+        with self._lock:
+            self._links.extend(chain.from_iterable(iter(_core.take_born_links, [])))
+            return list(self._links)
 
 
-_connections: dict[tuple[bytes, int], Connection] = {}  # by Address.owner
-_all: weakref.WeakSet[Connection] = weakref.WeakSet()
-_lock = threading.RLock()  # a signal handler may receive pages, too
-_generation = _core.process_generation()
+# By the generation of the process. Each use is one operation of a dict: other threads, and a signal
+# handler, may do the same, or raise, at any moment.
+_processes: dict[int, _Connections] = {_core.process_generation(): _Connections()}
+_born: dict[int, _Born] = {}
+
+
+def settled() -> _Connections:
+    """The connections of this process: in a forked child, those that it was born with."""
+    generation = _core.process_generation()
+    its = _processes.get(generation)
+    return _settle(generation) if its is None else its
+
+
+def _settle(generation: int) -> _Connections:
+    """May be called by several threads at once, and again after it was interrupted.
+
+    Each makes a table of its own, and the first that is complete is the one.
+    """
+    links = _born.setdefault(generation, _Born()).links()
+    its = _Connections()
+    by_number = {link.number: _inherited(link, its) for link in links}
+    parents = [parent for each in list(_processes.values()) for parent in files.alive(each.all)]
+    inherited = [file for parent in parents for file in files.alive(parent.files)]
+    for file in [*files.all_files(), *inherited]:
+        try:
+            connection = by_number.get(file._link.number)
+        except Error as error:  # it is the parent's, or closed
+            if not is_ours(error):
+                raise
+            continue
+        if connection is not None:
+            connection.files[file._id] = file
+    if _processes.setdefault(generation, its) is its:
+        _forget_parents(generation, parents)
+    return _processes[generation]
+
+
+def _forget_parents(generation: int, parents: list[Connection]) -> None:
+    for number in list(_processes):
+        if number != generation:
+            _processes.pop(number, None)
+    for number in list(_born):
+        _born.pop(number, None)
+    for parent in parents:
+        parent.files.clear()
+
+
+def _inherited(link: _core.OwnerLink, its: _Connections) -> Connection:
+    owner_pid, address = link.owner()
+    connection = Connection(link, None if address is None else Address(*address), its=its)
+    connection.owner_pid = owner_pid
+    if connection.address is not None and not connection.address.is_served:
+        its.by_owner.setdefault(connection.address.owner, connection)
+    return connection
 
 
 def connection_to(address: Address) -> Connection:
     """The connection of this process to an owner, which lasts as long as both do."""
-    settle()
-    if (known := _known(address)) is not None:
+    its = settled()
+    if (known := _known(its, address)) is not None:
         return known
     # Without the lock: an owner that does not answer keeps no thread from another owner.
     made = Connection.to_owner(address)
-    with _lock:
-        if (known := _known(address)) is None:
-            _connections[address.owner] = made
+    with its.lock:
+        if (known := _known(its, address)) is None:
+            its.by_owner[address.owner] = made
             return made
     made.close()
     return known
 
 
-def _known(address: Address) -> Connection | None:
-    with _lock:
-        for each in list(_connections.values()):
+def _known(its: _Connections, address: Address) -> Connection | None:
+    with its.lock:
+        for each in list(its.by_owner.values()):
             if each.has_hung_up():
                 each.break_off()
-        if (known := _connections.get(address.owner)) is not None:
-            known._note(address)
+        if (known := its.by_owner.get(address.owner)) is not None:
+            known.note(address)
         return known
 
 
@@ -273,41 +344,10 @@ def of_file(file: Any) -> Connection:
     Raises ForkedError if it has none.
     """
     link: _core.OwnerLink = file._link
-    settle()
-    for connection in list(_all):
-        if connection.link.number == link.number:
-            break
-    else:
-        connection = _inherited(link)
+    its = settled()
+    with its.lock:
+        connection = its.all.get(link.number)
+        if connection is None:
+            connection = _inherited(link, its)
     connection.files[file._id] = file
-    return connection
-
-
-def settle() -> None:
-    """In a forked child, once: the connections are those that it was born with."""
-    global _all, _generation, _lock
-    if _generation == _core.process_generation():
-        return
-    parents = list(_all)
-    _lock = threading.RLock()  # another thread of the parent may have the old one
-    _connections.clear()
-    _all = weakref.WeakSet()
-    _generation = _core.process_generation()
-    born = {link.number: _inherited(link) for link in _core.take_born_links()}
-    inherited = [file for parent in parents for file in list(parent.files.values())]
-    for file in [*files.all_files(), *inherited]:
-        with suppress(Error):  # it is the parent's, or closed
-            connection = born[file._link.number]
-            connection.files[file._id] = file
-    for parent in parents:
-        parent.lock = threading.RLock()
-        parent.files.clear()
-
-
-def _inherited(link: _core.OwnerLink) -> Connection:
-    owner_pid, address = link.owner()
-    connection = Connection(link, None if address is None else Address(*address))
-    connection.owner_pid = owner_pid
-    if connection.address is not None:
-        _connections[connection.address.owner] = connection
     return connection

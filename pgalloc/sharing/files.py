@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pgalloc.errors import ClosedError
 
 if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
+
+_T = TypeVar("_T")
 
 _files: weakref.WeakValueDictionary[int, MemoryFile] = weakref.WeakValueDictionary()
 
@@ -28,4 +30,9 @@ def find(name: int) -> MemoryFile:
 
 def all_files() -> list[MemoryFile]:
     """All MemoryFiles of this process that are alive."""
-    return list(_files.values())
+    return alive(_files)
+
+
+def alive(table: weakref.WeakValueDictionary[int, _T]) -> list[_T]:
+    """Its values, whatever other threads and signal handlers put there meanwhile."""
+    return [value for ref in table.valuerefs() if (value := ref()) is not None]

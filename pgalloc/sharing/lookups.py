@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from pgalloc import _core, fork
@@ -59,12 +60,20 @@ class LookupThread:
         self.questions.close()
 
     def _run(self) -> None:
-        while (event := self.questions.next()) is not None:
-            look_up, number, key = event
-            if look_up:
-                self._answer(number, key)
-            else:
-                self._views.pop(number, None)
+        # Whatever fails costs the request that it belongs to: without this thread none is answered.
+        while True:
+            number = 0  # of no question
+            try:
+                event = self.questions.next()
+                if event is None:
+                    return
+                look_up, number, key = event
+                if look_up:
+                    self._answer(number, key)
+                else:
+                    self._views.pop(number, None)
+            except BaseException as error:
+                self._give_up(number, error)
 
     def _answer(self, number: int, key: bytes) -> None:
         try:
@@ -79,9 +88,19 @@ class LookupThread:
                 del self._views[number]
         except BaseException as error:
             self._views.pop(number, None)
+            name, text = type(error).__name__, str(error)[:1000]
+            if not (isinstance(error, Error) and text):
+                text = f"the value cannot be looked up: {name}" + (f": {text}" if text else "")
+            self.questions.answer_error(number, isinstance(error, ClosedError), text)
             if not isinstance(error, (Error, OSError, MemoryError, ValueError)):
                 _log.error("a value cannot be looked up for a peer", exc_info=error)
-            self.questions.answer_error(number, isinstance(error, ClosedError), str(error)[:1000])
+
+    def _give_up(self, number: int, error: BaseException) -> None:
+        with suppress(BaseException):
+            self.questions.fail(number)  # unless it has an answer
+        with suppress(BaseException):
+            if not isinstance(error, MemoryError):
+                _log.error("a value cannot be looked up for a peer", exc_info=error)
 
     # --- forks -----------------------------------------------------------------------------------
 

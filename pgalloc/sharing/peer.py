@@ -10,6 +10,7 @@ from pgalloc.arguments import checked_int, checked_memcg_id, checked_timeout
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
 from pgalloc.filling import Reader
+from pgalloc.raised import is_ours
 from pgalloc.sharing import protocol, remote
 from pgalloc.sharing.connection import Connection, of_file
 from pgalloc.sharing.protocol import Op
@@ -45,11 +46,16 @@ class PeerFile(_core.PeerFile, Uncopyable):
         if not isinstance(connection, Connection):
             raise TypeError("use pgalloc.connect()")
         name = checked_int(name, "name", high=2**64 - 1)
-        if _description is None:
-            _description = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
-        answer, descriptor = _description
-        _name, capacity, readonly = protocol.head(protocol.FILE, answer)
-        super().__init__(descriptor, name, capacity, bool(readonly), connection.link)
+        try:
+            if _description is None:
+                _description = connection.request_descriptor(Op.OPEN, protocol.NAME.pack(name))
+            answer, descriptor = _description
+            _name, capacity, readonly = protocol.head(protocol.FILE, answer)
+            super().__init__(descriptor, name, capacity, bool(readonly), connection.link)
+        except OSError as error:
+            if is_ours(error):
+                connection.name(error)
+            raise
         self._restore_id = answer[protocol.FILE.size :].decode(errors="replace")
         self._joined = connection
         self._owns_connection = owns_connection

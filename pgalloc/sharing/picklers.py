@@ -11,9 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
+from types import ModuleType
 from typing import Any
 
 from pgalloc.sharing.imports import after_import
+from pgalloc.sharing.pickles import withdrawing
 
 Reducer = Callable[[Any], Any]
 
@@ -32,6 +34,16 @@ def _tell(table: Callable[[type[Any], Reducer], None]) -> None:
     _tables.append(table)
     for kind, how in list(_kinds.items()):
         table(kind, how)
+
+
+def _tell_loky(module: ModuleType) -> None:
+    """Its picklers have a reducer_override of their own, in classes that it makes when it likes.
+
+    All that it pickles goes through one function.
+    """
+    _tell(module.register)
+    dump: Any = module.dump
+    module.dump = withdrawing(dump)  # type: ignore[attr-defined]
 
 
 def _override(pickler: Any) -> None:
@@ -56,11 +68,11 @@ def _override(pickler: Any) -> None:
         return NotImplemented if before is None else before(self, obj)
 
     pickler.reducer_override = reducer_override
+    pickler.dump = withdrawing(pickler.dump)
 
 
 _override(ForkingPickler)
 after_import("multiprocess.reduction", lambda module: _override(module.ForkingPickler))
 after_import("joblib.pool", lambda module: _override(module.CustomizablePickler))
-# Has a reducer_override of its own, in classes that it makes when it likes.
 for _loky in ("loky", "joblib.externals.loky"):
-    after_import(f"{_loky}.backend.reduction", lambda module: _tell(module.register))
+    after_import(f"{_loky}.backend.reduction", _tell_loky)

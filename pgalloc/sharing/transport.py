@@ -12,7 +12,8 @@ from typing import Any
 from pgalloc import _core
 from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError, Error, SharingError
-from pgalloc.sharing import files, picklers
+from pgalloc.raised import is_ours
+from pgalloc.sharing import files, picklers, pickles
 from pgalloc.sharing.connection import connection_to
 from pgalloc.sharing.peer import peer_file
 from pgalloc.sharing.tokens import Address, Token
@@ -22,17 +23,36 @@ _RELEASED = (
     "these pages were released before they were sent: send a clone(), which keeps them until it is "
     "on its way"
 )
+_CLAIMED = (
+    "these pages were claimed already, or dropped: what was sent to another process can be "
+    "received once"
+)
+_UNREACHABLE = (
+    "these pages cannot be sent on: the path at which their owner serves them is too long for a "
+    "process in another folder. Connect by a shorter path, or connect() in the receiver, too"
+)
+_READ_ONLY = (
+    "these pages cannot be sent on: they are served for reading only. connect() in the receiver, "
+    "too, or send a copy of the contents"
+)
 
 
 def offer(pages: Allocation) -> Token:
     """A token by which another process can claim these pages. They are held until then."""
-    file = pages.file
+    file, range = pages.file, pages.range
+    # It is in `made` as soon as it is made: a signal handler that raises finds no moment between.
+    made = pickles.place()
     if isinstance(file, _core.MemoryFile) and not file._forked:
-        return Token(Address(*_core.broker_address()), _core.broker_offer(file, pages.range))
+        address = Address(*_core.broker_address())
+        made.extend(zip((None,), map(_core.broker_offer, (file,), (range,)), strict=True))
+        return Token(address, made[0][1])
     connection = file._connection
     if connection.address is None:
-        raise TypeError("pages of a served file cannot be passed on: connect() there, too")
-    return Token(connection.address, file._remote_offer(pages.range))
+        raise SharingError(_UNREACHABLE)
+    if isinstance(file, _core.PeerFile) and file.readonly:
+        raise SharingError(_READ_ONLY)
+    made.extend(zip((connection.link,), map(file._remote_offer, (range,)), strict=True))
+    return Token(connection.address, made[0][1])
 
 
 def claim(token: Token) -> Allocation:
@@ -52,20 +72,19 @@ def _claim_own(token: Token) -> Allocation | None:
 
     If the MemoryFile object has been collected since, its pages are claimed as any peer does it.
     """
-    if not _core.broker_is_own(token.address.secret):
+    if not (token.address.is_served or _core.broker_is_own(token.address.secret)):
         return None
     name = _core.broker_offered_file(token.nonce)
-    if name is not None:
-        try:
-            file = files.find(name)
-        except ClosedError:
+    if name is None:
+        if token.address.is_served:
             return None
-    range = _core.broker_claim(token.nonce)  # raises if they are not on offer
+        raise SharingError(_CLAIMED)
     try:
-        return Allocation(file, range)
-    except BaseException:
-        file.dec_ref(range)
-        raise
+        file = files.find(name)
+    except ClosedError:
+        return None
+    pages: Allocation = _core.broker_claim(file, token.nonce)
+    return pages
 
 
 def receive(name: bytes, path: bytes, secret: bytes, uid: int, nonce: bytes) -> Allocation:
@@ -87,8 +106,8 @@ def reduce(pages: Allocation) -> tuple[Any, ...]:
     """
     try:
         return attach, (receive, *send(pages))
-    except Error:
-        if not pages.released:
+    except Error as error:
+        if not (pages.released and is_ours(error)):
             raise
         return Unattached, (SharingError, _RELEASED)
 

@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from pgalloc.errors import SharingError
+from pgalloc.errors import Error, SharingError
+from pgalloc.raised import is_ours
 
 
 def attach(make: Callable[..., Any], *arguments: Any) -> Any:
-    """Called when something that was sent is unpickled: ``make(*arguments)``, or an Unattached."""
+    """Called when something that was sent is unpickled: ``make(*arguments)``, or an Unattached.
+
+    What a signal handler raises meanwhile comes out: it ends what its caller waits for.
+    """
     try:
         return make(*arguments)
-    except SharingError as error:
-        return Unattached(type(error), str(error), error)
-    except Exception as error:
+    except (Error, OSError, MemoryError) as error:
+        if not is_ours(error):
+            raise
+        if isinstance(error, SharingError):
+            return Unattached(type(error), str(error), error)
         text = f"pages that were sent cannot be attached here: {type(error).__name__}: {error}"
         return Unattached(SharingError, text, error)
 

@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from pgalloc import _core
+from pgalloc.raised import is_ours
 from pgalloc.sharing.imports import after_import
 
 WAIT_MAX_S = 10.0
@@ -58,9 +59,13 @@ def _has_ended(process: Any) -> bool:
     """Whether a process has, as far as the kernel says. Its sentinel may be open in siblings."""
     try:
         fd = os.pidfd_open(process.pid)
-    except ProcessLookupError:
+    except ProcessLookupError as error:
+        if not is_ours(error):
+            raise
         return True
-    except OSError:  # before Linux 5.3
+    except OSError as error:  # before Linux 5.3
+        if not is_ours(error):
+            raise
         return False
     try:
         look = select.poll()

@@ -278,3 +278,32 @@ def test_a_data_loader_takes_pages(mf: MemoryFile, method: str) -> None:
     assert len(set(read.tolist())) == 2
     assert os.getpid() not in read.tolist()
     texts.release()
+
+
+# --- pickles that fail ---------------------------------------------------------------------------
+
+
+class Unpicklable:
+    def __reduce__(self) -> Any:
+        raise ValueError("not this one")
+
+
+def _by_joblibs_pool(thing: Any) -> None:
+    joblib.pool.CustomizablePickler(io.BytesIO()).dump(thing)
+
+
+@pytest.mark.parametrize(
+    "dumps",
+    [
+        joblib.externals.loky.backend.reduction.dumps,
+        multiprocess.reduction.ForkingPickler.dumps,
+        _by_joblibs_pool,
+    ],
+)
+def test_what_a_failed_pickle_has_offered_is_withdrawn(mf: MemoryFile, dumps: Any) -> None:
+    for thing in (mf.allocate(pgalloc.PAGE_SIZE), mf.array(10)):
+        with pytest.raises(ValueError, match="not this one"):
+            dumps([thing, Unpicklable()])
+        assert mf.leases() == []
+        dumps([thing])
+        assert mf.drop_unclaimed() == pgalloc.PAGE_SIZE

@@ -137,7 +137,7 @@ TEST(parts_bring_no_pages_and_come_from_who_has_greeted) {
   EXPECT_EQ(stranger.read(packet(Op::kPart, 0, "ab")), Read::kMalformed);
 }
 
-TEST(parts_have_256_kib_at_most) {
+TEST(the_parts_of_a_payload_are_limited) {
   const std::string longest(kPayloadMax, 'x');
   const size_t left = wire::kPayloadBytesMax % kPayloadMax;
   for (const bool too_long : {false, true}) {

@@ -2,6 +2,8 @@
 
 #include "sharing/lookups.h"
 
+#include <new>
+#include <string>
 #include <thread>
 
 #include "native/memory.h"
@@ -49,6 +51,56 @@ TEST(a_question_is_answered_once_and_its_answer_taken_once) {
   EXPECT(!scene.lookups.take_answer(number));
   EXPECT(!scene.lookups.answer(number, nothing));
   scene.drop_lease();
+}
+
+TEST(a_key_that_is_too_long_is_refused_and_python_is_not_asked) {
+  Scene scene;
+  const uint64_t too_long = scene.lookups.ask(std::string(Lookups::kKeyBytesMax + 1, 'k'));
+  const uint64_t longest = scene.lookups.ask(std::string(Lookups::kKeyBytesMax, 'k'));
+  const auto refused = scene.lookups.take_answer(too_long);
+  EXPECT(refused.has_value());
+  EXPECT(refused->status().code() == ErrorCode::kSharing);
+  scene.lookups.drop(too_long, &scene.let_go);
+  EXPECT_EQ(scene.lookups.posted(), uint64_t{1});
+  EXPECT_EQ(scene.lookups.next()->number, longest);
+}
+
+TEST(a_question_without_memory_for_an_answer_fails_alone) {
+  Scene scene;
+  const uint64_t number = scene.lookups.ask("key");
+  (void)scene.lookups.next();
+  scene.lookups.fail(number + 1);
+  scene.lookups.fail(number);
+  EXPECT_EQ(scene.told, 1);
+  Lookups::Found nothing(std::nullopt);
+  EXPECT(!scene.lookups.answer(number, nothing));
+  bool failed = false;
+  try {
+    (void)scene.lookups.take_answer(number);
+  } catch (const std::bad_alloc&) {
+    failed = true;
+  }
+  EXPECT(failed);
+  scene.lookups.drop(number, &scene.let_go);
+  EXPECT(!scene.lookups.next()->look_up);
+  scene.lookups.fail(number);  // it is gone
+}
+
+TEST(what_is_put_back_is_given_again) {
+  Scene scene;
+  const uint64_t number = scene.lookups.ask("key");
+  (void)scene.lookups.next();
+  scene.lookups.drop(number, &scene.let_go);
+  for (int i = 0; i < 3; ++i) {
+    const auto event = scene.lookups.next();
+    EXPECT(!event->look_up);
+    EXPECT_EQ(event->number, number);
+    EXPECT(!scene.lookups.done(scene.lookups.posted()));
+    if (i < 2) scene.lookups.put_back();
+  }
+  scene.lookups.stop();
+  EXPECT(!scene.lookups.next());
+  EXPECT(scene.lookups.done(scene.lookups.posted()));
 }
 
 TEST(python_is_told_to_drop_what_it_keeps) {

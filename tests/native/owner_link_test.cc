@@ -241,7 +241,7 @@ TEST(long_payloads_go_in_parts) {
   }
 }
 
-TEST(a_request_has_256_kib_at_most) {
+TEST(the_payload_of_a_request_is_limited) {
   const Ends ends;
   const auto link = std::move(*OwnerLink::create(ends.peer()));
   const OwnerLink::Patience none{{}, [] { return true; }};

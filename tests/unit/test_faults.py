@@ -66,6 +66,8 @@ MORE_ERRNOS = {
     "eventfd": [errno.EMFILE, errno.ENFILE],
     "getrandom": [errno.EFAULT],
     "socketpair": [errno.EMFILE, errno.ENFILE],
+    "socket": [errno.EMFILE, errno.ENFILE],
+    "connect": [errno.EACCES, errno.ECONNREFUSED, errno.ENOENT],
     "listen_at": [errno.EMFILE, errno.ENFILE, errno.EADDRINUSE, errno.EACCES],
     "getdents": [errno.ENOENT, errno.ENOTDIR],
     "accept": [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ECONNABORTED, errno.EPROTO],

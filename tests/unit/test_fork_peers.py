@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
+import pickle
 import select
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 from children import Child, in_child
 from conftest import CHUNK, PAGE, stored
-from waiting import TIMEOUT_S, eventually
+from peers import Peer
+from waiting import TIMEOUT_S, eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -28,6 +37,7 @@ from pgalloc import (
     testing,
 )
 from pgalloc._core import _testing
+from pgalloc.sharing import connection, files
 
 
 class Steps:
@@ -429,3 +439,132 @@ def test_a_child_gets_leases_on_what_its_parent_has_handles_on(mf: MemoryFile) -
     mf.wait_for_reclaim()
     assert [segment.refs for segment in mf.segments()] == [1]
     kept.release()
+
+
+# --- the first use of connections in a child -----------------------------------------------------
+
+
+@pytest.fixture
+def other_owner() -> Iterator[Peer]:
+    with Peer() as owner:
+        make = "import pgalloc; kept['mf'] = pgalloc.MemoryFile(capacity=1 << 30)"
+        owner.do(peers.run, make)
+        yield owner
+    peers.see_ends()
+
+
+def pages_of(owner: Peer, mf: MemoryFile) -> list[pgalloc.Allocation]:
+    make = "result = [kept['mf'].allocate(4096) for _ in range(4)]"
+    return [*owner.do(peers.run, make), *(mf.allocate(PAGE) for _ in range(4))]
+
+
+def use(pages: pgalloc.Allocation) -> None:
+    """Sends it to itself: that asks the owner."""
+    with pickle.loads(ForkingPickler.dumps(pages)) as received:
+        assert bytes(received.view()[:1]) == b"\0"
+
+
+def test_threads_of_a_child_use_what_it_was_born_with_at_once(
+    mf: MemoryFile, other_owner: Peer
+) -> None:
+    everything = pages_of(other_owner, mf)
+
+    def child() -> None:
+        sys.setswitchinterval(1e-6)
+        failed: list[BaseException] = []
+        together = threading.Barrier(len(everything))
+
+        def work(pages: pgalloc.Allocation) -> None:
+            try:
+                together.wait()
+                use(pages)
+                MemoryFile(capacity=CHUNK).close()
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=work, args=(pages,)) for pages in everything]
+        for thread in threads:
+            thread.start()
+        join(threads)
+        assert not failed, failed
+
+    for _ in range(15):
+        in_child(child)
+    for pages in everything:
+        pages.release()
+
+
+def test_what_interrupts_the_first_use_in_a_child_leaves_nothing_half_done(
+    mf: MemoryFile, other_owner: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that raises at each step, and one that uses pages itself."""
+    everything = pages_of(other_owner, mf)
+    steps = {"_inherited": connection, "alive": files, "_forget_parents": connection}
+
+    def child(name: str, act: Callable[[], None], number: int) -> None:
+        calls = 0
+        real = getattr(steps[name], name)
+
+        def interrupted(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == number:
+                act()
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(steps[name], name, interrupted)
+        with contextlib.suppress(InterruptedError):
+            use(everything[0])
+        for pages in everything:
+            use(pages)
+        assert connection.settled() is connection.settled()
+
+    def fail() -> None:
+        raise InterruptedError
+
+    for name in steps:
+        for act in (fail, lambda: use(everything[-1]), lambda: use(everything[0])):
+            for number in (1, 2):
+                in_child(partial(child, name, act, number))
+    for pages in everything:
+        pages.release()
+
+
+def test_a_child_has_no_socket_that_is_being_connected(tmp_path: Path) -> None:
+    """The owner would take the child for the peer, and keep what a dead one held."""
+
+    def sockets() -> set[str]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found.add(os.readlink(f"/proc/self/fd/{name}"))
+        return {name for name in found if name.startswith("socket:")}
+
+    path = os.fspath(tmp_path / "socket")
+    kind = socket.SOCK_SEQPACKET
+    with (
+        socket.socket(socket.AF_UNIX, kind) as busy,
+        socket.socket(socket.AF_UNIX, kind) as waiting,
+    ):
+        busy.bind(path)
+        busy.listen(0)
+        waiting.connect(path)
+        before = sockets()
+
+        def connect() -> None:
+            with contextlib.suppress(pgalloc.OwnerGoneError):
+                pgalloc.connect(path, timeout=TIMEOUT_S)
+
+        connecting = threading.Thread(target=connect)
+        connecting.start()
+        threads = eventually(lambda: sockets() - before, "a socket of the thread's")
+
+        def child() -> None:
+            assert not sockets() & threads  # but those that it was born with
+
+        in_child(child)
+        assert sockets() >= threads
+        busy.close()  # refuses those that wait
+        waiting.close()
+        join([connecting])
+    assert sockets() <= before

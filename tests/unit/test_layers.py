@@ -215,6 +215,7 @@ CLOCKS = {
     "imageio/image_writer.h",
     "os/thread.cc",
     "sharing/broker.cc",
+    "sharing/connecting.cc",
     "sharing/forks.cc",
     "sharing/offers.cc",
     "sharing/offers.h",
@@ -264,7 +265,7 @@ def test_a_header_says_what_it_is_for(path: Path) -> None:
 
 # From the ground up; a module uses what is listed before it. A package stands for all in it.
 PYTHON_ORDER = [
-    ("errors", "enums"),
+    ("errors", "enums", "raised"),
     ("_core", "arguments", "sizes", "uncopyable"),
     ("threads",),
     ("fork",),
@@ -285,7 +286,7 @@ LEVEL = {name: level for level, names in enumerate(PYTHON_ORDER) for name in nam
 OPTIONAL = {"click", "rich"}  # in cli only
 NUMPYS_OWN = "arrays"  # a package, imported when a user asks for an array
 # What finds limits and sources uses only what is pure; these few know more of pgalloc.
-PURE = {"arguments", "enums", "errors", "sizes", "uncopyable"}
+PURE = {"arguments", "enums", "errors", "raised", "sizes", "uncopyable"}
 PRESSURE_OF_PGALLOC = {
     "default_guard.py": {"fork"},
     "guard.py": {"_core"},

@@ -7,10 +7,12 @@ import ctypes
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import peers
@@ -21,6 +23,7 @@ from waiting import TIMEOUT_S, any_is_inside, eventually
 
 import pgalloc
 from pgalloc import Cache, MemoryFile, PeerFile, SharingError, testing
+from pgalloc.cache.keys import encode_key
 
 INTERRUPTS = 150
 
@@ -272,6 +275,19 @@ def test_a_request_that_takes_too_long_fails_alone(path: Path) -> None:
 # --- views ---------------------------------------------------------------------------------------
 
 
+def test_a_flush_waits_as_long_as_it_was_told(path: Path) -> None:
+    with owner_of_a_file(path) as (_, pid), pgalloc.connect(path, timeout=TIMEOUT_S) as peer:
+        peer.allocate(PAGE).release()
+        with stopped(pid):
+            assert not peer.flush(timeout=0.01)
+            assert not peer.flush(timeout=0)
+        assert peer.flush(timeout=TIMEOUT_S)
+    with owner_of_a_file(path) as (_, pid), pgalloc.connect(path, timeout=0.01) as peer:
+        with stopped(pid), pytest.raises(SharingError):
+            peer.flush()
+        assert peer.flush(timeout=TIMEOUT_S)
+
+
 def test_views_keep_their_pages_after_close(mf: MemoryFile, path: Path) -> None:
     with Cache("1M") as cache, mf.serve(path), cache.serve(f"{path}.cache"):
         cache["k"] = b"v" * 5000
@@ -386,6 +402,102 @@ def test_a_reader_takes_the_keys_that_a_cache_takes(path: Path) -> None:
             iter(reader)
         with pytest.raises(TypeError):
             len(reader)
+
+
+def test_keys_that_are_too_large_are_refused_on_either_side(path: Path) -> None:
+    """Taking them apart would keep the readers waiting, and the owner's forks."""
+    with Cache("8M") as cache, cache.serve(path), Cache.connect(path) as reader:
+        cache["k"] = b"value"
+        large = b"x" * (1 << 20)
+        deep: Any = tuple(range(100))
+        for _ in range(11):
+            deep = (deep, *range(100))
+        for key, text in ((large, "1048576 bytes"), (deep, "1024 parts")):
+            cache[key] = b"value"
+            with pytest.raises(SharingError, match=text):
+                reader.get(key)
+            with pytest.raises(SharingError, match=text):
+                reader._file._remote_value(encode_key(key))
+        for key in (large[:-5], tuple(range(1024))):
+            cache[key] = b"value"
+            assert bytes(reader[key]) == b"value"
+        with pytest.raises(SharingError, match="malformed"):
+            reader._file._remote_value(encode_key("k") + b"x")
+        assert bytes(reader["k"]) == b"value"
+
+
+def test_a_lookup_that_fails_costs_one_request(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever step fails, the thread goes on, and the reader is told what it was."""
+    logged = []
+    log = SimpleNamespace(error=lambda text, exc_info: logged.append(type(exc_info)))
+    monkeypatch.setattr("pgalloc.sharing.lookups._log", log)
+    with Cache("8M") as cache, cache.serve(path) as server, Cache.connect(path) as reader:
+        cache["k"] = b"value"
+        assert server._lookups is not None
+        lookups = server._lookups
+
+        def fail(*_: object) -> Any:
+            raise failure
+
+        for failure in (MemoryError(), KeyError("some"), KeyboardInterrupt(), SharingError()):
+            with monkeypatch.context() as patch:
+                patch.setattr(lookups, "_lookup", fail)
+                with pytest.raises(SharingError, match=type(failure).__name__):
+                    reader.get("k")
+            with monkeypatch.context() as patch:
+                patch.setattr(lookups, "_answer", fail)
+                with pytest.raises(MemoryError, match="no memory is left"):
+                    reader.get("k")
+            assert bytes(reader["k"]) == b"value"
+    assert logged.count(KeyError) == 2
+
+
+def raised_by(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except (SharingError, MemoryError) as error:
+        return error
+    return None
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys, pgalloc
+cache = pgalloc.Cache("8M")
+cache["k"] = b"value"
+server = cache.serve(sys.argv[1])
+print("ready", flush=True)
+for line in sys.stdin:
+    size = int(open("/proc/self/statm").read().split()[0]) * pgalloc.PAGE_SIZE
+    limit = size + int(line) if int(line) >= 0 else -1
+    resource.setrlimit(resource.RLIMIT_AS, (limit, -1))
+    print("limited", flush=True)
+"""
+
+
+def test_an_owner_without_memory_for_a_key_serves_others(path: Path) -> None:
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, os.fspath(path)]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+
+        def limit(nbytes: int) -> None:
+            print(nbytes, file=owner.stdin, flush=True)
+            assert owner.stdout.readline() == "limited\n"  # type: ignore[union-attr]
+
+        with Cache.connect(path) as reader, Cache.connect(path) as other:
+            assert bytes(other["k"]) == b"value"
+            for nbytes in (0, 1 << 19, 1 << 20, 1 << 21, 3 << 20):
+                limit(nbytes)
+                for _ in range(3):
+                    error = raised_by(lambda: reader.get(b"x" * 1_000_000))
+                    assert error is None or str(error)
+                limit(-1)
+                assert bytes(other["k"]) == b"value"
+        owner.stdin.close()
 
 
 def test_a_lookup_that_waits_for_the_gil_keeps_no_other_request_waiting(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import signal
 import socket
 import stat
@@ -274,6 +275,18 @@ def test_signals_while_an_owner_is_busy(path: Path) -> None:
             signal.signal(signal.SIGALRM, before)
     assert signals >= 5
     end(owner)
+
+
+@pytest.mark.parametrize("call", ["socket", "set_send_timeout", "duplicate", "mmap"])
+def test_errors_of_the_kernel_name_the_path(mf: MemoryFile, path: Path, call: str) -> None:
+    with (
+        mf.serve(path),
+        testing.FaultPlan(call, errno.ENOMEM),
+        pytest.raises(OSError, match=re.escape(str(path))) as raised,
+    ):
+        pgalloc.connect(path)
+    assert raised.value.errno == errno.ENOMEM
+    assert raised.value.filename == str(path)
 
 
 # --- caches --------------------------------------------------------------------------------------

@@ -88,12 +88,12 @@ USES: dict[str, Callable[[Any], Any]] = {
 def test_the_first_use_raises_and_not_the_arrival(
     mf: MemoryFile, monkeypatch: pytest.MonkeyPatch, lost: Exception
 ) -> None:
-    def fail(*token: Any) -> None:
-        raise lost
+    names: dict[str, Any] = {"__name__": "pgalloc.elsewhere", "lost": lost}
+    exec("def fail(*token): raise lost", names)  # as pgalloc itself does, not a signal handler
 
     packets = {name: bytes(ForkingPickler.dumps(it)) for name, it in all_kinds(mf).items()}
     with monkeypatch.context() as patch:
-        patch.setattr("pgalloc.sharing.transport.claim", fail)
+        patch.setattr("pgalloc.sharing.transport.claim", names["fail"])
         results = {name: pickle.loads(packet) for name, packet in packets.items()}
     mf.drop_unclaimed()
     for name, result in results.items():

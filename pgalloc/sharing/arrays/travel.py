@@ -12,6 +12,7 @@ import numpy as np
 from pgalloc import _core
 from pgalloc.allocation import Allocation, whole_pages
 from pgalloc.errors import ClosedError, Error, OwnerGoneError
+from pgalloc.raised import is_ours
 from pgalloc.sharing import transport
 from pgalloc.sharing.arrays.shared_array import SharedArray, elements_of, pages_of
 from pgalloc.sharing.unattached import attach
@@ -37,8 +38,9 @@ def _handle(pages: Allocation) -> Allocation:
     pages.file.inc_ref(pages.range)
     try:
         return Allocation(pages.file, pages.range)
-    except BaseException:
-        pages.file.dec_ref(pages.range)
+    except Exception as error:
+        if is_ours(error):  # not what interrupts: then it has been given back already
+            pages.file.dec_ref(pages.range)
         raise
 
 
@@ -81,8 +83,10 @@ def _reduce(array: SharedArray) -> Any:
     if pages is not None:
         try:
             return _send(array, pages)
-        except (ClosedError, OwnerGoneError):  # no process counts them: it is memory as any other
-            pass
+        except (ClosedError, OwnerGoneError) as error:
+            if not is_ours(error):
+                raise
+            # No process counts them any more: it is memory as any other.
     # By a protocol that all picklers have: a reducer is not told which one is used.
     return np.asarray(array).__reduce_ex__(4)
 
@@ -97,7 +101,9 @@ def reduce_numpys_own(array: np.ndarray[Any, Any]) -> Any:
         return NotImplemented
     try:
         return _send(array, pages)
-    except (Error, OSError, TypeError):
+    except (Error, OSError) as error:
+        if not is_ours(error):
+            raise
         return NotImplemented
 
 
