@@ -1,4 +1,4 @@
-"""What one peer may take at most, so that it leaves something to the others."""
+"""What one process may take at most, so that it leaves something to the others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pgalloc.arguments import checked_int
 
 @dataclass(frozen=True)
 class Limits:
-    """For :meth:`MemoryFile.serve`: limits of each peer. A request beyond them raises there.
+    """For :meth:`MemoryFile.serve`: limits of each process. A request beyond them raises there.
 
-    Bytes are those of one file. Defaults are shares of what can be allocated in the file:
+    Bytes are those of one file, over all connections of the process. Defaults are shares of what can be allocated in the file:
     ``max_allocatable_bytes``, or its capacity.
 
     Attributes:
