@@ -12,8 +12,8 @@ from pgalloc.arguments import checked_int
 class Limits:
     """For :meth:`MemoryFile.serve`: limits of each process. A request beyond them raises there.
 
-    Bytes are those of one file, over all connections of the process. Defaults are shares of what can be allocated in the file:
-    ``max_allocatable_bytes``, or its capacity.
+    Bytes are those of one file, over all connections of the process. Defaults are shares of what
+    can be allocated in the file: ``max_allocatable_bytes``, or its capacity.
 
     Attributes:
         nbytes: bytes of pages that it may allocate and hold (OutOfMemoryError); None: a half.
