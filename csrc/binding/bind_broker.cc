@@ -194,9 +194,9 @@ py::object next(Self<Lookups> lookups) {
           PyBytes_FromStringAndSize(event->key.data(), static_cast<Py_ssize_t>(event->key.size())));
       if (!text) throw py::error_already_set();
       return py::make_tuple(event->look_up, event->number, text);
-    } catch (const py::error_already_set&) {  // it is cleared by that
-    } catch (const std::bad_alloc&) {
-    } catch (const py::cast_error&) {
+    } catch (const py::error_already_set&) {  // NOLINT: it is cleared by that
+    } catch (const std::bad_alloc&) {         // NOLINT: see below
+    } catch (const py::cast_error&) {         // NOLINT: the same
     }
     PyErr_Clear();
     WithoutGil release;
