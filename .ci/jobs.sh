@@ -309,7 +309,7 @@ job_asan_leaks() {
 tsan_settings() {
   preload=$(g++ -print-file-name=libtsan.so)
   # A forked child's link has a thread of its own.
-  export PYTHONPATH=$work/tsan/site TSAN_OPTIONS=exitcode=66:die_after_fork=0:log_path=$CI_LOGS/tsan
+  export PYTHONPATH=$work/tsan/site TSAN_OPTIONS=exitcode=66:die_after_fork=0:log_path=$CI_LOGS/tsan:suppressions=$root/.ci/tsan-suppressions
   sanitized_is_found tsan
 }
 

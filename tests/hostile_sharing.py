@@ -150,10 +150,6 @@ def connect_within(scene: Scene, timeout: Any) -> None:
     pgalloc.connect(SOCKET, timeout=timeout).close()
 
 
-# Else the answer would have to be there at once.
-PATIENCE: Accepts = lambda value: SECONDS(value) and (value is None or float(value) >= 1)
-
-
 def wait_for_channels(count: int) -> None:
     """Until the owner knows that peers have gone."""
     deadline = time.monotonic() + WAIT_S
@@ -358,7 +354,9 @@ def _cases_of_peers() -> Iterator[Case]:
         "mode": integer(0, 3),
         "reader": either(none, callable),
     }
-    yield Case("connect", "timeout", on_peer(connect_within), PATIENCE)
+    yield Case(
+        "connect", "timeout", on_peer(connect_within), SECONDS
+    )  # an answer may be there at once
     for method in ("allocate", "allocate_range"):
         name = f"PeerFile.{method}"
         call = on_peer(lambda s, v, m=method: getattr(s.peer, m)(v))
