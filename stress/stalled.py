@@ -33,6 +33,7 @@ from pgalloc import PAGE_SIZE, Allocation, MemoryFile, PeerFile, SharingError, _
 _CONTEXT = multiprocessing.get_context("spawn")
 _HELD = 16  # allocations of each peer, with views
 _PATIENCE_S = 120.0
+_BACK_S = 5.0
 
 Times = dict[str, "array[float]"]  # seconds; of lists the garbage collector would look at each item
 
@@ -158,10 +159,13 @@ def _owner(line: Connection, peers: list[Connection], plant: str | None) -> None
                 ctypes.PyDLL(None).poll(None, 0, int(1000 * told))  # a PyDLL keeps the GIL
                 line.send("done")
         file.drop_unclaimed()
-        if any(segment.refs for segment in file.segments()):
-            line.send(f"still in use: {file.segments()}")
-        else:
-            line.send("")
+        # What the peers held comes back once their processes have ended.
+        deadline = time.monotonic() + _BACK_S
+        while (used := [each for each in file.segments() if each.refs]) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.001)  # time: it polls
+        line.send(f"still in use: {used}" if used else "")
 
 
 # --- Both -----------------------------------------------------------------------------------------
