@@ -33,7 +33,7 @@ from pgalloc import PAGE_SIZE, Allocation, MemoryFile, PeerFile, SharingError, _
 _CONTEXT = multiprocessing.get_context("spawn")
 _HELD = 16  # allocations of each peer, with views
 _PATIENCE_S = 120.0
-_BACK_S = 5.0
+_LOOKS = 5000  # a millisecond apart
 
 Times = dict[str, "array[float]"]  # seconds; of lists the garbage collector would look at each item
 
@@ -160,10 +160,9 @@ def _owner(line: Connection, peers: list[Connection], plant: str | None) -> None
                 line.send("done")
         file.drop_unclaimed()
         # What the peers held comes back once their processes have ended.
-        deadline = time.monotonic() + _BACK_S
-        while (used := [each for each in file.segments() if each.refs]) and (
-            time.monotonic() < deadline
-        ):
+        for _ in range(_LOOKS):
+            if not (used := [each for each in file.segments() if each.refs]):
+                break
             time.sleep(0.001)  # time: it polls
         line.send(f"still in use: {used}" if used else "")
 
