@@ -354,9 +354,8 @@ def _cases_of_peers() -> Iterator[Case]:
         "mode": integer(0, 3),
         "reader": either(none, callable),
     }
-    yield Case(
-        "connect", "timeout", on_peer(connect_within), SECONDS
-    )  # an answer may be there at once
+    # With 0, too: the answer may be there at once.
+    yield Case("connect", "timeout", on_peer(connect_within), SECONDS)
     for method in ("allocate", "allocate_range"):
         name = f"PeerFile.{method}"
         call = on_peer(lambda s, v, m=method: getattr(s.peer, m)(v))

@@ -57,7 +57,8 @@ bool OwnerLink::introduce() {
   outgoing_.add(Op::kHello, 0, hello);
   constexpr int kTries = 20;
   for (int i = 0; i < kTries; ++i) {
-    if (send_queued()) return true;   // or the owner has gone: it gives nothing to others any more
+    // An owner that has dropped the connection, and lives, counts the child as one that never was.
+    if (send_queued()) return !broken() || owner_has_ended();
     (void)sys().poll(nullptr, 0, 1);  // the kernel was short of something
   }
   return false;

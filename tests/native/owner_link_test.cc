@@ -601,6 +601,8 @@ TEST(a_child_says_who_it_is) {
       EXPECT(ends.silent());
     }
     OwnerLink::resume_all();
+    link->break_off();  // by an owner that lives
+    EXPECT(!link->introduce());
   }
 }
 
