@@ -45,6 +45,7 @@ HONEST: Mapping[Op, Answer] = {
     Op.UNPIN: well(b"\1"),
     Op.PIN: well(b"\1"),
     Op.USAGE: well(bytes(protocol.COUNTS.size)),
+    Op.OFFER: well(bytes(protocol.NONCE_BYTES)),
     Op.PING: well(protocol.PROCESS.pack(1)),
 }
 

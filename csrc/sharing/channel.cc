@@ -59,6 +59,8 @@ Channel::Read Channel::read(Requests* spare, SteadyTime now) {
       not_before_ = now + kPause;
       return Read::kNothing;
     case Endpoint::Io::kEnded:
+      hung_up_ = true;
+      return Read::kEnded;
     case Endpoint::Io::kLost:
       return Read::kEnded;
   }

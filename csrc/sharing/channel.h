@@ -45,6 +45,8 @@ class Channel {
   // may be used up.
   enum class Read : uint8_t { kRequest, kNothing, kEnded, kMalformed };
   Read read(Requests* spare, SteadyTime now);
+  // Whether the other end is known to be closed, by every process that had it.
+  bool hung_up() const { return hung_up_; }
   Requests& requests() { return requests_; }
   const Requests& requests() const { return requests_; }
 
@@ -67,6 +69,7 @@ class Channel {
   Endpoint socket_;
   std::unique_ptr<Session> session_;
   bool greeted_;
+  bool hung_up_ = false;
   const SteadyTime since_;
   Requests requests_;
   Requests kept_;      // done, and their answers not sent

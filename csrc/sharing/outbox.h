@@ -24,7 +24,7 @@ namespace pgalloc {
 class Outbox {
  public:
   bool empty() const { return waiting_.empty(); }
-  void clear() { waiting_.clear(); }
+  void clear() { waiting_.clear(); }  // but the spares
 
   // From here on so many pages more can be given back without memory.
   void make_spares(size_t count) { spares_.resize(spares_.size() + count); }

@@ -380,7 +380,7 @@ void OwnerLink::dispatch(Arrived arrived) {
 void OwnerLink::end(const char* why) {
   if (!reading_) socket_.close();  // else the thread that reads does it
   broken_.store(true, std::memory_order_release);
-  outgoing_.clear();
+  outgoing_ = {};
   for (auto entry = pending_.begin(); entry != pending_.end();) {
     std::shared_ptr<Pending>& pending = entry->second;
     if (pending->held) {  // its answer has come

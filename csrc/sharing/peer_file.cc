@@ -313,22 +313,6 @@ Result<KindBytes> PeerFile::usage(uint32_t memcg_id, const Patience& patience) c
   return bytes;
 }
 
-Result<wire::Secret> PeerFile::offer(FileRange range, const Patience& patience) {
-  PGALLOC_RETURN_IF_ERROR(check_usable());
-  const auto secret = std::make_shared<std::optional<wire::Secret>>();
-  PGALLOC_RETURN_IF_ERROR(link_->request(wire::Op::kOffer, packed(range),
-                                         {[secret](OwnerLink::Reply& reply) {
-                                            wire::Secret its{};
-                                            if (wire::Reader(reply.payload).read_all(its)) {
-                                              *secret = its;
-                                            }
-                                          },
-                                          {}},
-                                         patience));
-  if (!*secret) return not_the_protocol();
-  return **secret;
-}
-
 Result<std::optional<PeerFile::Value>> PeerFile::value(const std::string& key,
                                                        const Patience& patience) {
   PGALLOC_RETURN_IF_ERROR(check_usable());

@@ -73,8 +73,6 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   // Whether one handle of one process holds each page, and this process it is.
   Result<bool> has_unique_ref(FileRange range, const Patience& patience) EXCLUDES(mu_);
   Result<KindBytes> usage(uint32_t memcg_id, const Patience& patience) const;
-  // The secret by which another process can claim pages that this one holds.
-  Result<wire::Secret> offer(FileRange range, const Patience& patience) EXCLUDES(mu_);
   // The value of a served cache; nothing if it is not there. The pages are the caller's reference.
   struct Value {
     FileRange range;

@@ -471,9 +471,12 @@ void Peers::end(uint64_t number, SteadyTime now) noexcept {
   if (const auto parent = channels_.find(ended->parent); parent != channels_.end()) {
     --parent->second->children;
   }
-  const Endpoint& socket = ended->channel.socket();
-  poller_.unwatch(socket, &ended->registered);
+  poller_.unwatch(ended->channel.socket(), &ended->registered);
+  const bool hung_up = ended->channel.hung_up();
   std::unique_ptr<Session> session = ended->channel.take_session();
+  // A child that has not spoken yet never was if its end is closed. If it is ours that was lost, from
+  // outside, the child may live.
+  if (session->pid == 0 && !hung_up) session->pid = kUnseen;
   std::optional<PeerProcess> process;
   if (!session->holds_nothing()) {
     const bool blind = own_peers_end && session->pid == ::getpid();

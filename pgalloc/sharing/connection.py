@@ -33,7 +33,6 @@ REQUEST_MAX_S = 60.0
 
 _PAUSES_S = (0.005, 0.02, 0.1, 0.3)  # before one that was hung up on connects again
 _NO_SECRET = bytes(protocol.NONCE_BYTES)
-_PATH_BYTES_MAX = 107  # sun_path without its NUL byte: unix(7)
 
 
 class Connection:
@@ -192,7 +191,9 @@ class Connection:
 def _address_of(path: bytes, user: int) -> Address | None:
     """How others reach what is served at a path; None if they cannot."""
     whole = os.path.abspath(path)  # they may be in another folder
-    return None if len(whole) > _PATH_BYTES_MAX else Address(whole, b"", _NO_SECRET, user)
+    if len(whole) > protocol.SOCKET_PATH_BYTES_MAX:
+        return None
+    return Address(whole, b"", _NO_SECRET, user)
 
 
 def _link_to_sender(address: Address) -> _core.OwnerLink:

@@ -18,6 +18,7 @@ from pgalloc._core import FileRange
 
 VERSION = 1
 PACKET_MAX = 4096
+SOCKET_PATH_BYTES_MAX = 107  # sun_path without its NUL byte: unix(7)
 NONCE_BYTES = 16
 HEADER = struct.Struct("<BBHI")  # version, operation or status, pages that come first, number
 

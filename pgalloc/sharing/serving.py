@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from pgalloc.memory_file import MemoryFile
 
-_PATH_BYTES_MAX = 107  # sun_path without its NUL byte: unix(7)
-
 
 class Server(Uncopyable):
     """Lets other processes of the same user in, until :meth:`close` or the end of the program.
@@ -122,10 +120,10 @@ def open_served(path: Any, timeout: float | None) -> tuple[Connection, int, bool
 def _checked_path(path: str) -> str:
     if "\0" in path or not path:
         raise OptionError("the path of a socket must not be empty, nor have a NUL byte")
-    if (length := len(os.fsencode(path))) > _PATH_BYTES_MAX:
+    longest = protocol.SOCKET_PATH_BYTES_MAX
+    if (length := len(os.fsencode(path))) > longest:
         raise OptionError(
-            f"the path of a socket has {_PATH_BYTES_MAX} bytes at most, and this one has {length}: "
-            f"{path}"
+            f"the path of a socket has {longest} bytes at most, and this one has {length}: {path}"
         )
     return path
 

@@ -358,7 +358,7 @@ TEST(the_owner_is_asked_whether_pages_are_unique_unless_it_is_known_here) {
   EXPECT_EQ(scene.file->has_unique_ref(pages(0, 3), patient()).status().code(), ErrorCode::kRange);
 }
 
-TEST(usage_and_secrets_are_of_their_size) {
+TEST(usage_is_of_its_size) {
   Scene scene;
   KindBytes bytes{1, 2, 3, 4, 5, 6};
   const std::string_view whole(reinterpret_cast<const char*>(&bytes), sizeof bytes);
@@ -374,14 +374,6 @@ TEST(usage_and_secrets_are_of_their_size) {
     EXPECT_EQ(scene.file->usage(0, patient()).status().code(), ErrorCode::kOwnerGone);
     (void)scene.heard();
   }
-  const wire::Secret secret{1, 2, 3};
-  scene.answer_next(secret);
-  EXPECT_EQ(*scene.file->offer(pages(0, 1), patient()), secret);
-  scene.expect_request(Op::kOffer, pages(0, 1));
-  scene.answer_next(secret, uint8_t{0});
-  EXPECT_EQ(scene.file->offer(pages(0, 1), patient()).status().code(), ErrorCode::kOwnerGone);
-  scene.answer_next(uint64_t{0}, uint32_t{0});
-  EXPECT_EQ(scene.file->offer(pages(0, 1), patient()).status().code(), ErrorCode::kOwnerGone);
 }
 
 TEST(a_value_lies_in_its_pages) {
@@ -580,7 +572,6 @@ TEST(a_closed_or_orphaned_file_asks_for_nothing) {
     EXPECT_EQ(scene.file->decommit(range, patient()).code(), wanted);
     EXPECT_EQ(scene.file->has_unique_ref(range, patient()).status().code(), wanted);
     EXPECT_EQ(scene.file->usage(0, patient()).status().code(), wanted);
-    EXPECT_EQ(scene.file->offer(range, patient()).status().code(), wanted);
     EXPECT_EQ(scene.file->value("", patient()).status().code(), wanted);
     EXPECT_EQ(scene.file->unpin(range, patient()).status().code(), wanted);
     EXPECT_EQ(scene.file->pin(range, patient()).status().code(), wanted);

@@ -853,6 +853,43 @@ TEST(a_child_has_a_connection_or_its_parent_is_told_that_it_has_none) {
   EXPECT(failed >= 4);  // either end, and what makes them
 }
 
+int end_of_owner = -1;
+int socketpair_seen(int* pair) {
+  const int result = os::kernel().socketpair(pair);
+  end_of_owner = pair[0];
+  return result;
+}
+
+TEST(l3_a_child_that_has_not_spoken_keeps_its_leases_if_its_connection_is_lost) {
+  for (const bool lost : {false, true}) {
+    const auto file = make_file();
+    Scope scope;
+    scope.file = file;
+    Hub hub;
+    hub.peers.set_look_every(std::chrono::nanoseconds(0));
+    const auto parent = hub.child(scope);
+    EXPECT(hub.ask(*parent, Op::kAllocate, file->id(), page_size(), uint8_t{1}, uint8_t{0},
+                   uint32_t{0}));
+    {
+      native_tests::FakeKernel kernel;
+      kernel.calls.socketpair = socketpair_seen;
+      kernel.begin();
+      // The child has its end: it is in the answer, which is not received yet.
+      EXPECT(parent->send(wire::pack(static_cast<uint8_t>(Op::kFork), 1)));
+      EXPECT(hub.until([&] { return hub.peers.channel_count() == 2; }));
+    }
+    if (lost) {
+      ::close(end_of_owner);
+      EXPECT(hub.until([&] { return hub.peers.channel_count() == 1; }));
+    }
+    parent->close();
+    for (int i = 0; i < 50; ++i) hub.round();
+    EXPECT_EQ(hub.peers.channel_count(), 0u);
+    EXPECT_EQ(hub.peers.departed().size(), lost ? 1u : 0u);
+    EXPECT_EQ(pages_in_use(*file), lost ? 1u : 0u);
+  }
+}
+
 TEST(a_fork_without_memory_does_not_keep_the_next_one_waiting) {
   int failed = 0;
   for (int64_t number = 0;; ++number) {

@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def _use(path: Path) -> None:
         _clear(lambda: allocation.view().release())
         _clear(allocation.decommit)
         _clear(lambda: peer.has_unique_ref(allocation.range))
+        _clear(lambda: ForkingPickler.dumps(allocation))
         _clear(allocation.unpin)
         _clear(allocation.pin)
         _clear(lambda: peer.flush(1))
@@ -120,6 +122,7 @@ def path(tmp_path: Path) -> Path:
         Op.UNPIN,
         Op.PIN,
         Op.USAGE,
+        Op.OFFER,
         Op.PING,
     ],
 )
