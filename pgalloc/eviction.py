@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Any, Protocol
 
 from pgalloc import _core
-from pgalloc.threads import Thread
+from pgalloc.threads import PARK_TIMEOUT_S, Thread
 
 _log = logging.getLogger("pgalloc")
 
 _THREADS_MAX = 8
-_PARK_TIMEOUT_S = 1.0
+_SLICE_S = 0.005
 
 
 class EvictableUser(Protocol):
@@ -87,7 +88,7 @@ class Evictor:
 
     def park(self) -> None:
         """Stop the threads and wait until they are gone. Callbacks under way go on."""
-        if not self._lock.acquire(timeout=_PARK_TIMEOUT_S):
+        if not self._lock.acquire(timeout=PARK_TIMEOUT_S):
             return  # the thread that forks has it: a signal handler does so
         try:
             self._parked = True
@@ -95,9 +96,12 @@ class Evictor:
         finally:
             self._lock.release()
         self._core.pause()
+        until = time.monotonic() + PARK_TIMEOUT_S
         for thread in ending:
-            if not thread.is_current():
-                thread.join(_PARK_TIMEOUT_S)
+            # One that was about to call goes on: what is called may wait for what forks.
+            while thread not in self._calling and time.monotonic() < until:
+                if thread.is_current() or thread.join(_SLICE_S):
+                    break
 
     def resume(self) -> None:
         """Undo park()."""

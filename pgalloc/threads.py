@@ -23,6 +23,10 @@ def _unpatched(name: str) -> Any:
     return getattr(_thread, name) if monkey is None else monkey.get_original("_thread", name)
 
 
+# How long a fork waits for a thread that is in a callback; then it goes on beside it.
+PARK_TIMEOUT_S = 1.0
+
+
 class Thread:
     """A thread of the kernel. An exiting program does not wait for it.
 

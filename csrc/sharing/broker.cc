@@ -83,6 +83,7 @@ void Broker::unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS {
 void Broker::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
   std::ignore = thread_.release();  // it is not here
   parked_ = 0;
+  attending_ = false;
   ending_ = false;
   lacks_thread_ = false;
   callers_ = 0;
@@ -108,14 +109,23 @@ Result<Broker::Address> Broker::address_for_child() NO_THREAD_SAFETY_ANALYSIS {
 }
 
 void Broker::park() {
-  std::unique_ptr<std::thread> thread;
   {
     Locked lock(*this);
     ++parked_;
-    while (ending_) {  // another thread parks it, too
+  }
+  stop_thread();
+}
+
+// And waits until the kernel has forgotten it; unless it is to run meanwhile.
+void Broker::stop_thread() {
+  std::unique_ptr<std::thread> thread;
+  {
+    Locked lock(*this);
+    while (ending_) {  // another thread stops it, too
       const Unlocked unlocked(*this);
       std::this_thread::sleep_for(std::chrono::microseconds(100));
     }
+    if (runs()) return;
     thread = std::move(thread_);
     if (thread == nullptr) return;
     ending_ = true;
@@ -125,6 +135,26 @@ void Broker::park() {
   os::wait_until_gone(thread_id_);
   Locked lock(*this);
   ending_ = false;
+  if (!runs() || !peers_->started()) return;
+  lacks_thread_ = true;  // another thread has resumed it meanwhile
+  retry_thread();
+}
+
+Broker::Attending::Attending() try {
+  Broker& broker = instance();
+  Locked lock(broker);
+  broker.attending_ = true;
+  if (broker.peers_->started()) (void)broker.start_thread();
+} catch (const std::bad_alloc&) {  // NOLINT: then it answers after the fork
+}
+
+Broker::Attending::~Attending() {
+  Broker& broker = instance();
+  {
+    Locked lock(broker);
+    broker.attending_ = false;
+  }
+  broker.stop_thread();
 }
 
 // Without a thread, the next call tries again.
@@ -151,7 +181,7 @@ Status Broker::start() {
 }
 
 Status Broker::start_thread() {
-  if (thread_ != nullptr || parked_ > 0 || ending_) return {};
+  if (thread_ != nullptr || !runs() || ending_) return {};
   try {
     const os::WithoutSignals quiet;
     thread_ = std::make_unique<std::thread>([this] { run(); });
@@ -165,7 +195,7 @@ Status Broker::start_thread() {
 void Broker::run() {
   thread_id_ = os::thread_id();
   Locked lock(*this);
-  while (parked_ == 0) {
+  while (runs()) {
     try {
       round();
     } catch (const std::bad_alloc&) {
@@ -184,7 +214,7 @@ void Broker::round() {
   const int count = wait_for_events(wait, look, &sees, events);
   const auto then = std::chrono::steady_clock::now();
   if (look) peers_->departed().looked(*look, sees, then);
-  for (int i = 0; i < count && parked_ == 0; ++i) peers_->handle(events[i], then);
+  for (int i = 0; i < count && runs(); ++i) peers_->handle(events[i], then);
   peers_->work(then);
   tell_waiting();
 }

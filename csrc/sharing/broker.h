@@ -93,6 +93,15 @@ class Broker {
 
   // --- For Forks -----------------------------------------------------------------------------------
 
+  // While it lives the thread runs, though it is parked: what a fork waits for may be an answer of this
+  // very broker, or of an owner that forks as well and waits for one. One at a time.
+  class Attending {
+   public:
+    Attending();
+    ~Attending();
+    Attending(const Attending&) = delete;
+    Attending& operator=(const Attending&) = delete;
+  };
   // The lock is held from here to one of the other two.
   void lock_for_fork();
   void unlock_in_parent();
@@ -147,12 +156,15 @@ class Broker {
   int wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
                       bool* sees, std::span<epoll_event> events) REQUIRES(mu_);
   void run() EXCLUDES(mu_);
+  void stop_thread() EXCLUDES(mu_);
+  bool runs() const REQUIRES(mu_) { return parked_ == 0 || attending_; }
   Mutex mu_{LockRank::kBroker};
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   CondVar delivered_;                    // perhaps
   size_t awaiting_ GUARDED_BY(mu_) = 0;  // threads that wait for it
   int parked_ GUARDED_BY(mu_) = 0;
+  bool attending_ GUARDED_BY(mu_) = false;  // it runs though it is parked
   bool ending_ GUARDED_BY(mu_) = false;  // the thread is being waited for
   std::atomic<pid_t> thread_id_{0};
   std::atomic<int> callers_{0};  // who want the lock: the thread lets them have it

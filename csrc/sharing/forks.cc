@@ -78,6 +78,8 @@ void ask_other_owners(Fork& fork) {
   asked.reserve(links.size());
   fork.held.reserve(links.size());
   fork.owners.reserve(links.size());
+  if (links.empty()) return;
+  const Broker::Attending attending;
   for (const auto& link : links) {
     if (!link->hold_answers(deadline)) continue;
     fork.held.push_back(link);

@@ -8,7 +8,8 @@
 // The phases. Before the fork, in the forking thread:
 //   1. Other owners, of whose pages this process holds some, are asked for a connection for the child.
 //      Answers that may bring leases are kept back from here to the end. No lock but that of forks is
-//      held while this waits, and it waits for two seconds at most, for all owners together.
+//      held while this waits, and it waits for two seconds at most, for all owners together. This
+//      process's own broker answers meanwhile: it may be the owner, or owners that fork may wait for it.
 //   2. The locks are taken: broker, guard, registry of files, lists of seats and links; a pair of sockets
 //      is made for the child, and a session for it in the broker.
 //   3. The locks of all files are taken, and the leases for the child, on what is pinned.

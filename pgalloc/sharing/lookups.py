@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pgalloc import _core, fork
 from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError, Error
-from pgalloc.threads import Thread
+from pgalloc.threads import PARK_TIMEOUT_S, Thread
 
 _log = logging.getLogger("pgalloc")
 
@@ -38,7 +38,7 @@ class LookupThread:
     def __init__(self, lookup: Lookup) -> None:
         self.questions = _core.Lookups()
         self._lookup = lookup
-        # Of values that peers hold, by the number of the question. Only the thread uses it.
+        # Of values that peers hold, by the number of the question.
         self._views: dict[int, memoryview] = {}
         self._thread: Thread | None = None
         self._closed = False
@@ -50,18 +50,21 @@ class LookupThread:
 
     def _start(self) -> None:
         self.questions.resume()
-        thread = Thread(self._run)
-        thread.start()
-        self._thread = thread
+        thread = self._thread = Thread(lambda: self._run(thread))
+        try:
+            thread.start()
+        except BaseException:
+            self._thread = None
+            raise
 
     def close(self) -> None:
         """Answer nothing more. What peers hold stays as it is until they let go of it."""
         self._closed = True
         self.questions.close()
 
-    def _run(self) -> None:
+    def _run(self, me: Thread) -> None:
         # Whatever fails costs the request that it belongs to: without this thread none is answered.
-        while True:
+        while self._thread is me:  # else another one took over while this one was looking up
             number = 0  # of no question
             try:
                 event = self.questions.next()
@@ -110,7 +113,7 @@ class LookupThread:
         if thread is None or thread.is_current():
             return
         self.questions.stop()
-        thread.join()
+        thread.join(PARK_TIMEOUT_S)  # a look-up may wait for what the thread that forks has
 
     def resume(self) -> None:
         """Undo park()."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pgalloc import _core, fork
 from pgalloc.errors import SnapshotError
 from pgalloc.snapshot.codec import Codec, zstd
-from pgalloc.threads import Thread
+from pgalloc.threads import PARK_TIMEOUT_S, Thread
 
 if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
@@ -79,7 +79,7 @@ class Decoders:
         self._stops = True
         for thread in self._threads:
             if not thread.is_current():
-                thread.join()
+                thread.join(PARK_TIMEOUT_S)
         self._threads.clear()
 
     def resume(self) -> None:

@@ -26,6 +26,7 @@ from pgalloc import (
     EvictableRange,
     ForkedError,
     MemoryFile,
+    eviction,
     testing,
 )
 
@@ -334,8 +335,9 @@ def test_forks_from_busy_threads() -> None:
     mf.close()
 
 
-def test_forks_while_evictions_run() -> None:
+def test_forks_while_evictions_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each callback lasts until a child has been forked and has ended."""
+    monkeypatch.setattr(eviction, "PARK_TIMEOUT_S", 10 * TIMEOUT_S)  # it is not used up
     running, may_end = threading.Semaphore(0), threading.Semaphore(0)
 
     class Lasting(User):

@@ -568,3 +568,69 @@ def test_a_child_has_no_socket_that_is_being_connected(tmp_path: Path) -> None:
         waiting.close()
         join([connecting])
     assert sockets() <= before
+
+
+def test_a_process_that_is_a_peer_of_its_own_forks(mf: MemoryFile, tmp_path: Path) -> None:
+    """Its own broker gives the child its leases, though its threads end before a fork."""
+    path = tmp_path / "socket"
+    with mf.serve(path), pgalloc.connect(path) as peer, peer.allocate(PAGE) as a:
+        view = a.view()
+
+        def child() -> None:
+            assert bytes(view[:5]) == b"hello"
+            assert not peer.has_unique_ref(a.range)  # its owner answers
+            view[:5] = b"child"
+            a.release()
+
+        for _ in range(3):
+            view[:5] = b"hello"
+            in_child(child)
+            assert bytes(view[:5]) == b"child"
+        view.release()
+    eventually(lambda: mf.leases() == [], "the end of leases")
+
+
+TWO_THAT_FORK = """
+import os, sys, pgalloc
+mine, other = sys.argv[1:3]
+mf = pgalloc.MemoryFile()
+with mf.serve(mine):
+    print("served", flush=True)
+    sys.stdin.readline()
+    with pgalloc.connect(other) as peer, peer.allocate(pgalloc.PAGE_SIZE) as a:
+        view = a.view()
+        view[:5] = b"hello"
+        print("connected", flush=True)
+        sys.stdin.readline()
+        for number in range(20):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(bytes(view[:5]) != b"hello" or peer.has_unique_ref(a.range))
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, number
+        del view
+    print("done", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_two_that_are_peers_of_each_other_fork(tmp_path: Path) -> None:
+    """At once: each asks the other for leases for its child."""
+    paths = [tmp_path / "one", tmp_path / "two"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_THAT_FORK, *order],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for order in (paths, reversed(paths))
+    ]
+    for word in ("served", "connected", "done"):
+        for each in both:
+            assert each.stdout is not None and each.stdout.readline() == f"{word}\n"
+        for each in both:
+            assert each.stdin is not None
+            print(file=each.stdin, flush=True)
+    for each in both:
+        with each:
+            assert each.wait(TIMEOUT_S) == 0

@@ -11,14 +11,16 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from children import in_child
 from conftest import PAGE
-from waiting import eventually
+from waiting import TIMEOUT_S, eventually, join
 
 import pgalloc
 from pgalloc import (
@@ -30,6 +32,8 @@ from pgalloc import (
     SharingError,
     testing,
 )
+from pgalloc.sharing import lookups
+from pgalloc.sharing.lookups import LookupThread
 
 
 @pytest.fixture
@@ -326,6 +330,32 @@ def test_a_cache_that_others_read(path: Path) -> None:
             cache["again"] = b"1"
             assert bytes(reader["again"]) == b"1"
         testing.verify_cache(cache)
+
+
+def test_a_fork_during_a_look_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for what the thread that forks has: its cache, in a signal handler that forks."""
+    entered, may_answer = threading.Event(), threading.Event()
+    answer = LookupThread._answer
+
+    def slow(self: LookupThread, number: int, key: bytes) -> None:
+        entered.set()
+        assert may_answer.wait(TIMEOUT_S)
+        answer(self, number, key)
+
+    monkeypatch.setattr(LookupThread, "_answer", slow)
+    monkeypatch.setattr(lookups, "PARK_TIMEOUT_S", 0.05)
+    with Cache("1M") as cache, cache.serve(path), Cache.connect(path) as reader:
+        cache["key"] = b"value"
+        got: list[bytes] = []
+        asking = threading.Thread(target=lambda: got.append(bytes(reader["key"])), daemon=True)
+        asking.start()
+        assert entered.wait(TIMEOUT_S)
+        in_child(lambda: None)
+        may_answer.set()
+        join([asking])
+        assert got == [b"value"]
+        for _ in range(3):  # by the thread that came after it
+            assert bytes(reader["key"]) == b"value"
 
 
 def test_values_held_elsewhere_are_not_discarded(path: Path) -> None:
