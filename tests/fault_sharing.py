@@ -284,7 +284,7 @@ def replaced(run: Run) -> None:
     if run.name in BY_THE_PEER:
         return
     channels = _channels()
-    _core.broker_set_times(look_s=0.001)
+    _core.broker_set_times(look_s=0.001, accept_s=0.001)
     for number in range(6):  # the last two are for other network namespaces
         eventually(lambda: len(_core.broker_descriptors()) >= 4, "a listener")
         before = _epolls_sockets()
@@ -294,7 +294,7 @@ def replaced(run: Run) -> None:
             _wait_for_a_new_epoll(before)
         eventually(_is_whole, "the broker has all it needs again")
     _wait_for_channels(channels)
-    _core.broker_set_times(look_s=1e6)
+    _core.broker_set_times(look_s=1e6, accept_s=0.001)
 
 
 BY_THE_PEER = ("eventfd",)

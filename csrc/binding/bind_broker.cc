@@ -266,13 +266,14 @@ std::chrono::nanoseconds from_seconds(double seconds) {
 void bind_tests(py::module_& module) {
   module.def(
       "broker_set_times",
-      [](double greeting_s, double after_sender_s, double look_s) {
+      [](double greeting_s, double after_sender_s, double look_s, double accept_s) {
         without_gil([&](Broker& broker) {
-          broker.set_times(
-              {from_seconds(greeting_s), from_seconds(after_sender_s), from_seconds(look_s)});
+          broker.set_times({from_seconds(greeting_s), from_seconds(after_sender_s),
+                            from_seconds(look_s), from_seconds(accept_s)});
         });
       },
-      py::arg("greeting_s") = 10.0, py::arg("after_sender_s") = 600.0, py::arg("look_s") = 1.0);
+      py::arg("greeting_s") = 10.0, py::arg("after_sender_s") = 600.0, py::arg("look_s") = 1.0,
+      py::arg("accept_s") = 0.1);
   module.def("broker_set_own_peers_end",
              [](bool end) { without_gil([&](Broker& broker) { broker.set_own_peers_end(end); }); });
   module.def("broker_descriptors",

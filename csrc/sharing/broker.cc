@@ -347,6 +347,7 @@ void Broker::set_times(const Times& times) {
   peers_->greeting_max = times.greeting;
   peers_->offers().after_sender_max = times.after_sender;
   peers_->set_look_every(times.look);
+  peers_->accept_pause = times.accept;
   peers_->wake();
 }
 

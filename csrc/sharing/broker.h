@@ -127,12 +127,14 @@ class Broker {
 
   // --- For tests -----------------------------------------------------------------------------------
 
-  // How long a peer may take to greet, how long an offer waits after its sender has ended, and how often
-  // it is looked whether descriptors were closed from outside.
+  // How long a peer may take to greet, how long an offer waits after its sender has ended, how often it
+  // is looked whether descriptors were closed from outside, and how long after an accept that failed the
+  // next one comes.
   struct Times {
     std::chrono::nanoseconds greeting;
     std::chrono::nanoseconds after_sender;
     std::chrono::nanoseconds look;
+    std::chrono::nanoseconds accept;
   };
   void set_times(const Times& times) EXCLUDES(mu_);
   // Peers in this process, which has its files mapped anyway, end with their connections.
@@ -165,7 +167,7 @@ class Broker {
   size_t awaiting_ GUARDED_BY(mu_) = 0;  // threads that wait for it
   int parked_ GUARDED_BY(mu_) = 0;
   bool attending_ GUARDED_BY(mu_) = false;  // it runs though it is parked
-  bool ending_ GUARDED_BY(mu_) = false;  // the thread is being waited for
+  bool ending_ GUARDED_BY(mu_) = false;     // the thread is being waited for
   std::atomic<pid_t> thread_id_{0};
   std::atomic<int> callers_{0};  // who want the lock: the thread lets them have it
 };

@@ -22,8 +22,6 @@ using os::sys;
 
 namespace {
 
-constexpr std::chrono::seconds kAskMax{2};
-
 // A connection for the child to another owner.
 struct ToOwner {
   std::shared_ptr<OwnerLink> parents;
@@ -68,7 +66,7 @@ State& state() {
 // --- Before --------------------------------------------------------------------------------------
 
 void ask_other_owners(Fork& fork) {
-  const auto deadline = std::chrono::steady_clock::now() + kAskMax;
+  const auto deadline = std::chrono::steady_clock::now() + Forks::ask_max;
   const auto links = OwnerLink::all();
   struct Asked {
     std::shared_ptr<OwnerLink> link;

@@ -34,6 +34,7 @@
 // any order: no other thread holds two of these.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <vector>
 
@@ -53,6 +54,9 @@ class Forks {
 
   // In a forked child: the links that it was born with, which are the caller's from here on.
   static std::vector<std::shared_ptr<OwnerLink>> take_born_links();
+
+  // How long a fork waits for other owners. Shorter in tests.
+  static inline std::chrono::milliseconds ask_max{2000};
 };
 
 }  // namespace pgalloc

@@ -26,7 +26,7 @@ namespace {
 constexpr std::chrono::milliseconds kSlice{50};       // until Ctrl-C gets through
 constexpr std::chrono::milliseconds kRetryPeriod{5};  // while the owner does not read
 constexpr std::chrono::milliseconds kLinger{1};       // with what is given back
-constexpr std::chrono::seconds kOwnersEnd{2};         // a process without sockets is soon gone
+constexpr int kOwnersEnd_ms = 2000;                   // a process without sockets is soon gone
 
 Status owner_gone() {
   return Status::error(ErrorCode::kOwnerGone,
@@ -443,12 +443,11 @@ bool OwnerLink::is_cut_off() {
     MutexLock lock(mu_);
     if (!broken() && socket_.intact() && !is_over()) return false;
   }
-  const Time deadline = std::chrono::steady_clock::now() + kOwnersEnd;
-  while (!owner_has_ended()) {
-    if (std::chrono::steady_clock::now() > deadline) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  for (int i = 0; i < kOwnersEnd_ms; ++i) {
+    if (owner_has_ended()) return false;
+    (void)sys().poll(nullptr, 0, 1);
   }
-  return false;
+  return true;
 }
 
 // --- The thread ----------------------------------------------------------------------------------

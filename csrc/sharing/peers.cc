@@ -26,7 +26,6 @@ constexpr size_t kUngreetedMax = 64;
 constexpr int kAcceptsAtOnce = 16;
 constexpr size_t kRangesAtOnce = 512;  // given back of those who have ended: about 0.3 ms
 constexpr std::chrono::milliseconds kWorkMax{2};
-constexpr std::chrono::milliseconds kAcceptPause{100};
 constexpr std::chrono::milliseconds kAgain{10};  // after what the kernel refused
 constexpr std::chrono::microseconds kWaitsMax{500};
 
@@ -142,11 +141,11 @@ void Peers::accept(Listener& listener, SteadyTime now) try {
       continue;
     }
     const bool nothing = errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
-    if (!nothing) accept_again_ = now + kAcceptPause;  // no descriptor is left, or no memory
+    if (!nothing) accept_again_ = now + accept_pause;  // no descriptor is left, or no memory
     return;
   }
 } catch (const std::bad_alloc&) {
-  accept_again_ = now + kAcceptPause;
+  accept_again_ = now + accept_pause;
 }
 
 void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {

@@ -101,6 +101,7 @@ class Peers {
 
   // For tests: shorter times, and what could be closed from outside.
   std::chrono::nanoseconds greeting_max{std::chrono::seconds(10)};
+  std::chrono::nanoseconds accept_pause{std::chrono::milliseconds(100)};  // after one that failed
   void set_look_every(std::chrono::nanoseconds time) {
     look_every_ = time;
     next_look_at_descriptors_ = {};

@@ -36,7 +36,7 @@ class FolderLock {
       held_ = sys().flock(fd_, LOCK_EX | LOCK_NB) == 0;
       others_ = !held_ && errno == EWOULDBLOCK;
       if (!others_) break;
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      (void)sys().poll(nullptr, 0, 1);
     }
   }
   ~FolderLock() {

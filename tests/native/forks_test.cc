@@ -143,6 +143,7 @@ TEST(a_fork_that_runs_out_of_memory_leaves_leases_or_nothing_to_see) {
 
 TEST(a_childs_child_sees_pages_through_leases_that_have_no_file_either) {
   alone([] {
+    Forks::ask_max = std::chrono::milliseconds(100);
     Scene scene;
     EXPECT_EQ(in_child([] {}), 0);  // starts what stays
     constexpr int kFound = 7;
@@ -226,6 +227,7 @@ TEST(threads_fork_while_others_allocate) {
 
 TEST(an_owner_that_does_not_answer_costs_its_own_files_only) {
   alone([] {
+    Forks::ask_max = std::chrono::milliseconds(100);
     int pair[2];
     EXPECT_EQ(os::kernel().socketpair(pair), 0);
     const auto link = std::move(*OwnerLink::create(pair[0]));

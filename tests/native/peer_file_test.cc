@@ -686,6 +686,7 @@ TEST(
       if (other_end == 0) ::_exit(0);
       FakeKernel kernel;
       kernel.calls.getsockopt = getsockopt_of_other_end;
+      kernel.calls.poll = native_tests::poll_without_waiting;
       kernel.begin();
       int pair[2];
       EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);

@@ -13,6 +13,7 @@
 #include <iterator>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "native/test.h"
@@ -109,5 +110,12 @@ class FakeKernel {
     return tables.emplace_back(os::kernel());
   }
 };
+
+// For a FakeKernel: what only waits goes on at once, and is counted.
+inline int milliseconds_waited = 0;
+inline int poll_without_waiting(pollfd* waits, nfds_t count, int timeout_ms) {
+  if (count == 0) milliseconds_waited += std::exchange(timeout_ms, 0);
+  return os::kernel().poll(waits, count, timeout_ms);
+}
 
 }  // namespace pgalloc::native_tests

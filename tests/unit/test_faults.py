@@ -106,7 +106,7 @@ def owner_and_peers() -> Iterator[None]:
     """Of one process, and some of another one. The broker makes no calls of its own accord."""
     stranger = Stranger()
     _core.broker_address()  # it starts once, which is no scenario
-    _core.broker_set_times(look_s=1e6)
+    _core.broker_set_times(look_s=1e6, accept_s=0.001)
     _core.broker_set_own_peers_end(True)
     yield
     _core.broker_set_own_peers_end(False)
@@ -211,10 +211,15 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", testing.syscall_names())
-def test_failing_once_at_each_call(directory: Path, name: str) -> None:
+def test_failing(directory: Path, name: str) -> None:
     """Invariant of the project: a typed error, nothing lost, usable afterwards."""
     sites = list(_sites(directory, name))
     assert sites, f"no scenario calls {name}: add one"
+    _once_at_each_call(directory, name, sites)
+    _always(directory, name, [scenario for scenario, number in sites if number == 1])
+
+
+def _once_at_each_call(directory: Path, name: str, sites: list[tuple[Scenario, int]]) -> None:
     failed, missed = set(), []
     for (scenario, number), errors in _with_errors(name, sites):
         for error in errors:
@@ -231,9 +236,7 @@ def test_failing_once_at_each_call(directory: Path, name: str) -> None:
     assert failed == set(_errors(name))
 
 
-@pytest.mark.parametrize("name", testing.syscall_names())
-def test_failing_always(directory: Path, name: str) -> None:
-    scenarios = [scenario for scenario, number in _sites(directory, name) if number == 1]
+def _always(directory: Path, name: str, scenarios: list[Scenario]) -> None:
     failed = set()
     for scenario, errors in _with_errors(name, scenarios):
         plan = {"times": A_WHILE} if scenario in SHARING else {}
@@ -271,13 +274,14 @@ def _sites(directory: Path, name: str) -> Iterator[tuple[Scenario, int]]:
 def _with_errors(name: str, sites: list[Site]) -> Iterator[tuple[Site, list[int]]]:
     """The errors to try at each site: every one with PGALLOC_FAULTS=all.
 
-    Else two, in turn, so that neighbours fail in other ways; or as many more as it takes to try
-    each error of the name somewhere.
+    Else as many as it says, one by default: in turn, so that neighbours fail in other ways; or
+    as many more as it takes to try each error of the name somewhere.
     """
     errors = _errors(name)
     each = len(errors)
-    if os.environ.get("PGALLOC_FAULTS") != "all":
-        each = min(each, max(2, -(-len(errors) // len(sites))))
+    wanted = os.environ.get("PGALLOC_FAULTS", "1")
+    if wanted != "all":
+        each = min(each, max(int(wanted), -(-len(errors) // len(sites))))
     for i, site in enumerate(sites):
         yield site, [errors[(i * each + k) % len(errors)] for k in range(each)]
 
