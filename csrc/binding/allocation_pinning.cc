@@ -119,7 +119,9 @@ PyObject* allocation_pinned_view(PyObject* object, PyObject* const* args, Py_ssi
   if (!check_usable(self)) return nullptr;
   if (self->generation !=
       process_generation()) {  // its owner discards without telling this process
-    PyErr_SetString(error_type(ErrorCode::kForked), "what a cache holds is its own process's");
+    PyErr_SetString(error_type(ErrorCode::kForked),
+                    "this Cache is the parent process's: make one in the forked child, or serve() "
+                    "it in the parent and Cache.connect() in the child");
     return nullptr;
   }
   char* const address = add_export(self);

@@ -134,7 +134,7 @@ Status PeerFile::adopt(FileRange range) {
 }
 
 Status PeerFile::inc_ref(FileRange range, uint32_t) {
-  PGALLOC_RETURN_IF_ERROR(check_usable());
+  if (closed()) return check_usable();
   PGALLOC_RETURN_IF_ERROR(check_range(range));
   MutexLock lock(mu_);
   if (!handles_.has(range)) return not_held(range);

@@ -209,10 +209,11 @@ def _link_to_sender(address: Address) -> _core.OwnerLink:
         if not is_ours(error):
             raise
         raise OwnerGoneError(
-            "the process that sent these pages has ended, or cannot be reached: no process "
-            f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
-            "In a network namespace of its own a process needs a /proc that shows the sender, and "
-            "the sender's user; or let the sender serve() a path that both see, and connect() there"
+            "the process that sent these pages has ended, or cannot be reached from here: no "
+            f"process listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
+            "If it lives, this process is in another network namespace, where it needs a /proc "
+            "that shows the sender, and the sender's user; or let the sender serve() a path that "
+            "both see, and connect() there"
         ) from None
 
 
