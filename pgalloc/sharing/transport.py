@@ -89,9 +89,11 @@ def _claim_own(token: Token) -> Allocation | None:
     return pages
 
 
-def receive(name: bytes, path: bytes, secret: bytes, uid: int, nonce: bytes) -> Allocation:
+def receive(
+    name: bytes, path: bytes, secret: bytes, uid: int, pid: int, nonce: bytes
+) -> Allocation:
     """Claim the pages of a token: called when one is unpickled."""
-    return claim(Token(Address(name, path, secret, uid), nonce))
+    return claim(Token(Address(name, path, secret, uid, pid), nonce))
 
 
 def send(pages: Allocation) -> tuple[Any, ...]:

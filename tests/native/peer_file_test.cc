@@ -675,8 +675,10 @@ TEST(l8_pages_that_were_handed_over_are_held_although_their_owner_has_ended_sinc
   EXPECT_EQ(scene.file->adopt(range).code(), ErrorCode::kClosed);
 }
 
+constexpr int kPeerPidfd = 77;  // SO_PEERPIDFD, which older headers lack
 pid_t other_end = 0;
 int getsockopt_of_other_end(int fd, int name, void* value, socklen_t* size) {
+  if (name == kPeerPidfd) return errno = ENOPROTOOPT, -1;
   const int result = os::kernel().getsockopt(fd, name, value, size);
   if (name == SO_PEERCRED) static_cast<ucred*>(value)->pid = other_end;
   return result;
