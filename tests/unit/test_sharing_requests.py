@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import random
 import signal
@@ -203,6 +204,79 @@ def test_a_signal_that_interrupts_no_wait_is_heeded_when_the_wait_is_over(
         assert pages.pin()
         assert peer.has_unique_ref(pages.range)
         pages.release()
+
+
+@pytest.mark.parametrize("ends", ["close", "del"])
+def test_what_a_late_answer_brings_is_given_back_though_the_file_has_gone(
+    path: Path, ends: str
+) -> None:
+    """Also if this process maps the file by another connection."""
+    with owner_of_a_file(path) as (owner, pid), pgalloc.connect(path) as other:
+        pages = other.allocate(PAGE)
+        peer = pgalloc.connect(path, timeout=0.05)
+        with stopped(pid):
+            with pytest.raises(SharingError):
+                peer.allocate(2 * PAGE)
+            if ends == "close":
+                peer.close()
+            del peer
+            gc.collect()
+        eventually(lambda: owner.do(peers.run, LEASED) == PAGE)
+        pages.release()
+
+
+@pytest.mark.usefixtures("raising")
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("name", [*CALLS, "pin"])
+def test_a_handler_may_fork_while_an_owner_is_waited_for(
+    path: Path, name: str, raises: bool
+) -> None:
+    """The request goes on in the parent. The child is told, or gets what its handler raises."""
+    with owner_of_a_file(path) as (owner, pid), pgalloc.connect(path) as peer:
+        pages = peer.allocate(PAGE)
+        if name in ("clone", "pin"):
+            pages.unpin()
+        children = []
+
+        def call() -> Any:
+            return CALLS.get(name, lambda peer, pages: pages.pin())(peer, pages)
+
+        def fork(number: int, frame: FrameType | None) -> None:
+            os.kill(pid, signal.SIGCONT)  # or the child would have to wait for its leases
+            child = os.fork()
+            if child != 0:
+                children.append(child)
+            elif raises:
+                raise Hit
+
+        def take_a_signal() -> None:
+            eventually(lambda: any_is_inside(call.__qualname__))
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+
+        signal.signal(signal.SIGALRM, fork)  # until the fixture puts back what was there
+        here = os.getpid()
+        result: Any = None
+        taker = threading.Thread(target=take_a_signal)
+        with stopped(pid):
+            taker.start()
+            try:
+                result = call()
+            except BaseException as error:
+                if os.getpid() != here:
+                    os._exit(not isinstance(error, Hit if raises else pgalloc.ForkedError))
+                raise
+            if os.getpid() != here:
+                os._exit(2)
+        taker.join()
+        (child,) = children
+        ended: list[int] = []
+        eventually(lambda: ended.extend(os.waitpid(child, os.WNOHANG)) or ended[-2], "the child")
+        assert os.waitstatus_to_exitcode(ended[-1]) == 0
+        if name == "allocate_range":
+            peer.dec_ref(result)
+        del result
+        eventually(lambda: peer.flush(TIMEOUT_S) and peer.leased == PAGE)
+        eventually(lambda: owner.do(peers.run, LEASED) == PAGE)
 
 
 def test_a_handler_may_ask_while_a_request_waits(mf: MemoryFile, path: Path) -> None:

@@ -219,6 +219,23 @@ def test_pages_of_a_file_that_was_connected_to_are_sent_on(
         a.release()
 
 
+def test_pages_of_the_next_owner_at_a_path_are_received(owner: Peer, path: Path) -> None:
+    """A process that knows the one before, which lives on, connects to the next one."""
+    with Peer() as sender, Peer() as next_owner:
+        connect = f"import pgalloc; kept['p'] = pgalloc.connect({os.fspath(path)!r})"
+        allocate = "kept['it'] = kept['p'].allocate(pgalloc.PAGE_SIZE)"
+        sender.do(peers.run, f"{connect}; {allocate}")
+        before = sender.do(peers.send_back, "it")
+        owner.do(peers.run, "kept['server'].close()")
+        next_owner.do(peers.run, SERVE.format(path=os.fspath(path)))
+        sender.do(peers.run, f"{connect}; {allocate}; kept['it'].view()[:4] = b'next'")
+        with sender.do(peers.send_back, "it") as after, before:
+            assert bytes(after.view()[:4]) == b"next"
+            assert bytes(before.view()[:4]) == bytes(4)
+        sender.do(peers.run, "kept.clear()")
+    peers.see_ends()
+
+
 def test_closing_the_file_leaves_what_was_received(owner: Peer, path: Path) -> None:
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
