@@ -17,6 +17,7 @@
 #include <string>
 
 #include "sharing/endpoint.h"
+#include "sharing/request.h"
 #include "sharing/session.h"
 
 namespace pgalloc {

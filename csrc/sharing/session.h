@@ -24,26 +24,15 @@
 
 #include "base/status.h"
 #include "sharing/descriptor.h"
+#include "sharing/limits.h"
 #include "sharing/lookups.h"
 #include "sharing/offers.h"
 #include "sharing/peer_process.h"
+#include "sharing/request.h"
 #include "sharing/share.h"
 #include "sharing/wire.h"
 
 namespace pgalloc {
-
-// What one process may take at most, over all of its connections. Bytes are those of one file.
-struct PeerLimits {
-  // Of pages it holds: checked when it allocates. Nothing: half of what can be allocated in a file that
-  // is served; of others no limit: those peers are the program's own processes, and begin with leases on
-  // all that was sent to them or that their parent had.
-  std::optional<uint64_t> bytes;
-  std::optional<uint64_t> unclaimed;  // of pages it has sent. Nothing: Offers::of_peer_max()
-  uint32_t requests = 64;             // at once
-  uint32_t children = 1024;           // forked, and alive
-  uint64_t unpinned = 1 << 20;        // ranges
-  friend bool operator==(const PeerLimits&, const PeerLimits&) = default;
-};
 
 // What the peers of one listener may use.
 struct Scope {
@@ -51,27 +40,6 @@ struct Scope {
   bool readonly = false;
   std::shared_ptr<Lookups> lookups;  // of a served cache
   PeerLimits limits;
-};
-
-struct Answer {
-  Status status;
-  std::string payload;
-  Descriptor descriptor;             // sent along
-  bool descriptor_is_spare = false;  // where it cannot be sent, the rest is
-  bool malformed = false;            // no peer sends this: it is dropped instead of answered
-};
-
-// A request under way, and then its answer.
-struct Request {
-  wire::Op op = wire::Op::kPing;
-  uint32_t number = 0;  // 0: no answer is wanted
-  std::string payload;
-  size_t released = 0;    // bytes of pages at the front of `payload`, to be given back first
-  uint64_t progress = 0;  // how far it has come, in its own terms
-  bool waits = false;     // for something else: it need not be asked again at once
-  Answer answer;
-  int refusals = 0;   // by the kernel, to send the answer
-  bool undo = false;  // once the answer is sent it is a request of its own: see Session::undo_of()
 };
 
 class Session {
