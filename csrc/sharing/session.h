@@ -14,12 +14,14 @@
 
 #include <sys/types.h>
 
+#include <list>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -91,7 +93,7 @@ class Session {
   // Gives back what the peer held, about so many ranges. True when nothing is left.
   bool end_some(size_t ranges_max);
   // Files that were let go of: to be destroyed without the broker's lock.
-  std::vector<std::shared_ptr<MemoryFile>> take_let_go() { return std::move(let_go_); }
+  std::vector<std::shared_ptr<MemoryFile>> take_let_go();
   // The files of which it holds pages.
   std::vector<FileIdentity> files() const;
 
@@ -109,17 +111,36 @@ class Session {
     uint64_t end = 0;
     uint64_t number = 0;  // of the question
   };
+  using Files = std::list<std::shared_ptr<MemoryFile>>;
   struct Held {
-    explicit Held(std::shared_ptr<MemoryFile> file) : share(std::move(file)) {}
+    explicit Held(const std::shared_ptr<MemoryFile>& file) : share(file), when_forgotten{file} {}
     Share share;
     std::map<uint64_t, View> views;  // by start: what Python keeps for this peer
+    Files when_forgotten;            // so that no memory is needed then
   };
-  using Handler = std::optional<Answer> (Session::*)(Request&);
+  // A file that is worked on. At the end it is forgotten if nothing of it is held: it may go.
+  class InUse {
+   public:
+    InUse(Session& session, Held& held) : session_(&session), held_(&held) {}
+    InUse(InUse&& other) noexcept
+        : session_(std::exchange(other.session_, nullptr)), held_(other.held_) {}
+    ~InUse() {
+      if (session_ != nullptr) session_->end_use(*held_);
+    }
+    InUse& operator=(InUse&&) = delete;
+    Held* operator->() const { return held_; }
+    Held& operator*() const { return *held_; }
 
-  Result<Held*> find(uint64_t file);
-  Result<Held*> find_writable(uint64_t file);
-  Held& hold(std::shared_ptr<MemoryFile> file);
-  void tidy(uint64_t file);
+   private:
+    Session* session_;
+    Held* held_;
+  };
+
+  // A file that the peer was let into; one that it may write to. One at a time.
+  Result<InUse> use(uint64_t file);
+  Result<InUse> use_writable(uint64_t file);
+  InUse hold(const std::shared_ptr<MemoryFile>& file);
+  void end_use(Held& held) noexcept;
   uint64_t unpinned_count() const;
   uint64_t bytes_max(const MemoryFile& file) const;
   // The sum of count(session) over all that share the limits.
@@ -152,6 +173,7 @@ class Session {
   bool forked_ = false;                 // born with leases
   bool knows_all_ = false;              // a child of the owner knows all files that its parent had
   std::vector<std::shared_ptr<MemoryFile>> let_go_;
+  Files forgotten_;  // let go of, too
 };
 
 }  // namespace pgalloc
