@@ -164,8 +164,8 @@ void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {
   add(number, std::move(connected));
 }
 
-// Other connections of its process, also those that have ended and of which something is held, share its
-// limits. False if there are too many: a quarter of all for a process, half for those that are not seen
+// It is counted with the other connections of its process, also those that have ended and by which
+// something is held. False if there are too many: a quarter of all for a process, half for those that are not seen
 // from here, and cannot be told apart.
 bool Peers::join_others(Session& session) const {
   Session* other = nullptr;
@@ -182,8 +182,8 @@ bool Peers::join_others(Session& session) const {
   departed_.visit(look);
   if (unseen >= channels_max() / 2) return false;
   if (other == nullptr) return true;
-  if (other->sharers_of_limits() >= channels_max() / 4) return false;
-  session.share_limits_with(*other);
+  if (other->usage()->connections >= channels_max() / 4) return false;
+  session.count_with(*other);
   return true;
 }
 
@@ -415,7 +415,6 @@ std::optional<Answer> Peers::fork(Connected& connected, Request& request, Steady
     if (status.ok()) {
       const uint64_t number = unborn.number;
       add(number, std::move(unborn.child));
-      ++connected.children;
       answer.descriptor = std::move(unborn.theirs);
     }
     give_up_unborn(connected, now);
@@ -429,7 +428,8 @@ std::optional<Answer> Peers::fork(Connected& connected, Request& request, Steady
 
 Status Peers::begin_fork(Connected& connected, SteadyTime now) {
   const Session& parent = connected.channel.session();
-  if (channels_.size() >= channels_max() || connected.children >= parent.scope.limits.children) {
+  if (channels_.size() >= channels_max() ||
+      parent.usage()->children >= parent.scope.limits.children) {
     return Status::error(ErrorCode::kSharing, "there are too many peers");
   }
   int pair[2];
@@ -443,7 +443,7 @@ Status Peers::begin_fork(Connected& connected, SteadyTime now) {
   Session::Copying copying = parent.begin_copy(*session);
   auto child = std::make_unique<Connected>(number, std::move(ours), std::move(session),
                                            /*greeted=*/true, now);
-  child->parent = connected.number;
+  child->counted = std::make_unique<CountedChild>(parent.usage());
   connected.unborn = std::make_unique<Unborn>(
       Unborn{number, std::move(child), std::move(theirs), std::move(copying)});
   return {};
@@ -467,9 +467,6 @@ void Peers::end(uint64_t number, SteadyTime now) noexcept {
   const std::unique_ptr<Connected> ended = std::move(found->second);
   channels_.erase(found);
   give_up_unborn(*ended, now);
-  if (const auto parent = channels_.find(ended->parent); parent != channels_.end()) {
-    --parent->second->children;
-  }
   poller_.unwatch(ended->channel.socket(), &ended->registered);
   const bool hung_up = ended->channel.hung_up();
   std::unique_ptr<Session> session = ended->channel.take_session();

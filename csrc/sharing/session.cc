@@ -15,14 +15,17 @@ Session::Session(uint64_t its_id, Offers& offers, Scope its_scope, pid_t its_pid
       shown_pid(std::max(its_pid, 0)),
       uid(its_uid),
       since_epoch(seconds_since_epoch()),
-      offers_(offers) {}
+      offers_(offers),
+      usage_(std::make_shared<PeerUsage>(its_id)) {
+  ++usage_->connections;
+}
 
 Session::~Session() {
-  if (sharers_ != nullptr) std::erase(*sharers_, this);
   try {
     end_some(SIZE_MAX);
   } catch (const std::bad_alloc&) {  // NOLINT: what there is no memory to give back stays in use
   }
+  --usage_->connections;
 }
 
 size_t Session::adopt(const std::shared_ptr<MemoryFile>& file, const References::Counts& pages) {
@@ -66,10 +69,11 @@ Session::InUse Session::hold(const std::shared_ptr<MemoryFile>& file) {
   if (const auto found = shares_.find(file->id()); found != shares_.end()) {
     return {*this, *found->second};
   }
-  return {*this, *shares_.emplace(file->id(), std::make_unique<Held>(file)).first->second};
+  return {*this, *shares_.emplace(file->id(), std::make_unique<Held>(file, *usage_)).first->second};
 }
 
 void Session::end_use(Held& held) noexcept {
+  held.counted.set(held.share.bytes(), held.share.unpinned_count());
   if (!held.share.empty() || !held.views.empty()) return;
   forgotten_.splice(forgotten_.end(), held.when_forgotten);
   shares_.erase(held.share.file()->id());
@@ -82,23 +86,15 @@ std::vector<std::shared_ptr<MemoryFile>> Session::take_let_go() {
   return std::exchange(let_go_, {});
 }
 
-uint64_t Session::unpinned_count() const {
-  uint64_t count = 0;
-  for (const auto& [file, held] : shares_) count += held->share.unpinned_count();
-  return count;
-}
-
 uint64_t Session::bytes_max(const MemoryFile& file) const {
   if (scope.limits.bytes) return *scope.limits.bytes;
   return scope.file != nullptr ? file.allocatable_bytes() / 2 : UINT64_MAX;
 }
 
-void Session::share_limits_with(Session& other) {
-  if (other.sharers_ == nullptr) {
-    other.sharers_ = std::make_shared<std::vector<const Session*>>(1, &other);
-  }
-  other.sharers_->push_back(this);
-  sharers_ = other.sharers_;
+void Session::count_with(const Session& other) noexcept {
+  --usage_->connections;
+  usage_ = other.usage_;
+  ++usage_->connections;
 }
 
 Result<Session::InUse> Session::use(uint64_t file) {
@@ -144,6 +140,9 @@ std::vector<FileIdentity> Session::files() const {
 std::optional<std::string> Session::verify() const {
   for (const auto& [name, held] : shares_) {
     if (held->share.empty() && held->views.empty()) return "a file of which nothing is held stays";
+    if (!held->counted.is(held->share.bytes(), held->share.unpinned_count())) {
+      return "what a process holds is miscounted";
+    }
     if (auto broken = held->share.verify()) return broken;
   }
   return std::nullopt;

@@ -54,10 +54,10 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // From here on the limits in bytes are for both together, and for those that the other one shares them
-  // with: connections of one process. REQUIRES: this shares them with no one yet.
-  void share_limits_with(Session& other);
-  size_t sharers_of_limits() const { return sharers_ == nullptr ? 1 : sharers_->size(); }
+  // Another connection of the same process: from here on they are counted together. REQUIRES: this one
+  // holds nothing.
+  void count_with(const Session& other) noexcept;
+  const std::shared_ptr<PeerUsage>& usage() const { return usage_; }
 
   // A child of this process is about to be forked: it has these leases, which the file counts already,
   // from birth. How many of these ranges are the session's from here on: if memory has run out, not all.
@@ -113,12 +113,15 @@ class Session {
   };
   using Files = std::list<std::shared_ptr<MemoryFile>>;
   struct Held {
-    explicit Held(const std::shared_ptr<MemoryFile>& file) : share(file), when_forgotten{file} {}
+    Held(const std::shared_ptr<MemoryFile>& file, PeerUsage& usage)
+        : counted(usage, file->id()), share(file), when_forgotten{file} {}
+    CountedShare counted;
     Share share;
     std::map<uint64_t, View> views;  // by start: what Python keeps for this peer
     Files when_forgotten;            // so that no memory is needed then
   };
-  // A file that is worked on. At the end it is forgotten if nothing of it is held: it may go.
+  // A file that is worked on. At the end what is held of it is counted; if that is nothing, it is
+  // forgotten, and may go.
   class InUse {
    public:
     InUse(Session& session, Held& held) : session_(&session), held_(&held) {}
@@ -141,11 +144,7 @@ class Session {
   Result<InUse> use_writable(uint64_t file);
   InUse hold(const std::shared_ptr<MemoryFile>& file);
   void end_use(Held& held) noexcept;
-  uint64_t unpinned_count() const;
   uint64_t bytes_max(const MemoryFile& file) const;
-  // The sum of count(session) over all that share the limits.
-  template <class Count>
-  uint64_t sum_of_sharers(Count count) const;
   void describe(const MemoryFile& file, Answer* answer) const;
   void add_description(const MemoryFile& file, Answer* answer) const;
   bool drop_views(Held& held, FileRange range, size_t count_max);
@@ -160,13 +159,13 @@ class Session {
   std::optional<Answer> unique(Request& request);
   std::optional<Answer> unpin(Request& request);
   std::optional<Answer> pin(Request& request);
-  std::optional<Answer> usage(Request& request);
+  std::optional<Answer> usage_of_file(Request& request);
   std::optional<Answer> ping(Request& request);
   std::optional<Answer> served(Request& request);
   std::optional<Answer> value(Request& request);
 
   Offers& offers_;
-  std::shared_ptr<std::vector<const Session*>> sharers_;  // of the limits; nullptr: this one alone
+  std::shared_ptr<PeerUsage> usage_;  // of its process
   std::unordered_map<uint64_t, std::unique_ptr<Held>>
       shares_;                          // of files of which it holds something
   std::unordered_set<uint64_t> known_;  // files it was let into

@@ -117,7 +117,7 @@ std::optional<Answer> Session::step(Request& request) {
     case Op::kPin:
       return pin(request);
     case Op::kUsage:
-      return usage(request);
+      return usage_of_file(request);
     case Op::kPing:
       return ping(request);
     case Op::kServed:
@@ -227,14 +227,6 @@ void Session::add_description(const MemoryFile& file, Answer* answer) const try 
 } catch (const std::bad_alloc&) {  // NOLINT: then the peer asks
 }
 
-template <class Count>
-uint64_t Session::sum_of_sharers(Count count) const {
-  if (sharers_ == nullptr) return count(*this);
-  uint64_t sum = 0;
-  for (const Session* const each : *sharers_) sum += count(*each);
-  return sum;
-}
-
 std::optional<Answer> Session::offer(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
@@ -247,12 +239,9 @@ std::optional<Answer> Session::offer(Request& request) {
     const std::shared_ptr<MemoryFile> file = (*held)->share.file();
     status = file->references().lease_anew(pages->range);
     if (status.ok()) {
-      const Offer offer = Offer::now(file, pages->range, id, pid, uid);
-      const uint64_t most = scope.limits.unclaimed.value_or(Offers::of_peer_max(*file));
-      const uint64_t others = sum_of_sharers([&](const Session& each) {
-        return &each == this ? 0 : offers_.bytes_of_peer(pages->file, each.id);
-      });
-      Result<wire::Secret> secret = offers_.add_or_drop(offer, most - std::min(most, others));
+      Offer offer = Offer::now(file, pages->range, id, pid, uid);
+      offer.process = usage_->number;
+      Result<wire::Secret> secret = offers_.add_or_drop(offer, scope.limits.unclaimed);
       if (secret.ok()) {
         wire::append(given.payload, *secret);
         return given;
@@ -284,8 +273,7 @@ std::optional<Answer> Session::allocate(Request& request) {
   Status status;
   Share& share = (*held)->share;
   const uint64_t most = bytes_max(*share.file());
-  const uint64_t bytes =
-      sum_of_sharers([name](const Session& each) { return each.bytes_of(name); });
+  const uint64_t bytes = usage_->bytes_of(name);
   if (wanted.length > most || bytes > most - wanted.length) {
     status = Status::error(ErrorCode::kOutOfMemory,
                            "a peer of this file may hold " + std::to_string(most) +
@@ -393,7 +381,7 @@ std::optional<Answer> Session::unpin(Request& request) {
   Result<InUse> held = use_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Share& share = (*held)->share;
-  if (unpinned_count() >= scope.limits.unpinned) {
+  if (usage_->unpinned >= scope.limits.unpinned) {
     return refuse(sharing_error("a peer may have " + std::to_string(scope.limits.unpinned) +
                                 " ranges unpinned at most"));
   }
@@ -425,7 +413,7 @@ std::optional<Answer> Session::pin(Request& request) {
   return answer_with(uint8_t{**intact});
 }
 
-std::optional<Answer> Session::usage(Request& request) {
+std::optional<Answer> Session::usage_of_file(Request& request) {
   uint64_t name = 0;
   uint32_t memcg_id = 0;
   if (!wire::Reader(request.payload).read_all(name, memcg_id)) return malformed();
