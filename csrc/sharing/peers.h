@@ -136,6 +136,8 @@ class Peers {
   };
   using Channels = std::unordered_map<uint64_t, std::unique_ptr<Connected>>;
 
+  // Half of the descriptors this process may have: the others are for others.
+  static size_t channels_max();
   void add(uint64_t number, std::unique_ptr<Connected>&& connected);
   void touch(Connected& connected) noexcept {
     touched_.splice(touched_.end(), connected.when_touched);
