@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import raw_protocol
 from conftest import PAGE
 
 from pgalloc.sharing import protocol
@@ -32,22 +33,32 @@ Answer = Callable[[int], "Reply | None"]
 
 def well(payload: bytes, descriptors: int = 0) -> Answer:
     """What an honest owner would answer."""
-    return lambda number: Reply(protocol.pack(0, number, payload), descriptors)
+    return lambda number: Reply(raw_protocol.pack(0, number, payload), descriptors)
 
 
 HONEST: Mapping[Op, Answer] = {
     Op.HELLO: well(protocol.PROCESS.pack(1)),
     Op.SERVED: well(protocol.SERVED.pack(NAME, False)),
     Op.OPEN: well(protocol.FILE.pack(NAME, 1 << 30, False), 1),
-    Op.ALLOCATE: well(protocol.PAGES.pack(NAME, 0, PAGE)),
+    Op.ALLOCATE: well(raw_protocol.PAGES.pack(NAME, 0, PAGE)),
     Op.DECOMMIT: well(b""),
     Op.UNIQUE: well(b"\1"),
     Op.UNPIN: well(b"\1"),
     Op.PIN: well(b"\1"),
-    Op.USAGE: well(bytes(protocol.COUNTS.size)),
+    Op.USAGE: well(bytes(raw_protocol.COUNTS.size)),
     Op.OFFER: well(bytes(protocol.NONCE_BYTES)),
     Op.PING: well(protocol.PROCESS.pack(1)),
 }
+"""What Python's own peers ask for."""
+
+NOT_HERE: Mapping[Op, str] = {
+    Op.CLAIM: "its answers are the tests' own",
+    Op.FORK: "native/owner_link_test.cc",
+    Op.PART: "has no answer",
+    Op.RELEASE: "has no answer",
+    Op.VALUE: "native/peer_file_test.cc",
+}
+"""And what has no honest answer here, with the reason, or the place where lies are tried."""
 
 
 class FalseOwner:
@@ -82,8 +93,8 @@ class FalseOwner:
 
     def answer_all(self, connection: socket.socket) -> None:
         """Answer one peer until it leaves."""
-        while packet := connection.recv(protocol.PACKET_MAX):
-            kind, number, _ = protocol.unpack(packet)
+        while packet := connection.recv(raw_protocol.PACKET_MAX):
+            kind, number, _ = raw_protocol.unpack(packet)
             if number == 0:
                 continue
             reply = self._answers[Op(kind)](number)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import raw_protocol
 from conftest import HUGE, PAGE
 from fault_scenarios import COMMIT, POPULATE, Run, Scenario, _give_r
 from raw_peer import RawPeer
@@ -224,7 +225,7 @@ def _live_and_die(run: Run, file: int, stranger: RawPeer) -> None:
     """Hold a page, have a child, and hang up. What fails is the owner's."""
     requests = [
         (Op.HELLO, protocol.HELLO.pack(0, bytes(protocol.NONCE_BYTES))),
-        (Op.ALLOCATE, protocol.ALLOCATE.pack(file, PAGE, 1, 0, 0)),
+        (Op.ALLOCATE, raw_protocol.ALLOCATE.pack(file, PAGE, 1, 0, 0)),
         # The owner asks whether descriptors have been read when there are several.
         *[(Op.OPEN, protocol.NAME.pack(file))] * 6,
     ]

@@ -13,6 +13,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+import raw_protocol
+
 from pgalloc.sharing import protocol
 from pgalloc.sharing.protocol import Op
 
@@ -100,18 +102,18 @@ class RawPeer:
     def ask(self, kind: int, payload: bytes = b"") -> Answer | None:
         """The answer; None if the owner has hung up instead."""
         self._number += 1
-        self.send(protocol.pack(kind, self._number, payload))
+        self.send(raw_protocol.pack(kind, self._number, payload))
         return self.answer()
 
     def answer(self) -> Answer | None:
         """The next answer; None if the owner has hung up."""
         try:
-            packet, descriptors, _, _ = socket.recv_fds(self.socket, protocol.PACKET_MAX, 4)
+            packet, descriptors, _, _ = socket.recv_fds(self.socket, raw_protocol.PACKET_MAX, 4)
         except ConnectionResetError:
             return None
         if not packet:
             return None
-        status, _number, payload = protocol.unpack(packet)
+        status, _number, payload = raw_protocol.unpack(packet)
         return Answer(status, payload, descriptors)
 
     def is_dropped(self) -> bool:

@@ -17,6 +17,7 @@
 #include <string>
 
 #include "sharing/endpoint.h"
+#include "sharing/request.h"
 #include "sharing/session.h"
 
 namespace pgalloc {
@@ -55,8 +56,9 @@ class Channel {
   bool send_kept(SteadyTime now);
   size_t kept_count() const { return kept_.size(); }
 
-  // What it waits for, as epoll has it; nothing at all before this time: the kernel has refused.
+  // What it waits for, as epoll has it: to send what is kept, or to read.
   uint32_t wanted_events() const;
+  // Until then it neither reads nor sends what is kept: the kernel has refused one of them.
   SteadyTime not_before() const { return not_before_; }
 
  private:

@@ -13,7 +13,8 @@ double seconds_since_epoch() {
 
 Offer Offer::now(const std::shared_ptr<MemoryFile>& file, FileRange range, uint64_t sender,
                  pid_t pid, uid_t uid) {
-  return {file, range, sender, pid, uid, std::chrono::steady_clock::now(), seconds_since_epoch()};
+  return {file,  range, sender, pid, uid, std::chrono::steady_clock::now(), seconds_since_epoch(),
+          sender};
 }
 
 size_t Offers::Hash::operator()(const wire::Secret& secret) const {
@@ -22,15 +23,15 @@ size_t Offers::Hash::operator()(const wire::Secret& secret) const {
   return hash;
 }
 
-const Offers::Waiting* Offers::waiting(uint64_t file, uint64_t peer) const {
+const Offers::Waiting* Offers::waiting(uint64_t file, uint64_t process) const {
   const auto of_file = by_file_.find(file);
   if (of_file == by_file_.end()) return nullptr;
-  const auto found = of_file->second.peers.find(peer);
-  return found == of_file->second.peers.end() ? nullptr : &found->second;
+  const auto found = of_file->second.processes.find(process);
+  return found == of_file->second.processes.end() ? nullptr : &found->second;
 }
 
-uint64_t Offers::bytes_of_peer(uint64_t file, uint64_t peer) const {
-  const Waiting* const its = waiting(file, peer);
+uint64_t Offers::bytes_of_peer(uint64_t file, uint64_t process) const {
+  const Waiting* const its = waiting(file, process);
   return its == nullptr ? 0 : its->bytes;
 }
 
@@ -61,19 +62,19 @@ Status check_bytes(uint64_t more, uint64_t waiting, uint64_t max, const char* wh
 
 Status Offers::check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const {
   const auto count_of = [this](uint64_t one) {
-    const auto found = by_sender_.find(one);
-    return found == by_sender_.end() ? size_t{0} : found->second.secrets.size();
+    const auto found = of_process_.find(one);
+    return found == of_process_.end() ? size_t{0} : found->second;
   };
   const size_t own = count_of(0);
   const bool is_own = offer.sender == 0;
   const bool full = is_own
                         ? own >= kMax
-                        : by_secret_.size() - own >= kMax || count_of(offer.sender) >= kOfPeerMax;
+                        : by_secret_.size() - own >= kMax || count_of(offer.process) >= kOfPeerMax;
   if (full) {
     return Status::error(ErrorCode::kSharing, "too many offers wait to be claimed already");
   }
   const uint64_t file = offer.file->id();
-  const Waiting* const its = waiting(file, offer.sender);
+  const Waiting* const its = waiting(file, offer.process);
   const bool counted = its != nullptr && its->ranges.contains({offer.range.start, offer.range.end});
   if (is_own || counted) return {};
   const uint64_t more = offer.range.length();
@@ -94,10 +95,12 @@ Result<wire::Secret> Offers::add(const Offer& offer, std::optional<uint64_t> byt
     Sender& sender = by_sender_[offer.sender];
     if (sender.place.empty()) sender.place.emplace_back();
     sender.secrets.insert(secret);
-    Waiting* const its = offer.sender == 0 ? nullptr : &file.peers[offer.sender];
+    Waiting* const its = offer.sender == 0 ? nullptr : &file.processes[offer.process];
     size_t* const times =
         its == nullptr ? nullptr : &its->ranges[{offer.range.start, offer.range.end}];
+    size_t& of_process = of_process_[offer.process];
     by_secret_.emplace(secret, offer);
+    ++of_process;
     if (times != nullptr && (*times)++ == 0) {
       its->bytes += offer.range.length();
       file.bytes_of_peers += offer.range.length();
@@ -123,7 +126,7 @@ Result<wire::Secret> Offers::add_or_drop(const Offer& offer,
 void Offers::forget(const wire::Secret& secret, const Offer& offer, bool counted) noexcept {
   if (const auto of_file = by_file_.find(offer.file->id()); of_file != by_file_.end()) {
     File& file = of_file->second;
-    if (const auto its = file.peers.find(offer.sender); its != file.peers.end()) {
+    if (const auto its = file.processes.find(offer.process); its != file.processes.end()) {
       Waiting& waiting = its->second;
       const auto range = waiting.ranges.find({offer.range.start, offer.range.end});
       if (counted && --range->second == 0) {
@@ -131,10 +134,14 @@ void Offers::forget(const wire::Secret& secret, const Offer& offer, bool counted
         file.bytes_of_peers -= offer.range.length();
       }
       if (range != waiting.ranges.end() && range->second == 0) waiting.ranges.erase(range);
-      if (waiting.ranges.empty()) file.peers.erase(its);
+      if (waiting.ranges.empty()) file.processes.erase(its);
     }
     file.keys.erase({offer.since, secret});
     if (file.keys.empty()) by_file_.erase(of_file);
+  }
+  if (const auto its = of_process_.find(offer.process); its != of_process_.end()) {
+    if (counted) --its->second;
+    if (its->second == 0) of_process_.erase(its);
   }
   if (const auto of_sender = by_sender_.find(offer.sender); of_sender != by_sender_.end()) {
     Sender& its = of_sender->second;
@@ -224,20 +231,20 @@ std::optional<std::string> Offers::verify_bytes(const File& file) const {
     const auto offer = by_secret_.find(key.secret);
     if (offer == by_secret_.end()) return "an offer of a file is lost";
     const auto& [start, end] = offer->second.range;
-    const uint64_t sender = offer->second.sender;
-    if (sender != 0) ++times[{sender, start, end}];
+    const uint64_t process = offer->second.process;
+    if (process != 0) ++times[{process, start, end}];
   }
   size_t ranges = 0;
   uint64_t bytes_of_all = 0;
-  for (const auto& [peer, waiting] : file.peers) {
+  for (const auto& [process, waiting] : file.processes) {
     uint64_t bytes = 0;
     for (const auto& [range, count] : waiting.ranges) {
-      const auto counted = times.find({peer, range.first, range.second});
+      const auto counted = times.find({process, range.first, range.second});
       if (counted == times.end() || counted->second != count) return "a range is miscounted";
       bytes += range.second - range.first;
     }
-    if (waiting.ranges.empty()) return "a peer without ranges is remembered";
-    if (bytes != waiting.bytes) return "the bytes of a peer's offers are miscounted";
+    if (waiting.ranges.empty()) return "a process without ranges is remembered";
+    if (bytes != waiting.bytes) return "the bytes of a process's offers are miscounted";
     ranges += waiting.ranges.size();
     bytes_of_all += bytes;
   }
@@ -262,7 +269,9 @@ std::optional<std::string> Offers::verify() const {
     if (sender.ended && (*sender.ended)->sender != number) return "a sender has another's place";
     if (sender.ended.has_value() != sender.place.empty()) return "a sender's place is lost";
   }
+  std::unordered_map<uint64_t, size_t> of_process;
   for (const auto& [secret, offer] : by_secret_) {
+    ++of_process[offer.process];
     const auto of_file = by_file_.find(offer.file->id());
     const auto sender = by_sender_.find(offer.sender);
     if (of_file == by_file_.end() || !of_file->second.keys.contains({offer.since, secret})) {
@@ -273,6 +282,7 @@ std::optional<std::string> Offers::verify() const {
     }
   }
   if (in_files != size() || of_senders != size()) return "an offer is listed that is not there";
+  if (of_process != of_process_) return "the offers of a process are miscounted";
   if (ended != ended_.size()) return "a sender that ended is lost";
   const bool ordered = std::is_sorted(
       ended_.begin(), ended_.end(),

@@ -7,10 +7,10 @@
 //      claimed, which happens once, or dropped.
 //   2. An offer waits as long as its sender lives, and for a while after that. This process is sender
 //      0, and has not ended.
-//   3. Every offer is in by_secret_, by_file_ and by_sender_. A sender is there as long as it has
+//   3. Every offer is in by_secret_, by_file_ and by_sender_, and counted in of_process_. A sender is there as long as it has
 //      offers, and in ended_ if it has ended: those who ended first, first.
-//   4. What peers have sent of a file and no receiver has claimed is limited in bytes, for each peer and
-//      for all together. The same range counts once for a sender, however often it is sent: it takes no
+//   4. What peers have sent of a file and no receiver has claimed is limited in bytes, for each process and
+//      for all together. The same range counts once for a process, however often it is sent: it takes no
 //      more memory. This process has no such limit: its offers hold pages that it allocated itself, which
 //      its file limits, and one data set that nearly fills a file may be sent to many receivers.
 //
@@ -48,6 +48,8 @@ struct Offer {
   uid_t uid = 0;
   SteadyTime since;
   double since_epoch = 0;  // seconds
+  uint64_t process =
+      0;  // the sender, or the first session of its process: limits are for all of these
 
   static Offer now(const std::shared_ptr<MemoryFile>& file, FileRange range, uint64_t sender,
                    pid_t pid, uid_t uid);
@@ -90,8 +92,8 @@ class Offers {
   std::vector<Offer> of_file(uint64_t file) const;
   // Whether one can still be claimed: its file is open.
   bool any_claimable() const;
-  // What counts against the limits: bytes of one peer, and of all.
-  uint64_t bytes_of_peer(uint64_t file, uint64_t peer) const;
+  // What counts against the limits: bytes of one process, and of all.
+  uint64_t bytes_of_peer(uint64_t file, uint64_t process) const;
   uint64_t bytes_of_all_peers(uint64_t file) const;
 
   // What is wrong, if something is.
@@ -115,18 +117,18 @@ class Offers {
     std::list<Ended> place;  // until it has ended: so that no memory is needed then
     std::optional<std::list<Ended>::iterator> ended;
   };
-  // What one peer has sent of one file.
+  // What one process has sent of one file.
   struct Waiting {
     std::map<std::pair<uint64_t, uint64_t>, size_t> ranges;  // and how often each was sent
     uint64_t bytes = 0;                                      // of the ranges
   };
   struct File {
     std::set<Key> keys;
-    std::map<uint64_t, Waiting> peers;
+    std::map<uint64_t, Waiting> processes;  // but this one
     uint64_t bytes_of_peers = 0;
   };
   using Entries = std::unordered_map<wire::Secret, Offer, Hash>;
-  const Waiting* waiting(uint64_t file, uint64_t peer) const;
+  const Waiting* waiting(uint64_t file, uint64_t process) const;
   Status check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const;
   Offer take(Entries::iterator entry) noexcept;
   std::optional<std::string> verify_bytes(const File& file) const;
@@ -135,6 +137,7 @@ class Offers {
   Entries by_secret_;
   std::unordered_map<uint64_t, File> by_file_;
   std::unordered_map<uint64_t, Sender> by_sender_;
+  std::unordered_map<uint64_t, size_t> of_process_;  // how many
   std::list<Ended> ended_;
 };
 

@@ -1,42 +1,26 @@
+// Waiting, reading, working, and ends. How peers get in: peers_listening.cc; their children: peers_forks.cc.
+
 #include "sharing/peers.h"
 
-#include <errno.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <climits>
-#include <cstdio>
-#include <cstring>
 #include <new>
 #include <utility>
 
-#include "os/syscalls.h"
-
 namespace pgalloc {
 
-using os::sys;
 using wire::Op;
 
 namespace {
 
 constexpr size_t kUngreetedMax = 64;
-constexpr int kAcceptsAtOnce = 16;
 constexpr size_t kRangesAtOnce = 512;  // given back of those who have ended: about 0.3 ms
 constexpr std::chrono::milliseconds kWorkMax{2};
 constexpr std::chrono::milliseconds kAgain{10};  // after what the kernel refused
 constexpr std::chrono::microseconds kWaitsMax{500};
-
-// Half of the descriptors this process may have are for others.
-size_t channels_max() {
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return 1 << 20;
-  return std::max<size_t>(limit.rlim_cur / 2, 8);
-}
-
-Answer refusal(Status status) { return {.status = std::move(status)}; }
 
 bool equal(const wire::Secret& left, const wire::Secret& right) {
   unsigned difference = 0;  // all bytes are looked at, whichever differs
@@ -52,139 +36,11 @@ Peers::~Peers() {
   while (!offers_.empty()) drop(offers_.take_any());
 }
 
-// --- Listening -----------------------------------------------------------------------------------
-
-Status Peers::start() {
-  if (secret_ == wire::Secret{}) PGALLOC_RETURN_IF_ERROR(wire::make_secret(&secret_));
-  if (name_.empty()) {
-    wire::Secret random{};
-    PGALLOC_RETURN_IF_ERROR(wire::make_secret(&random));
-    char name[64];
-    uint64_t unique = 0;
-    std::memcpy(&unique, random.data(), sizeof unique);
-    std::snprintf(name, sizeof name, "pgalloc-%d-%016llx", static_cast<int>(::getpid()),
-                  static_cast<unsigned long long>(unique));
-    name_ = std::string(1, '\0') + name;
-  }
-  if (poller_.fd() < 0) PGALLOC_RETURN_IF_ERROR(poller_.start());
-  if (own_listener_ != 0) return {};
-  const int fd = sys().listen_at(name_.data(), name_.size());
-  if (fd < 0) {
-    const int error = errno;
-    if (error == EADDRINUSE) name_.clear();  // taken meanwhile: another one, next time
-    return Status::system_error(error, "bind");
-  }
-  Endpoint socket(fd);
-  if (!socket.open()) return Status::system_error(errno, "fstat");
-  Result<uint64_t> number = add_listener(std::move(socket), {});
-  if (!number.ok()) return std::move(number).status();
-  own_listener_ = *number;
-  open_door();
-  return {};
-}
-
-// Without a door, processes of other network namespaces are told that they cannot connect.
-void Peers::open_door() {
-  door_.close();
-  if (door_listener_ != 0) remove_listener(std::exchange(door_listener_, 0));
-  Endpoint socket = door_.open();
-  if (!socket.open()) return;
-  const Result<uint64_t> number = add_listener(std::move(socket), {});
-  if (!number.ok()) return door_.close();
-  door_listener_ = *number;
-}
-
-Result<uint64_t> Peers::add_listener(Endpoint socket, Scope scope) {
-  if (!socket.intact()) return Status::system_error(EBADF, "fstat");
-  // A peer that was ready to be accepted may be gone by then.
-  if (sys().set_nonblocking(socket.fd()) != 0) return Status::system_error(errno, "fcntl");
-  auto listener = std::make_unique<Listener>();
-  listener->socket = std::move(socket);
-  listener->scope = std::move(scope);
-  const uint64_t number = next_number();
-  listeners_.emplace(number, std::move(listener));
-  wake();
-  return number;
-}
-
-void Peers::remove_listener(uint64_t number) {
-  const auto found = listeners_.find(number);
-  if (found == listeners_.end()) return;
-  Listener& listener = *found->second;
-  poller_.unwatch(listener.socket, &listener.registered);
-  listener.socket.close();
-  let_go_.listeners.insert(listeners_.extract(found));
-}
-
 // A std::bad_alloc leaves it with the caller.
 void Peers::add(uint64_t number, std::unique_ptr<Connected>&& connected) {
   auto& place = channels_[number];
   place = std::move(connected);
   touch(*place);
-}
-
-Status Peers::add_child(Endpoint socket, std::unique_ptr<Session> session) {
-  if (!socket.intact()) return Status::system_error(EBADF, "fstat");
-  const uint64_t number = next_number();
-  add(number, std::make_unique<Connected>(number, std::move(socket), std::move(session),
-                                          /*greeted=*/true, std::chrono::steady_clock::now()));
-  wake();
-  return {};
-}
-
-void Peers::accept(Listener& listener, SteadyTime now) try {
-  if (!listener.socket.intact()) return;
-  for (int i = 0; i < kAcceptsAtOnce; ++i) {
-    const int fd = sys().accept(listener.socket.fd());
-    if (fd >= 0) {
-      let_in(Endpoint(fd), listener.scope, now);
-      continue;
-    }
-    const bool nothing = errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
-    if (!nothing) accept_again_ = now + accept_pause;  // no descriptor is left, or no memory
-    return;
-  }
-} catch (const std::bad_alloc&) {
-  accept_again_ = now + accept_pause;
-}
-
-void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {
-  if (!socket.open() || channels_.size() >= channels_max()) return;
-  ucred peer{};
-  socklen_t size = sizeof peer;
-  if (sys().getsockopt(socket.fd(), SO_PEERCRED, &peer, &size) != 0) return;
-  const uint64_t number = next_number();
-  const pid_t pid = peer.pid > 0 ? peer.pid : kUnseen;
-  auto session = std::make_unique<Session>(number, offers_, scope, pid, peer.uid);
-  if (pid == kUnseen) session->process = PeerProcess::handle_of(socket.fd());
-  if (!join_others(*session)) return;
-  auto connected = std::make_unique<Connected>(number, std::move(socket), std::move(session),
-                                               /*greeted=*/false, now);
-  ungreeted_.push_back(number);
-  add(number, std::move(connected));
-}
-
-// Other connections of its process, also those that have ended and of which something is held, share its
-// limits. False if there are too many: a quarter of all for a process, half for those that are not seen
-// from here, and cannot be told apart.
-bool Peers::join_others(Session& session) const {
-  Session* other = nullptr;
-  size_t unseen = 0;
-  const auto look = [&](Session& each) {
-    if (each.pid != session.pid || each.uid != session.uid) return;
-    if (session.pid == kUnseen) {
-      ++unseen;
-    } else if (!each.born_connected()) {
-      other = &each;
-    }
-  };
-  for (const auto& [number, connected] : channels_) look(connected->channel.session());
-  departed_.visit(look);
-  if (unseen >= channels_max() / 2) return false;
-  if (other == nullptr) return true;
-  if (other->sharers_of_limits() >= channels_max() / 4) return false;
-  session.share_limits_with(*other);
-  return true;
 }
 
 // --- Waiting -------------------------------------------------------------------------------------
@@ -234,7 +90,8 @@ bool Peers::watch_listeners(SteadyTime now) {
   return all;
 }
 
-// The same.
+// What the channels wait for that have changed. False if one has to be tried again; `until` becomes the
+// time, if that is sooner, at which the kernel is asked again for what it has refused.
 bool Peers::watch_touched(SteadyTime now, SteadyTime* until) {
   bool all = true;
   for (auto number = touched_.begin(); number != touched_.end();) {
@@ -392,73 +249,6 @@ std::optional<Answer> Peers::greet(Channel& channel, const Request& request) {
   return answer;
 }
 
-// One child of each peer at a time. Its leases are copied in steps; what the peer lets go of meanwhile the
-// child will not have, either, or not need.
-std::optional<Answer> Peers::fork(Connected& connected, Request& request, SteadyTime now) {
-  if (request.progress == 0) {
-    if (connected.unborn != nullptr) {
-      request.waits = true;
-      return std::nullopt;
-    }
-    Status status = begin_fork(connected, now);
-    if (!status.ok()) return refusal(std::move(status));
-    request.progress = 1;
-  }
-  Unborn& unborn = *connected.unborn;
-  Status status;
-  try {
-    Result<bool> done = connected.channel.session().copy_some(unborn.child->channel.session(),
-                                                              &unborn.copying, kRangesAtOnce);
-    if (done.ok() && !*done) return std::nullopt;
-    status = std::move(done).status();
-    Answer answer;
-    if (status.ok()) {
-      const uint64_t number = unborn.number;
-      add(number, std::move(unborn.child));
-      ++connected.children;
-      answer.descriptor = std::move(unborn.theirs);
-    }
-    give_up_unborn(connected, now);
-    answer.status = std::move(status);
-    return answer;
-  } catch (const std::bad_alloc&) {
-    give_up_unborn(connected, now);
-    throw;
-  }
-}
-
-Status Peers::begin_fork(Connected& connected, SteadyTime now) {
-  const Session& parent = connected.channel.session();
-  if (channels_.size() >= channels_max() || connected.children >= parent.scope.limits.children) {
-    return Status::error(ErrorCode::kSharing, "there are too many peers");
-  }
-  int pair[2];
-  if (sys().socketpair(pair) != 0) return Status::system_error(errno, "socketpair");
-  Endpoint ours(pair[0]);
-  Descriptor theirs(pair[1]);
-  if (!ours.open() || !theirs.open()) return Status::system_error(errno, "fstat");
-  if (!ours.name_senders()) return Status::system_error(errno, "setsockopt");
-  const uint64_t number = next_number();
-  auto session = std::make_unique<Session>(number, offers_, parent.scope, 0, parent.uid);
-  Session::Copying copying = parent.begin_copy(*session);
-  auto child = std::make_unique<Connected>(number, std::move(ours), std::move(session),
-                                           /*greeted=*/true, now);
-  child->parent = connected.number;
-  connected.unborn = std::make_unique<Unborn>(
-      Unborn{number, std::move(child), std::move(theirs), std::move(copying)});
-  return {};
-}
-
-void Peers::give_up_unborn(Connected& connected, SteadyTime now) noexcept {
-  if (const auto unborn = std::move(connected.unborn)) give_up(std::move(unborn->child), now);
-}
-
-// A child that never was: what it has got is given back as that of others, a piece at a time.
-void Peers::give_up(std::unique_ptr<Connected> child, SteadyTime now) noexcept {
-  if (child == nullptr) return;
-  departed_.add(std::move(child->when_gone), child->channel.take_session(), std::nullopt, now);
-}
-
 // --- Ends ----------------------------------------------------------------------------------------
 
 void Peers::end(uint64_t number, SteadyTime now) noexcept {
@@ -467,9 +257,6 @@ void Peers::end(uint64_t number, SteadyTime now) noexcept {
   const std::unique_ptr<Connected> ended = std::move(found->second);
   channels_.erase(found);
   give_up_unborn(*ended, now);
-  if (const auto parent = channels_.find(ended->parent); parent != channels_.end()) {
-    --parent->second->children;
-  }
   poller_.unwatch(ended->channel.socket(), &ended->registered);
   const bool hung_up = ended->channel.hung_up();
   std::unique_ptr<Session> session = ended->channel.take_session();

@@ -114,20 +114,17 @@ class Peers {
   using Numbers = std::list<uint64_t>;
   struct Unborn;
   struct Connected {
-    Connected(uint64_t its_number, Endpoint socket, std::unique_ptr<Session> session, bool greeted,
+    Connected(uint64_t number, Endpoint socket, std::unique_ptr<Session> session, bool greeted,
               SteadyTime now)
-        : number(its_number),
-          channel(std::move(socket), std::move(session), greeted, now),
-          when_touched{its_number},
-          when_busy{its_number} {}
+        : channel(std::move(socket), std::move(session), greeted, now),
+          when_touched{number},
+          when_busy{number} {}
 
-    const uint64_t number;
     Channel channel;
     Poller::Registration registered;
-    uint32_t children = 0;  // connections of forked children
-    uint64_t parent = 0;    // whose child it is; 0: none's
-    Numbers when_touched;   // empty while it is in touched_
-    Numbers when_busy;      // empty while it is in busy_
+    std::unique_ptr<CountedChild> counted;  // a forked child's
+    Numbers when_touched;                   // empty while it is in touched_
+    Numbers when_busy;                      // empty while it is in busy_
     Departed::Place when_gone = Departed::make_place();
     std::unique_ptr<Unborn> unborn;  // a child that gets its leases
   };
@@ -139,6 +136,8 @@ class Peers {
   };
   using Channels = std::unordered_map<uint64_t, std::unique_ptr<Connected>>;
 
+  // Half of the descriptors this process may have: the others are for others.
+  static size_t channels_max();
   void add(uint64_t number, std::unique_ptr<Connected>&& connected);
   void touch(Connected& connected) noexcept {
     touched_.splice(touched_.end(), connected.when_touched);

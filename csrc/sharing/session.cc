@@ -15,26 +15,28 @@ Session::Session(uint64_t its_id, Offers& offers, Scope its_scope, pid_t its_pid
       shown_pid(std::max(its_pid, 0)),
       uid(its_uid),
       since_epoch(seconds_since_epoch()),
-      offers_(offers) {}
+      offers_(offers),
+      usage_(std::make_shared<PeerUsage>(its_id)) {
+  ++usage_->connections;
+}
 
 Session::~Session() {
-  if (sharers_ != nullptr) std::erase(*sharers_, this);
   try {
     end_some(SIZE_MAX);
   } catch (const std::bad_alloc&) {  // NOLINT: what there is no memory to give back stays in use
   }
+  --usage_->connections;
 }
 
 size_t Session::adopt(const std::shared_ptr<MemoryFile>& file, const References::Counts& pages) {
   size_t adopted = 0;
   if (pages.empty()) return adopted;
   try {
-    let_go_.reserve(let_go_.size() + 1);
-    LeaseTable& table = hold(file).share.table();
+    const InUse held = hold(file);
+    LeaseTable& table = held->share.table();
     while (adopted < pages.size() && table.add_lease(pages[adopted].first).ok()) ++adopted;
   } catch (const std::bad_alloc&) {  // NOLINT: see above
   }
-  tidy(file->id());
   return adopted;
 }
 
@@ -52,39 +54,36 @@ Result<bool> Session::copy_some(Session& child, Copying* copying, size_t ranges_
   for (; !copying->files.empty(); copying->files.pop_back(), copying->from = 0) {
     const uint64_t file = copying->files.back();
     const auto held = shares_.find(file);
-    if (held == shares_.end() || held->second->share.file()->closed()) {
-      child.tidy(file);
-      continue;
-    }
-    LeaseTable& copy = child.hold(held->second->share.file()).share.table();
-    Result<bool> done = copy.copy_some(held->second->share.table(), &copying->from, &ranges_max);
-    if (done.ok() && !*done) return false;
-    child.tidy(file);
-    if (!done.ok()) return done;
+    if (held == shares_.end() || held->second->share.file()->closed()) continue;
+    const InUse copy = child.hold(held->second->share.file());
+    Result<bool> done =
+        copy->share.table().copy_some(held->second->share.table(), &copying->from, &ranges_max);
+    if (!done.ok() || !*done) return done;
   }
   if (strikes(Plant::kFork)) child.end_some(SIZE_MAX);
   return true;
 }
 
-Session::Held& Session::hold(std::shared_ptr<MemoryFile> file) {
-  const uint64_t name = file->id();
-  known_.insert(name);
-  if (const auto found = shares_.find(name); found != shares_.end()) return *found->second;
-  return *shares_.emplace(name, std::make_unique<Held>(std::move(file))).first->second;
+Session::InUse Session::hold(const std::shared_ptr<MemoryFile>& file) {
+  known_.insert(file->id());
+  if (const auto found = shares_.find(file->id()); found != shares_.end()) {
+    return {*this, *found->second};
+  }
+  return {*this, *shares_.emplace(file->id(), std::make_unique<Held>(file, *usage_)).first->second};
 }
 
-// Forgets a file of which nothing is held: it may go.
-void Session::tidy(uint64_t file) {
-  const auto held = shares_.find(file);
-  if (held == shares_.end() || !held->second->share.empty() || !held->second->views.empty()) return;
-  let_go_.push_back(held->second->share.file());
-  shares_.erase(held);
+void Session::end_use(Held& held) noexcept {
+  held.counted.set(held.share.bytes(), held.share.unpinned_count());
+  if (!held.share.empty() || !held.views.empty()) return;
+  forgotten_.splice(forgotten_.end(), held.when_forgotten);
+  shares_.erase(held.share.file()->id());
 }
 
-uint64_t Session::unpinned_count() const {
-  uint64_t count = 0;
-  for (const auto& [file, held] : shares_) count += held->share.unpinned_count();
-  return count;
+std::vector<std::shared_ptr<MemoryFile>> Session::take_let_go() {
+  let_go_.reserve(let_go_.size() + forgotten_.size());  // if that fails, they go next time
+  for (std::shared_ptr<MemoryFile>& file : forgotten_) let_go_.push_back(std::move(file));
+  forgotten_.clear();
+  return std::exchange(let_go_, {});
 }
 
 uint64_t Session::bytes_max(const MemoryFile& file) const {
@@ -92,21 +91,18 @@ uint64_t Session::bytes_max(const MemoryFile& file) const {
   return scope.file != nullptr ? file.allocatable_bytes() / 2 : UINT64_MAX;
 }
 
-void Session::share_limits_with(Session& other) {
-  if (other.sharers_ == nullptr) {
-    other.sharers_ = std::make_shared<std::vector<const Session*>>(1, &other);
-  }
-  other.sharers_->push_back(this);
-  sharers_ = other.sharers_;
+void Session::count_with(const Session& other) noexcept {
+  --usage_->connections;
+  usage_ = other.usage_;
+  ++usage_->connections;
 }
 
-// A file the peer was let into.
-Result<Session::Held*> Session::find(uint64_t file) {
+Result<Session::InUse> Session::use(uint64_t file) {
   if (const auto held = shares_.find(file); held != shares_.end()) {
     if (held->second->share.file()->closed()) {
       return Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
     }
-    return held->second.get();
+    return InUse(*this, *held->second);
   }
   const bool served = scope.file != nullptr && scope.file->id() == file;
   if (!served && !knows_all_ && !known_.contains(file)) {
@@ -117,14 +113,14 @@ Result<Session::Held*> Session::find(uint64_t file) {
     if (found != nullptr) let_go_.push_back(std::move(found));  // this may be its last owner
     return Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
   }
-  return &hold(std::move(found));
+  return hold(found);
 }
 
-Result<Session::Held*> Session::find_writable(uint64_t file) {
+Result<Session::InUse> Session::use_writable(uint64_t file) {
   if (scope.readonly) {
     return Status::error(ErrorCode::kPermission, "these pages are shared for reading only");
   }
-  return find(file);
+  return use(file);
 }
 
 uint64_t Session::bytes_of(uint64_t file) const {
@@ -144,6 +140,9 @@ std::vector<FileIdentity> Session::files() const {
 std::optional<std::string> Session::verify() const {
   for (const auto& [name, held] : shares_) {
     if (held->share.empty() && held->views.empty()) return "a file of which nothing is held stays";
+    if (!held->counted.is(held->share.bytes(), held->share.unpinned_count())) {
+      return "what a process holds is miscounted";
+    }
     if (auto broken = held->share.verify()) return broken;
   }
   return std::nullopt;
@@ -151,11 +150,9 @@ std::optional<std::string> Session::verify() const {
 
 bool Session::end_some(size_t ranges_max) {
   while (!shares_.empty()) {
-    const auto held = shares_.begin();
-    if (!held->second->share.end_some(ranges_max)) return false;
-    if (!drop_views(*held->second, {0, kMaxOffset}, ranges_max)) return false;
-    let_go_.push_back(held->second->share.file());
-    shares_.erase(held);
+    const InUse held(*this, *shares_.begin()->second);
+    if (!held->share.end_some(ranges_max)) return false;
+    if (!drop_views(*held, {0, kMaxOffset}, ranges_max)) return false;
   }
   return true;
 }

@@ -14,36 +14,27 @@
 
 #include <sys/types.h>
 
+#include <list>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
 #include "sharing/descriptor.h"
+#include "sharing/limits.h"
 #include "sharing/lookups.h"
 #include "sharing/offers.h"
 #include "sharing/peer_process.h"
+#include "sharing/request.h"
 #include "sharing/share.h"
 #include "sharing/wire.h"
 
 namespace pgalloc {
-
-// What one process may take at most, over all of its connections. Bytes are those of one file.
-struct PeerLimits {
-  // Of pages it holds: checked when it allocates. Nothing: half of what can be allocated in a file that
-  // is served; of others no limit: those peers are the program's own processes, and begin with leases on
-  // all that was sent to them or that their parent had.
-  std::optional<uint64_t> bytes;
-  std::optional<uint64_t> unclaimed;  // of pages it has sent. Nothing: Offers::of_peer_max()
-  uint32_t requests = 64;             // at once
-  uint32_t children = 1024;           // forked, and alive
-  uint64_t unpinned = 1 << 20;        // ranges
-  friend bool operator==(const PeerLimits&, const PeerLimits&) = default;
-};
 
 // What the peers of one listener may use.
 struct Scope {
@@ -51,27 +42,6 @@ struct Scope {
   bool readonly = false;
   std::shared_ptr<Lookups> lookups;  // of a served cache
   PeerLimits limits;
-};
-
-struct Answer {
-  Status status;
-  std::string payload;
-  Descriptor descriptor;             // sent along
-  bool descriptor_is_spare = false;  // where it cannot be sent, the rest is
-  bool malformed = false;            // no peer sends this: it is dropped instead of answered
-};
-
-// A request under way, and then its answer.
-struct Request {
-  wire::Op op = wire::Op::kPing;
-  uint32_t number = 0;  // 0: no answer is wanted
-  std::string payload;
-  size_t released = 0;    // bytes of pages at the front of `payload`, to be given back first
-  uint64_t progress = 0;  // how far it has come, in its own terms
-  bool waits = false;     // for something else: it need not be asked again at once
-  Answer answer;
-  int refusals = 0;   // by the kernel, to send the answer
-  bool undo = false;  // once the answer is sent it is a request of its own: see Session::undo_of()
 };
 
 class Session {
@@ -84,10 +54,10 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  // From here on the limits in bytes are for both together, and for those that the other one shares them
-  // with: connections of one process. REQUIRES: this shares them with no one yet.
-  void share_limits_with(Session& other);
-  size_t sharers_of_limits() const { return sharers_ == nullptr ? 1 : sharers_->size(); }
+  // Another connection of the same process: from here on they are counted together. REQUIRES: this one
+  // holds nothing.
+  void count_with(const Session& other) noexcept;
+  const std::shared_ptr<PeerUsage>& usage() const { return usage_; }
 
   // A child of this process is about to be forked: it has these leases, which the file counts already,
   // from birth. How many of these ranges are the session's from here on: if memory has run out, not all.
@@ -123,7 +93,7 @@ class Session {
   // Gives back what the peer held, about so many ranges. True when nothing is left.
   bool end_some(size_t ranges_max);
   // Files that were let go of: to be destroyed without the broker's lock.
-  std::vector<std::shared_ptr<MemoryFile>> take_let_go() { return std::move(let_go_); }
+  std::vector<std::shared_ptr<MemoryFile>> take_let_go();
   // The files of which it holds pages.
   std::vector<FileIdentity> files() const;
 
@@ -141,22 +111,40 @@ class Session {
     uint64_t end = 0;
     uint64_t number = 0;  // of the question
   };
+  using Files = std::list<std::shared_ptr<MemoryFile>>;
   struct Held {
-    explicit Held(std::shared_ptr<MemoryFile> file) : share(std::move(file)) {}
+    Held(const std::shared_ptr<MemoryFile>& file, PeerUsage& usage)
+        : counted(usage, file->id()), share(file), when_forgotten{file} {}
+    CountedShare counted;
     Share share;
     std::map<uint64_t, View> views;  // by start: what Python keeps for this peer
+    Files when_forgotten;            // so that no memory is needed then
   };
-  using Handler = std::optional<Answer> (Session::*)(Request&);
+  // A file that is worked on. At the end what is held of it is counted; if that is nothing, it is
+  // forgotten, and may go.
+  class InUse {
+   public:
+    InUse(Session& session, Held& held) : session_(&session), held_(&held) {}
+    InUse(InUse&& other) noexcept
+        : session_(std::exchange(other.session_, nullptr)), held_(other.held_) {}
+    ~InUse() {
+      if (session_ != nullptr) session_->end_use(*held_);
+    }
+    InUse& operator=(InUse&&) = delete;
+    Held* operator->() const { return held_; }
+    Held& operator*() const { return *held_; }
 
-  Result<Held*> find(uint64_t file);
-  Result<Held*> find_writable(uint64_t file);
-  Held& hold(std::shared_ptr<MemoryFile> file);
-  void tidy(uint64_t file);
-  uint64_t unpinned_count() const;
+   private:
+    Session* session_;
+    Held* held_;
+  };
+
+  // A file that the peer was let into; one that it may write to. One at a time.
+  Result<InUse> use(uint64_t file);
+  Result<InUse> use_writable(uint64_t file);
+  InUse hold(const std::shared_ptr<MemoryFile>& file);
+  void end_use(Held& held) noexcept;
   uint64_t bytes_max(const MemoryFile& file) const;
-  // The sum of count(session) over all that share the limits.
-  template <class Count>
-  uint64_t sum_of_sharers(Count count) const;
   void describe(const MemoryFile& file, Answer* answer) const;
   void add_description(const MemoryFile& file, Answer* answer) const;
   bool drop_views(Held& held, FileRange range, size_t count_max);
@@ -171,19 +159,20 @@ class Session {
   std::optional<Answer> unique(Request& request);
   std::optional<Answer> unpin(Request& request);
   std::optional<Answer> pin(Request& request);
-  std::optional<Answer> usage(Request& request);
+  std::optional<Answer> usage_of_file(Request& request);
   std::optional<Answer> ping(Request& request);
   std::optional<Answer> served(Request& request);
   std::optional<Answer> value(Request& request);
 
   Offers& offers_;
-  std::shared_ptr<std::vector<const Session*>> sharers_;  // of the limits; nullptr: this one alone
+  std::shared_ptr<PeerUsage> usage_;  // of its process
   std::unordered_map<uint64_t, std::unique_ptr<Held>>
       shares_;                          // of files of which it holds something
   std::unordered_set<uint64_t> known_;  // files it was let into
   bool forked_ = false;                 // born with leases
   bool knows_all_ = false;              // a child of the owner knows all files that its parent had
   std::vector<std::shared_ptr<MemoryFile>> let_go_;
+  Files forgotten_;  // let go of, too
 };
 
 }  // namespace pgalloc

@@ -117,7 +117,7 @@ std::optional<Answer> Session::step(Request& request) {
     case Op::kPin:
       return pin(request);
     case Op::kUsage:
-      return usage(request);
+      return usage_of_file(request);
     case Op::kPing:
       return ping(request);
     case Op::kServed:
@@ -162,11 +162,10 @@ bool Session::undo_of(Request& request) noexcept {
 std::optional<Answer> Session::open(Request& request) {
   uint64_t name = 0;
   if (!wire::Reader(request.payload).read_all(name)) return malformed();
-  Result<Held*> held = find(name);
+  Result<InUse> held = use(name);
   if (!held.ok()) return refuse(std::move(held).status());
   Answer answer;
   describe(*(*held)->share.file(), &answer);
-  tidy(name);
   return answer;
 }
 
@@ -198,7 +197,7 @@ std::optional<Answer> Session::claim(Request& request) {
     if (claimed->file->closed()) {
       answer.status = Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
     } else {
-      answer.status = hold(claimed->file).share.table().add_lease(claimed->range);
+      answer.status = hold(claimed->file)->share.table().add_lease(claimed->range);
     }
   } catch (const std::bad_alloc&) {
     drop(*claimed);
@@ -206,15 +205,13 @@ std::optional<Answer> Session::claim(Request& request) {
     throw;
   }
   if (answer.status.ok()) {
-    if (strikes(Plant::kEarly))
-      (void)shares_.find(name)->second->share.table().remove(claimed->range);
+    if (strikes(Plant::kEarly)) (void)hold(claimed->file)->share.table().remove(claimed->range);
     wire::append(answer.payload, wire::Pages{name, claimed->range});
     if (is_first) add_description(*claimed->file, &answer);
     return answer;
   }
   drop(*claimed);
   let_go_.push_back(std::move(claimed->file));
-  tidy(name);
   return answer;
 }
 
@@ -230,19 +227,11 @@ void Session::add_description(const MemoryFile& file, Answer* answer) const try 
 } catch (const std::bad_alloc&) {  // NOLINT: then the peer asks
 }
 
-template <class Count>
-uint64_t Session::sum_of_sharers(Count count) const {
-  if (sharers_ == nullptr) return count(*this);
-  uint64_t sum = 0;
-  for (const Session* const each : *sharers_) sum += count(*each);
-  return sum;
-}
-
 std::optional<Answer> Session::offer(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
   if (!pages) return answer;
-  Result<Held*> held = find_writable(pages->file);
+  Result<InUse> held = use_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Answer given = answer_with_room();
   Status status = (*held)->share.need(pages->range);
@@ -250,12 +239,9 @@ std::optional<Answer> Session::offer(Request& request) {
     const std::shared_ptr<MemoryFile> file = (*held)->share.file();
     status = file->references().lease_anew(pages->range);
     if (status.ok()) {
-      const Offer offer = Offer::now(file, pages->range, id, pid, uid);
-      const uint64_t most = scope.limits.unclaimed.value_or(Offers::of_peer_max(*file));
-      const uint64_t others = sum_of_sharers([&](const Session& each) {
-        return &each == this ? 0 : offers_.bytes_of_peer(pages->file, each.id);
-      });
-      Result<wire::Secret> secret = offers_.add_or_drop(offer, most - std::min(most, others));
+      Offer offer = Offer::now(file, pages->range, id, pid, uid);
+      offer.process = usage_->number;
+      Result<wire::Secret> secret = offers_.add_or_drop(offer, scope.limits.unclaimed);
       if (secret.ok()) {
         wire::append(given.payload, *secret);
         return given;
@@ -263,7 +249,6 @@ std::optional<Answer> Session::offer(Request& request) {
       status = std::move(secret).status();
     }
   }
-  tidy(pages->file);
   return refuse(std::move(status));
 }
 
@@ -282,14 +267,13 @@ std::optional<Answer> Session::allocate(Request& request) {
   }
   wanted.kind = static_cast<MemoryKind>(kind);
   wanted.direction = static_cast<Direction>(direction);
-  Result<Held*> held = find_writable(name);
+  Result<InUse> held = use_writable(name);
   if (!held.ok()) return refuse(std::move(held).status());
   Answer given = answer_with_room();
   Status status;
   Share& share = (*held)->share;
   const uint64_t most = bytes_max(*share.file());
-  const uint64_t bytes =
-      sum_of_sharers([name](const Session& each) { return each.bytes_of(name); });
+  const uint64_t bytes = usage_->bytes_of(name);
   if (wanted.length > most || bytes > most - wanted.length) {
     status =
         Status::error(ErrorCode::kOutOfMemory,
@@ -301,7 +285,6 @@ std::optional<Answer> Session::allocate(Request& request) {
     Result<FileRange> range = share.file()->allocate(wanted, /*may_wait=*/false, &must_wait);
     if (must_wait) {
       request.waits = true;
-      tidy(name);
       return std::nullopt;
     }
     if (range.ok()) {
@@ -314,7 +297,6 @@ std::optional<Answer> Session::allocate(Request& request) {
       status = std::move(range).status();
     }
   }
-  tidy(name);
   return refuse(std::move(status));
 }
 
@@ -341,13 +323,14 @@ bool Session::give_back(Request& request, size_t bytes, Status* status) {
   size_t left = kRangesAtOnce;
   for (wire::Pages pages; reader.read(pages); request.progress += sizeof pages) {
     if (left-- == 0) return false;
-    const auto held = shares_.find(pages.file);
-    if (held == shares_.end() || !are_pages(pages.range)) {
+    const auto found = shares_.find(pages.file);
+    if (found == shares_.end() || !are_pages(pages.range)) {
       *status =
-          held == shares_.end() ? sharing_error("the peer has nothing of this file") : no_pages();
+          found == shares_.end() ? sharing_error("the peer has nothing of this file") : no_pages();
       return true;
     }
-    Result<bool> done = held->second->share.release(pages.range);
+    const InUse held(*this, *found->second);
+    Result<bool> done = held->share.release(pages.range);
     if (!done.ok()) {
       *status = std::move(done).status();
       return true;
@@ -356,8 +339,7 @@ bool Session::give_back(Request& request, size_t bytes, Status* status) {
       request.waits = true;
       return false;
     }
-    drop_views(*held->second, pages.range, SIZE_MAX);
-    tidy(pages.file);
+    drop_views(*held, pages.range, SIZE_MAX);
   }
   return true;
 }
@@ -366,7 +348,7 @@ std::optional<Answer> Session::decommit(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
   if (!pages) return answer;
-  Result<Held*> held = find_writable(pages->file);
+  Result<InUse> held = use_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   // Anew at each step: the peer may have let go of pages.
   Status status = (*held)->share.need(pages->range);
@@ -377,7 +359,6 @@ std::optional<Answer> Session::decommit(Request& request) {
     request.progress = end - pages->range.start;
     return std::nullopt;
   }
-  tidy(pages->file);
   return Answer{.status = std::move(status)};
 }
 
@@ -385,10 +366,9 @@ std::optional<Answer> Session::unique(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
   if (!pages) return answer;
-  Result<Held*> held = find(pages->file);
+  Result<InUse> held = use(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   if (Status status = (*held)->share.need(pages->range); !status.ok()) {
-    tidy(pages->file);
     return refuse(std::move(status));
   }
   Result<bool> is_unique = (*held)->share.file()->has_unique_ref(pages->range);
@@ -400,16 +380,14 @@ std::optional<Answer> Session::unpin(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
   if (!pages) return answer;
-  Result<Held*> held = find_writable(pages->file);
+  Result<InUse> held = use_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Share& share = (*held)->share;
-  if (unpinned_count() >= scope.limits.unpinned) {
-    tidy(pages->file);
+  if (usage_->unpinned >= scope.limits.unpinned) {
     return refuse(sharing_error("a peer may have " + std::to_string(scope.limits.unpinned) +
                                 " ranges unpinned at most"));
   }
   Status status = share.unpin(pages->range);
-  tidy(pages->file);
   if (!status.ok()) return refuse(std::move(status));
   return answer_with(uint8_t{1});
 }
@@ -418,12 +396,11 @@ std::optional<Answer> Session::pin(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
   if (!pages) return answer;
-  Result<Held*> held = find(pages->file);
+  Result<InUse> held = use(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Share& share = (*held)->share;
   Result<std::optional<bool>> intact = share.pin(pages->range);
   if (!intact.ok()) {
-    tidy(pages->file);
     if (!forked_ || intact.status().code() != ErrorCode::kRefCount) {
       return refuse(std::move(intact).status());
     }
@@ -438,17 +415,16 @@ std::optional<Answer> Session::pin(Request& request) {
   return answer_with(uint8_t{**intact});
 }
 
-std::optional<Answer> Session::usage(Request& request) {
+std::optional<Answer> Session::usage_of_file(Request& request) {
   uint64_t name = 0;
   uint32_t memcg_id = 0;
   if (!wire::Reader(request.payload).read_all(name, memcg_id)) return malformed();
-  Result<Held*> held = find(name);
+  Result<InUse> held = use(name);
   if (!held.ok()) return refuse(std::move(held).status());
   const Ledger& ledger = (*held)->share.file()->ledger();
   const KindBytes bytes = memcg_id == 0 ? ledger.total() : ledger.memcg(memcg_id);
   Answer answer;
   for (const uint64_t of_kind : bytes) wire::append(answer.payload, of_kind);
-  tidy(name);
   return answer;
 }
 
@@ -489,16 +465,15 @@ std::optional<Answer> Session::value(Request& request) {
   bool kept = false;
   try {
     // What Python keeps for the same pages already is enough.
-    auto& views = hold(value.file).views;
-    kept = views.try_emplace(value.range.start, View{value.range.end, number}).second;
-    answer.status = hold(value.file).share.table().add_lease(value.range);
+    const InUse held = hold(value.file);
+    kept = held->views.try_emplace(value.range.start, View{value.range.end, number}).second;
+    answer.status = held->share.table().add_lease(value.range);
     if (!answer.status.ok()) throw std::bad_alloc();
   } catch (const std::bad_alloc&) {
-    if (kept) shares_.find(name)->second->views.erase(value.range.start);
+    if (kept) InUse(*this, *shares_.find(name)->second)->views.erase(value.range.start);
     (void)value.file->references().drop_lease(value.range);
     scope.lookups->drop(number, &let_go_);
     let_go_.push_back(std::move(value.file));
-    tidy(name);
     if (answer.status.ok()) throw;
     return answer;
   }

@@ -2,7 +2,7 @@
 
 #include <errno.h>
 
-#include <algorithm>
+#include <iterator>
 
 #include "image/utf8.h"
 #include "os/retry.h"
@@ -24,6 +24,7 @@ constexpr Pair kErrors[] = {
     {ErrorCode::kSharing, Error::kSharing},   {ErrorCode::kPermission, Error::kPermission},
     {ErrorCode::kSystem, Error::kSystem},     {ErrorCode::kNoMemory, Error::kNoMemory},
 };
+static_assert(std::size(kErrors) == static_cast<size_t>(Error::kNoMemory));
 
 // A text of another process: what is no text is made one.
 std::string as_text(std::string_view bytes) {

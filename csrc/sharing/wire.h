@@ -64,7 +64,6 @@ enum class Error : uint8_t {
   kForked,
   kSharing,
   kPermission,
-  kType,
   kSystem,
   kNoMemory,
 };

@@ -148,6 +148,7 @@ class Server:
 class PeerLimits:
     def __init__(
         self,
+        *,
         bytes: int | None,
         unclaimed: int | None,
         requests: int,

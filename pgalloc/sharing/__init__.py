@@ -6,7 +6,7 @@ to the owner; the kernel closes it when the peer dies, however it dies, and the 
 what it held. Nothing has a name that could be left behind.
 
 * The owner's side is native: csrc/sharing/broker.h. ``lookups``: the values of a served cache.
-* ``protocol``: the messages.
+* ``protocol``: the messages, as far as Python makes and reads them.
 * ``connection``, ``peer``, ``remote``: the peer's, and a forked child's.
 * ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send
   them, ``imports``: also those of libraries. ``unattached``: what stands for pages that could not

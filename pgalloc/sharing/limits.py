@@ -12,12 +12,13 @@ from pgalloc.arguments import checked_int
 class Limits:
     """For :meth:`MemoryFile.serve`: limits of each process. A request beyond them raises there.
 
-    Bytes are those of one file, over all connections of the process. Defaults are shares of what
-    can be allocated in the file: ``max_allocatable_bytes``, or its capacity.
+    They are over all connections of the process, but for ``requests``. Bytes are those of one file.
+    Defaults are shares of what can be allocated in the file: ``max_allocatable_bytes``, or its
+    capacity.
 
     Attributes:
         nbytes: bytes of pages that it may allocate and hold (OutOfMemoryError); None: a half.
-        requests: under way at once; more wait.
+        requests: under way at once on each connection; more wait.
         children: forked children that are alive, with its leases (SharingError).
         unpinned: ranges that it has unpinned (SharingError).
         unclaimed: bytes of pages that it has sent and that no receiver has claimed yet
@@ -50,5 +51,9 @@ def native_limits(limits: Limits | None) -> _core.PeerLimits:
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be a pgalloc.Limits, not {type(limits).__name__}")
     return _core.PeerLimits(
-        limits.nbytes, limits.unclaimed, limits.requests, limits.children, limits.unpinned
+        bytes=limits.nbytes,
+        unclaimed=limits.unclaimed,
+        requests=limits.requests,
+        children=limits.children,
+        unpinned=limits.unpinned,
     )

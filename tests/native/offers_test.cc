@@ -50,7 +50,7 @@ class Scene {
     auto& [its, all] = files[file];
     const FileRange range{all.start, count == 0 ? all.end : all.start + count * page_size()};
     EXPECT(its->references().lease_anew(range).ok());
-    return offers.add_or_drop({its, range, sender, 1, 1, since, 0}, bytes_max);
+    return offers.add_or_drop({its, range, sender, 1, 1, since, 0, sender}, bytes_max);
   }
   uint64_t pages_of(size_t file, uint64_t peer) const {
     return offers.bytes_of_peer(files[file].first->id(), peer) / page_size();

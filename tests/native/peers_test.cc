@@ -610,6 +610,7 @@ TEST(l7_connections_of_a_process_share_its_limits) {
   Scene scene;
   scene.scope.limits.bytes = 4 * page_size();
   scene.scope.limits.unclaimed = 2 * page_size();
+  scene.scope.limits.unpinned = 1;
   Session first(1, scene.hub.peers.offers(), scene.scope, 5, 0);
   Session other(9, scene.hub.peers.offers(), scene.scope, 6, 0);
   const auto ask = [&](Session& session, Op op, std::string_view payload) {
@@ -629,9 +630,9 @@ TEST(l7_connections_of_a_process_share_its_limits) {
     std::vector<std::unique_ptr<Session>> more;
     for (uint64_t i = 0; i < 2; ++i) {
       more.push_back(std::make_unique<Session>(2 + i, scene.hub.peers.offers(), scene.scope, 5, 0));
-      more.back()->share_limits_with(first);
+      more.back()->count_with(first);
     }
-    EXPECT_EQ(first.sharers_of_limits(), 3u);
+    EXPECT_EQ(first.usage()->connections, 3u);
     const auto pages = allocate(first, 2).second;
     const auto second = allocate(*more[0], 2).second;
     EXPECT_EQ(allocate(*more[1], 1).first, ErrorCode::kOutOfMemory);
@@ -647,8 +648,15 @@ TEST(l7_connections_of_a_process_share_its_limits) {
     EXPECT_EQ(ask(*more[0], Op::kOffer, packed(second)).status.code(), ErrorCode::kSharing);
     const wire::Pages one{second.file, {second.range.start, second.range.start + page_size()}};
     EXPECT_EQ(ask(*more[0], Op::kOffer, packed(one)).status.code(), ErrorCode::kSharing);
+    EXPECT(ask(first, Op::kUnpin, packed(pages)).status.ok());
+    EXPECT_EQ(ask(*more[0], Op::kUnpin, packed(second)).status.code(), ErrorCode::kSharing);
+    EXPECT(ask(first, Op::kPin, packed(pages)).status.ok());
+    EXPECT(ask(*more[0], Op::kUnpin, packed(second)).status.ok());
+    EXPECT_EQ(ask(first, Op::kUnpin, packed(pages)).status.code(), ErrorCode::kSharing);
+    EXPECT_EQ(first.usage()->bytes_of(pages.file), 4 * page_size());
   }
-  EXPECT_EQ(first.sharers_of_limits(), 1u);
+  EXPECT_EQ(first.usage()->unpinned, 0u);
+  EXPECT_EQ(first.usage()->connections, 1u);
   EXPECT_EQ(allocate(first, 2).first, std::nullopt);  // what the others had is free
   EXPECT(first.end_some(SIZE_MAX));
   EXPECT(other.end_some(SIZE_MAX));
@@ -752,13 +760,19 @@ TEST(what_a_peer_holds_it_holds_until_its_process_cannot_see_it) {
 
 // --- Children, time and turns --------------------------------------------------------------------
 
-TEST(a_peer_has_so_many_children_at_most) {
+TEST(l7_a_process_has_so_many_children_at_most) {
   Scene scene;
   scene.scope.limits.children = 2;
-  const auto client = scene.peer();
+  auto client = scene.peer();
+  auto other = scene.peer();
+  Session* first = nullptr;
+  scene.hub.peers.visit_sessions([&](Session& each) {
+    if (first != nullptr) each.count_with(*first);  // of the same process
+    first = &each;
+  });
   const auto pages = scene.allocate(*client, 2);
   EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, 0);
-  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 1; }));  // it has ended
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 2; }));  // it has ended
   EXPECT_EQ(client->descriptors, 1);
   // Children that live: their ends of the connections are kept.
   std::vector<std::unique_ptr<Client>> children;
@@ -791,8 +805,13 @@ TEST(a_peer_has_so_many_children_at_most) {
   EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
   EXPECT_EQ(scene.hub.ask(*children[0], Op::kUnique, *pages)->second, std::string(1, '\0'));
   children.pop_back();
-  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 2; }));
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 3; }));
+  std::swap(client, other);
   EXPECT_EQ(fork(), 0);
+  EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
+  // They are its process's, whichever connection they came by.
+  other->close();
+  EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 3; }));
   EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
 }
 

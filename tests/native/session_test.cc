@@ -6,6 +6,7 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "native/memory.h"
 #include "native/sharing.h"
@@ -701,6 +702,29 @@ TEST(a_ping_is_answered_when_all_before_it_is_done) {
     (void)served.dropped();
     EXPECT(served.session->step(waits).has_value());  // the drop came later
   });
+}
+
+TEST(memory_that_runs_out_leaves_no_file_of_which_nothing_is_held) {
+  Scene scene;
+  const uint64_t file = scene.file->id();
+  const wire::Pages not_held{file, {0, page_size()}};
+  std::vector<Request> requests;
+  requests.push_back(request_for(Op::kOpen, file));
+  requests.push_back(request_for(Op::kUsage, file, uint32_t{0}));
+  // More than one peer may have.
+  requests.push_back(
+      request_for(Op::kAllocate, file, kChunkSize, uint8_t{1}, uint8_t{0}, uint32_t{0}));
+  for (const Op op : {Op::kOffer, Op::kDecommit, Op::kUnique, Op::kUnpin, Op::kPin}) {
+    requests.push_back(request_for(op, not_held));
+  }
+  for (Request& request : requests) {
+    const uint64_t failures =
+        native_tests::fail_each_allocation([&] { (void)scene.session->step(request); },
+                                           [&] { EXPECT(scene.session->holds_nothing()); });
+    EXPECT(failures > 1);
+    EXPECT(scene.session->holds_nothing());
+    EXPECT(!scene.session->take_let_go().empty());
+  }
 }
 
 // --- Children, and the end -----------------------------------------------------------------------

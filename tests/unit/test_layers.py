@@ -42,6 +42,8 @@ PARTS = {
     "binding/bind_discards.cc": "binding/bind.h",
     "binding/bind_guard.cc": "binding/bind.h",
     "sharing/owner_link_forks.cc": "sharing/owner_link.h",
+    "sharing/peers_forks.cc": "sharing/peers.h",
+    "sharing/peers_listening.cc": "sharing/peers.h",
     "sharing/session_requests.cc": "sharing/session.h",
     "binding/bind_fork.cc": "binding/bind.h",
     "binding/bind_image.cc": "binding/bind.h",
@@ -223,6 +225,7 @@ CLOCKS = {
     "sharing/owner_link.h",
     "sharing/owner_link_forks.cc",
     "sharing/peers.cc",
+    "sharing/peers_forks.cc",
 }
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import raw_protocol
 from conftest import PAGE
 from false_owner import FILE_BYTES, HONEST, NAME, Answer, FalseOwner, Reply, well
+from raw_protocol import Error
 from waiting import TIMEOUT_S, join
 
 import pgalloc
@@ -30,19 +32,19 @@ def _raw(packet: bytes, descriptors: int = 0) -> Answer:
 
 
 def _status(status: int, payload: bytes = b"") -> Answer:
-    return lambda number: Reply(protocol.pack(status, number, payload))
+    return lambda number: Reply(raw_protocol.pack(status, number, payload))
 
 
 def _another_version(number: int) -> Reply:
-    return Reply(b"\x63" + protocol.pack(0, number)[1:])
+    return Reply(b"\x63" + raw_protocol.pack(0, number)[1:])
 
 
 def _too_long(number: int) -> Reply:
-    return Reply(protocol.pack(0, number).ljust(protocol.PACKET_MAX + 1, b"\0"))
+    return Reply(raw_protocol.pack(0, number).ljust(raw_protocol.PACKET_MAX + 1, b"\0"))
 
 
 def _too_many_descriptors(number: int) -> Reply:
-    return Reply(protocol.pack(0, number), 40)
+    return Reply(raw_protocol.pack(0, number), 40)
 
 
 # Whatever was asked for.
@@ -57,10 +59,10 @@ LIES: dict[str, Answer] = {
     "a short answer": well(b"\1\2\3"),
     "a long answer": well(bytes(4_000)),
     "an unknown status": _status(200),
-    "a status without a text": _status(1),
-    "a text that is none": _status(1, b"\xff\xfe\x80"),
-    "an OSError without a number": _status(10, b"\1"),
-    "an OSError with a strange number": _status(10, b"\xff\xff\xff\xff"),
+    "a status without a text": _status(Error.RANGE),
+    "a text that is none": _status(Error.RANGE, b"\xff\xfe\x80"),
+    "an OSError without a number": _status(Error.SYSTEM, b"\1"),
+    "an OSError with a strange number": _status(Error.SYSTEM, b"\xff\xff\xff\xff"),
 }
 
 
@@ -110,28 +112,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-@pytest.mark.parametrize(
-    "asked",
-    [
-        Op.HELLO,
-        Op.SERVED,
-        Op.OPEN,
-        Op.ALLOCATE,
-        Op.DECOMMIT,
-        Op.UNIQUE,
-        Op.UNPIN,
-        Op.PIN,
-        Op.USAGE,
-        Op.OFFER,
-        Op.PING,
-    ],
-)
+@pytest.mark.parametrize("asked", HONEST)
 def test_a_false_answer(path: Path, asked: Op, lie: Answer) -> None:
     with FalseOwner(path, {asked: lie}):
         _clear(lambda: _use(path))
 
 
-_PAGES = protocol.PAGES.pack(NAME, 0, PAGE)
+_PAGES = raw_protocol.PAGES.pack(NAME, 0, PAGE)
 _FILE = protocol.FILE.pack(NAME, 1 << 30, False)
 CLAIMS: dict[str, Answer] = {
     "pages": well(_PAGES),
@@ -143,7 +130,7 @@ FALSE_CLAIMS: dict[str, Answer] = {
     "a piece of a file": well(_PAGES + b"\1\2\3", 1),
     "a file without a capacity": well(_PAGES + protocol.FILE.pack(NAME, 0, False), 1),
     "a file that is too large": well(_PAGES + protocol.FILE.pack(NAME, MAX64, False), 1),
-    "no pages": well(protocol.PAGES.pack(NAME, PAGE, 0) + _FILE, 1),
+    "no pages": well(raw_protocol.PAGES.pack(NAME, PAGE, 0) + _FILE, 1),
 }
 
 
@@ -200,7 +187,7 @@ def test_an_honest_answer(path: Path) -> None:
 def test_pages_that_cannot_be(path: Path, pages: tuple[int, int, int]) -> None:
     """Beyond the end of the file, say: what would be a SIGBUS is an exception."""
     commit = pgalloc.AllocationMode.ALLOCATE_AND_COMMIT
-    lies = {Op.ALLOCATE: well(protocol.PAGES.pack(*pages))}
+    lies = {Op.ALLOCATE: well(raw_protocol.PAGES.pack(*pages))}
     with FalseOwner(path, lies), pgalloc.connect(path) as peer:
         _clear(lambda: bytes(peer.allocate(PAGE).view()))
         _clear(lambda: peer.allocate(PAGE, mode=commit))
@@ -225,8 +212,8 @@ def test_descriptors_that_were_not_asked_for(path: Path, asked: Op) -> None:
     answers = {
         Op.HELLO: protocol.PROCESS.pack(1),
         Op.SERVED: protocol.SERVED.pack(NAME, False),
-        Op.ALLOCATE: protocol.PAGES.pack(NAME, 0, PAGE),
-        Op.USAGE: bytes(protocol.COUNTS.size),
+        Op.ALLOCATE: raw_protocol.PAGES.pack(NAME, 0, PAGE),
+        Op.USAGE: bytes(raw_protocol.COUNTS.size),
         Op.PING: protocol.PROCESS.pack(1),
     }
     before = len(os.listdir("/proc/self/fd"))
@@ -311,14 +298,14 @@ class _Talkative(FalseOwner):
     """It answers requests of tomorrow, one after the other, as long as the peer listens."""
 
     def answer_all(self, connection: socket.socket) -> None:
-        while packet := connection.recv(protocol.PACKET_MAX):
-            kind, number, _ = protocol.unpack(packet)
+        while packet := connection.recv(raw_protocol.PACKET_MAX):
+            kind, number, _ = raw_protocol.unpack(packet)
             reply = HONEST[Op(kind)](number)
             assert reply is not None
             if kind != Op.USAGE:
                 self.send(connection, reply)
                 continue
-            while self.send(connection, Reply(protocol.pack(0, number + 1000))):
+            while self.send(connection, Reply(raw_protocol.pack(0, number + 1000))):
                 pass
             return
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import resource
 import socket
 import struct
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import peers
 import pytest
+import raw_protocol
 from conftest import PAGE
 from peers import Peer
 from raw_peer import RawPeer, Stranger
+from raw_protocol import native_enum
 from waiting import eventually
 
 import pgalloc
@@ -129,16 +132,16 @@ def test_random_packets(scene: Scene, listener: str, *, greeted: bool) -> None:
 
 NO_PEER_SENDS = {
     "nothing": b"",
-    "half a header": protocol.pack(Op.PING, 1)[:5],
-    "another version": b"\x02" + protocol.pack(Op.PING, 1)[1:],
-    "something reserved": struct.pack("<BBHI", protocol.VERSION, Op.PING, 7, 1),
-    "too much": protocol.pack(Op.PING, 1).ljust(protocol.PACKET_MAX + 1, b"\0"),
-    "far too much": protocol.pack(Op.PING, 1).ljust(3 * protocol.PACKET_MAX, b"\0"),
-    "an unknown request": protocol.pack(200, 1),
-    "request 0": protocol.pack(0, 1),
-    "half a greeting": protocol.pack(Op.HELLO, 1, b"\0" * 5),
-    "a greeting and more": protocol.pack(Op.HELLO, 1, b"\0" * (protocol.HELLO.size + 1)),
-    "half a range to release": protocol.pack(Op.RELEASE, 1, b"\0" * 23),
+    "half a header": raw_protocol.pack(Op.PING, 1)[:5],
+    "another version": b"\x02" + raw_protocol.pack(Op.PING, 1)[1:],
+    "something reserved": struct.pack("<BBHI", raw_protocol.VERSION, Op.PING, 7, 1),
+    "too much": raw_protocol.pack(Op.PING, 1).ljust(raw_protocol.PACKET_MAX + 1, b"\0"),
+    "far too much": raw_protocol.pack(Op.PING, 1).ljust(3 * raw_protocol.PACKET_MAX, b"\0"),
+    "an unknown request": raw_protocol.pack(200, 1),
+    "request 0": raw_protocol.pack(0, 1),
+    "half a greeting": raw_protocol.pack(Op.HELLO, 1, b"\0" * 5),
+    "a greeting and more": raw_protocol.pack(Op.HELLO, 1, b"\0" * (protocol.HELLO.size + 1)),
+    "half a range to release": raw_protocol.pack(Op.RELEASE, 1, b"\0" * 23),
 }
 
 
@@ -154,7 +157,7 @@ def test_what_no_peer_sends_ends_the_connection(scene: Scene, listener: str, pac
 @pytest.mark.parametrize("kind", list(Op)[1:])
 def test_a_request_before_the_greeting_is_refused(scene: Scene, listener: str, kind: Op) -> None:
     with RawPeer(scene.address(listener)) as attacker:
-        attacker.send(protocol.pack(kind, 1, bytes(24)))
+        attacker.send(raw_protocol.pack(kind, 1, bytes(24)))
         assert attacker.is_dropped()
 
 
@@ -166,7 +169,9 @@ def test_random_payloads(scene: Scene, listener: str, kind: Op) -> None:
     attacker = RawPeer.greeted(scene.address(listener))
     for _ in range(150):
         payload = rng.randbytes(rng.choice([0, 1, 8, 9, 12, 16, 20, 24, 26, 40, 48, 1000, 4000]))
-        attacker.send(protocol.pack(kind, rng.choice([1, MAX64 >> 32]), payload))
+        attacker.send(raw_protocol.pack(kind, rng.choice([1, MAX64 >> 32]), payload))
+        if kind == Op.PART:  # what it begins is answered
+            attacker.send(raw_protocol.pack(rng.choice(list(Op)[1:-1]), 1))
         answer = attacker.answer()
         if answer is None:
             attacker.close()
@@ -187,6 +192,14 @@ def _file(scene: Scene) -> int:
 ABOUT_PAGES = [Op.RELEASE, Op.DECOMMIT, Op.UNIQUE, Op.UNPIN, Op.PIN, Op.OFFER]
 
 
+def test_every_request_about_pages_is_tried() -> None:
+    asks = {name: op.comment.split("->")[0] for name, op in native_enum("Op").items()}
+    about_pages = {
+        name for name, fields in asks.items() if re.match(r"(any number of )?pages\b", fields)
+    }
+    assert {kind.name for kind in ABOUT_PAGES} == about_pages
+
+
 @both_listeners
 @pytest.mark.parametrize("kind", ABOUT_PAGES)
 def test_pages_that_others_hold(scene: Scene, listener: str, kind: Op) -> None:
@@ -204,7 +217,7 @@ def test_pages_that_others_hold(scene: Scene, listener: str, kind: Op) -> None:
             (0, MAX64),
             (MAX64 - 1, MAX64),
         ]:
-            answer = attacker.ask(kind, protocol.PAGES.pack(_file(scene), *range_))
+            answer = attacker.ask(kind, raw_protocol.PAGES.pack(_file(scene), *range_))
             assert answer is not None
             assert answer.status != 0
         scene.check_served()
@@ -214,12 +227,12 @@ def test_pages_that_others_hold(scene: Scene, listener: str, kind: Op) -> None:
 def test_own_pages_and_one_more(scene: Scene, kind: Op) -> None:
     """A request is for all of its pages: the attacker's own do not let it in to others."""
     with RawPeer.greeted(scene.path) as attacker:
-        answer = attacker.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
+        answer = attacker.ask(Op.ALLOCATE, raw_protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
         assert answer is not None
-        _, start, end = protocol.PAGES.unpack(answer.payload)
+        _, start, end = raw_protocol.PAGES.unpack(answer.payload)
         for range_ in [(start, end + PAGE), (start - PAGE, end), (start - PAGE, end + PAGE)]:
             answer = attacker.ask(
-                kind, protocol.PAGES.pack(_file(scene), range_[0] % 2**64, range_[1])
+                kind, raw_protocol.PAGES.pack(_file(scene), range_[0] % 2**64, range_[1])
             )
             assert answer is not None
             assert answer.status != 0
@@ -228,7 +241,7 @@ def test_own_pages_and_one_more(scene: Scene, kind: Op) -> None:
 
 def test_what_was_released_cannot_be_released_again(scene: Scene) -> None:
     with RawPeer.greeted(scene.path) as attacker:
-        answer = attacker.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
+        answer = attacker.ask(Op.ALLOCATE, raw_protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
         assert answer is not None
         statuses = []
         for _ in range(3):
@@ -243,12 +256,12 @@ def test_numbers_without_measure(scene: Scene, listener: str) -> None:
     with RawPeer.greeted(scene.address(listener)) as attacker:
         for length in (0, 2**63, MAX64, MAX64 - PAGE):
             for name in (_file(scene), MAX64):
-                request = protocol.ALLOCATE.pack(name, length, 1, 0, 0)
+                request = raw_protocol.ALLOCATE.pack(name, length, 1, 0, 0)
                 answer = attacker.ask(Op.ALLOCATE, request)
                 assert answer is not None
                 assert answer.status != 0
         for kind, direction in [(99, 0), (255, 0), (1, 9)]:
-            request = protocol.ALLOCATE.pack(_file(scene), PAGE, kind, direction, 0)
+            request = raw_protocol.ALLOCATE.pack(_file(scene), PAGE, kind, direction, 0)
             answer = attacker.ask(Op.ALLOCATE, request)
             assert answer is not None
             assert answer.status != 0
@@ -259,8 +272,8 @@ def test_files_it_was_not_let_into(scene: Scene) -> None:
     with MemoryFile() as other, RawPeer.greeted(scene.path) as attacker:
         for kind, request in [
             (Op.OPEN, protocol.NAME.pack(other._id)),
-            (Op.ALLOCATE, protocol.ALLOCATE.pack(other._id, PAGE, 1, 0, 0)),
-            (Op.USAGE, protocol.USAGE.pack(other._id, 0)),
+            (Op.ALLOCATE, raw_protocol.ALLOCATE.pack(other._id, PAGE, 1, 0, 0)),
+            (Op.USAGE, raw_protocol.USAGE.pack(other._id, 0)),
         ]:
             answer = attacker.ask(kind, request)
             assert answer is not None
@@ -280,7 +293,7 @@ def test_a_reader_cannot_write(scene: Scene, tmp_path: Path) -> None:
         with pytest.raises(OSError):
             os.ftruncate(descriptor, 0)
         os.close(descriptor)
-        answer = attacker.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
+        answer = attacker.ask(Op.ALLOCATE, raw_protocol.ALLOCATE.pack(_file(scene), PAGE, 1, 0, 0))
         assert answer is not None
         assert answer.status != 0
 
@@ -322,7 +335,7 @@ def _send_all_that_fits(attacker: RawPeer, kind: Op, payload: bytes) -> int:
     """How many requests that is."""
     with contextlib.suppress(BlockingIOError):
         for number in range(1, 100_000):
-            attacker.socket.send(protocol.pack(kind, number, payload))
+            attacker.socket.send(raw_protocol.pack(kind, number, payload))
     return number - 1
 
 
@@ -330,7 +343,7 @@ def _send_all_that_fits(attacker: RawPeer, kind: Op, payload: bytes) -> int:
 @pytest.mark.parametrize("kind", [Op.PING, Op.OPEN, Op.FORK, Op.USAGE])
 def test_answers_that_are_never_read(scene: Scene, listener: str, kind: Op) -> None:
     """The owner stops reading such a peer, and what it would have answered goes with it."""
-    request = protocol.USAGE if kind == Op.USAGE else protocol.NAME
+    request = raw_protocol.USAGE if kind == Op.USAGE else protocol.NAME
     payload = request.pack(_file(scene), *[0] * (kind == Op.USAGE))
     with RawPeer.greeted(scene.address(listener)) as attacker:
         attacker.socket.setblocking(False)
@@ -347,7 +360,7 @@ def test_descriptors_sent_along(scene: Scene, listener: str) -> None:
     before = _descriptors()
     with RawPeer.greeted(scene.address(listener)) as attacker, open(os.devnull, "rb") as null:
         for number in range(1, 51):
-            packets = [protocol.pack(Op.PING, number)]
+            packets = [raw_protocol.pack(Op.PING, number)]
             socket.send_fds(attacker.socket, packets, [null.fileno()] * 50)
             answer = attacker.answer()
             assert answer is not None
@@ -387,7 +400,7 @@ def test_a_child_cannot_pass_for_another_process(scene: Scene) -> None:
             child.socket, child._number = socket.socket(fileno=descriptor), 0
             child.socket.settimeout(60)
             child.ask(Op.HELLO, protocol.HELLO.pack(1, bytes(protocol.NONCE_BYTES)))
-            request = protocol.ALLOCATE.pack(_file(scene), 5 * PAGE, 1, 0, 0)
+            request = raw_protocol.ALLOCATE.pack(_file(scene), 5 * PAGE, 1, 0, 0)
             allocated = child.ask(Op.ALLOCATE, request)
             assert allocated is not None
             (lease,) = (each for each in scene.mf.leases() if each.nbytes == 5 * PAGE)
@@ -400,9 +413,9 @@ def _come_and_go(address: bytes, times: int) -> None:
     for number in range(times):
         with RawPeer(address) as attacker:
             if number % 3:
-                attacker.send(protocol.pack(Op.HELLO, 0, bytes(protocol.HELLO.size)))
+                attacker.send(raw_protocol.pack(Op.HELLO, 0, bytes(protocol.HELLO.size)))
             if number % 3 == 2:
-                attacker.send(protocol.pack(Op.PING, 1))
+                attacker.send(raw_protocol.pack(Op.PING, 1))
 
 
 @both_listeners
@@ -415,7 +428,9 @@ def test_ten_thousand_connections_that_come_and_go(scene: Scene, listener: str) 
 def _hold_everything(scene: Scene, attacker: RawPeer) -> None:
     """A lease, an unpinned lease, an offer and a child's copy of it all."""
     for _ in range(3):
-        answer = attacker.ask(Op.ALLOCATE, protocol.ALLOCATE.pack(_file(scene), 5 * PAGE, 1, 0, 0))
+        answer = attacker.ask(
+            Op.ALLOCATE, raw_protocol.ALLOCATE.pack(_file(scene), 5 * PAGE, 1, 0, 0)
+        )
         assert answer is not None
         assert answer.status == 0
     assert attacker.ask(Op.UNPIN, answer.payload) is not None
@@ -449,7 +464,7 @@ def test_an_attacker_does_not_unpin_what_others_hold(scene: Scene) -> None:
         answer = attacker.ask(Op.CLAIM, token.nonce)
         assert answer is not None
         assert answer.status == 0
-        pages = answer.payload[: protocol.PAGES.size]
+        pages = answer.payload[: raw_protocol.PAGES.size]
         for descriptor in answer.descriptors:
             os.close(descriptor)
         unpinned = attacker.ask(Op.UNPIN, pages)

@@ -34,13 +34,14 @@ def stranger() -> Iterator[None]:
 # In the peer: it is connected, holds two pages, and has them mapped or not.
 HOLD = """
 import mmap, os
+import raw_protocol
 from raw_peer import RawPeer
 from pgalloc.sharing import protocol
 from pgalloc.sharing.protocol import Op
 raw = kept['raw'] = RawPeer.greeted({path!r}, own=True)
 opened = raw.ask(Op.OPEN, protocol.NAME.pack({file}))
-answer = raw.ask(Op.ALLOCATE, protocol.ALLOCATE.pack({file}, 2 * mmap.PAGESIZE, 1, 0, 0))
-_, start, end = protocol.PAGES.unpack(answer.payload)
+answer = raw.ask(Op.ALLOCATE, raw_protocol.ALLOCATE.pack({file}, 2 * mmap.PAGESIZE, 1, 0, 0))
+_, start, end = raw_protocol.PAGES.unpack(answer.payload)
 if {maps}:
     kept['map'] = mmap.mmap(opened.descriptors[0], end - start, offset=start)
 os.close(opened.descriptors[0])

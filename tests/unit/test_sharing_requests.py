@@ -425,6 +425,22 @@ def test_limits_of_a_peer(mf: MemoryFile, path: Path) -> None:
         del held, pages
 
 
+def test_l7_connections_of_one_process_share_its_limits(mf: MemoryFile, path: Path) -> None:
+    limits = pgalloc.Limits(nbytes=6 * PAGE, unpinned=2)
+    with mf.serve(path, limits=limits), contextlib.ExitStack() as ends:
+        peers = [ends.enter_context(pgalloc.connect(path)) for _ in range(3)]
+        held = [ends.enter_context(peer.allocate(PAGE)) for peer in peers * 2]
+        with pytest.raises(pgalloc.OutOfMemoryError, match=f"and has {6 * PAGE}"):
+            peers[0].allocate(PAGE)
+        for pages in held[:2]:
+            pages.unpin()
+        for pages in held[2:]:
+            with pytest.raises(SharingError, match="2 ranges"):
+                pages.unpin()
+        held[0].pin()
+        held[2].unpin()
+
+
 def test_l7_what_a_peer_has_sent_is_limited(mf: MemoryFile, path: Path) -> None:
     with (
         mf.serve(path, limits=pgalloc.Limits(unclaimed=3 * PAGE)),
