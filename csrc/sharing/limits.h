@@ -1,11 +1,13 @@
 // Purpose: what one process may take of an owner's, and what it has taken, by all of its connections.
 //
-// Thread safety: externally synchronised (the broker's lock).
+// Thread safety: externally synchronised (the broker's lock), but for PeerUsage::connections: a session that
+// holds nothing is destroyed without the lock.
 //
 // Invariant: what is compared with a limit was counted when it was taken: it takes no longer if a
 // process has many connections.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -42,7 +44,8 @@ struct PeerUsage {
   }
 
   const uint64_t number;
-  size_t connections = 0;  // also those that have ended, while something is held by them
+  std::atomic<size_t> connections =
+      0;  // also those that have ended, while something is held by them
   uint32_t children = 0;
   uint64_t unpinned = 0;
   std::map<uint64_t, OfFile> files;

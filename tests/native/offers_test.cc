@@ -147,6 +147,26 @@ TEST(l7_the_pages_of_one_file_that_a_peer_has_on_offer_are_limited) {
   EXPECT_EQ(scene.pages_of_all(0), 4u);
 }
 
+TEST(l7_sessions_of_one_process_have_one_limit) {
+  Scene scene;
+  const auto& [file, all] = scene.files[0];
+  const auto send = [&](uint64_t sender, uint64_t first, uint64_t process) {
+    const FileRange range{all.start + first * page_size(), all.start + (first + 2) * page_size()};
+    EXPECT(file->references().lease_anew(range).ok());
+    return scene.offers.add_or_drop({file, range, sender, 1, 1, kStart, 0, process},
+                                    3 * page_size());
+  };
+  EXPECT(send(7, 0, 7).ok());
+  EXPECT(send(8, 0, 7).ok());  // the same pages
+  EXPECT_EQ(send(8, 2, 7).status().code(), ErrorCode::kSharing);
+  EXPECT(send(9, 2, 9).ok());
+  EXPECT_EQ(scene.pages_of(0, 7), 2u);
+  EXPECT_EQ(scene.offers.verify(), std::nullopt);
+  // Those of one that has ended count until they are dropped.
+  scene.offers.sender_ended(7, kStart);
+  EXPECT_EQ(send(8, 2, 7).status().code(), ErrorCode::kSharing);
+}
+
 TEST(l7_without_a_limit_of_its_own_a_peer_has_a_quarter_and_all_have_a_half) {
   Scene scene;
   const uint64_t quarter = kChunkSize / page_size() / 4;  // of a file of make_file()

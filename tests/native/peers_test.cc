@@ -632,7 +632,7 @@ TEST(l7_connections_of_a_process_share_its_limits) {
       more.push_back(std::make_unique<Session>(2 + i, scene.hub.peers.offers(), scene.scope, 5, 0));
       more.back()->count_with(first);
     }
-    EXPECT_EQ(first.usage()->connections, 3u);
+    EXPECT_EQ(first.usage()->connections.load(), 3u);
     const auto pages = allocate(first, 2).second;
     const auto second = allocate(*more[0], 2).second;
     EXPECT_EQ(allocate(*more[1], 1).first, ErrorCode::kOutOfMemory);
@@ -656,7 +656,7 @@ TEST(l7_connections_of_a_process_share_its_limits) {
     EXPECT_EQ(first.usage()->bytes_of(pages.file), 4 * page_size());
   }
   EXPECT_EQ(first.usage()->unpinned, 0u);
-  EXPECT_EQ(first.usage()->connections, 1u);
+  EXPECT_EQ(first.usage()->connections.load(), 1u);
   EXPECT_EQ(allocate(first, 2).first, std::nullopt);  // what the others had is free
   EXPECT(first.end_some(SIZE_MAX));
   EXPECT(other.end_some(SIZE_MAX));
