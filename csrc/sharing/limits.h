@@ -43,7 +43,7 @@ struct PeerUsage {
     return found == files.end() ? 0 : found->second.bytes;
   }
 
-  const uint64_t number;
+  uint64_t number;
   std::atomic<size_t> connections =
       0;  // also those that have ended, while something is held by them
   uint32_t children = 0;

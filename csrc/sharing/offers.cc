@@ -30,6 +30,11 @@ const Offers::Waiting* Offers::waiting(uint64_t file, uint64_t process) const {
   return found == of_file->second.processes.end() ? nullptr : &found->second;
 }
 
+uint64_t Offers::process_of(pid_t pid, uid_t uid) const {
+  const auto found = process_of_.find({pid, uid});
+  return found == process_of_.end() ? 0 : found->second;
+}
+
 uint64_t Offers::bytes_of_peer(uint64_t file, uint64_t process) const {
   const Waiting* const its = waiting(file, process);
   return its == nullptr ? 0 : its->bytes;
@@ -99,8 +104,10 @@ Result<wire::Secret> Offers::add(const Offer& offer, std::optional<uint64_t> byt
     size_t* const times =
         its == nullptr ? nullptr : &its->ranges[{offer.range.start, offer.range.end}];
     size_t& of_process = of_process_[offer.process];
+    const auto known = process_of_.try_emplace({offer.pid, offer.uid}, offer.process).first;
     by_secret_.emplace(secret, offer);
     ++of_process;
+    known->second = offer.process;
     if (times != nullptr && (*times)++ == 0) {
       its->bytes += offer.range.length();
       file.bytes_of_peers += offer.range.length();
@@ -141,7 +148,11 @@ void Offers::forget(const wire::Secret& secret, const Offer& offer, bool counted
   }
   if (const auto its = of_process_.find(offer.process); its != of_process_.end()) {
     if (counted) --its->second;
-    if (its->second == 0) of_process_.erase(its);
+    if (its->second == 0) {
+      const auto known = process_of_.find({offer.pid, offer.uid});
+      if (known != process_of_.end() && known->second == offer.process) process_of_.erase(known);
+      of_process_.erase(its);
+    }
   }
   if (const auto of_sender = by_sender_.find(offer.sender); of_sender != by_sender_.end()) {
     Sender& its = of_sender->second;
@@ -283,6 +294,9 @@ std::optional<std::string> Offers::verify() const {
   }
   if (in_files != size() || of_senders != size()) return "an offer is listed that is not there";
   if (of_process != of_process_) return "the offers of a process are miscounted";
+  for (const auto& [id, process] : process_of_) {
+    if (!of_process_.contains(process)) return "a process without offers is remembered";
+  }
   if (ended != ended_.size()) return "a sender that ended is lost";
   const bool ordered = std::is_sorted(
       ended_.begin(), ended_.end(),

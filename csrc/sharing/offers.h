@@ -48,8 +48,8 @@ struct Offer {
   uid_t uid = 0;
   SteadyTime since;
   double since_epoch = 0;  // seconds
-  uint64_t process =
-      0;  // the sender, or the first session of its process: limits are for all of these
+  // The sender, or the first session of its process: limits are for all of these.
+  uint64_t process = 0;
 
   static Offer now(const std::shared_ptr<MemoryFile>& file, FileRange range, uint64_t sender,
                    pid_t pid, uid_t uid);
@@ -94,6 +94,8 @@ class Offers {
   bool any_claimable() const;
   // What counts against the limits: bytes of one process, and of all.
   uint64_t bytes_of_peer(uint64_t file, uint64_t process) const;
+  // The number under which what a process has sent is counted, while something of it waits. 0: nothing.
+  uint64_t process_of(pid_t pid, uid_t uid) const;
   uint64_t bytes_of_all_peers(uint64_t file) const;
 
   // What is wrong, if something is.
@@ -138,6 +140,7 @@ class Offers {
   std::unordered_map<uint64_t, File> by_file_;
   std::unordered_map<uint64_t, Sender> by_sender_;
   std::unordered_map<uint64_t, size_t> of_process_;  // how many
+  std::map<std::pair<pid_t, uid_t>, uint64_t> process_of_;
   std::list<Ended> ended_;
 };
 

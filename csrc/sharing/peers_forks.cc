@@ -67,8 +67,11 @@ std::optional<Answer> Peers::fork(Connected& connected, Request& request, Steady
 
 Status Peers::begin_fork(Connected& connected, SteadyTime now) {
   const Session& parent = connected.channel.session();
-  if (channels_.size() >= channels_max() ||
-      parent.usage()->children >= parent.scope.limits.children) {
+  const PeerUsage& usage = *parent.usage();
+  // The program's own processes may have as many as there are.
+  const bool is_stranger = parent.scope.file != nullptr;
+  if (channels_.size() >= channels_max() || usage.children >= parent.scope.limits.children ||
+      (is_stranger && usage.connections + usage.children >= channels_max() / 4)) {
     return Status::error(ErrorCode::kSharing, "there are too many peers");
   }
   int pair[2];

@@ -126,8 +126,8 @@ void Peers::let_in(Endpoint socket, const Scope& scope, SteadyTime now) {
 }
 
 // It is counted with the other connections of its process, also those that have ended and by which
-// something is held. False if there are too many: a quarter of all for a process, half for those that are not seen
-// from here, and cannot be told apart.
+// something is held. False if there are too many: a quarter of all for a process, half for those that are
+// not seen from here, and cannot be told apart.
 bool Peers::join_others(Session& session) const {
   Session* other = nullptr;
   size_t unseen = 0;
@@ -142,7 +142,12 @@ bool Peers::join_others(Session& session) const {
   for (const auto& [number, connected] : channels_) look(connected->channel.session());
   departed_.visit(look);
   if (unseen >= channels_max() / 2) return false;
-  if (other == nullptr) return true;
+  if (other == nullptr) {
+    const uint64_t known =
+        session.pid == kUnseen ? 0 : offers_.process_of(session.pid, session.uid);
+    if (known != 0) session.count_on(known);
+    return true;
+  }
   if (other->usage()->connections >= channels_max() / 4) return false;
   session.count_with(*other);
   return true;

@@ -57,6 +57,9 @@ class Session {
   // Another connection of the same process: from here on they are counted together. REQUIRES: this one
   // holds nothing.
   void count_with(const Session& other) noexcept;
+  // All connections of its process had ended, and something that was sent by them waits: that is counted
+  // on. REQUIRES: as above.
+  void count_on(uint64_t process) noexcept { usage_->number = process; }
   const std::shared_ptr<PeerUsage>& usage() const { return usage_; }
 
   // A child of this process is about to be forked: it has these leases, which the file counts already,

@@ -606,6 +606,25 @@ TEST(l7_a_process_has_a_quarter_of_the_connections_and_one_limit_for_all) {
   ::setrlimit(RLIMIT_NOFILE, &large);
 }
 
+TEST(l7_what_a_process_has_sent_counts_when_it_connects_again) {
+  Scene scene;
+  scene.scope.limits.unclaimed = 2 * page_size();
+  const std::string name =
+      std::string(1, '\0') + "pgalloc-peers-test-" + std::to_string(::getpid());
+  const auto number = scene.hub.peers.add_listener(
+      Endpoint(os::kernel().listen_at(name.data(), name.size())), scene.scope);
+  for (const bool first : {true, false}) {
+    const auto client = connect(name);
+    EXPECT(scene.hub.ask(*client, Op::kHello, uint32_t{1}, wire::Secret{}).has_value());
+    const auto pages = scene.allocate(*client, 2);
+    EXPECT(pages.has_value());
+    EXPECT_EQ(offer(scene, *client, *pages).has_value(), first);
+    client->close();
+    EXPECT(scene.hub.until([&] { return scene.hub.idle(); }));
+  }
+  scene.hub.peers.remove_listener(*number);
+}
+
 TEST(l7_connections_of_a_process_share_its_limits) {
   Scene scene;
   scene.scope.limits.bytes = 4 * page_size();
@@ -760,6 +779,31 @@ TEST(what_a_peer_holds_it_holds_until_its_process_cannot_see_it) {
 
 // --- Children, time and turns --------------------------------------------------------------------
 
+// A child that lives: its end of the connection is kept. The status of the answer.
+uint8_t fork(Scene& scene, Client& client, std::vector<std::unique_ptr<Client>>* children) {
+  EXPECT(client.send(wire::pack(static_cast<uint8_t>(Op::kFork), 1)));
+  int child = -1;
+  uint8_t status = 0;
+  EXPECT(scene.hub.until([&] {
+    char packet[200];
+    iovec part{packet, sizeof packet};
+    alignas(cmsghdr) char room[CMSG_SPACE(sizeof(int))] = {};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = room;
+    message.msg_controllen = sizeof room;
+    const ssize_t got = ::recvmsg(client.fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (got <= 0) return false;
+    status = static_cast<uint8_t>(packet[1]);
+    const cmsghdr* const rights = CMSG_FIRSTHDR(&message);
+    if (rights != nullptr) std::memcpy(&child, CMSG_DATA(rights), sizeof child);
+    return true;
+  }));
+  if (child >= 0) children->push_back(std::make_unique<Client>(child));
+  return status;
+}
+
 TEST(l7_a_process_has_so_many_children_at_most) {
   Scene scene;
   scene.scope.limits.children = 2;
@@ -774,45 +818,34 @@ TEST(l7_a_process_has_so_many_children_at_most) {
   EXPECT_EQ(scene.hub.ask(*client, Op::kFork)->first, 0);
   EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 2; }));  // it has ended
   EXPECT_EQ(client->descriptors, 1);
-  // Children that live: their ends of the connections are kept.
   std::vector<std::unique_ptr<Client>> children;
-  const auto fork = [&] {
-    EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kFork), 1)));
-    int child = -1;
-    uint8_t status = 0;
-    EXPECT(scene.hub.until([&] {
-      char packet[200];
-      iovec part{packet, sizeof packet};
-      alignas(cmsghdr) char room[CMSG_SPACE(sizeof(int))] = {};
-      msghdr message{};
-      message.msg_iov = &part;
-      message.msg_iovlen = 1;
-      message.msg_control = room;
-      message.msg_controllen = sizeof room;
-      const ssize_t got = ::recvmsg(client->fd(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-      if (got <= 0) return false;
-      status = static_cast<uint8_t>(packet[1]);
-      const cmsghdr* const rights = CMSG_FIRSTHDR(&message);
-      if (rights != nullptr) std::memcpy(&child, CMSG_DATA(rights), sizeof child);
-      return true;
-    }));
-    if (child >= 0) children.push_back(std::make_unique<Client>(child));
-    return status;
-  };
-  EXPECT_EQ(fork(), 0);
-  EXPECT_EQ(fork(), 0);
+  EXPECT_EQ(fork(scene, *client, &children), 0);
+  EXPECT_EQ(fork(scene, *client, &children), 0);
   EXPECT_EQ(children.size(), 2u);
-  EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
+  EXPECT_EQ(fork(scene, *client, &children), static_cast<uint8_t>(wire::Error::kSharing));
   EXPECT_EQ(scene.hub.ask(*children[0], Op::kUnique, *pages)->second, std::string(1, '\0'));
   children.pop_back();
   EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 3; }));
   std::swap(client, other);
-  EXPECT_EQ(fork(), 0);
-  EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
+  EXPECT_EQ(fork(scene, *client, &children), 0);
+  EXPECT_EQ(fork(scene, *client, &children), static_cast<uint8_t>(wire::Error::kSharing));
   // They are its process's, whichever connection they came by.
   other->close();
   EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 3; }));
-  EXPECT_EQ(fork(), static_cast<uint8_t>(wire::Error::kSharing));
+  EXPECT_EQ(fork(scene, *client, &children), static_cast<uint8_t>(wire::Error::kSharing));
+}
+
+TEST(l7_children_of_a_peer_leave_connections_to_others) {
+  Scene scene;
+  EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &large), 0);
+  small = {192, large.rlim_max};  // 96 connections; a quarter is 24
+  const auto client = scene.peer();
+  EXPECT(scene.allocate(*client).has_value());
+  std::vector<std::unique_ptr<Client>> children;
+  ::setrlimit(RLIMIT_NOFILE, &small);
+  while (children.size() < 50 && fork(scene, *client, &children) == 0) continue;
+  ::setrlimit(RLIMIT_NOFILE, &large);
+  EXPECT_EQ(children.size(), 23u);
 }
 
 // So many pages, none next to another. Their file.
