@@ -133,6 +133,12 @@ int pass_credentials_call(int fd) {
   const int on = 1;
   return ::setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on);
 }
+#ifndef SO_PASSPIDFD
+constexpr int SO_PASSPIDFD = 76;  // Linux 6.5
+#endif
+int pass_pidfd_call(int fd, int on) {
+  return ::setsockopt(fd, SOL_SOCKET, SO_PASSPIDFD, &on, sizeof on);
+}
 int getsockopt_call(int fd, int name, void* value, socklen_t* size) {
   return ::getsockopt(fd, SOL_SOCKET, name, value, size);
 }
@@ -190,6 +196,7 @@ constexpr Syscalls kKernel = {
     .set_receive_timeout = set_receive_timeout_call,
     .unread_bytes = unread_bytes_call,
     .pass_credentials = pass_credentials_call,
+    .pass_pidfd = pass_pidfd_call,
     .recvmsg = ::recvmsg,
     .sendmsg = ::sendmsg,
     .getsockopt = getsockopt_call,

@@ -102,6 +102,7 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, set_receive_timeout, (int fd, int milliseconds), (fd, milliseconds))                     \
   X(int, unread_bytes, (int fd), (fd))                                                            \
   X(int, pass_credentials, (int fd), (fd))                                                        \
+  X(int, pass_pidfd, (int fd, int on), (fd, on))                                                  \
   X(ssize_t, recvmsg, (int fd, struct msghdr* message, int flags), (fd, message, flags))          \
   X(ssize_t, sendmsg, (int fd, const struct msghdr* message, int flags), (fd, message, flags))    \
   X(int, getsockopt, (int fd, int name, void* value, socklen_t* size), (fd, name, value, size))   \

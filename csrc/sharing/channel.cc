@@ -48,7 +48,7 @@ void Channel::make_spare(Requests* spare) {
 Channel::Read Channel::read(Requests* spare, SteadyTime now) {
   std::string& buffer = spare->front().payload;
   size_t size = 0;
-  pid_t sender = 0;
+  Endpoint::Sender sender;
   int error = 0;
   switch (socket_.receive(buffer.data(), buffer.size(), &size, &sender, &error)) {
     case Endpoint::Io::kDone:
@@ -66,8 +66,9 @@ Channel::Read Channel::read(Requests* spare, SteadyTime now) {
   }
   // Connected before it was born: the kernel says who it is, not the peer.
   if (session_->pid == 0) {
-    session_->pid = sender > 0 ? sender : kUnseen;
-    session_->shown_pid = sender;
+    session_->pid = sender.pid > 0 ? sender.pid : kUnseen;
+    session_->shown_pid = sender.pid;
+    if (session_->pid == kUnseen) session_->process = std::move(sender.handle);
   }
   const auto packet = wire::parse({buffer.data(), size}, nullptr);
   if (!packet) return Read::kMalformed;

@@ -15,6 +15,8 @@ using os::sys;
 
 namespace {
 
+constexpr int kHandleOfSender = 4;  // SCM_PIDFD, which older headers lack
+
 // The descriptor was ours a moment ago: only the next look at it says that it is not (kLost).
 Endpoint::Io outcome(int error_number, int* error) {
   *error = error_number;
@@ -72,30 +74,43 @@ Endpoint::Io Endpoint::send(std::string_view head, std::string_view rest, int de
 
 bool Endpoint::name_senders() {
   names_senders_ = intact() && sys().pass_credentials(fd()) == 0;
+  wants_handle_ = names_senders_ && sys().pass_pidfd(fd(), 1) == 0;
   return names_senders_;
 }
 
-Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, pid_t* sender,
-                               int* error) const {
+Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, Sender* sender, int* error) {
   iovec part{data, size};
-  // No room for a descriptor behind the credentials, which come first.
-  alignas(cmsghdr) char room[CMSG_SPACE(sizeof(ucred))];
+  // Room for the credentials, which come first, and for the handle. What a peer has sent along instead of
+  // that is closed.
+  alignas(cmsghdr) char room[CMSG_SPACE(sizeof(ucred)) + CMSG_SPACE(sizeof(int))];
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
   if (names_senders_) {
     message.msg_control = room;
-    message.msg_controllen = sizeof room;
+    message.msg_controllen = wants_handle_ ? sizeof room : CMSG_SPACE(sizeof(ucred));
   }
-  *sender = 0;
+  *sender = {};
   const Io result = receive(MSG_DONTWAIT, &message, got, error);
-  const cmsghdr* const header = result == Io::kDone ? CMSG_FIRSTHDR(&message) : nullptr;
-  if (header != nullptr && header->cmsg_level == SOL_SOCKET &&
-      header->cmsg_type == SCM_CREDENTIALS) {
-    ucred credentials{};
-    std::memcpy(&credentials, CMSG_DATA(header), sizeof credentials);
-    *sender = credentials.pid;
+  if (result != Io::kDone) return result;
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
+    if (header->cmsg_level != SOL_SOCKET) continue;
+    if (header->cmsg_type == SCM_CREDENTIALS) {
+      ucred credentials{};
+      std::memcpy(&credentials, CMSG_DATA(header), sizeof credentials);
+      sender->pid = credentials.pid;
+    } else if (header->cmsg_len >= CMSG_LEN(sizeof(int))) {
+      int descriptor = -1;
+      std::memcpy(&descriptor, CMSG_DATA(header), sizeof descriptor);
+      if (header->cmsg_type == kHandleOfSender && descriptor >= 0) {
+        sender->handle = Descriptor(descriptor);
+      } else if (header->cmsg_type == SCM_RIGHTS) {
+        sys().close(descriptor);
+      }
+    }
   }
+  if (std::exchange(wants_handle_, false)) (void)sys().pass_pidfd(fd(), 0);
   return result;
 }
 

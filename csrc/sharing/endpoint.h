@@ -31,16 +31,21 @@ class Endpoint : public Descriptor {
   };
   // One packet in two parts, with a descriptor unless that is -1. `error` says why it was refused.
   Io send(std::string_view head, std::string_view rest, int descriptor, int* error) const;
-  // Has the kernel say which process has sent each packet. False if it refuses.
+  // Has the kernel say which process has sent each packet, and give a handle of that which sends the
+  // first one (Linux 6.5). False if it refuses.
   bool name_senders();
   // The next packet: *got bytes of it, `size` at most. Descriptors that come along were not asked for,
   // and stay with the kernel.
-  Io receive(char* data, size_t size, size_t* got, int* error) const {
-    pid_t sender = 0;
+  Io receive(char* data, size_t size, size_t* got, int* error) {
+    Sender sender;
     return receive(data, size, got, &sender, error);
   }
-  // And its sender: 0 unless name_senders() was called, and the process is seen from here.
-  Io receive(char* data, size_t size, size_t* got, pid_t* sender, int* error) const;
+  // And its sender, after name_senders().
+  struct Sender {
+    pid_t pid = 0;      // 0: it is not seen from here
+    Descriptor handle;  // a pidfd, if this is the first packet and the kernel gives one
+  };
+  Io receive(char* data, size_t size, size_t* got, Sender* sender, int* error);
   // The same, with one descriptor. Where several come along, all are closed.
   struct Received {
     size_t size = 0;
@@ -58,6 +63,7 @@ class Endpoint : public Descriptor {
 
  private:
   bool names_senders_ = false;
+  bool wants_handle_ = false;  // of the next sender
 
   Io receive_with(int flags, char* data, size_t size, Received* received, int* error) const;
   Io receive(int flags, msghdr* message, size_t* got, int* error) const;

@@ -91,7 +91,7 @@ void Poller::wake() {
   if (waker_.send("!", {}, -1, &error) != Endpoint::Io::kDone) waker_.close();
 }
 
-void Poller::take_wakes() const {
+void Poller::take_wakes() {
   char byte = 0;
   size_t got = 0;
   int error = 0;

@@ -47,7 +47,7 @@ class Poller {
 
   // Wakes the thread up; its event has number 0, and is to be taken.
   void wake();
-  void take_wakes() const;
+  void take_wakes();
 
   // For tests: what could be closed from outside.
   std::vector<int> descriptors() const { return {epoll_, wake_.fd(), waker_.fd()}; }

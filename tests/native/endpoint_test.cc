@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -30,7 +31,7 @@ ssize_t recvmsg_refused(int, msghdr*, int) { return errno = refused, -1; }
 TEST(the_kernel_says_who_has_sent_a_packet) {
   int pair[2];
   EXPECT_EQ(os::kernel().socketpair(pair), 0);
-  const Endpoint here(pair[0]);
+  Endpoint here(pair[0]);
   Endpoint there(pair[1]);
   EXPECT(there.name_senders());
   const pid_t child = ::fork();
@@ -42,16 +43,40 @@ TEST(the_kernel_says_who_has_sent_a_packet) {
   ::waitpid(child, nullptr, 0);
   char bytes[20];
   size_t got = 0;
-  pid_t sender = 0;
-  EXPECT_EQ(there.receive(bytes, sizeof bytes, &got, &sender, &error), Endpoint::Io::kDone);
-  EXPECT_EQ(sender, child);
-  EXPECT_EQ(got, 13u);
+  const size_t before = native_tests::descriptor_count();
+  {
+    Endpoint::Sender sender;
+    EXPECT_EQ(there.receive(bytes, sizeof bytes, &got, &sender, &error), Endpoint::Io::kDone);
+    EXPECT_EQ(sender.pid, child);
+    EXPECT_EQ(got, 13u);
+  }
+  EXPECT_EQ(native_tests::descriptor_count(), before);  // what came along is not kept
+}
+
+TEST(the_kernel_gives_a_handle_of_who_sends_the_first_packet) {
+  int pair[2];
+  EXPECT_EQ(os::kernel().socketpair(pair), 0);
+  Endpoint here(pair[0]);
+  Endpoint there(pair[1]);
+  EXPECT(there.name_senders());
+  int error = 0;
+  char byte = 0;
+  size_t got = 0;
+  for (const bool first : {true, false}) {
+    EXPECT_EQ(here.send("x", "", -1, &error), Io::kDone);
+    Endpoint::Sender sender;
+    EXPECT_EQ(there.receive(&byte, 1, &got, &sender, &error), Io::kDone);
+    EXPECT_EQ(sender.handle.open(), first);
+    if (!first) continue;
+    pollfd waits{sender.handle.fd(), POLLIN, 0};
+    EXPECT_EQ(::poll(&waits, 1, 0), 0);  // a process, which lives
+  }
 }
 
 TEST(packets_go_through_whole) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
-  const Endpoint there(pair.ends[1]);
+  Endpoint here(pair.ends[0]);
+  Endpoint there(pair.ends[1]);
   int error = 0;
   EXPECT_EQ(here.send("head", "rest", -1, &error), Io::kDone);
   char bytes[100];
@@ -63,7 +88,7 @@ TEST(packets_go_through_whole) {
 
 TEST(the_end_of_the_other_side_is_seen) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
+  Endpoint here(pair.ends[0]);
   ::close(pair.ends[1]);
   int error = 0;
   char byte = 0;
@@ -74,11 +99,11 @@ TEST(the_end_of_the_other_side_is_seen) {
 
 TEST(what_was_sent_before_the_end_is_read_although_the_other_side_left_something_unread) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
+  Endpoint here(pair.ends[0]);
   int error = 0;
   EXPECT_EQ(here.send("never read", {}, -1, &error), Io::kDone);
   {
-    const Endpoint there(pair.ends[1]);
+    Endpoint there(pair.ends[1]);
     EXPECT_EQ(there.send("the last", {}, -1, &error), Io::kDone);
   }
   char bytes[20];
@@ -92,7 +117,7 @@ TEST(a_descriptor_that_was_closed_is_not_used) {
   const Pair pair;
   const size_t before = native_tests::descriptor_count();
   {
-    const Endpoint here(pair.ends[0]);
+    Endpoint here(pair.ends[0]);
     ::close(pair.ends[0]);
     EXPECT(!here.intact());
     int error = 0;
@@ -106,7 +131,7 @@ TEST(a_descriptor_that_was_replaced_is_neither_used_nor_closed) {
   const Pair pair;
   const Pair other;
   {
-    const Endpoint here(pair.ends[0]);
+    Endpoint here(pair.ends[0]);
     EXPECT(::dup2(other.ends[0], pair.ends[0]) >= 0);
     int error = 0;
     char byte = 0;
@@ -124,7 +149,7 @@ TEST(what_cannot_be_known_again_is_closed_at_once) {
   kernel.calls.fstat = fstat_refused;
   kernel.begin();
   refused = ENOMEM;
-  const Endpoint here(pair.ends[0]);
+  Endpoint here(pair.ends[0]);
   EXPECT_EQ(errno, ENOMEM);
   EXPECT(!here.open());
   EXPECT(::fcntl(pair.ends[0], F_GETFD) < 0);
@@ -158,7 +183,7 @@ TEST(without_cookies_a_socket_is_known_by_its_inode) {
   kernel.calls.getsockopt = getsockopt_refused;
   kernel.begin();
   refused = ENOPROTOOPT;
-  const Endpoint here(pair.ends[0]);
+  Endpoint here(pair.ends[0]);
   EXPECT(here.intact());
   const Pair other;
   EXPECT(::dup2(other.ends[0], pair.ends[0]) == pair.ends[0]);
@@ -168,7 +193,7 @@ TEST(without_cookies_a_socket_is_known_by_its_inode) {
 
 TEST(what_the_kernel_refuses_may_be_tried_again) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
+  Endpoint here(pair.ends[0]);
   FakeKernel kernel;
   kernel.calls.sendmsg = sendmsg_refused;
   kernel.calls.recvmsg = recvmsg_refused;
@@ -187,8 +212,8 @@ TEST(what_the_kernel_refuses_may_be_tried_again) {
 
 TEST(what_an_error_means_for_a_packet) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
-  const Endpoint there(pair.ends[1]);
+  Endpoint here(pair.ends[0]);
+  Endpoint there(pair.ends[1]);
   FakeKernel kernel;
   kernel.calls.sendmsg = sendmsg_refused;
   kernel.calls.recvmsg = recvmsg_refused;
@@ -212,7 +237,7 @@ TEST(what_an_error_means_for_a_packet) {
 
 TEST(no_sender_is_named_unless_that_was_asked_for) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
+  Endpoint here(pair.ends[0]);
   Endpoint there(pair.ends[1]);
   int error = 0;
   char byte = 0;
@@ -220,9 +245,9 @@ TEST(no_sender_is_named_unless_that_was_asked_for) {
   for (const pid_t named : {pid_t{0}, ::getpid()}) {
     if (named != 0) EXPECT(there.name_senders());
     EXPECT_EQ(here.send("x", "", -1, &error), Io::kDone);
-    pid_t sender = 5;
+    Endpoint::Sender sender{5, {}};
     EXPECT_EQ(there.receive(&byte, 1, &got, &sender, &error), Io::kDone);
-    EXPECT_EQ(sender, named);
+    EXPECT_EQ(sender.pid, named);
   }
   FakeKernel kernel;
   kernel.calls.pass_credentials = [](int) { return errno = ENOMEM, -1; };
@@ -253,7 +278,7 @@ void send_descriptors(int socket, size_t count) {
 
 TEST(one_descriptor_comes_along_and_of_several_none_stays) {
   const Pair pair;
-  const Endpoint there(pair.ends[1]);
+  Endpoint there(pair.ends[1]);
   const size_t before = native_tests::descriptor_count();
   for (const size_t count : {1, 2, 4, 5, 8}) {
     send_descriptors(pair.ends[0], count);
@@ -281,7 +306,7 @@ TEST(one_descriptor_comes_along_and_of_several_none_stays) {
 
 TEST(a_descriptor_for_which_the_table_is_full_is_lost) {
   const Pair pair;
-  const Endpoint there(pair.ends[1]);
+  Endpoint there(pair.ends[1]);
   send_descriptors(pair.ends[0], 1);
   rlimit limit{};
   EXPECT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
@@ -299,8 +324,8 @@ TEST(a_descriptor_for_which_the_table_is_full_is_lost) {
 
 TEST(a_packet_that_is_too_long_is_said_to_be_truncated) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
-  const Endpoint there(pair.ends[1]);
+  Endpoint here(pair.ends[0]);
+  Endpoint there(pair.ends[1]);
   for (const size_t size : {3u, 4u, 5u}) {
     int error = 0;
     EXPECT_EQ(here.send(std::string(size, 'x'), "", -1, &error), Io::kDone);
@@ -322,7 +347,7 @@ int timeout_seen = 0;
 
 TEST(a_wait_is_one_and_a_receive_is_none) {
   const Pair pair;
-  const Endpoint here(pair.ends[0]);
+  Endpoint here(pair.ends[0]);
   FakeKernel kernel;
   kernel.calls.recvmsg = recvmsg_noted;
   kernel.calls.set_receive_timeout = [](int, int timeout_ms) {

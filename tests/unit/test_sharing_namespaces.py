@@ -132,3 +132,19 @@ def test_a_peer_that_is_not_seen_and_closes_gives_all_back(owner: _Owner, tmp_pa
         pages.release()
         assert peer.flush(TIMEOUT_S)
         eventually(lambda: owner.ask(LEASED) == "0")
+
+
+def test_what_a_child_of_such_a_peer_held_comes_back(owner: _Owner, tmp_path: Path) -> None:
+    """Of a child that ends without giving back, the kernel gives the owner a handle, too."""
+    with pgalloc.connect(tmp_path / "socket") as peer, peer.allocate(PAGE) as pages:
+        pages.view()[:4] = b"ours"
+
+        def child() -> int:
+            mine = peer.allocate(4 * PAGE)
+            mine.view()[:4] = b"mine"
+            return 0 if bytes(pages.view()[:4]) == b"ours" else 2
+
+        for _ in range(3):
+            assert os.waitstatus_to_exitcode(os.waitpid(_begin_child(child), 0)[1]) == 0
+        eventually(lambda: owner.ask(LEASED) == str(PAGE), "the end of the children's leases")
+        pages.release()
