@@ -430,7 +430,7 @@ def test_l7_connections_of_one_process_share_its_limits(mf: MemoryFile, path: Pa
     with mf.serve(path, limits=limits), contextlib.ExitStack() as ends:
         peers = [ends.enter_context(pgalloc.connect(path)) for _ in range(3)]
         held = [ends.enter_context(peer.allocate(PAGE)) for peer in peers * 2]
-        with pytest.raises(pgalloc.OutOfMemoryError, match=f"and has {6 * PAGE}"):
+        with pytest.raises(pgalloc.OutOfMemoryError, match=f"has {6 * PAGE} and asks"):
             peers[0].allocate(PAGE)
         for pages in held[:2]:
             pages.unpin()
