@@ -28,6 +28,7 @@ from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
 from pgalloc.sharing import Lease, Limits, Server, files, leases, remote
 from pgalloc.sharing.connection import of_file
+from pgalloc.sharing.serving import Servers
 from pgalloc.snapshot import decoding, restoring, saving
 from pgalloc.snapshot.hooks import Hooks, RestoreHook, SaveHook
 from pgalloc.uncopyable import Uncopyable
@@ -110,6 +111,7 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
         self._hooks = Hooks()
         self._decoders: decoding.Decoders | None = None  # threads of a background restore
         self._file_object: Any = backing if duplicate else None
+        self._servers = Servers()
         self._stop_listening: weakref.finalize[[Monitor, Callable[[], None]], MemoryFile] | None = (
             None
         )
@@ -407,6 +409,8 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
     ) -> Server:
         """Let processes of this user in that :func:`pgalloc.connect` to ``path``.
 
+        Until the Server is closed, or this file: it keeps the Server.
+
         The socket is for its user only (mode 0600), and the user of each peer is checked, too. With
         ``readonly``, peers get a descriptor that cannot be written to. ``limits`` is what each of
         them may take: by default, half of the file. A socket that was left behind there is
@@ -414,7 +418,7 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
         process serves there.
         """
         self._check_usable()
-        return Server(self, path, readonly=checked_flag(readonly, "readonly"), limits=limits)
+        return self._servers.add(lambda: Server(self, path, readonly=readonly, limits=limits))
 
     def leases(self) -> list[Lease]:
         """What other processes hold of this file, and what was sent and waits to be claimed."""
@@ -484,6 +488,7 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
             self._check_usable()
         if self.closed:
             return
+        self._servers.close()
         if self._stop_listening is not None:
             self._stop_listening()
         try:
@@ -508,7 +513,9 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
 
     def _check_usable(self) -> None:
         if self._forked:
-            raise ForkedError("this MemoryFile belongs to the parent process")
+            raise ForkedError(
+                "only the process that made this MemoryFile can do this, not a forked child"
+            )
         if self.closed:
             raise ClosedError("the MemoryFile is closed")
 

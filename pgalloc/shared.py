@@ -20,7 +20,6 @@ from pgalloc import _core, fork, memory_file
 from pgalloc.allocation import Allocation, whole_pages
 from pgalloc.errors import ClosedError, SharingError
 from pgalloc.sharing import PeerFile, transport
-from pgalloc.sharing.unattached import attach
 
 if TYPE_CHECKING:
     from typing import Self
@@ -168,7 +167,8 @@ class InPages:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
             f"a {type(self).__name__} can only be pickled on its way to another process, by "
-            "multiprocessing, concurrent.futures, joblib (loky) or multiprocess"
+            "multiprocessing, concurrent.futures, joblib (loky) or multiprocess: to keep it, "
+            "pickle what it holds"
         )
 
 
@@ -186,8 +186,7 @@ def _received(kind: type[_Kind], *token: Any) -> _Kind:
 
 
 def _reduce(thing: InPages) -> Any:
-    thing._need()
-    return attach, (_received, type(thing), *transport.send(thing._pages))
+    return transport.reduce_to(_received, (type(thing),), thing._pages, "a copy.copy() of it")
 
 
 def register_kind(kind: type[InPages]) -> None:

@@ -60,10 +60,10 @@ PeerFile& peer_of(AllocationObject* self) { return static_cast<PeerFile&>(pages_
 Status add_reference(AllocationObject* self, FileRange part) try {
   const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
   if (pages_of(self).is_remote()) {
-    PeerFile& peer = peer_of(self);
+    const auto peer = peer_of(self).shared_from_this();
     PGALLOC_RETURN_IF_ERROR(patiently(
-        peer.link().usual_patience(),
-        [&](const OwnerLink::Patience& patience) { return peer.pin_others(part, patience); }));
+        peer->link().usual_patience(),
+        [&](const OwnerLink::Patience& patience) { return peer->pin_others(part, patience); }));
     if (a_handler_raises()) return Status::error(ErrorCode::kInterrupted, "");
   }
   if (!pages_of(self).discarding()) return pages_of(self).inc_ref(part, 0);
@@ -75,10 +75,10 @@ Status add_reference(AllocationObject* self, FileRange part) try {
 
 bool pin_remote(AllocationObject* self) try {
   const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
-  PeerFile& peer = peer_of(self);
+  const auto peer = peer_of(self).shared_from_this();
   const Result<bool> intact = patiently(
-      peer.link().usual_patience(),
-      [&](const OwnerLink::Patience& patience) { return peer.pin(self->range, patience); });
+      peer->link().usual_patience(),
+      [&](const OwnerLink::Patience& patience) { return peer->pin(self->range, patience); });
   if (!intact.ok()) return set_error(intact.status()), false;
   if (self->generation != process_generation()) {  // invariant 4: its pages are others', too
     const Status status = pages_of(self).inc_ref(self->range, 0);

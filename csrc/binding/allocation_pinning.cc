@@ -37,20 +37,23 @@ bool unpin_remote(AllocationObject* self) try {
   if (!check_usable(self)) return false;
   if (self->unpinned || self->exports > 0) return true;
   const std::shared_ptr<FileSeat> seat = self->seat;  // whatever a signal handler does meanwhile
-  PeerFile& peer = peer_of(self);
+  const auto peer = peer_of(self).shared_from_this();
   // From before the owner is asked, so that no contents are taken for kept that are not.
   self->unpinned = true;
   self->generation = process_generation();
   self->discarded_remotely = false;
   const Result<bool> unpinned = patiently(
-      peer.link().usual_patience(),
-      [&](const OwnerLink::Patience& patience) { return peer.unpin(self->range, patience); });
+      peer->link().usual_patience(),
+      [&](const OwnerLink::Patience& patience) { return peer->unpin(self->range, patience); });
   if (unpinned.ok()) {
     if (!*unpinned) self->unpinned = false;
     return !a_handler_raises();
   }
+  // Else the owner may count it as unpinned; or a fork did, and its child has no lease on it.
   const ErrorCode code = unpinned.status().code();
-  if (code != ErrorCode::kInterrupted && code != ErrorCode::kTimedOut) self->unpinned = false;
+  const bool refused =
+      code != ErrorCode::kInterrupted && code != ErrorCode::kTimedOut && code != ErrorCode::kForked;
+  if (refused) self->unpinned = false;
   return set_error(unpinned.status()), false;
 } catch (const std::bad_alloc&) {
   PyErr_NoMemory();
@@ -119,7 +122,9 @@ PyObject* allocation_pinned_view(PyObject* object, PyObject* const* args, Py_ssi
   if (!check_usable(self)) return nullptr;
   if (self->generation !=
       process_generation()) {  // its owner discards without telling this process
-    PyErr_SetString(error_type(ErrorCode::kForked), "what a cache holds is its own process's");
+    PyErr_SetString(error_type(ErrorCode::kForked),
+                    "this Cache is the parent process's: make one in the forked child, or serve() "
+                    "it in the parent and Cache.connect() in the child");
     return nullptr;
   }
   char* const address = add_export(self);

@@ -253,7 +253,7 @@ void bind_lookups(py::module_& module) {
       .def("fail", [](Self<Lookups> lookups, uint64_t number) { lookups->fail(number); })
       .def("stop", [](Self<Lookups> lookups) { lookups->stop(); })
       .def("resume", [](Self<Lookups> lookups) { lookups->resume(); })
-      .def("close", [](Self<Lookups> lookups) { lookups->close(); }, py::call_guard<WithoutGil>());
+      .def_property_readonly("closed", [](Self<Lookups> lookups) { return lookups->closed(); });
 }
 
 // --- For tests -----------------------------------------------------------------------------------
@@ -292,9 +292,21 @@ void bind_servers(py::module_& module) {
   py::class_<Server>(module, "Server")
       .def(py::init(&serve), py::arg("path"), py::arg("file"), py::arg("readonly"),
            py::arg("lookups"), py::arg("limits"))
+      // Native: a signal handler that raises finds no moment before they have begun.
       .def(
-          "close", [](Self<Server> server) { server->close(); }, py::call_guard<WithoutGil>())
-      .def_property_readonly("closed", [](Self<Server> server) { return server->closed(); });
+          "close",
+          [](Self<Server> server) {
+            WithoutGil release;
+            server->close();
+          },
+          "Accept no more peers, and remove the socket.")
+      .def("__exit__",
+           [](Self<Server> server, const py::args&) {
+             WithoutGil release;
+             server->close();
+           })
+      .def_property_readonly(
+          "closed", [](Self<Server> server) { return server->closed(); }, "Whether it was closed.");
 }
 
 }  // namespace

@@ -238,6 +238,12 @@ void bind_link(py::module_& module) {
            })
       .def("set_timeout", [](Self<OwnerLink> link,
                              double longest_s) { link->set_usual_patience(seconds(longest_s)); })
+      .def_property_readonly("timeout",
+                             [](Self<OwnerLink> link) {
+                               return std::chrono::duration<double>(link->usual_patience()).count();
+                             })
+      .def_property_readonly("awaits_answers",
+                             [](Self<OwnerLink> link) { return link->awaits_answers(); })
       .def("give_back", [](Self<OwnerLink> link, uint64_t file,
                            const py::object& range) { link->give_back(file, file_range(range)); })
       .def("break_off", [](Self<OwnerLink> link) { link->break_off(); })
@@ -280,52 +286,59 @@ void prepare(PeerFile& file, FileRange range, int mode) {
   throw_if_error(status);
 }
 
-// The file as this process, a peer, has it.
+// The file as this process, a peer, has it. A signal handler may fork while the owner is waited for, and
+// in the child the handle has another one: what is done after the wait goes through the handle again.
 template <class Handle>
-PeerFile& local(Self<Handle> handle) {
+std::shared_ptr<PeerFile> local(Self<Handle> handle) {
   PeerFile* const peer = handle->peer();
   if (peer == nullptr) throw_if_error(OrphanedPages::refuse());
-  return *peer;
+  return peer->shared_from_this();
+}
+
+template <class Handle>
+void give_back(Self<Handle> handle, FileRange range) {
+  (void)handle->pages().dec_ref(range);
 }
 
 // New pages, as a handle or as a range.
 template <class Handle>
 py::object allocate(const py::object& file, Self<Handle> handle, uint64_t length, int kind,
                     int direction, uint32_t memcg_id, int mode, bool as_range) {
-  PeerFile& peer = local(handle);
+  const auto peer = local(handle);
   const AllocateRequest wanted{.length = length,
                                .kind = static_cast<MemoryKind>(kind),
                                .direction = static_cast<Direction>(direction),
                                .memcg_id = memcg_id};
   const FileRange range = value_or_throw(ask_owner(
-      peer.link(),
-      [&](const OwnerLink::Patience& patience) { return peer.allocate(wanted, patience); },
-      [&](const Result<FileRange>& pages) { (void)peer.dec_ref(*pages); }));
+      peer->link(),
+      [&](const OwnerLink::Patience& patience) { return peer->allocate(wanted, patience); },
+      [&](const Result<FileRange>& pages) { give_back(handle, *pages); }));
   try {
-    prepare(peer, range, mode);
+    prepare(*local(handle), range, mode);
     PyObject* const result =
         as_range ? new_file_range(range) : new_allocation(file.ptr(), handle->seat(), range);
     if (result == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(result);
   } catch (...) {
-    (void)peer.dec_ref(range);
+    give_back(handle, range);
     throw;
   }
 }
 
 template <class Handle>
 py::object value(const py::object& file, Self<Handle> handle, const py::bytes& key) {
-  PeerFile& peer = local(handle);
+  const auto peer = local(handle);
   const std::string text = key;
   const auto found = value_or_throw(ask_owner(
-      peer.link(), [&](const OwnerLink::Patience& patience) { return peer.value(text, patience); },
+      peer->link(),
+      [&](const OwnerLink::Patience& patience) { return peer->value(text, patience); },
       [&](const Result<std::optional<PeerFile::Value>>& value) {
-        if (*value) (void)peer.dec_ref((*value)->range);
+        if (*value) give_back(handle, (*value)->range);
       }));
   if (!found) return py::none();
   PyObject* const pages = new_allocation(file.ptr(), handle->seat(), found->range);
   if (pages == nullptr) {
-    (void)peer.dec_ref(found->range);
+    give_back(handle, found->range);
     throw py::error_already_set();
   }
   return py::make_tuple(py::reinterpret_steal<py::object>(pages), found->start, found->stop);
@@ -334,12 +347,12 @@ py::object value(const py::object& file, Self<Handle> handle, const py::bytes& k
 // A lease that has arrived becomes a handle.
 template <class Handle>
 py::object adopt(const py::object& file, Self<Handle> handle, Self<ArrivedLease> lease) {
-  PeerFile& peer = local(handle);
+  const auto peer = local(handle);
   const FileRange range = lease->take();
-  throw_if_error(peer.adopt(range));
+  throw_if_error(peer->adopt(range));
   PyObject* const pages = new_allocation(file.ptr(), handle->seat(), range);
   if (pages == nullptr) {
-    (void)peer.dec_ref(range);
+    give_back(handle, range);
     throw py::error_already_set();
   }
   return py::reinterpret_steal<py::object>(pages);
@@ -378,11 +391,11 @@ wire::Secret offer(PeerFile& peer, FileRange range) {
 template <class Handle>
 void inc_ref(Self<Handle> handle, const py::object& range_object) {
   const FileRange range = file_range(range_object);
-  PeerFile& peer = local(handle);
-  throw_if_error(ask_owner(peer.link(), [&](const OwnerLink::Patience& patience) {
-    return peer.pin_others(range, patience);
+  const auto peer = local(handle);
+  throw_if_error(ask_owner(peer->link(), [&](const OwnerLink::Patience& patience) {
+    return peer->pin_others(range, patience);
   }));
-  throw_if_error(peer.inc_ref(range, 0));
+  throw_if_error(local(handle)->inc_ref(range, 0));
 }
 
 // What this process does as a peer, for pgalloc.sharing: with a PeerFile, and in a forked child with its
@@ -407,34 +420,35 @@ void bind_remote_calls(py::class_<Handle>& type) {
       .def("_remote_decommit",
            [](Self<Handle> handle, const py::object& range_object) {
              const FileRange range = file_range(range_object);
-             PeerFile& peer = local(handle);
-             throw_if_error(ask_owner(peer.link(), [&](const Patience& patience) {
-               return peer.decommit(range, patience);
+             const auto peer = local(handle);
+             throw_if_error(ask_owner(peer->link(), [&](const Patience& patience) {
+               return peer->decommit(range, patience);
              }));
            })
       .def("_remote_unique",
            [](Self<Handle> handle, const py::object& range_object) {
              const FileRange range = file_range(range_object);
-             PeerFile& peer = local(handle);
-             return value_or_throw(ask_owner(peer.link(), [&](const Patience& patience) {
-               return peer.has_unique_ref(range, patience);
+             const auto peer = local(handle);
+             return value_or_throw(ask_owner(peer->link(), [&](const Patience& patience) {
+               return peer->has_unique_ref(range, patience);
              }));
            })
       .def("_remote_usage",
            [](Self<Handle> handle, uint32_t memcg_id) {
-             PeerFile& peer = local(handle);
-             return value_or_throw(ask_owner(peer.link(), [&](const Patience& patience) {
-               return peer.usage(memcg_id, patience);
+             const auto peer = local(handle);
+             return value_or_throw(ask_owner(peer->link(), [&](const Patience& patience) {
+               return peer->usage(memcg_id, patience);
              }));
            })
       .def("_remote_offer",
            [](Self<Handle> handle, const py::object& range_object) {
              const FileRange range = file_range(range_object);
-             const wire::Secret secret = offer(local(handle), range);
+             const auto peer = local(handle);
+             const wire::Secret secret = offer(*peer, range);
              return py::bytes(reinterpret_cast<const char*>(secret.data()), secret.size());
            })
       .def_property_readonly(
-          "_link", [](Self<Handle> handle) { return local(handle).shared_link(); },
+          "_link", [](Self<Handle> handle) { return local(handle)->shared_link(); },
           "The connection to the owner.");
 }
 
@@ -480,7 +494,7 @@ void bind_peer(py::module_& module) {
   // bind_memory_file() made the class; these are further methods of it.
   auto file_type = py::reinterpret_borrow<py::class_<FileHandle>>(module.attr("MemoryFile"));
   file_type.def("_inc_ref_peer", &inc_ref<FileHandle>).def("_leave", [](Self<FileHandle> handle) {
-    return local(handle).close();
+    return local(handle)->close();
   });
   bind_remote_calls(file_type);
 }

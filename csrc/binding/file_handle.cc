@@ -26,7 +26,11 @@ FileHandle::~FileHandle() {
 
 MemoryFile& FileHandle::core() const {
   MemoryFile* const file = owned();
-  if (file == nullptr) throw_if_error(OrphanedPages::refuse());
+  if (file == nullptr) {
+    throw_if_error(Status::error(
+        ErrorCode::kForked,
+        "only the process that made this MemoryFile can do this, not a forked child"));
+  }
   return *file;
 }
 

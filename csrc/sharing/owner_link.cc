@@ -26,7 +26,8 @@ namespace {
 constexpr std::chrono::milliseconds kSlice{50};       // until Ctrl-C gets through
 constexpr std::chrono::milliseconds kRetryPeriod{5};  // while the owner does not read
 constexpr std::chrono::milliseconds kLinger{1};       // with what is given back
-constexpr int kOwnersEnd_ms = 2000;                   // a process without sockets is soon gone
+constexpr std::chrono::milliseconds kLastFlush{200};
+constexpr int kOwnersEnd_ms = 2000;  // a process without sockets is soon gone
 
 Status owner_gone() {
   return Status::error(ErrorCode::kOwnerGone,
@@ -93,18 +94,26 @@ void OwnerLink::destroy(OwnerLink* link) NO_THREAD_SAFETY_ANALYSIS {
     link->socket_.close();
     return;
   }
-  if (link->thread_id_ != os::thread_id()) {
-    (void)link->flush(std::chrono::steady_clock::now() + std::chrono::milliseconds(200));
-    link->break_off();
-    link->park();
-    link->unlist();
-    delete link;
-    return;
-  }
-  // What its own thread has in hand was the last that knew it: the thread ends, and this with it.
+  if (link->leave_to_thread()) return;
   link->break_off();
-  MutexLock lock(link->mu_);
-  link->parked_ = link->orphaned_ = true;
+  link->park();
+  link->unlist();
+  delete link;
+}
+
+// If there is something to send that the owner does not take yet, or if it was its own thread that had the
+// last thing that knew it: the thread destroys it once all is sent.
+bool OwnerLink::leave_to_thread() {
+  {
+    MutexLock lock(mu_);
+    const bool its_own = runs_ && thread_id_ == os::thread_id();
+    if (!its_own && send_queued()) return false;
+    if (!its_own) wake_thread();
+    orphaned_ = runs_;
+    if (orphaned_) return true;
+  }
+  (void)flush(std::chrono::steady_clock::now() + kLastFlush);  // no thread is to be had
+  return false;
 }
 
 // --- Sending -------------------------------------------------------------------------------------
@@ -224,7 +233,9 @@ Status OwnerLink::await(const Question& question, const Patience& patience) {
     const bool goes_on = patience.keep_waiting();
     if (forked()) {  // by a signal handler: the lock is not ours to take
       (void)new std::shared_ptr<Pending>(std::move(pending));
-      return Status::error(ErrorCode::kForked, "the request was the parent's");
+      // What the handler raises there is its own.
+      return goes_on ? Status::error(ErrorCode::kForked, "the request was the parent's")
+                     : Status::error(ErrorCode::kInterrupted, "");
     }
     lock.lock();
     if (!goes_on) return give_up(pending, Status::error(ErrorCode::kInterrupted, ""));
@@ -417,6 +428,14 @@ void OwnerLink::destroy_ended() {
   ended.clear();
 }
 
+bool OwnerLink::awaits_answers() {
+  if (forked()) return false;
+  MutexLock lock(mu_);
+  return unattended_ > 0 && std::ranges::any_of(pending_, [](const auto& entry) {
+           return entry.second->given_up && entry.second->exchange.undo;
+         });
+}
+
 bool OwnerLink::has_hung_up() {
   if (broken() || forked()) return true;
   MutexLock lock(mu_);
@@ -460,6 +479,7 @@ void OwnerLink::wake_thread() {
   try {
     const os::WithoutSignals quiet;
     thread_ = std::make_unique<std::thread>([this] { run(); });
+    runs_ = true;
   } catch (const std::system_error&) {
     thread_ = nullptr;
   }
@@ -468,26 +488,32 @@ void OwnerLink::wake_thread() {
 void OwnerLink::run() {
   thread_id_ = os::thread_id();
   MutexLock lock(mu_);
-  while (!stops()) {
-    const Time now = std::chrono::steady_clock::now();
-    if (!send_queued()) {
-      (void)work_.wait_until(mu_, now + kRetryPeriod);
-    } else if (unattended_ > 0 && !reading_) {
-      read(now + kSlice);
-    } else if (!broken()) {
-      idle_ = true;
-      work_.wait(mu_);
-      idle_ = false;
-      // The next request takes along what is given back: one packet, and one thread that wakes up.
-      if (unattended_ == 0 && !stops())
-        (void)work_.wait_until(mu_, std::chrono::steady_clock::now() + kLinger);
-    }
-  }
-  destroy_ended();
+  do {
+    while (!stops()) work();
+    destroy_ended();
+  } while (!stops());
+  runs_ = false;
   if (!orphaned_) return;
   thread_->detach();
   lock.unlock();
+  unlist();
   delete this;
+}
+
+// Sends, reads, or waits until there is something to do.
+void OwnerLink::work() {
+  if (!send_queued()) {
+    (void)work_.wait_until(mu_, std::chrono::steady_clock::now() + kRetryPeriod);
+  } else if (unattended_ > 0 && !reading_) {
+    read(std::chrono::steady_clock::now() + kSlice);
+  } else if (!stops()) {
+    idle_ = true;
+    work_.wait(mu_);
+    idle_ = false;
+    // The next request takes along what is given back: one packet, and one thread that wakes up.
+    if (unattended_ == 0 && !stops())
+      (void)work_.wait_until(mu_, std::chrono::steady_clock::now() + kLinger);
+  }
 }
 
 void OwnerLink::park() {

@@ -124,6 +124,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   bool broken() const { return broken_.load(std::memory_order_acquire); }
   // Whether the owner has gone: true may come late.
   bool has_hung_up();
+  // Whether answers are due that no asker waits for any more, and that may bring something.
+  bool awaits_answers();
   // Whether the owner's process is known to have ended: it gives nothing of its to others any more. A
   // connection that broke says nothing of that.
   bool owner_has_ended();
@@ -174,11 +176,14 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
 
   OwnerLink(Endpoint socket, bool waits, PeerProcess owner);
   static void destroy(OwnerLink* link);
+  bool leave_to_thread() EXCLUDES(mu_);
   bool forked() const { return generation_ != process_generation(); }
   void stop_thread() EXCLUDES(mu_);
   void resume() EXCLUDES(mu_);
   void park() EXCLUDES(mu_);
-  bool stops() const REQUIRES(mu_) { return parked_ || all_parked_ || broken(); }
+  bool stops() const REQUIRES(mu_) {
+    return orphaned_ ? broken() || outgoing_.empty() : parked_ || all_parked_ || broken();
+  }
   void wake_thread() REQUIRES(mu_);
   void run() EXCLUDES(mu_);
   uint32_t enqueue(wire::Op op, const std::string& payload, const std::shared_ptr<Pending>& pending)
@@ -187,6 +192,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   void end(const char* why) REQUIRES(mu_);
   void destroy_ended() REQUIRES(mu_);
   bool is_over() REQUIRES(mu_);
+  void work() REQUIRES(mu_);
   bool read(Time until) REQUIRES(mu_);
   Endpoint::Io receive(Time until, Endpoint::Received* received) REQUIRES(mu_);
   void dispatch(Arrived arrived) REQUIRES(mu_);
@@ -224,7 +230,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   std::vector<std::shared_ptr<Pending>> ended_ GUARDED_BY(mu_);  // when the owner had gone
   bool parked_ GUARDED_BY(mu_) = false;
   bool idle_ GUARDED_BY(mu_) = false;      // the thread sleeps until it is woken up
-  bool orphaned_ GUARDED_BY(mu_) = false;  // the thread destroys it
+  bool runs_ GUARDED_BY(mu_) = false;      // the thread does
+  bool orphaned_ GUARDED_BY(mu_) = false;  // and destroys it once all is sent
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
   std::atomic<pid_t> thread_id_{0};
 };

@@ -134,7 +134,7 @@ Status PeerFile::adopt(FileRange range) {
 }
 
 Status PeerFile::inc_ref(FileRange range, uint32_t) {
-  PGALLOC_RETURN_IF_ERROR(check_usable());
+  if (closed()) return check_usable();
   PGALLOC_RETURN_IF_ERROR(check_range(range));
   MutexLock lock(mu_);
   if (!handles_.has(range)) return not_held(range);
@@ -367,6 +367,7 @@ Result<bool> PeerFile::unpin(FileRange range, const Patience& patience) {
   }
   Status status = link_->request(wire::Op::kUnpin, packed(range), {}, patience);
   if (status.ok()) return true;
+  if (generation_ != process_generation()) return status;  // the lock is the parent's
   if (status.code() != ErrorCode::kInterrupted && status.code() != ErrorCode::kTimedOut) {
     MutexLock lock(mu_);  // refused: nothing has changed there
     unpinned_.erase(range.start);

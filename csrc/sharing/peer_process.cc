@@ -141,12 +141,13 @@ PeerProcess PeerProcess::behind(int socket) {
   ucred its{};
   socklen_t size = sizeof its;
   const bool known = sys().getsockopt(socket, SO_PEERCRED, &its, &size) == 0 && its.pid > 0;
-  return known ? PeerProcess(its.pid) : PeerProcess(kUnseen, handle_of(socket));
+  return PeerProcess(known ? its.pid : kUnseen, handle_of(socket));
 }
 
+// A handle is believed first: its number may be another process's by now.
 bool PeerProcess::has_ended() const {
-  if (pid_ != kUnseen) return life_of_process(pid_) == Life::kEnded;
-  return handle_.intact() && life_of(handle_.fd()) == Life::kEnded;
+  if (handle_.intact()) return life_of(handle_.fd()) == Life::kEnded;
+  return pid_ != kUnseen && life_of_process(pid_) == Life::kEnded;
 }
 
 bool PeerProcess::may_see(const std::vector<FileIdentity>& files) const {

@@ -33,7 +33,7 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Accepts no more peers, and removes the file.
+  // Accepts no more peers, removes the file, and answers no more look-ups.
   void close();
   bool closed() const { return closed_.load(); }
 
@@ -43,7 +43,8 @@ class Server {
     ino_t inode = 0;
   };
 
-  explicit Server(std::string path) : path_(std::move(path)) {}
+  Server(std::string path, std::shared_ptr<Lookups> lookups)
+      : path_(std::move(path)), lookups_(std::move(lookups)) {}
   Status listen(Scope scope);
   Status listen_locked(Scope scope);
   Status listen_unlocked(Scope scope, const char* why);
@@ -51,6 +52,7 @@ class Server {
   void remove_file() const;
 
   const std::string path_;
+  const std::shared_ptr<Lookups> lookups_;  // of a cache; else nullptr
   const uint32_t generation_ = process_generation();
   Identity identity_;    // of the file
   uint64_t number_ = 0;  // of the listener

@@ -275,9 +275,11 @@ std::optional<Answer> Session::allocate(Request& request) {
   const uint64_t most = bytes_max(*share.file());
   const uint64_t bytes = usage_->bytes_of(name);
   if (wanted.length > most || bytes > most - wanted.length) {
-    status = Status::error(ErrorCode::kOutOfMemory,
-                           "a peer of this file may hold " + std::to_string(most) +
-                               " bytes at most, and has " + std::to_string(bytes));
+    status =
+        Status::error(ErrorCode::kOutOfMemory,
+                      "a process that is a peer of this file may hold " + std::to_string(most) +
+                          " bytes, has " + std::to_string(bytes) + " and asks for " +
+                          std::to_string(wanted.length) + " (Limits.nbytes of its serve())");
   } else {
     bool must_wait = false;
     Result<FileRange> range = share.file()->allocate(wanted, /*may_wait=*/false, &must_wait);

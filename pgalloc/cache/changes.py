@@ -72,7 +72,10 @@ class Changes:
     def check_usable(self) -> None:
         """Raises ForkedError or ClosedError."""
         if self.forked:
-            raise ForkedError("this Cache belongs to the parent process")
+            raise ForkedError(
+                "this Cache is the parent process's: make one in the forked child, or serve() it "
+                "in the parent and Cache.connect() in the child"
+            )
         if self.closed or self._store.file.closed:
             raise ClosedError("the Cache is closed")
 

@@ -38,6 +38,7 @@ from pgalloc.errors import ClosedError, Error, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
 from pgalloc.sharing import Server
+from pgalloc.sharing.serving import Servers
 from pgalloc.sizes import parse_size
 from pgalloc.uncopyable import Uncopyable
 
@@ -103,6 +104,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self._owns_file = file is None
         self._name: str | None = None
         self._misses = 0
+        self._servers = Servers()
         with ExitStack() as undo:
             self._monitor = Monitor(headroom)
             undo.callback(self._monitor.close)
@@ -370,10 +372,11 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def serve(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
         """Let other processes of this user read the values, without copying: Cache.connect(path).
 
-        The socket is for its user only. Serves until the Server is closed, or the cache is.
+        The socket is for its user only. Until the Server is closed, or the cache: it keeps the
+        Server.
         """
         self._changes.check_usable()
-        return serve(self, path)
+        return self._servers.add(lambda: serve(self, path))
 
     @staticmethod
     def connect(
@@ -451,6 +454,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
             changes.closed = True
             self._entries.clear()
         if not changes.forked:
+            self._servers.close()
             self._monitor.close()
             if self._owns_file:
                 self._file.close()

@@ -132,7 +132,7 @@ class CacheReader(Uncopyable):
         return self._file.closed
 
     def close(self) -> None:
-        """End the connection. Views stay valid; what they show is not held for them any more."""
+        """No more values are read. Views stay valid and unchanged as long as they are held."""
         self._file.close()
 
     def __enter__(self) -> Self:

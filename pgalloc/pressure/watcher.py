@@ -28,10 +28,11 @@ from dataclasses import dataclass
 
 from pgalloc.pressure.memcg_sources import close_all
 from pgalloc.pressure.signals import Level, PressureSource
-from pgalloc.threads import PARK_TIMEOUT_S
 
 _log = logging.getLogger("pgalloc.pressure")
 
+# How long a fork waits for a running callback; then it goes on beside it.
+_PARK_TIMEOUT_S = 1.0
 # How long to wait for the kernel to reap a thread that Python has already joined.
 _REAP_TIMEOUT_S = 1.0
 
@@ -141,7 +142,7 @@ class Watcher:
         """
         if self.is_current_thread:
             return
-        if not self._lock.acquire(timeout=PARK_TIMEOUT_S):
+        if not self._lock.acquire(timeout=_PARK_TIMEOUT_S):
             return  # by the thread that forks: its signal handler does
         try:
             self._parks += 1
@@ -151,7 +152,7 @@ class Watcher:
         finally:
             self._lock.release()
         if thread is not None:
-            thread.join(PARK_TIMEOUT_S)
+            thread.join(_PARK_TIMEOUT_S)
             if not thread.is_alive():
                 _wait_until_reaped(thread)
 

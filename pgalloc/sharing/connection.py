@@ -22,7 +22,7 @@ from itertools import chain
 from typing import Any
 
 from pgalloc import _core
-from pgalloc.errors import Error, OwnerGoneError
+from pgalloc.errors import Error, OwnerGoneError, SharingError
 from pgalloc.raised import is_ours
 from pgalloc.sharing import files, protocol
 from pgalloc.sharing.protocol import Op
@@ -68,7 +68,14 @@ class Connection:
         def connect() -> Connection:
             return cls(_link_to_sender(address), address)
 
-        return cls._let_in(connect, address.secret)
+        connection = cls._let_in(connect, address.secret)
+        if address.pid not in (0, connection.owner_pid):
+            connection.close()
+            raise OwnerGoneError(
+                "the process that served these pages has ended, or serves no more: another one "
+                f"does so at {os.fsdecode(address.name)}"
+            )
+        return connection
 
     @classmethod
     def to_server(cls, path: str, timeout: float | None) -> Connection:
@@ -84,7 +91,10 @@ class Connection:
             connection.path = path
             return connection
 
-        return cls._let_in(connect, _NO_SECRET)
+        connection = cls._let_in(connect, _NO_SECRET)
+        if connection.address is not None:
+            connection.address = connection.address._replace(pid=connection.owner_pid)
+        return connection
 
     @classmethod
     def _let_in(cls, connect: Callable[[], Connection], secret: bytes) -> Connection:
@@ -109,9 +119,9 @@ class Connection:
         try:
             answer = self.request(Op.HELLO, protocol.HELLO.pack(os.getpid(), secret))
             (self.owner_pid,) = protocol.fields(protocol.PROCESS, answer)
-            self.link.set_owner(self.owner_pid, self.address)
+            self.link.set_owner(self.owner_pid, self.address and self.address[:4])
         except BaseException:
-            self.close()
+            self.break_off()  # nothing has been asked for that could come late
             raise
 
     def name(self, error: OSError) -> None:
@@ -152,12 +162,15 @@ class Connection:
 
         Without one, an owner that does not answer raises SharingError as with any request.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         if self._closed:
             return True
-        if not self.link.flush(timeout):
-            return False
-        return self.link.ping(None if deadline is None else deadline - time.monotonic())
+        longest_s = self.link.timeout if timeout is None else timeout
+        deadline = time.monotonic() + longest_s
+        if self.link.flush(longest_s) and self.link.ping(max(0.0, deadline - time.monotonic())):
+            return True
+        if timeout is None:
+            raise SharingError("the process that owns these pages has not answered in time")
+        return False
 
     def close(self) -> None:
         """Give everything back, but what is viewed: that goes when the last view does."""
@@ -167,9 +180,9 @@ class Connection:
             keeps = [file._leave() for file in files.alive(self.files)]
             sent = self.link.flush(1.0)
             self._closed = True
-            if any(keeps) or not sent:
-                # The native link ends with what is viewed; and its thread sends what an owner
-                # that is stopped has not taken yet.
+            if any(keeps) or not sent or self.link.awaits_answers:
+                # The native link ends with what is viewed; and its thread gives back what late
+                # answers bring, and sends what an owner that is stopped has not taken yet.
                 self.forget()
             else:
                 self.break_off()
@@ -184,7 +197,7 @@ class Connection:
     def note(self, address: Address) -> None:
         """What is sent on tells others how the owner is reached now."""
         if address != self.address and address.path:
-            self.link.set_owner(self.owner_pid, address)
+            self.link.set_owner(self.owner_pid, address[:4])
             self.address = address
 
 
@@ -209,10 +222,11 @@ def _link_to_sender(address: Address) -> _core.OwnerLink:
         if not is_ours(error):
             raise
         raise OwnerGoneError(
-            "the process that sent these pages has ended, or cannot be reached: no process "
-            f"listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
-            "In a network namespace of its own a process needs a /proc that shows the sender, and "
-            "the sender's user; or let the sender serve() a path that both see, and connect() there"
+            "the process that sent these pages has ended, or cannot be reached from here: no "
+            f"process listens at {address.name!r}, nor at {os.fsdecode(address.path)} ({error}). "
+            "If it lives, this process is in another network namespace, where it needs a /proc "
+            "that shows the sender, and the sender's user; or let the sender serve() a path that "
+            "both see, and connect() there"
         ) from None
 
 
@@ -240,7 +254,7 @@ class _Connections:
     def __init__(self) -> None:
         # By the numbers of their links.
         self.all: weakref.WeakValueDictionary[int, Connection] = weakref.WeakValueDictionary()
-        self.by_owner: dict[tuple[bytes, int], Connection] = {}  # to senders of pages
+        self.by_owner: dict[tuple[bytes, int, int], Connection] = {}  # to senders of pages
         self.lock = threading.RLock()  # a signal handler may receive pages, too
 
 
@@ -307,9 +321,14 @@ def _forget_parents(generation: int, parents: list[Connection]) -> None:
 
 def _inherited(link: _core.OwnerLink, its: _Connections) -> Connection:
     owner_pid, address = link.owner()
-    connection = Connection(link, None if address is None else Address(*address), its=its)
+    connection = Connection(link, None, its=its)
     connection.owner_pid = owner_pid
-    if connection.address is not None and not connection.address.is_served:
+    if address is None:
+        return connection
+    connection.address = Address(*address)
+    if connection.address.is_served:
+        connection.address = connection.address._replace(pid=owner_pid)
+    else:
         its.by_owner.setdefault(connection.address.owner, connection)
     return connection
 

@@ -33,7 +33,7 @@ Lookup = Callable[[bytes], "Value | None"]
 
 
 class LookupThread:
-    """Answers what peers ask of one cache, until :meth:`close`."""
+    """Answers what peers ask of one cache, until its questions are closed: Server.close()."""
 
     def __init__(self, lookup: Lookup) -> None:
         self.questions = _core.Lookups()
@@ -41,7 +41,6 @@ class LookupThread:
         # Of values that peers hold, by the number of the question.
         self._views: dict[int, memoryview] = {}
         self._thread: Thread | None = None
-        self._closed = False
 
     def start(self) -> None:
         """Begin to answer."""
@@ -56,11 +55,6 @@ class LookupThread:
         except BaseException:
             self._thread = None
             raise
-
-    def close(self) -> None:
-        """Answer nothing more. What peers hold stays as it is until they let go of it."""
-        self._closed = True
-        self.questions.close()
 
     def _run(self, me: Thread) -> None:
         # Whatever fails costs the request that it belongs to: without this thread none is answered.
@@ -117,11 +111,10 @@ class LookupThread:
 
     def resume(self) -> None:
         """Undo park()."""
-        if self._thread is None and not self._closed:
+        if self._thread is None and not self.questions.closed:
             self._start()
 
     def reset_in_child(self) -> None:
         """In a forked child: the peers are its parent's."""
         self._thread = None
-        self._closed = True
         self._views.clear()

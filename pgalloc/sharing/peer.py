@@ -156,7 +156,10 @@ class PeerFile(_core.PeerFile, Uncopyable):
         return self._connection.flush(timeout)
 
     def close(self) -> None:
-        """Give everything back. Views that are alive stay mapped, and show what others do there."""
+        """Give everything back, but what is viewed: its lease lives as long as the view.
+
+        Views that are alive show what they showed, and what others write there.
+        """
         if self.closed:
             return
         self._leave()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
 
 
-class Server(Uncopyable):
-    """Lets other processes of the same user in, until :meth:`close` or the end of the program.
+class Server(_core.Server, Uncopyable):
+    """Lets other processes of the same user in: until :meth:`close`, or that of its file or cache.
 
-    Get one from :meth:`MemoryFile.serve`. Peers that are connected stay connected.
+    Get one from :meth:`MemoryFile.serve` or :meth:`Cache.serve`, which keep it: it need not be
+    assigned to anything. At the end of the program it is closed. Peers that are connected stay so.
     """
 
     _instead_of_copying = "serve() at another path"
@@ -42,6 +44,8 @@ class Server(Uncopyable):
         lookup: Lookup | None = None,
         limits: Limits | None = None,
     ) -> None:
+        if hasattr(self, "path"):
+            raise RuntimeError("this Server is constructed already")
         if not isinstance(file, _core.MemoryFile):
             raise TypeError(f"expected a MemoryFile, not {type(file).__name__}")
         if not (lookup is None or callable(lookup)):
@@ -49,40 +53,49 @@ class Server(Uncopyable):
         file._check_usable()
         checked_flag(readonly, "readonly")
         self.path = _checked_path(os.fsdecode(path))
-        lookups = None if lookup is None else LookupThread(lookup)
-        self._lookups = lookups
-        self._server = _core.Server(
+        self._lookups = None if lookup is None else LookupThread(lookup)
+        super().__init__(
             os.fsencode(os.path.abspath(self.path)),  # it may be closed elsewhere
             file,
             readonly,
-            None if lookups is None else lookups.questions,
+            None if self._lookups is None else self._lookups.questions,
             native_limits(limits),
         )
         _servers.add(self)
-        if lookups is not None:
-            weakref.finalize(self, lookups.close)  # its thread does not keep this alive
-            lookups.start()
-
-    def close(self) -> None:
-        """Accept no more peers, and remove the socket."""
-        if hasattr(self, "_server"):
-            self._server.close()
         if self._lookups is not None:
-            self._lookups.close()
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._server.closed
+            self._lookups.start()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<Server {self.path!r}{' closed' if self.closed else ''}>"
+
+
+class Servers:
+    """The servers of one file or cache: it keeps them, and closes them when it is closed."""
+
+    def __init__(self) -> None:
+        self._open: set[Server] = set()
+
+    def add(self, make: Callable[[], Server]) -> Server:
+        """Keep a new one, unless a signal handler raises meanwhile. Returns it."""
+        server = make()
+        try:
+            for known in list(self._open):
+                if known.closed:
+                    self._open.discard(known)
+            self._open.add(server)
+        except BaseException:
+            server.close()
+            raise
+        return server
+
+    def close(self) -> None:
+        """Close all."""
+        for server in list(self._open):
+            server.close()
+        self._open.clear()
 
 
 def connect(

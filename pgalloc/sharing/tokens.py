@@ -14,12 +14,14 @@ class Address(NamedTuple):
         path: of the same owner, for other network namespaces; empty if there is none.
         secret: lets in users that the owner would refuse.
         uid: the owner's user. No other process is told the secret.
+        pid: of one that serves, as it says: another one may serve at its path later. Else 0.
     """
 
     name: bytes
     path: bytes
     secret: bytes
     uid: int
+    pid: int = 0
 
     @property
     def is_served(self) -> bool:
@@ -27,9 +29,9 @@ class Address(NamedTuple):
         return not self.name.startswith(b"\0")
 
     @property
-    def owner(self) -> tuple[bytes, int]:
+    def owner(self) -> tuple[bytes, int, int]:
         """What it is known by: the rest may change while it lives."""
-        return self.name if self.is_served else self.secret, self.uid
+        return self.name if self.is_served else self.secret, self.uid, self.pid
 
 
 class Token(NamedTuple):

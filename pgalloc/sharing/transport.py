@@ -7,6 +7,7 @@ pages by token. Every other pickler gets a TypeError: a token is claimed once, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pgalloc import _core
@@ -20,9 +21,10 @@ from pgalloc.sharing.tokens import Address, Token
 from pgalloc.sharing.unattached import Unattached, attach
 
 _RELEASED = (
-    "these pages were released before they were sent: send a clone(), which keeps them until it is "
+    "these pages were released before they were sent: send {a_copy}, which keeps them until it is "
     "on its way"
 )
+_CLOSED = "the file of these pages was closed before they were sent"
 _CLAIMED = (
     "these pages were claimed already, or dropped: what was sent to another process can be "
     "received once"
@@ -87,9 +89,11 @@ def _claim_own(token: Token) -> Allocation | None:
     return pages
 
 
-def receive(name: bytes, path: bytes, secret: bytes, uid: int, nonce: bytes) -> Allocation:
+def receive(
+    name: bytes, path: bytes, secret: bytes, uid: int, pid: int, nonce: bytes
+) -> Allocation:
     """Claim the pages of a token: called when one is unpickled."""
-    return claim(Token(Address(name, path, secret, uid), nonce))
+    return claim(Token(Address(name, path, secret, uid, pid), nonce))
 
 
 def send(pages: Allocation) -> tuple[Any, ...]:
@@ -98,18 +102,29 @@ def send(pages: Allocation) -> tuple[Any, ...]:
     return (*token.address, token.nonce)
 
 
-def reduce(pages: Allocation) -> tuple[Any, ...]:
-    """A token, which is pickled in place of the Allocation.
+def reduce_to(
+    make: Callable[..., Any], first: tuple[Any, ...], pages: Allocation, a_copy: str
+) -> Any:
+    """What is pickled in place of something in pages: ``make(*first, *token)`` makes it again.
 
     A Queue pickles in a thread of its own, where an error would be lost, and with it what was sent.
-    So pages that were released by then become something that says so where it is used.
+    So pages that were released by then become something that says so where it is used; and that
+    ``a_copy`` would have kept them.
     """
     try:
-        return attach, (receive, *send(pages))
+        return attach, (make, *first, *send(pages))
     except Error as error:
-        if not (pages.released and is_ours(error)):
+        if not (is_ours(error) and (pages.released or pages.file.closed)):
             raise
-        return Unattached, (SharingError, _RELEASED)
+        return Unattached, (
+            SharingError,
+            _RELEASED.format(a_copy=a_copy) if pages.released else _CLOSED,
+        )
+
+
+def reduce(pages: Allocation) -> Any:
+    """A token, which is pickled in place of the Allocation."""
+    return reduce_to(receive, (), pages, "a clone()")
 
 
 def register(kind: type[Any], how: Any) -> None:

@@ -252,8 +252,10 @@ TEST(an_owner_that_does_not_answer_costs_its_own_files_only) {
   });
 }
 
+constexpr int kPeerPidfd = 77;  // SO_PEERPIDFD, which older headers lack
 pid_t other_end = 0;
 int getsockopt_of_other_end(int fd, int name, void* value, socklen_t* size) {
+  if (name == kPeerPidfd) return errno = ENOPROTOOPT, -1;
   const int result = os::kernel().getsockopt(fd, name, value, size);
   if (name == SO_PEERCRED) static_cast<ucred*>(value)->pid = other_end;
   return result;

@@ -440,8 +440,16 @@ TEST(a_link_that_goes_tells_the_owner_what_was_given_back) {
   EXPECT(::fcntl(ends.peer(), F_GETFD) < 0);
 }
 
+size_t listed_links() {
+  MutexLock lock(OwnerLink::listed_lock());
+  size_t count = 0;
+  OwnerLink::visit_listed([&](OwnerLink&) { ++count; });
+  return count;
+}
+
 TEST(a_link_whose_last_owner_is_what_it_waits_for_ends_itself) {
   const Ends ends;
+  const size_t listed = listed_links();
   auto link = std::move(*OwnerLink::create(ends.peer()));
   std::atomic<bool> arrived{false};
   link->post(Op::kPing, {}, {[keeps = link, &arrived](OwnerLink::Reply&) { arrived = true; }, {}});
@@ -455,15 +463,48 @@ TEST(a_link_whose_last_owner_is_what_it_waits_for_ends_itself) {
   EXPECT(arrived);
   EXPECT(left.expired());
   while (native_tests::threads_of_process() > 1) std::this_thread::yield();
+  EXPECT_EQ(listed_links(), listed);  // or a fork would visit it
   EXPECT(native_tests::freed_memory_is_untouched());
   EXPECT(::fcntl(ends.peer(), F_GETFD) < 0);
+}
+
+TEST(what_a_late_answer_brings_is_given_back_though_all_else_has_let_go_of_the_link) {
+  const Ends ends;
+  auto link = std::move(*OwnerLink::create(ends.peer()));
+  auto give_back = [keeps = link] { keeps->give_back(7, pages(0, 1)); };
+  const Status status =
+      link->request(Op::kAllocate, {}, {[](OwnerLink::Reply&) {}, std::move(give_back)},
+                    {std::chrono::steady_clock::now(), [] { return true; }});
+  EXPECT_EQ(status.code(), ErrorCode::kTimedOut);
+  EXPECT(link->awaits_answers());
+  (void)ends.receive();
+  link = nullptr;
+  ends.answer(1);
+  EXPECT_EQ(ends.receive().size(), kHeadBytes + kRangeBytes);
+  EXPECT_EQ(ends.receive(), "");
+}
+
+TEST(what_an_owner_does_not_take_yet_is_sent_though_all_have_let_go_of_the_link) {
+  const Ends ends;
+  const size_t listed = listed_links();
+  auto link = std::move(*OwnerLink::create(ends.peer()));
+  constexpr int kMany = 20'000;  // more than a socket takes
+  for (uint64_t i = 0; i < kMany; ++i) link->give_back(7, pages(2 * i, 2 * i + 1));
+  link = nullptr;
+  size_t received = 0;
+  for (std::string packet; (packet = ends.receive()) != "";) {
+    received += (packet.size() - kHeadBytes) / kRangeBytes;
+  }
+  EXPECT_EQ(received, size_t{kMany});
+  while (native_tests::threads_of_process() > 1) std::this_thread::yield();
+  EXPECT_EQ(listed_links(), listed);
 }
 
 TEST(a_link_of_a_copy_leaves_the_socket_to_its_owner) {
   const Ends ends;
   const size_t before = descriptor_count();
   auto link = std::move(*OwnerLink::duplicate(ends.peer()));
-  EXPECT_EQ(descriptor_count(), before + 1);
+  EXPECT_EQ(descriptor_count(), before + 2);  // and that of the owner's process
   link = nullptr;
   EXPECT_EQ(descriptor_count(), before);
   EXPECT(::fcntl(ends.peer(), F_GETFD) >= 0);

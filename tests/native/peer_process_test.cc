@@ -307,6 +307,19 @@ TEST(a_process_that_is_not_seen_is_known_by_the_socket_it_has_connected) {
   EXPECT_EQ(native_tests::descriptor_count(), before);
 }
 
+// Its number is a living process's by now.
+TEST(a_process_is_told_from_another_one_that_has_its_number) {
+  FakeKernel kernel;
+  kernel.calls.getsockopt = getsockopt_of_process;
+  kernel.begin();
+  Child child;
+  process_of_socket = child.pid;
+  const PeerProcess process(::getpid(), PeerProcess::handle_of(0));
+  EXPECT(!process.has_ended());
+  child.end();
+  EXPECT(process.has_ended());
+}
+
 TEST(a_process_that_is_not_known_may_see_all_that_it_held) {
   const Child child;
   const std::vector<FileIdentity> files{FileIdentity::of(child.file)};

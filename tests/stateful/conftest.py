@@ -16,7 +16,7 @@ _common = settings(
     derandomize=False,
     suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("suite", _common, max_examples=120, stateful_step_count=50)
+settings.register_profile("suite", _common, max_examples=60, stateful_step_count=50)
 settings.register_profile("ci", _common, max_examples=250, stateful_step_count=50)
 settings.register_profile("long", _common, max_examples=2500, stateful_step_count=60)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))

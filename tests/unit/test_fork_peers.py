@@ -627,7 +627,8 @@ def test_two_that_are_peers_of_each_other_fork(tmp_path: Path) -> None:
     ]
     for word in ("served", "connected", "done"):
         for each in both:
-            assert each.stdout is not None and each.stdout.readline() == f"{word}\n"
+            assert each.stdout is not None
+            assert each.stdout.readline() == f"{word}\n"
         for each in both:
             assert each.stdin is not None
             print(file=each.stdin, flush=True)

@@ -399,6 +399,7 @@ def test_a_peer_that_is_killed(mf: MemoryFile, method: str) -> None:
     eventually(lambda: is_free(mf))
 
 
+@pytest.mark.leaks_allowed  # the handle of its process, until there is another request
 def test_an_owner_that_is_killed() -> None:
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()

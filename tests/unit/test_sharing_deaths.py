@@ -444,6 +444,7 @@ def test_a_token_whose_owner_died(owner: _Owner) -> None:
         transport.claim(pgalloc.sharing.tokens.Token(*token))
 
 
+@pytest.mark.leaks_allowed  # the handle of its process, until there is another request
 def test_an_owner_dies_with_requests_under_way(owner: _Owner) -> None:
     """Every one of them ends, as gone."""
     a = owner.share()

@@ -392,7 +392,7 @@ def test_l7_by_default_a_peer_takes_half_of_a_file(path: Path, limit: str) -> No
             with pytest.raises(pgalloc.OutOfMemoryError, match=f"hold {4 * PAGE} bytes"):
                 peer.allocate(5 * PAGE)
             half = peer.allocate(4 * PAGE)
-            with pytest.raises(pgalloc.OutOfMemoryError, match=f"and has {4 * PAGE}"):
+            with pytest.raises(pgalloc.OutOfMemoryError, match=f"has {4 * PAGE} and asks"):
                 peer.allocate(PAGE)
             mf.allocate(4 * PAGE).release()  # the others'
             half.release()

@@ -264,3 +264,19 @@ def test_a_path_that_others_cannot_use_says_so(mf: MemoryFile, tmp_path: Path) -
     ):
         ForkingPickler.dumps(a)
     assert mf.drop_unclaimed() == 0
+
+
+@pytest.mark.parametrize("kind", ["Allocation", "Shared", "SharedList"])
+@pytest.mark.parametrize("ends", ["release", "close"])
+def test_what_was_let_go_of_before_it_was_pickled_says_so_at_its_first_use(
+    kind: str, ends: str
+) -> None:
+    """A Queue pickles later, in a thread whose errors its user does not see."""
+    mf = MemoryFile()
+    thing = all_kinds(mf)[kind]
+    if ends == "release":
+        thing.release()
+    mf.close()
+    received = pickle.loads(ForkingPickler.dumps(thing))
+    with pytest.raises(SharingError, match=f"{ends}d before they were sent"):
+        received.release()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import re
 import signal
@@ -330,6 +331,38 @@ def test_a_cache_that_others_read(path: Path) -> None:
             cache["again"] = b"1"
             assert bytes(reader["again"]) == b"1"
         testing.verify_cache(cache)
+
+
+def test_what_is_served_keeps_its_server(path: Path) -> None:
+    """It need not be assigned; and a file or cache that is closed or gone leaves no socket."""
+
+    def serve(thing: MemoryFile | Cache) -> Any:
+        thing.serve(path)
+        thing.serve(f"{path}.too").close()
+        gc.collect()
+        return thing
+
+    with serve(MemoryFile()), pgalloc.connect(path) as peer:
+        peer.allocate(PAGE).release()
+    assert not path.exists()
+    with serve(Cache("1M")) as cache, Cache.connect(path) as reader:
+        cache["key"] = b"value"
+        assert bytes(reader["key"]) == b"value"
+    assert not path.exists()
+    for thing in (MemoryFile, Cache):
+        kept = serve(thing())
+        del kept
+        gc.collect()
+        assert not path.exists()
+
+
+def test_a_server_outlives_the_object_of_its_file(path: Path) -> None:
+    mf = MemoryFile()
+    server = mf.serve(path)
+    del mf
+    gc.collect()
+    with server, pgalloc.connect(path) as peer:
+        peer.allocate(PAGE).release()
 
 
 def test_a_fork_during_a_look_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_the_first_use_raises_and_not_the_arrival(
 
 
 def test_what_is_lost_can_be_kept_and_sent_on() -> None:
-    lost = attach(transport.receive, b"no such owner", b"", bytes(16), 0, bytes(16))
+    lost = attach(transport.receive, b"no such owner", b"", bytes(16), 0, 0, bytes(16))
     assert type(lost) is Unattached
     assert lost in {lost: 1}
     for protocol in PROTOCOLS:
