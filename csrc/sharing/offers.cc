@@ -216,10 +216,16 @@ std::optional<SteadyTime> Offers::next_deadline() const {
   return ended_.front().since + after_sender_max;
 }
 
-std::vector<Offer> Offers::of_file(uint64_t file) const {
+std::vector<Offer> Offers::of_file(uint64_t file, size_t count_max,
+                                   std::optional<Key>* last) const {
   std::vector<Offer> offers;
-  if (const auto its = by_file_.find(file); its != by_file_.end()) {
-    for (const Key& key : its->second.keys) offers.push_back(by_secret_.find(key.secret)->second);
+  const auto its = by_file_.find(file);
+  if (its == by_file_.end()) return offers;
+  const std::set<Key>& keys = its->second.keys;
+  for (auto key = *last ? keys.upper_bound(**last) : keys.begin();
+       key != keys.end() && offers.size() < count_max; ++key) {
+    offers.push_back(by_secret_.find(key->secret)->second);
+    *last = *key;
   }
   return offers;
 }

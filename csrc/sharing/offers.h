@@ -89,7 +89,14 @@ class Offers {
   // Its offers wait for a while more.
   void sender_ended(uint64_t sender, SteadyTime now) noexcept;
   std::optional<SteadyTime> next_deadline() const;
-  std::vector<Offer> of_file(uint64_t file) const;
+  // So many of the offers of a file, oldest first: those behind the one that *last names, if it does; it
+  // names the last of these then.
+  struct Key {
+    SteadyTime since;
+    wire::Secret secret;
+    auto operator<=>(const Key&) const = default;
+  };
+  std::vector<Offer> of_file(uint64_t file, size_t count_max, std::optional<Key>* last) const;
   // Whether one can still be claimed: its file is open.
   bool any_claimable() const;
   // What counts against the limits: bytes of one process, and of all.
@@ -100,11 +107,6 @@ class Offers {
   std::optional<std::string> verify() const;
 
  private:
-  struct Key {
-    SteadyTime since;
-    wire::Secret secret;
-    auto operator<=>(const Key&) const = default;
-  };
   struct Hash {
     size_t operator()(const wire::Secret& secret) const;
   };

@@ -239,7 +239,7 @@ std::optional<Answer> Session::offer(Request& request) {
     const std::shared_ptr<MemoryFile> file = (*held)->share.file();
     status = file->references().lease_anew(pages->range);
     if (status.ok()) {
-      Offer offer = Offer::now(file, pages->range, id, pid, uid);
+      Offer offer = Offer::now(file, pages->range, id, shown_pid, uid);
       offer.process = usage_->number;
       Result<wire::Secret> secret = offers_.add_or_drop(offer, scope.limits.unclaimed);
       if (secret.ok()) {

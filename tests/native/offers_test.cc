@@ -99,6 +99,26 @@ TEST(offers_of_this_process_never_end_by_time) {
   EXPECT(!scene.offers.next_deadline());
 }
 
+TEST(offers_of_a_file_are_listed_so_many_at_once) {
+  Scene scene;
+  std::vector<Result<wire::Secret>> sent;
+  for (int i = 0; i < 5; ++i)
+    sent.push_back(scene.send(0, 7, kStart + std::chrono::seconds(i / 2)));
+  (void)scene.send(1, 7, kStart);
+  const uint64_t file = scene.files[0].first->id();
+  std::optional<Offers::Key> last;
+  std::vector<SteadyTime> listed;
+  for (const size_t wanted : {2, 2, 1, 0}) {
+    const auto some = scene.offers.of_file(file, 2, &last);
+    EXPECT_EQ(some.size(), wanted);
+    for (const Offer& offer : some) listed.push_back(offer.since);
+    // That the last one has gone meanwhile changes nothing.
+    if (wanted == 2) scene.claim(Result<wire::Secret>(last->secret));
+  }
+  EXPECT_EQ(listed.size(), 5u);
+  EXPECT(std::ranges::is_sorted(listed));
+}
+
 TEST(one_peer_leaves_room_for_others) {
   Scene scene;
   for (size_t i = 0; i < Offers::kOfPeerMax; ++i) {

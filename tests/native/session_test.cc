@@ -309,17 +309,28 @@ TEST(a_peer_holds_so_many_bytes_at_most) {
   EXPECT_EQ(scene.session->bytes_of(scene.file->id()), 4 * page_size());
 }
 
+TEST(an_offer_of_a_peer_of_another_pid_namespace_shows_what_it_says_itself) {
+  Scene scene;
+  const wire::Pages pages = scene.allocate(1);
+  scene.session->pid = kUnseen;
+  scene.session->shown_pid = 17;
+  (void)scene.offer(pages);
+  EXPECT_EQ(scene.offers.take_any().pid, 17);
+  EXPECT(scene.file->references().drop_lease(pages.range).ok());
+}
+
 TEST(what_is_offered_is_claimed_once) {
   Scene scene;
   Session receiver(2, scene.offers, {}, 2, 2);
   const wire::Pages pages = scene.allocate(2);
   const wire::Secret secret = scene.offer(pages);
   EXPECT_EQ(scene.refs(pages.range.start), 2u);
-  const auto offers = scene.offers.of_file(pages.file);
+  std::optional<Offers::Key> last;
+  const auto offers = scene.offers.of_file(pages.file, 2, &last);
   EXPECT_EQ(offers.size(), 1u);
   EXPECT_EQ(offers[0].range, pages.range);
   EXPECT_EQ(offers[0].sender, 1u);
-  EXPECT_EQ(offers[0].pid, ::getpid());
+  EXPECT_EQ(offers[0].pid, ::getpid());  // as is shown
 
   Request no_secret = request_for(Op::kClaim, uint64_t{1});
   EXPECT_EQ(receiver.step(no_secret)->status.code(), ErrorCode::kSharing);
