@@ -20,6 +20,12 @@ namespace {
 
 constexpr size_t kOffersAtOnce = 1024;  // looked at with the lock: about 0.3 ms
 
+constexpr size_t kSegmentsAtOnce = 4096;  // of a file's books, with its lock
+
+void drop_all(Offer& offer) noexcept {
+  for (size_t left = kSegmentsAtOnce; !drop_front(offer, &left);) left = kSegmentsAtOnce;
+}
+
 // Who takes the lock again at once has it before a thread that waits for it wakes up.
 void let_thread_work() { std::this_thread::sleep_for(std::chrono::microseconds(100)); }
 
@@ -255,10 +261,29 @@ Result<Broker::Address> Broker::address() {
 }
 
 Result<wire::Secret> Broker::offer(const std::shared_ptr<MemoryFile>& file, FileRange range) {
-  Locked lock(*this);
-  PGALLOC_RETURN_IF_ERROR(start());
-  PGALLOC_RETURN_IF_ERROR(file->references().lease_anew(range));
-  return peers_->offers().add_or_drop(Offer::now(file, range, 0, ::getpid(), ::getuid()));
+  // The leases without the lock: they may take long.
+  Offer offer = Offer::now(file, {range.start, range.start}, 0, ::getpid(), ::getuid());
+  Status status;
+  try {
+    while (status.ok() && (offer.range.end < range.end || range.empty())) {
+      size_t left = kSegmentsAtOnce;
+      const FileRange piece = file->references().front({offer.range.end, range.end}, &left);
+      status = file->references().lease_anew(piece);
+      if (status.ok()) offer.range.end = piece.end;
+    }
+    Locked lock(*this);
+    if (status.ok()) status = start();
+    if (status.ok()) {
+      Result<wire::Secret> secret = peers_->offers().add(offer);
+      if (secret.ok()) return secret;
+      status = std::move(secret).status();
+    }
+  } catch (const std::bad_alloc&) {
+    drop_all(offer);
+    throw;
+  }
+  drop_all(offer);
+  return status;
 }
 
 bool Broker::is_own(const wire::Secret& secret) {
@@ -272,10 +297,21 @@ std::optional<uint64_t> Broker::offered_file(const wire::Secret& secret) {
 }
 
 Result<Offer> Broker::claim(const wire::Secret& secret) {
-  Locked lock(*this);
-  Result<Offer> claimed = peers_->offers().claim(secret);
-  if (claimed.ok()) (void)claimed->file->references().end_lease(claimed->range);  // or it is closed
-  tell_waiting();
+  const auto take = [&] {
+    Locked lock(*this);
+    Result<Offer> claimed = peers_->offers().claim(secret);
+    tell_waiting();
+    return claimed;
+  };
+  Result<Offer> claimed = take();
+  if (!claimed.ok()) return claimed;
+  References& references = claimed->file->references();
+  for (FileRange rest = claimed->range; !rest.empty();) {
+    size_t left = kSegmentsAtOnce;
+    const FileRange piece = references.front(rest, &left);
+    (void)references.end_lease(piece);  // or it is closed
+    rest.start = piece.end;
+  }
   return claimed;
 }
 
@@ -283,15 +319,15 @@ uint64_t Broker::drop_unclaimed(uint64_t file, std::chrono::nanoseconds age) {
   const auto latest = std::chrono::steady_clock::now() - age;
   uint64_t bytes = 0;
   for (;;) {
-    std::vector<Offer> offers;  // destroyed without the lock
+    Offers::Places offers;  // destroyed without the lock
     {
       Locked lock(*this);
       offers = peers_->offers().take_older(file, latest, kOffersAtOnce);
       tell_waiting();
     }
-    for (const Offer& offer : offers) {
+    for (Offer& offer : offers) {
       bytes += offer.range.length();
-      drop(offer);
+      drop_all(offer);
     }
     if (offers.size() < kOffersAtOnce) return bytes;
     let_thread_work();

@@ -69,23 +69,33 @@ class Offers {
   bool empty() const { return by_secret_.empty(); }
   size_t size() const { return by_secret_.size(); }
 
+  // Nothing, or why add() would refuse it.
+  Status check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const;
   // Takes over a lease on the pages, unless it fails; the secret by which they are claimed. A peer may
   // have `bytes_max` of the file on offer. kSharing, without effect, beyond a limit.
   Result<wire::Secret> add(const Offer& offer, std::optional<uint64_t> bytes_max = std::nullopt);
-  // The same; if it fails, the lease ends.
-  Result<wire::Secret> add_or_drop(const Offer& offer,
-                                   std::optional<uint64_t> bytes_max = std::nullopt);
   std::optional<uint64_t> file_of(const wire::Secret& secret) const;
   // The lease is the caller's from here on.
   Result<Offer> claim(const wire::Secret& secret);
-  // Its lease ends.
+  // The same with a place, which ends up in drop_later() if it is not wanted after all.
+  using Places = std::list<Offer>;
+  Result<Places> claim_place(const wire::Secret& secret);
+  // Its lease ends, soon.
   void withdraw(const wire::Secret& secret) noexcept;
   // So many of the offers of a file that are at least so old, oldest first; or of those whose time is
   // over, in all files. Their leases are the caller's.
-  std::vector<Offer> take_older(uint64_t file, SteadyTime latest, size_t count_max);
-  std::vector<Offer> take_expired(SteadyTime now, size_t count_max);
+  Places take_older(uint64_t file, SteadyTime latest, size_t count_max) noexcept;
+  Places take_expired(SteadyTime now, size_t count_max) noexcept;
   // REQUIRES: !empty().
-  Offer take_any() noexcept { return take(by_secret_.begin()); }
+  Offer take_any() noexcept { return std::move(take(by_secret_.begin()).front()); }
+
+  // Leases of offers that are no more: they end piece by piece, about so many segments at once. What has
+  // none left is a file's last owner perhaps, to be destroyed without the lock.
+  void drop_later(Places offers) noexcept { dropping_.splice(dropping_.end(), offers); }
+  void drop_some(size_t segments_max) noexcept;
+  bool dropping() const { return !dropping_.empty(); }
+  Places take_dropped() noexcept { return std::exchange(dropped_, {}); }
+
   // Its offers wait for a while more.
   void sender_ended(uint64_t sender, SteadyTime now) noexcept;
   std::optional<SteadyTime> next_deadline() const;
@@ -129,10 +139,10 @@ class Offers {
     std::map<uint64_t, Waiting> processes;  // but this one
     uint64_t bytes_of_peers = 0;
   };
-  using Entries = std::unordered_map<wire::Secret, Offer, Hash>;
+  using Entries =
+      std::unordered_map<wire::Secret, Places, Hash>;  // one each: its place when it goes
   const Waiting* waiting(uint64_t file, uint64_t process) const;
-  Status check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const;
-  Offer take(Entries::iterator entry) noexcept;
+  Places take(Entries::iterator entry) noexcept;
   std::optional<std::string> verify_bytes(const File& file) const;
   void forget(const wire::Secret& secret, const Offer& offer, bool counted) noexcept;
 
@@ -141,9 +151,14 @@ class Offers {
   std::unordered_map<uint64_t, Sender> by_sender_;
   std::unordered_map<uint64_t, size_t> of_process_;  // how many
   std::list<Ended> ended_;
+  Places dropping_;
+  Places dropped_;
 };
 
 // Gives the lease of an offer back; without memory, the pages stay in use.
 void drop(const Offer& offer) noexcept;
+// The same of the front of its pages, which are what is left to drop then: *left segments at most, which
+// are counted off. True when that is all.
+bool drop_front(Offer& offer, size_t* left) noexcept;
 
 }  // namespace pgalloc
