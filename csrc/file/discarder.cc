@@ -59,6 +59,31 @@ void Discarder::forget_locked(Discardable& entry) {
   (void)state_.pages.unpinned().remove(entry.range, entry.since);
 }
 
+void Discarder::split(Discardable& entry, Discardable& rest, uint64_t at) {
+  FileLock lock(state_);
+  if (entry.list != nullptr) queue_of(entry).remove(entry);
+  rest.range = {at, entry.range.end};
+  rest.queue = entry.queue;
+  rest.since = entry.since;
+  rest.unpinned = entry.unpinned;
+  rest.discarded = entry.discarded;
+  entry.range.end = at;
+}
+
+// The pages of `next` were pinned until now: since the first was unpinned they were not discarded.
+void Discarder::join(Discardable& entry, Discardable& next) {
+  FileLock lock(state_);
+  for (Discardable* const each : {&entry, &next}) {
+    if (each->list != nullptr) queue_of(*each).remove(*each);
+  }
+  entry.range.end = next.range.end;
+  next.unpinned = false;
+  try {
+    if (entry.unpinned && !state_.closed()) queue_of(entry).unpinned(entry);
+  } catch (const std::bad_alloc&) {  // NOLINT: then it stays
+  }
+}
+
 bool Discarder::is_being_discarded(FileRange range) const {
   return !discarding_.empty() && !range.empty() && !discarding_.is_empty_range(range);
 }

@@ -48,6 +48,11 @@ class Discarder {
   // The handle ends, or gives its reference back.
   void forget(Discardable& entry) EXCLUDES(file_lock);
   void forget_locked(Discardable& entry) REQUIRES(file_lock);
+  // An entry becomes two, or two neighbours one: so a long one is pinned, or ended, piece by piece, and
+  // unpinned so. What was split waits in no queue any more. REQUIRES: `rest` is new; `next` begins where
+  // `entry` ends, and was unpinned later, from the same handle.
+  void split(Discardable& entry, Discardable& rest, uint64_t at) EXCLUDES(file_lock);
+  void join(Discardable& entry, Discardable& next) EXCLUDES(file_lock);
   void wait_for_discards(FileRange range) REQUIRES(file_lock);
   bool is_being_discarded(FileRange range) const REQUIRES(file_lock);
   // Whether some are under way. Without a lock.

@@ -102,6 +102,11 @@ Status References::drop_lease(FileRange range) {
   return drop_ref(range);
 }
 
+FileRange References::front(FileRange range, size_t* left) const {
+  FileLock lock(state_);
+  return state_.pages.front(range, left);
+}
+
 void References::lease_pinned(Counts* leases) {
   Counts pinned = state_.pages.pinned();
   size_t leased = 0;

@@ -45,6 +45,8 @@ class References {
   Status lease_anew(FileRange range) EXCLUDES(file_lock);
   // Ends a lease and drops its reference.
   Status drop_lease(FileRange range) EXCLUDES(file_lock);
+  // See PageStates.
+  FileRange front(FileRange range, size_t* left) const EXCLUDES(file_lock);
   // For a child that is about to be forked: one lease on each page that has a pinned handle, in
   // *leases with the number of its handles. A std::bad_alloc leaves everything as it was.
   // REQUIRES: the file is not closed.

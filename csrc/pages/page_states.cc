@@ -4,6 +4,8 @@
 #include <cinttypes>
 #include <cstdio>
 
+#include "segment/front.h"
+
 namespace pgalloc {
 namespace {
 
@@ -181,6 +183,15 @@ uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32
 Result<bool> PageStates::has_unique_ref(FileRange range) const {
   PGALLOC_RETURN_IF_ERROR(check_used(range));
   return find_used(usage_, range, [](const PageUse& use) { return use.refs == 1; }).ok();
+}
+
+FileRange PageStates::front(FileRange range, size_t* left) const {
+  const size_t most = std::max<size_t>(*left, 1);
+  size_t count = std::max<size_t>(segment::cut(usage_, most, &range), 1);
+  count = std::max(count, segment::cut(leased_.set(), most, &range));
+  count = std::max(count, segment::cut(unpinned_.set(), most, &range));
+  *left -= std::min(*left, count);
+  return range;
 }
 
 void PageStates::mark_decommitted(FileRange range) {

@@ -73,6 +73,10 @@ class PageStates {
   // Row C5.
   Result<bool> has_unique_ref(FileRange range) const;
 
+  // The front of `range` for which the books have few segments, so that what is done with it takes a
+  // short time: *left of each kind at most, but one, which are counted off.
+  FileRange front(FileRange range, size_t* left) const;
+
   // Row D2. Pages of `range` that are used are not committed any more.
   void mark_decommitted(FileRange range);
   // Row H3. Pages of `range` that are used and not known to be committed become so; a memory cgroup

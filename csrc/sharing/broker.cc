@@ -16,6 +16,21 @@ namespace pgalloc {
 
 using os::sys;
 
+namespace {
+
+constexpr size_t kOffersAtOnce = 1024;  // looked at with the lock: about 0.3 ms
+
+constexpr size_t kSegmentsAtOnce = 4096;  // of a file's books, with its lock
+
+void drop_all(Offer& offer) noexcept {
+  for (size_t left = kSegmentsAtOnce; !drop_front(offer, &left);) left = kSegmentsAtOnce;
+}
+
+// Who takes the lock again at once has it before a thread that waits for it wakes up.
+void let_thread_work() { std::this_thread::sleep_for(std::chrono::microseconds(100)); }
+
+}  // namespace
+
 // Holds the lock; afterwards, without it, destroys the files that were let go of meanwhile.
 class SCOPED_CAPABILITY Broker::Locked {
  public:
@@ -246,10 +261,29 @@ Result<Broker::Address> Broker::address() {
 }
 
 Result<wire::Secret> Broker::offer(const std::shared_ptr<MemoryFile>& file, FileRange range) {
-  Locked lock(*this);
-  PGALLOC_RETURN_IF_ERROR(start());
-  PGALLOC_RETURN_IF_ERROR(file->references().lease_anew(range));
-  return peers_->offers().add_or_drop(Offer::now(file, range, 0, ::getpid(), ::getuid()));
+  // The leases without the lock: they may take long.
+  Offer offer = Offer::now(file, {range.start, range.start}, 0, ::getpid(), ::getuid());
+  Status status;
+  try {
+    while (status.ok() && (offer.range.end < range.end || range.empty())) {
+      size_t left = kSegmentsAtOnce;
+      const FileRange piece = file->references().front({offer.range.end, range.end}, &left);
+      status = file->references().lease_anew(piece);
+      if (status.ok()) offer.range.end = piece.end;
+    }
+    Locked lock(*this);
+    if (status.ok()) status = start();
+    if (status.ok()) {
+      Result<wire::Secret> secret = peers_->offers().add(offer);
+      if (secret.ok()) return secret;
+      status = std::move(secret).status();
+    }
+  } catch (const std::bad_alloc&) {
+    drop_all(offer);
+    throw;
+  }
+  drop_all(offer);
+  return status;
 }
 
 bool Broker::is_own(const wire::Secret& secret) {
@@ -263,42 +297,69 @@ std::optional<uint64_t> Broker::offered_file(const wire::Secret& secret) {
 }
 
 Result<Offer> Broker::claim(const wire::Secret& secret) {
-  Locked lock(*this);
-  Result<Offer> claimed = peers_->offers().claim(secret);
-  if (claimed.ok()) (void)claimed->file->references().end_lease(claimed->range);  // or it is closed
-  tell_waiting();
+  const auto take = [&] {
+    Locked lock(*this);
+    Result<Offer> claimed = peers_->offers().claim(secret);
+    tell_waiting();
+    return claimed;
+  };
+  Result<Offer> claimed = take();
+  if (!claimed.ok()) return claimed;
+  References& references = claimed->file->references();
+  for (FileRange rest = claimed->range; !rest.empty();) {
+    size_t left = kSegmentsAtOnce;
+    const FileRange piece = references.front(rest, &left);
+    (void)references.end_lease(piece);  // or it is closed
+    rest.start = piece.end;
+  }
   return claimed;
 }
 
 uint64_t Broker::drop_unclaimed(uint64_t file, std::chrono::nanoseconds age) {
-  constexpr size_t kAtOnce = 512;
   const auto latest = std::chrono::steady_clock::now() - age;
   uint64_t bytes = 0;
   for (;;) {
-    std::vector<Offer> offers;  // destroyed without the lock
-    Locked lock(*this);
-    offers = peers_->offers().take_older(file, latest, kAtOnce);
-    for (const Offer& offer : offers) {
-      bytes += offer.range.length();
-      drop(offer);
+    Offers::Places offers;  // destroyed without the lock
+    {
+      Locked lock(*this);
+      offers = peers_->offers().take_older(file, latest, kOffersAtOnce);
+      tell_waiting();
     }
-    tell_waiting();
-    if (offers.size() < kAtOnce) return bytes;
+    for (Offer& offer : offers) {
+      bytes += offer.range.length();
+      drop_all(offer);
+    }
+    if (offers.size() < kOffersAtOnce) return bytes;
+    let_thread_work();
   }
 }
 
 std::vector<Broker::Lease> Broker::leases(uint64_t file) {
-  Locked lock(*this);
   std::vector<Lease> leases;
-  peers_->visit_sessions([&](const Session& session) {
-    const uint64_t bytes = session.bytes_of(file);
-    if (bytes > 0)
-      leases.push_back({session.shown_pid, session.uid, bytes, session.since_epoch, true});
-  });
-  for (const Offer& offer : peers_->offers().of_file(file)) {
-    leases.push_back({offer.pid, offer.uid, offer.range.length(), offer.since_epoch, false});
+  {
+    Locked lock(*this);
+    peers_->visit_sessions([&](const Session& session) {
+      const uint64_t bytes = session.bytes_of(file);
+      if (bytes > 0)
+        leases.push_back({session.shown_pid, session.uid, bytes, session.since_epoch, true});
+    });
   }
-  return leases;
+  // What is sent meanwhile is not listed: else this might never end.
+  const SteadyTime begun = std::chrono::steady_clock::now();
+  std::optional<Offers::Key> last;
+  for (;;) {
+    std::vector<Offer> some;  // destroyed without the lock
+    {
+      Locked lock(*this);
+      some = peers_->offers().of_file(file, kOffersAtOnce, &last);
+    }
+    for (const Offer& offer : some) {
+      if (offer.since <= begun)
+        leases.push_back({offer.pid, offer.uid, offer.range.length(), offer.since_epoch, false});
+    }
+    if (some.size() < kOffersAtOnce || some.back().since > begun) return leases;
+    let_thread_work();
+  }
 }
 
 bool Broker::await_claims(SteadyTime deadline) {

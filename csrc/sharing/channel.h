@@ -11,6 +11,7 @@
 //   3. What an answer brings that cannot be sent is taken back.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <list>
 #include <memory>
@@ -55,6 +56,12 @@ class Channel {
   bool answer(Requests::iterator request, Answer answer, SteadyTime now);
   bool send_kept(SteadyTime now);
   size_t kept_count() const { return kept_.size(); }
+  // Whether it has begun to claim what was sent.
+  bool claims() const {
+    return std::ranges::any_of(requests_, [](const Request& request) {
+      return request.op == wire::Op::kClaim && !request.begun.empty();
+    });
+  }
 
   // What it waits for, as epoll has it: to send what is kept, or to read.
   uint32_t wanted_events() const;

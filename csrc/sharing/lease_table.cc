@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "segment/front.h"
+
 namespace pgalloc {
 
 LeaseTable::~LeaseTable() {
@@ -48,10 +50,22 @@ Status LeaseTable::hand_over(FileRange range) { return give(range, &References::
 
 Status LeaseTable::remove(FileRange range) { return give(range, &References::drop_lease); }
 
+FileRange LeaseTable::front(FileRange range, size_t* left) const {
+  const size_t most = std::max<size_t>(*left, 1);
+  const size_t count = segment::cut(held_.set(), most, &range);
+  size_t left_there = *left;
+  range = file_->references().front(range, &left_there);
+  *left = std::min(left_there, *left - std::min(*left, count));
+  return range;
+}
+
 Result<bool> LeaseTable::copy_some(const LeaseTable& other, uint64_t* from, size_t* left) {
-  for (auto part = other.held_.set().lower_bound_segment(*from); part.ok(); part = part.next()) {
+  for (;;) {
+    const auto part = other.held_.set().lower_bound_segment(*from);
+    if (!part.ok()) return true;
     if (*left == 0) return false;
-    const FileRange range{std::max(part.range().start, *from), part.range().end};
+    const FileRange range =
+        other.front({std::max(part.range().start, *from), part.range().end}, left);
     PGALLOC_RETURN_IF_ERROR(file_->references().lease_anew(range));
     Status status;
     try {
@@ -65,14 +79,14 @@ Result<bool> LeaseTable::copy_some(const LeaseTable& other, uint64_t* from, size
       return status;
     }
     *from = range.end;
-    --*left;
   }
-  return true;
 }
 
 bool LeaseTable::drop_some(size_t count_max) {
   if (forked()) held_.clear();
-  for (; count_max > 0 && !held_.empty(); --count_max) (void)remove(held_.set().first().range());
+  while (count_max > 0 && !held_.empty()) {
+    (void)remove(front(held_.set().first().range(), &count_max));
+  }
   return held_.empty();
 }
 

@@ -29,6 +29,8 @@ class LeaseTable {
   uint64_t bytes() const { return held_.set().span(); }
   bool has(FileRange range) const { return !range.empty() && held_.has(range); }
   const CountedPages& held() const { return held_; }
+  // The front of `range` that has few segments, in the table and in the file: see PageStates::front().
+  FileRange front(FileRange range, size_t* left) const;
 
   // Takes over a reference on each page of `range` from the caller. On an error it is still the
   // caller's.
@@ -38,10 +40,10 @@ class LeaseTable {
   // Gives one back, or to the caller. kRefCount, without effect, unless each page is held.
   Status remove(FileRange range);
   Status hand_over(FileRange range);
-  // Takes a reference wherever `other` has one, once for each page: from the page *from on, *left ranges
+  // Takes a reference wherever `other` has one, once for each page: from the page *from on, *left segments
   // at most, which both say how far it has come. True when that is all.
   Result<bool> copy_some(const LeaseTable& other, uint64_t* from, size_t* left);
-  // Gives back so many leases on ranges. True when nothing is left.
+  // Gives back leases on so many segments. True when nothing is left.
   bool drop_some(size_t count_max);
   // In a forked child the leases are the parent's, and its file must not be touched.
   bool forked() const { return generation_ != process_generation(); }

@@ -47,7 +47,7 @@ uint64_t Offers::bytes_of_all_peers(uint64_t file) const {
 
 bool Offers::any_claimable() const {
   return std::ranges::any_of(by_file_, [this](const auto& entry) {
-    return !by_secret_.find(entry.second.keys.begin()->secret)->second.file->closed();
+    return !by_secret_.find(entry.second.keys.begin()->secret)->second.front().file->closed();
   });
 }
 
@@ -104,10 +104,9 @@ Result<wire::Secret> Offers::add(const Offer& offer, std::optional<uint64_t> byt
     size_t* const times =
         its == nullptr ? nullptr : &its->ranges[{offer.range.start, offer.range.end}];
     size_t& of_process = of_process_[offer.process];
-    const auto known = process_of_.try_emplace({offer.pid, offer.uid}, offer.process).first;
-    by_secret_.emplace(secret, offer);
+    if (offer.seen > 0) process_of_.try_emplace({offer.seen, offer.uid}, offer.process);
+    by_secret_.emplace(secret, Places{offer});
     ++of_process;
-    known->second = offer.process;
     if (times != nullptr && (*times)++ == 0) {
       its->bytes += offer.range.length();
       file.bytes_of_peers += offer.range.length();
@@ -117,16 +116,6 @@ Result<wire::Secret> Offers::add(const Offer& offer, std::optional<uint64_t> byt
     throw;
   }
   return secret;
-}
-
-Result<wire::Secret> Offers::add_or_drop(const Offer& offer,
-                                         std::optional<uint64_t> bytes_max) try {
-  Result<wire::Secret> secret = add(offer, bytes_max);
-  if (!secret.ok()) drop(offer);
-  return secret;
-} catch (const std::bad_alloc&) {
-  drop(offer);
-  throw;
 }
 
 // From all lists but by_secret_; in some it may be missing unless it was counted.
@@ -149,7 +138,7 @@ void Offers::forget(const wire::Secret& secret, const Offer& offer, bool counted
   if (const auto its = of_process_.find(offer.process); its != of_process_.end()) {
     if (counted) --its->second;
     if (its->second == 0) {
-      const auto known = process_of_.find({offer.pid, offer.uid});
+      const auto known = process_of_.find({offer.seen, offer.uid});
       if (known != process_of_.end() && known->second == offer.process) process_of_.erase(known);
       of_process_.erase(its);
     }
@@ -163,20 +152,26 @@ void Offers::forget(const wire::Secret& secret, const Offer& offer, bool counted
   }
 }
 
-Offer Offers::take(Entries::iterator entry) noexcept {
-  Offer offer = std::move(entry->second);
-  forget(entry->first, offer, /*counted=*/true);
+Offers::Places Offers::take(Entries::iterator entry) noexcept {
+  Places place = std::move(entry->second);
+  forget(entry->first, place.front(), /*counted=*/true);
   by_secret_.erase(entry);
-  return offer;
+  return place;
 }
 
 std::optional<uint64_t> Offers::file_of(const wire::Secret& secret) const {
   const auto entry = by_secret_.find(secret);
   if (entry == by_secret_.end()) return std::nullopt;
-  return entry->second.file->id();
+  return entry->second.front().file->id();
 }
 
 Result<Offer> Offers::claim(const wire::Secret& secret) {
+  Result<Places> place = claim_place(secret);
+  if (!place.ok()) return std::move(place).status();
+  return std::move(place->front());
+}
+
+Result<Offers::Places> Offers::claim_place(const wire::Secret& secret) {
   const auto entry = by_secret_.find(secret);
   if (entry != by_secret_.end()) return take(entry);
   return Status::error(
@@ -187,30 +182,34 @@ Result<Offer> Offers::claim(const wire::Secret& secret) {
 
 void Offers::withdraw(const wire::Secret& secret) noexcept {
   const auto entry = by_secret_.find(secret);
-  if (entry != by_secret_.end()) drop(take(entry));
+  if (entry != by_secret_.end()) drop_later(take(entry));
 }
 
-std::vector<Offer> Offers::take_older(uint64_t file, SteadyTime latest, size_t count_max) {
-  std::vector<Offer> taken;
-  taken.reserve(count_max);  // what is taken must not get lost
+Offers::Places Offers::take_older(uint64_t file, SteadyTime latest, size_t count_max) noexcept {
+  Places taken;
   while (taken.size() < count_max) {
     const auto of_file = by_file_.find(file);
     if (of_file == by_file_.end() || of_file->second.keys.begin()->since > latest) break;
-    taken.push_back(take(by_secret_.find(of_file->second.keys.begin()->secret)));
+    taken.splice(taken.end(), take(by_secret_.find(of_file->second.keys.begin()->secret)));
   }
   return taken;
 }
 
-std::vector<Offer> Offers::take_expired(SteadyTime now, size_t count_max) {
-  std::vector<Offer> taken;
-  if (ended_.empty() || ended_.front().since + after_sender_max > now) return taken;
-  taken.reserve(count_max);
+Offers::Places Offers::take_expired(SteadyTime now, size_t count_max) noexcept {
+  Places taken;
   while (taken.size() < count_max && !ended_.empty() &&
          ended_.front().since + after_sender_max <= now) {
     const Sender& sender = by_sender_.find(ended_.front().sender)->second;
-    taken.push_back(take(by_secret_.find(*sender.secrets.begin())));
+    taken.splice(taken.end(), take(by_secret_.find(*sender.secrets.begin())));
   }
   return taken;
+}
+
+void Offers::drop_some(size_t segments_max) noexcept {
+  while (!dropping_.empty() && segments_max > 0) {
+    if (!drop_front(dropping_.front(), &segments_max)) return;
+    dropped_.splice(dropped_.end(), dropping_, dropping_.begin());
+  }
 }
 
 void Offers::sender_ended(uint64_t sender, SteadyTime now) noexcept {
@@ -227,10 +226,16 @@ std::optional<SteadyTime> Offers::next_deadline() const {
   return ended_.front().since + after_sender_max;
 }
 
-std::vector<Offer> Offers::of_file(uint64_t file) const {
+std::vector<Offer> Offers::of_file(uint64_t file, size_t count_max,
+                                   std::optional<Key>* last) const {
   std::vector<Offer> offers;
-  if (const auto its = by_file_.find(file); its != by_file_.end()) {
-    for (const Key& key : its->second.keys) offers.push_back(by_secret_.find(key.secret)->second);
+  const auto its = by_file_.find(file);
+  if (its == by_file_.end()) return offers;
+  const std::set<Key>& keys = its->second.keys;
+  for (auto key = *last ? keys.upper_bound(**last) : keys.begin();
+       key != keys.end() && offers.size() < count_max; ++key) {
+    offers.push_back(by_secret_.find(key->secret)->second.front());
+    *last = *key;
   }
   return offers;
 }
@@ -241,8 +246,8 @@ std::optional<std::string> Offers::verify_bytes(const File& file) const {
   for (const Key& key : file.keys) {
     const auto offer = by_secret_.find(key.secret);
     if (offer == by_secret_.end()) return "an offer of a file is lost";
-    const auto& [start, end] = offer->second.range;
-    const uint64_t process = offer->second.process;
+    const auto& [start, end] = offer->second.front().range;
+    const uint64_t process = offer->second.front().process;
     if (process != 0) ++times[{process, start, end}];
   }
   size_t ranges = 0;
@@ -281,7 +286,8 @@ std::optional<std::string> Offers::verify() const {
     if (sender.ended.has_value() != sender.place.empty()) return "a sender's place is lost";
   }
   std::unordered_map<uint64_t, size_t> of_process;
-  for (const auto& [secret, offer] : by_secret_) {
+  for (const auto& [secret, place] : by_secret_) {
+    const Offer& offer = place.front();
     ++of_process[offer.process];
     const auto of_file = by_file_.find(offer.file->id());
     const auto sender = by_sender_.find(offer.sender);
@@ -303,6 +309,16 @@ std::optional<std::string> Offers::verify() const {
       [](const Ended& left, const Ended& right) { return left.since < right.since; });
   if (!ordered) return "senders do not stand in the order in which they ended";
   return std::nullopt;
+}
+
+bool drop_front(Offer& offer, size_t* left) noexcept {
+  while (*left > 0 && !offer.range.empty()) {
+    Offer piece = offer;
+    piece.range = offer.file->references().front(offer.range, left);
+    drop(piece);
+    offer.range.start = piece.range.end;
+  }
+  return offer.range.empty();
 }
 
 void drop(const Offer& offer) noexcept try {

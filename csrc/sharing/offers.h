@@ -50,6 +50,7 @@ struct Offer {
   double since_epoch = 0;  // seconds
   // The sender, or the first session of its process: limits are for all of these.
   uint64_t process = 0;
+  pid_t seen = 0;  // as the kernel says, of a peer that is seen from here
 
   static Offer now(const std::shared_ptr<MemoryFile>& file, FileRange range, uint64_t sender,
                    pid_t pid, uid_t uid);
@@ -69,27 +70,44 @@ class Offers {
   bool empty() const { return by_secret_.empty(); }
   size_t size() const { return by_secret_.size(); }
 
+  // Nothing, or why add() would refuse it.
+  Status check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const;
   // Takes over a lease on the pages, unless it fails; the secret by which they are claimed. A peer may
   // have `bytes_max` of the file on offer. kSharing, without effect, beyond a limit.
   Result<wire::Secret> add(const Offer& offer, std::optional<uint64_t> bytes_max = std::nullopt);
-  // The same; if it fails, the lease ends.
-  Result<wire::Secret> add_or_drop(const Offer& offer,
-                                   std::optional<uint64_t> bytes_max = std::nullopt);
   std::optional<uint64_t> file_of(const wire::Secret& secret) const;
   // The lease is the caller's from here on.
   Result<Offer> claim(const wire::Secret& secret);
-  // Its lease ends.
+  // The same with a place, which ends up in drop_later() if it is not wanted after all.
+  using Places = std::list<Offer>;
+  Result<Places> claim_place(const wire::Secret& secret);
+  // Its lease ends, soon.
   void withdraw(const wire::Secret& secret) noexcept;
   // So many of the offers of a file that are at least so old, oldest first; or of those whose time is
   // over, in all files. Their leases are the caller's.
-  std::vector<Offer> take_older(uint64_t file, SteadyTime latest, size_t count_max);
-  std::vector<Offer> take_expired(SteadyTime now, size_t count_max);
+  Places take_older(uint64_t file, SteadyTime latest, size_t count_max) noexcept;
+  Places take_expired(SteadyTime now, size_t count_max) noexcept;
   // REQUIRES: !empty().
-  Offer take_any() noexcept { return take(by_secret_.begin()); }
+  Offer take_any() noexcept { return std::move(take(by_secret_.begin()).front()); }
+
+  // Leases of offers that are no more: they end piece by piece, about so many segments at once. What has
+  // none left is a file's last owner perhaps, to be destroyed without the lock.
+  void drop_later(Places offers) noexcept { dropping_.splice(dropping_.end(), offers); }
+  void drop_some(size_t segments_max) noexcept;
+  bool dropping() const { return !dropping_.empty(); }
+  Places take_dropped() noexcept { return std::exchange(dropped_, {}); }
+
   // Its offers wait for a while more.
   void sender_ended(uint64_t sender, SteadyTime now) noexcept;
   std::optional<SteadyTime> next_deadline() const;
-  std::vector<Offer> of_file(uint64_t file) const;
+  // So many of the offers of a file, oldest first: those behind the one that *last names, if it does; it
+  // names the last of these then.
+  struct Key {
+    SteadyTime since;
+    wire::Secret secret;
+    auto operator<=>(const Key&) const = default;
+  };
+  std::vector<Offer> of_file(uint64_t file, size_t count_max, std::optional<Key>* last) const;
   // Whether one can still be claimed: its file is open.
   bool any_claimable() const;
   // What counts against the limits: bytes of one process, and of all.
@@ -102,11 +120,6 @@ class Offers {
   std::optional<std::string> verify() const;
 
  private:
-  struct Key {
-    SteadyTime since;
-    wire::Secret secret;
-    auto operator<=>(const Key&) const = default;
-  };
   struct Hash {
     size_t operator()(const wire::Secret& secret) const;
   };
@@ -129,10 +142,10 @@ class Offers {
     std::map<uint64_t, Waiting> processes;  // but this one
     uint64_t bytes_of_peers = 0;
   };
-  using Entries = std::unordered_map<wire::Secret, Offer, Hash>;
+  using Entries =
+      std::unordered_map<wire::Secret, Places, Hash>;  // one each: its place when it goes
   const Waiting* waiting(uint64_t file, uint64_t process) const;
-  Status check_room(const Offer& offer, std::optional<uint64_t> bytes_max) const;
-  Offer take(Entries::iterator entry) noexcept;
+  Places take(Entries::iterator entry) noexcept;
   std::optional<std::string> verify_bytes(const File& file) const;
   void forget(const wire::Secret& secret, const Offer& offer, bool counted) noexcept;
 
@@ -142,9 +155,14 @@ class Offers {
   std::unordered_map<uint64_t, size_t> of_process_;  // how many
   std::map<std::pair<pid_t, uid_t>, uint64_t> process_of_;
   std::list<Ended> ended_;
+  Places dropping_;
+  Places dropped_;
 };
 
 // Gives the lease of an offer back; without memory, the pages stay in use.
 void drop(const Offer& offer) noexcept;
+// The same of the front of its pages, which are what is left to drop then: *left segments at most, which
+// are counted off. True when that is all.
+bool drop_front(Offer& offer, size_t* left) noexcept;
 
 }  // namespace pgalloc

@@ -34,6 +34,7 @@ Peers::~Peers() {
   // In a forked child only the descriptors go: the rest is its parent's.
   if (generation_ != process_generation()) return;
   while (!offers_.empty()) drop(offers_.take_any());
+  offers_.drop_some(SIZE_MAX);
 }
 
 // A std::bad_alloc leaves it with the caller.
@@ -62,7 +63,7 @@ Peers::Wait Peers::prepare(SteadyTime now) {
 }
 
 SteadyTime Peers::next_time(SteadyTime now) const {
-  if (departed_.ending()) return now;
+  if (departed_.ending() || offers_.dropping()) return now;
   SteadyTime until = next_look_at_descriptors_;
   for (const uint64_t number : busy_) {
     const auto found = channels_.find(number);
@@ -284,15 +285,9 @@ void Peers::drop_ungreeted(SteadyTime now) {
   }
 }
 
-void Peers::drop_expired(SteadyTime now) try {
-  const auto deadline = offers_.next_deadline();
-  if (!deadline || *deadline > now) return;
-  let_go_.files.reserve(let_go_.files.size() + kRangesAtOnce);
-  for (Offer& offer : offers_.take_expired(now, kRangesAtOnce)) {
-    drop(offer);
-    let_go(std::move(offer.file));
-  }
-} catch (const std::bad_alloc&) {  // NOLINT: they are dropped in the next round
+void Peers::drop_expired(SteadyTime now) {
+  offers_.drop_later(offers_.take_expired(now, kRangesAtOnce));
+  offers_.drop_some(kRangesAtOnce);
 }
 
 // Descriptors that were closed behind our back say nothing any more.
@@ -319,13 +314,14 @@ void Peers::look_at_descriptors(SteadyTime now) {
 
 bool Peers::delivering() const {
   return offers_.any_claimable() || std::ranges::any_of(channels_, [](const auto& entry) {
-           return entry.second->channel.kept_count() > 0;
+           return entry.second->channel.kept_count() > 0 || entry.second->channel.claims();
          });
 }
 
 Peers::LetGo Peers::take_let_go() noexcept {
   LetGo taken = std::exchange(let_go_, {});
   taken.sessions = departed_.take_finished();
+  taken.offers = offers_.take_dropped();
   return taken;
 }
 

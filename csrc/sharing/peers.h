@@ -78,6 +78,7 @@ class Peers {
     std::vector<std::shared_ptr<MemoryFile>> files;
     Listeners listeners;
     Departed::Place sessions;
+    Offers::Places offers;
   };
   LetGo take_let_go() noexcept;
   void let_go(std::shared_ptr<MemoryFile> file) { let_go_.files.push_back(std::move(file)); }

@@ -50,14 +50,14 @@ Session::Copying Session::begin_copy(Session& child) const {
   return copying;
 }
 
-Result<bool> Session::copy_some(Session& child, Copying* copying, size_t ranges_max) const {
+Result<bool> Session::copy_some(Session& child, Copying* copying, size_t segments_max) const {
   for (; !copying->files.empty(); copying->files.pop_back(), copying->from = 0) {
     const uint64_t file = copying->files.back();
     const auto held = shares_.find(file);
     if (held == shares_.end() || held->second->share.file()->closed()) continue;
     const InUse copy = child.hold(held->second->share.file());
     Result<bool> done =
-        copy->share.table().copy_some(held->second->share.table(), &copying->from, &ranges_max);
+        copy->share.table().copy_some(held->second->share.table(), &copying->from, &segments_max);
     if (!done.ok() || !*done) return done;
   }
   if (strikes(Plant::kFork)) child.end_some(SIZE_MAX);
@@ -148,13 +148,24 @@ std::optional<std::string> Session::verify() const {
   return std::nullopt;
 }
 
-bool Session::end_some(size_t ranges_max) {
+bool Session::end_some(size_t segments_max) {
   while (!shares_.empty()) {
     const InUse held(*this, *shares_.begin()->second);
-    if (!held->share.end_some(ranges_max)) return false;
-    if (!drop_views(*held, {0, kMaxOffset}, ranges_max)) return false;
+    if (!held->share.end_some(segments_max)) return false;
+    if (!drop_views(*held, {0, kMaxOffset}, segments_max)) return false;
   }
   return true;
+}
+
+// Cuts `*range` off where more values begin in it: how many are left.
+size_t Session::cut_at_views(const Held& held, size_t count_max, FileRange* range) {
+  size_t count = 0;
+  for (auto view = held.views.upper_bound(range->start);
+       view != held.views.end() && view->first < range->end; ++view) {
+    if (++count < count_max) continue;
+    range->end = view->first;
+  }
+  return count;
 }
 
 // What Python keeps for pages of which the peer holds nothing any more: so many. True if that is all.

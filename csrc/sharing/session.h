@@ -6,8 +6,9 @@
 //   1. A peer uses only files it was let into, and touches only pages it holds. It gets an error for
 //      anything else, and nothing has changed then.
 //   2. Everything a peer holds is in its session, and goes with it: end_some().
-//   3. No step takes longer than kPieceBytes of pages, or kRangesAtOnce ranges, need, whatever a peer asks
-//      for.
+//   3. No step takes longer than kPieceBytes of pages, or kSegmentsAtOnce segments of the books, need,
+//      whatever a peer asks for. Peers can make books of any pages they hold have as many segments as
+//      pages: what is done with a range is done piece by piece.
 //   4. A std::bad_alloc leaves what a peer holds as it was: memory for an answer is there before
 //      anything changes.
 #pragma once
@@ -47,7 +48,7 @@ struct Scope {
 class Session {
  public:
   static constexpr uint64_t kPieceBytes = uint64_t{8} << 20;  // decommitted at once: about 2 ms
-  static constexpr size_t kRangesAtOnce = 1024;               // given back
+  static constexpr size_t kSegmentsAtOnce = 1024;             // worked on: about 0.5 ms
 
   Session(uint64_t id, Offers& offers, Scope scope, pid_t pid, uid_t uid);
   ~Session();  // sessions that end by end_some() before need no memory then
@@ -67,13 +68,13 @@ class Session {
   size_t adopt(const std::shared_ptr<MemoryFile>& file, const References::Counts& pages);
   void be_born_connected() { forked_ = knows_all_ = true; }
   // A child of the peer gets the leases that the peer has from here to the end of the copying; perhaps
-  // some that it has for a part of that time. About so many ranges at once; true when that is all.
+  // some that it has for a part of that time. About so many segments at once; true when that is all.
   struct Copying {
     std::vector<uint64_t> files;  // to come; the last one is next
     uint64_t from = 0;            // in that
   };
   Copying begin_copy(Session& child) const;
-  Result<bool> copy_some(Session& child, Copying* copying, size_t ranges_max) const;
+  Result<bool> copy_some(Session& child, Copying* copying, size_t segments_max) const;
 
   // Gives back what comes with a request, before it is worked on; or some of it. True once it is done.
   bool release_first(Request& request);
@@ -93,8 +94,8 @@ class Session {
   uint64_t bytes_of(uint64_t file) const;
   // What is wrong, if something is.
   std::optional<std::string> verify() const;
-  // Gives back what the peer held, about so many ranges. True when nothing is left.
-  bool end_some(size_t ranges_max);
+  // Gives back what the peer held, about so many segments. True when nothing is left.
+  bool end_some(size_t segments_max);
   // Files that were let go of: to be destroyed without the broker's lock.
   std::vector<std::shared_ptr<MemoryFile>> take_let_go();
   // The files of which it holds pages.
@@ -151,10 +152,12 @@ class Session {
   void describe(const MemoryFile& file, Answer* answer) const;
   void add_description(const MemoryFile& file, Answer* answer) const;
   bool drop_views(Held& held, FileRange range, size_t count_max);
+  static size_t cut_at_views(const Held& held, size_t count_max, FileRange* range);
 
   std::optional<Answer> open(Request& request);
   std::optional<Answer> claim(Request& request);
   std::optional<Answer> offer(Request& request);
+  std::optional<Answer> take_back_offer(Request& request);
   std::optional<Answer> allocate(Request& request);
   std::optional<Answer> release(Request& request);
   bool give_back(Request& request, size_t bytes, Status* status);

@@ -74,6 +74,14 @@ Status take_over(Share& share, FileRange range) {
   return status;
 }
 
+// Memory has run out in the middle of a claim: at most what was claimed stays the peer's until it ends.
+void give_back_claimed(LeaseTable& table, FileRange range) noexcept {
+  try {
+    if (!range.empty()) (void)table.remove(range);
+  } catch (const std::bad_alloc&) {  // NOLINT: see above
+  }
+}
+
 // A description of its own: read-only stays read-only, wherever it is passed.
 Result<Descriptor> reopen(int fd, bool readonly) {
   char path[32];
@@ -133,6 +141,7 @@ std::optional<Answer> Session::step(Request& request) {
 }
 
 void Session::give_up(Request& request) {
+  offers_.drop_later(std::move(request.begun));
   if (request.op == Op::kValue && request.progress != 0 && scope.lookups != nullptr) {
     scope.lookups->drop(std::exchange(request.progress, 0), &let_go_);
   }
@@ -182,37 +191,49 @@ void Session::describe(const MemoryFile& file, Answer* answer) const {
   }
 }
 
+// The lease of the offer becomes the peer's, piece by piece.
 std::optional<Answer> Session::claim(Request& request) {
-  wire::Secret secret{};
-  if (!wire::Reader(request.payload).read_all(secret)) {
-    return refuse(sharing_error("this is no name of pages that were sent"));
+  if (request.begun.empty()) {
+    wire::Secret secret{};
+    if (!wire::Reader(request.payload).read_all(secret)) {
+      return refuse(sharing_error("this is no name of pages that were sent"));
+    }
+    request.answer = answer_with_room();
+    Result<Offers::Places> claimed = offers_.claim_place(secret);
+    if (!claimed.ok()) return refuse(std::move(claimed).status());
+    request.begun = std::move(*claimed);
+    const Offer& offer = request.begun.front();
+    wire::append(request.answer.payload, wire::Pages{offer.file->id(), offer.range});
+    if (!offer.file->closed() && !shares_.contains(offer.file->id())) {
+      add_description(*offer.file, &request.answer);
+    }
   }
-  Answer answer = answer_with_room();
-  let_go_.reserve(let_go_.size() + 2);
-  Result<Offer> claimed = offers_.claim(secret);
-  if (!claimed.ok()) return refuse(std::move(claimed).status());
-  const uint64_t name = claimed->file->id();
-  const bool is_first = !shares_.contains(name);
+  Offer& offer = request.begun.front();
+  if (offer.file->closed()) {
+    give_up(request);
+    return refuse(Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile"));
+  }
+  wire::Pages pages;
+  wire::Reader(request.answer.payload).read(pages);
+  const InUse held = hold(offer.file);
+  LeaseTable& table = held->share.table();
+  Status status;
   try {
-    if (claimed->file->closed()) {
-      answer.status = Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
-    } else {
-      answer.status = hold(claimed->file)->share.table().add_lease(claimed->range);
+    for (size_t left = kSegmentsAtOnce; status.ok() && !offer.range.empty();) {
+      if (left == 0) return std::nullopt;
+      const FileRange piece = table.front(offer.range, &left);
+      status = table.add_lease(piece);
+      if (status.ok()) offer.range.start = piece.end;
     }
   } catch (const std::bad_alloc&) {
-    drop(*claimed);
-    let_go_.push_back(std::move(claimed->file));
+    give_back_claimed(table, {pages.range.start, offer.range.start});
     throw;
   }
-  if (answer.status.ok()) {
-    if (strikes(Plant::kEarly)) (void)hold(claimed->file)->share.table().remove(claimed->range);
-    wire::append(answer.payload, wire::Pages{name, claimed->range});
-    if (is_first) add_description(*claimed->file, &answer);
-    return answer;
-  }
-  drop(*claimed);
-  let_go_.push_back(std::move(claimed->file));
-  return answer;
+  if (!status.ok()) give_back_claimed(table, {pages.range.start, offer.range.start});
+  if (strikes(Plant::kEarly)) (void)table.remove(pages.range);
+  give_up(request);  // of what is left
+  if (!status.ok()) return refuse(std::move(status));
+  return std::move(request.answer);
 }
 
 // Of a file that the peer has nothing of: what kOpen would bring, so that the owner may end once all it
@@ -228,28 +249,55 @@ void Session::add_description(const MemoryFile& file, Answer* answer) const try 
 }
 
 std::optional<Answer> Session::offer(Request& request) {
+  if (!request.answer.status.ok()) return take_back_offer(request);
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
   if (!pages) return answer;
   Result<InUse> held = use_writable(pages->file);
-  if (!held.ok()) return refuse(std::move(held).status());
   Answer given = answer_with_room();
-  Status status = (*held)->share.need(pages->range);
-  if (status.ok()) {
-    const std::shared_ptr<MemoryFile> file = (*held)->share.file();
-    status = file->references().lease_anew(pages->range);
-    if (status.ok()) {
-      Offer offer = Offer::now(file, pages->range, id, pid, uid);
+  Status status;
+  if (!held.ok()) status = std::move(held).status();
+  for (size_t left = kSegmentsAtOnce; status.ok();) {
+    if (left == 0) return std::nullopt;
+    Share& share = (*held)->share;
+    const uint64_t start = pages->range.start + request.progress;
+    const FileRange piece = share.front({start, pages->range.end}, &left);
+    status = share.need(pages->range, piece);
+    if (status.ok() && request.begun.empty()) {
+      Offer offer = Offer::now(share.file(), {start, start}, id, shown_pid, uid);
       offer.process = usage_->number;
-      Result<wire::Secret> secret = offers_.add_or_drop(offer, scope.limits.unclaimed);
-      if (secret.ok()) {
-        wire::append(given.payload, *secret);
-        return given;
-      }
-      status = std::move(secret).status();
+      offer.seen = std::max(pid, 0);
+      request.begun.push_back(std::move(offer));
+      Offer whole = request.begun.front();
+      whole.range = pages->range;
+      status = offers_.check_room(whole, scope.limits.unclaimed);
     }
+    if (status.ok()) status = share.file()->references().lease_anew(piece);
+    if (!status.ok()) break;
+    Offer& offer = request.begun.front();
+    offer.range.end = piece.end;
+    request.progress = piece.end - pages->range.start;
+    if (offer.range != pages->range) continue;
+    Result<wire::Secret> secret = offers_.add(offer, scope.limits.unclaimed);
+    if (secret.ok()) {
+      wire::append(given.payload, *secret);
+      request.begun.clear();
+      return given;
+    }
+    status = std::move(secret).status();
   }
-  return refuse(std::move(status));
+  if (request.begun.empty()) return refuse(std::move(status));
+  request.answer.status = std::move(status);
+  return take_back_offer(request);
+}
+
+// It fails; what it had leased already is given back first, so that a peer that goes on asking waits for
+// that.
+std::optional<Answer> Session::take_back_offer(Request& request) {
+  size_t left = kSegmentsAtOnce;
+  if (!drop_front(request.begun.front(), &left)) return std::nullopt;
+  give_up(request);
+  return refuse(std::move(request.answer.status));
 }
 
 std::optional<Answer> Session::allocate(Request& request) {
@@ -320,9 +368,9 @@ bool Session::release_first(Request& request) {
 // wait for something, or there is more to do.
 bool Session::give_back(Request& request, size_t bytes, Status* status) {
   wire::Reader reader(std::string_view(request.payload).substr(0, bytes).substr(request.progress));
-  size_t left = kRangesAtOnce;
-  for (wire::Pages pages; reader.read(pages); request.progress += sizeof pages) {
-    if (left-- == 0) return false;
+  size_t left = kSegmentsAtOnce;
+  for (wire::Pages pages; reader.read(pages);) {
+    if (left == 0) return false;
     const auto found = shares_.find(pages.file);
     if (found == shares_.end() || !are_pages(pages.range)) {
       *status =
@@ -330,16 +378,27 @@ bool Session::give_back(Request& request, size_t bytes, Status* status) {
       return true;
     }
     const InUse held(*this, *found->second);
-    Result<bool> done = held->share.release(pages.range);
-    if (!done.ok()) {
-      *status = std::move(done).status();
-      return true;
+    FileRange rest{pages.range.start + request.given_back, pages.range.end};
+    while (!rest.empty()) {
+      if (left == 0) return false;
+      FileRange few = rest;
+      const size_t views = cut_at_views(*held, left, &few);
+      Result<FileRange> done = held->share.release_front(few, &left);
+      if (!done.ok()) {
+        *status = std::move(done).status();
+        return true;
+      }
+      if (done->empty()) {
+        request.waits = left > 0;
+        return false;
+      }
+      drop_views(*held, *done, SIZE_MAX);
+      left -= std::min(left, views);
+      rest.start = done->end;
+      request.given_back = rest.start - pages.range.start;
     }
-    if (!*done) {
-      request.waits = true;
-      return false;
-    }
-    drop_views(*held, pages.range, SIZE_MAX);
+    request.progress += sizeof pages;
+    request.given_back = 0;
   }
   return true;
 }
@@ -350,10 +409,10 @@ std::optional<Answer> Session::decommit(Request& request) {
   if (!pages) return answer;
   Result<InUse> held = use_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
-  // Anew at each step: the peer may have let go of pages.
-  Status status = (*held)->share.need(pages->range);
   const uint64_t start = pages->range.start + request.progress;
   const uint64_t end = std::min(start + kPieceBytes, pages->range.end);
+  // Anew at each step: the peer may have let go of pages.
+  Status status = (*held)->share.need(pages->range, {start, end});
   if (status.ok()) status = (*held)->share.file()->decommit({start, end});
   if (status.ok() && end < pages->range.end) {
     request.progress = end - pages->range.start;
@@ -368,12 +427,21 @@ std::optional<Answer> Session::unique(Request& request) {
   if (!pages) return answer;
   Result<InUse> held = use(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
-  if (Status status = (*held)->share.need(pages->range); !status.ok()) {
-    return refuse(std::move(status));
+  const Share& share = (*held)->share;
+  FileRange rest{pages->range.start + request.progress, pages->range.end};
+  for (size_t left = kSegmentsAtOnce; !rest.empty();) {
+    if (left == 0) return std::nullopt;
+    const FileRange piece = share.front(rest, &left);
+    if (Status status = share.need(pages->range, piece); !status.ok()) {
+      return refuse(std::move(status));
+    }
+    Result<bool> is_unique = share.file()->has_unique_ref(piece);
+    if (!is_unique.ok()) return refuse(std::move(is_unique).status());
+    if (!*is_unique) return answer_with(uint8_t{false});
+    rest.start = piece.end;
+    request.progress = rest.start - pages->range.start;
   }
-  Result<bool> is_unique = (*held)->share.file()->has_unique_ref(pages->range);
-  if (!is_unique.ok()) return refuse(std::move(is_unique).status());
-  return answer_with(uint8_t{*is_unique});
+  return answer_with(uint8_t{true});
 }
 
 std::optional<Answer> Session::unpin(Request& request) {
@@ -383,12 +451,18 @@ std::optional<Answer> Session::unpin(Request& request) {
   Result<InUse> held = use_writable(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Share& share = (*held)->share;
-  if (usage_->unpinned >= scope.limits.unpinned) {
+  if (request.progress == 0 && usage_->unpinned >= scope.limits.unpinned) {
     return refuse(sharing_error("a peer may have " + std::to_string(scope.limits.unpinned) +
                                 " ranges unpinned at most"));
   }
-  Status status = share.unpin(pages->range);
-  if (!status.ok()) return refuse(std::move(status));
+  FileRange rest{pages->range.start + request.progress, pages->range.end};
+  for (size_t left = kSegmentsAtOnce; !rest.empty();) {
+    if (left == 0) return std::nullopt;
+    Result<FileRange> piece = share.unpin_front(pages->range, rest.start, &left);
+    if (!piece.ok()) return refuse(std::move(piece).status());
+    rest.start = piece->end;
+    request.progress = rest.start - pages->range.start;
+  }
   return answer_with(uint8_t{1});
 }
 
@@ -399,20 +473,27 @@ std::optional<Answer> Session::pin(Request& request) {
   Result<InUse> held = use(pages->file);
   if (!held.ok()) return refuse(std::move(held).status());
   Share& share = (*held)->share;
-  Result<std::optional<bool>> intact = share.pin(pages->range);
-  if (!intact.ok()) {
-    if (!forked_ || intact.status().code() != ErrorCode::kRefCount) {
-      return refuse(std::move(intact).status());
+  FileRange rest{pages->range.start + request.progress, pages->range.end};
+  bool intact = true;
+  for (size_t left = kSegmentsAtOnce; !rest.empty();) {
+    if (left == 0) return std::nullopt;
+    Result<FileRange> piece = share.pin_front(rest, &left, &intact);
+    if (!piece.ok()) {
+      if (!forked_ || piece.status().code() != ErrorCode::kRefCount) {
+        return refuse(std::move(piece).status());
+      }
+      return refuse(Status::error(
+          ErrorCode::kForked,
+          "this allocation was unpinned when the process forked: it is the parent's"));
     }
-    return refuse(
-        Status::error(ErrorCode::kForked,
-                      "this allocation was unpinned when the process forked: it is the parent's"));
+    if (piece->empty()) {
+      request.waits = true;
+      return std::nullopt;
+    }
+    rest.start = piece->end;
+    request.progress = rest.start - pages->range.start;
   }
-  if (!*intact) {
-    request.waits = true;
-    return std::nullopt;
-  }
-  return answer_with(uint8_t{**intact});
+  return answer_with(uint8_t{intact});
 }
 
 std::optional<Answer> Session::usage_of_file(Request& request) {

@@ -1,5 +1,6 @@
 #include "sharing/share.h"
 
+#include <algorithm>
 #include <new>
 
 namespace pgalloc {
@@ -30,8 +31,10 @@ Share::Unpinned::const_iterator Share::unpinned_at(FileRange range) const {
   return entry != unpinned_.end() && entry->second->range == range ? entry : unpinned_.end();
 }
 
-Status Share::need(FileRange range) const {
-  return table_.has(range) || unpinned_at(range) != unpinned_.end() ? Status() : not_held();
+Status Share::need(FileRange range) const { return need(range, range); }
+
+Status Share::need(FileRange range, FileRange piece) const {
+  return table_.has(piece) || unpinned_at(range) != unpinned_.end() ? Status() : not_held();
 }
 
 Result<bool> Share::release(FileRange range) {
@@ -39,9 +42,7 @@ Result<bool> Share::release(FileRange range) {
   // What an honest peer does: it lets go of a handle, which is all that is there.
   if (const auto whole = unpinned_.find(range.start);
       whole != unpinned_.end() && whole->second->range == range && !table_.has(range)) {
-    (void)file()->end_handle(*whole->second);  // fails where it does not matter: closed
-    unpinned_bytes_ -= range.length();
-    unpinned_.erase(whole);
+    end_entry(whole);
     return true;
   }
   for (auto entry = first_unpinned(range);
@@ -50,6 +51,87 @@ Result<bool> Share::release(FileRange range) {
   }
   PGALLOC_RETURN_IF_ERROR(table_.remove(range));
   return true;
+}
+
+void Share::end_entry(Unpinned::iterator entry) {
+  (void)file()->end_handle(*entry->second);  // fails where it does not matter: closed
+  unpinned_bytes_ -= entry->second->range.length();
+  unpinned_.erase(entry);
+}
+
+// What is behind `at` becomes an entry of its own.
+void Share::split(Unpinned::iterator entry, uint64_t at) {
+  if (at >= entry->second->range.end) return;
+  const auto rest = unpinned_.emplace(at, std::make_unique<Discardable>()).first;
+  file()->discarder().split(*entry->second, *rest->second, at);
+}
+
+// And again one with that which follows.
+void Share::join(Unpinned::iterator entry) {
+  const auto next = std::next(entry);
+  if (next == unpinned_.end() || next->second->range.start != entry->second->range.end) return;
+  file()->discarder().join(*entry->second, *next->second);
+  unpinned_.erase(next);
+}
+
+Result<FileRange> Share::release_front(FileRange range, size_t* left) {
+  if (range.empty()) return not_held();
+  const FileRange nothing{range.start, range.start};
+  size_t left_then = *left;
+  FileRange front = table_.front(range, &left_then);
+  if (const auto whole = unpinned_.find(range.start);
+      whole != unpinned_.end() && whole->second->range == range && !table_.has(front)) {
+    *left = left_then;
+    split(whole, front.end);
+    end_entry(whole);
+    return front;
+  }
+  bool pinned = false;
+  for (auto entry = first_unpinned(front);
+       entry != unpinned_.end() && entry->second->range.start < front.end;
+       entry = first_unpinned(front)) {
+    if (*left == 0) return nothing;
+    split(entry, table_.front(entry->second->range, left).end);
+    if (!pin_entry(entry)) return nothing;
+    pinned = true;
+  }
+  if (pinned) {
+    if (*left == 0) return nothing;
+    front.end = std::min(front.end, table_.front(range, left).end);
+  } else {
+    *left = left_then;
+  }
+  PGALLOC_RETURN_IF_ERROR(table_.remove(front));
+  return front;
+}
+
+Result<FileRange> Share::unpin_front(FileRange range, uint64_t from, size_t* left) {
+  if (from == range.start && unpinned_at(range) != unpinned_.end()) return range;
+  const FileRange front = table_.front({from, range.end}, left);
+  PGALLOC_RETURN_IF_ERROR(unpin(front));
+  if (from == range.start) return front;
+  const auto last = unpinned_.find(front.start);
+  if (last != unpinned_.begin()) join(std::prev(last));
+  return front;
+}
+
+Result<FileRange> Share::pin_front(FileRange range, size_t* left, bool* intact) {
+  *intact = true;
+  const FileRange front = table_.front(range, left);
+  const auto entry = unpinned_.find(range.start);
+  if (entry == unpinned_.end() || entry->second->range != range) {
+    PGALLOC_RETURN_IF_ERROR(need(range, front));
+    return front;
+  }
+  split(entry, front.end);
+  const std::optional<bool> was_intact = pin_entry(entry);
+  if (!was_intact) {
+    join(entry);
+    return FileRange{range.start, range.start};
+  }
+  *intact = *was_intact;
+  if (front != range && !*intact) unpinned_.find(front.end)->second->discarded = true;
+  return front;
 }
 
 Status Share::unpin(FileRange range) {
@@ -107,14 +189,17 @@ Result<std::optional<bool>> Share::pin(FileRange range) {
   return std::optional<bool>(true);
 }
 
-bool Share::end_some(size_t ranges_max) {
-  for (; ranges_max > 0 && !unpinned_.empty(); --ranges_max) {
-    const auto entry = unpinned_.begin();
-    if (!table_.forked()) (void)file()->end_handle(*entry->second);
-    unpinned_bytes_ -= entry->second->range.length();
-    unpinned_.erase(entry);
+bool Share::end_some(size_t segments_max) {
+  if (table_.forked()) {
+    unpinned_bytes_ = 0;
+    unpinned_.clear();
   }
-  return unpinned_.empty() && table_.drop_some(ranges_max);
+  while (segments_max > 0 && !unpinned_.empty()) {
+    const auto entry = unpinned_.begin();
+    split(entry, table_.front(entry->second->range, &segments_max).end);
+    end_entry(entry);
+  }
+  return unpinned_.empty() && table_.drop_some(segments_max);
 }
 
 std::optional<std::string> Share::verify() const {

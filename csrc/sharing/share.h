@@ -6,7 +6,8 @@
 //   1. The peer holds a page by leases, or by one unpinned range, or by both; all are in here.
 //   2. Unpinned ranges do not overlap. Each owns a reference on its pages that is no lease; it may have
 //      stayed pinned, if memory ran out.
-//   3. What goes wrong changes nothing: not the leases, not what is unpinned.
+//   3. What goes wrong changes nothing: not the leases, not what is unpinned. (But of ranges that are
+//      worked on piece by piece the pieces before it.)
 #pragma once
 
 #include <cstdint>
@@ -46,8 +47,20 @@ class Share {
   // And back. Whether the contents are what they were; nothing if it has to be asked again.
   Result<std::optional<bool>> pin(FileRange range);
 
-  // Gives back what the peer held, about so many ranges of it. True when nothing is left.
-  bool end_some(size_t ranges_max);
+  // The same piece by piece, so that each takes a short time: with the front of `range` for which there
+  // are *left segments at most, which are counted off. What of it is done; nothing if it has to be asked
+  // again, at once if *left is 0. What goes wrong leaves what was done before.
+  FileRange front(FileRange range, size_t* left) const { return table_.front(range, left); }
+  // need() of this piece of a range.
+  Status need(FileRange range, FileRange piece) const;
+  Result<FileRange> release_front(FileRange range, size_t* left);
+  // From `from` on: what comes before was unpinned so.
+  Result<FileRange> unpin_front(FileRange range, uint64_t from, size_t* left);
+  // When it comes to the end, *intact says if all of the contents are what they were.
+  Result<FileRange> pin_front(FileRange range, size_t* left, bool* intact);
+
+  // Gives back what the peer held, about so many segments of it. True when nothing is left.
+  bool end_some(size_t segments_max);
 
   // What is wrong, if something is.
   std::optional<std::string> verify() const;
@@ -58,6 +71,9 @@ class Share {
   Unpinned::const_iterator unpinned_at(FileRange range) const;
   std::optional<bool> pin_entry(Unpinned::iterator entry);
   void take_back(Unpinned::iterator entry);
+  void end_entry(Unpinned::iterator entry);
+  void split(Unpinned::iterator entry, uint64_t at);
+  void join(Unpinned::iterator entry);
 
   LeaseTable table_;
   Unpinned unpinned_;

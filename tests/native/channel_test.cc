@@ -356,6 +356,7 @@ TEST(what_an_answer_brings_that_cannot_be_sent_is_taken_back) {
         Read::kRequest);
     EXPECT_EQ(error_of(*answer_too_late(scene)), ENOBUFS);
     EXPECT(scene.offers.empty());
+    scene.offers.drop_some(1);
     EXPECT(scene.channel->requests().empty());
 
     // Owner and peer have to agree on these.

@@ -20,7 +20,7 @@ struct Scene {
   Scene() : file(make_file()), range(take_pages(*file, 8)) {}
   // Everything is given back.
   ~Scene() {
-    while (!offers.empty()) drop(offers.take_any());
+    native_tests::drop_all(offers);
     EXPECT(*file->has_unique_ref(range));
     EXPECT(file->dec_ref(range).ok());
   }

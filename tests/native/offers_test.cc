@@ -38,7 +38,7 @@ class Scene {
   }
   // Nothing is held any more but the pages' first references.
   ~Scene() {
-    while (!offers.empty()) drop(offers.take_any());
+    native_tests::drop_all(offers);
     for (auto& [file, range] : files) {
       EXPECT(*file->has_unique_ref(range));
       EXPECT(file->dec_ref(range).ok());
@@ -50,7 +50,8 @@ class Scene {
     auto& [its, all] = files[file];
     const FileRange range{all.start, count == 0 ? all.end : all.start + count * page_size()};
     EXPECT(its->references().lease_anew(range).ok());
-    return offers.add_or_drop({its, range, sender, 1, 1, since, 0, sender}, bytes_max);
+    return native_tests::add_or_drop(offers, {its, range, sender, 1, 1, since, 0, sender},
+                                     bytes_max);
   }
   uint64_t pages_of(size_t file, uint64_t peer) const {
     return offers.bytes_of_peer(files[file].first->id(), peer) / page_size();
@@ -94,9 +95,29 @@ TEST(offers_of_this_process_never_end_by_time) {
   EXPECT(scene.offers.take_expired(kStart + 10min, 10).empty());
   const auto expired = scene.offers.take_expired(kStart + 1s + 10min, 10);
   EXPECT_EQ(expired.size(), 1u);
-  drop(expired[0]);
+  drop(expired.front());
   EXPECT_EQ(scene.offers.size(), 1u);
   EXPECT(!scene.offers.next_deadline());
+}
+
+TEST(offers_of_a_file_are_listed_so_many_at_once) {
+  Scene scene;
+  std::vector<Result<wire::Secret>> sent;
+  for (int i = 0; i < 5; ++i)
+    sent.push_back(scene.send(0, 7, kStart + std::chrono::seconds(i / 2)));
+  (void)scene.send(1, 7, kStart);
+  const uint64_t file = scene.files[0].first->id();
+  std::optional<Offers::Key> last;
+  std::vector<SteadyTime> listed;
+  for (const size_t wanted : {2, 2, 1, 0}) {
+    const auto some = scene.offers.of_file(file, 2, &last);
+    EXPECT_EQ(some.size(), wanted);
+    for (const Offer& offer : some) listed.push_back(offer.since);
+    // That the last one has gone meanwhile changes nothing.
+    if (wanted == 2) scene.claim(Result<wire::Secret>(last->secret));
+  }
+  EXPECT_EQ(listed.size(), 5u);
+  EXPECT(std::ranges::is_sorted(listed));
 }
 
 TEST(one_peer_leaves_room_for_others) {
@@ -202,7 +223,7 @@ TEST(offers_of_a_closed_file_cannot_be_claimed) {
   const auto file = make_file();
   const FileRange range = take_pages(*file, 1);
   EXPECT(file->references().lease_anew(range).ok());
-  EXPECT(offers.add_or_drop({file, range, 0, 1, 1, kStart, 0}).ok());
+  EXPECT(native_tests::add_or_drop(offers, {file, range, 0, 1, 1, kStart, 0}).ok());
   EXPECT(offers.any_claimable());
   EXPECT(file->close().ok());
   EXPECT(!offers.any_claimable());

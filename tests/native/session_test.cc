@@ -35,7 +35,7 @@ struct Scene {
   // The peer holds nothing that is not in its session, and nothing is left in use.
   ~Scene() {
     session.reset();
-    while (!offers.empty()) drop(offers.take_any());
+    native_tests::drop_all(offers);
     if (file->closed()) return;
     for (const PageSegment& segment : file->segments()) EXPECT_EQ(segment.use.refs, 0u);
   }
@@ -309,17 +309,187 @@ TEST(a_peer_holds_so_many_bytes_at_most) {
   EXPECT_EQ(scene.session->bytes_of(scene.file->id()), 4 * page_size());
 }
 
+TEST(an_offer_of_a_peer_of_another_pid_namespace_shows_what_it_says_itself) {
+  Scene scene;
+  const wire::Pages pages = scene.allocate(1);
+  scene.session->pid = kUnseen;
+  scene.session->shown_pid = 17;
+  (void)scene.offer(pages);
+  EXPECT_EQ(scene.offers.take_any().pid, 17);
+  EXPECT(scene.file->references().drop_lease(pages.range).ok());
+}
+
+// Of pages of which every other one has a lease more the books have a segment for each.
+struct ManySegments : Scene {
+  static constexpr uint64_t kCount = 5 * Session::kSegmentsAtOnce;
+
+  explicit ManySegments(Scope its_scope = {}) : Scene(std::move(its_scope)) {
+    all = allocate(kCount);
+    for (uint64_t page = 0; page < kCount; page += 2) {
+      const FileRange range = part(all, page, page + 1).range;
+      EXPECT(file->references().lease_anew(range).ok());
+      others.push_back(range);
+    }
+    EXPECT(file->segments().size() >= kCount);
+  }
+  ~ManySegments() {
+    offers.drop_some(SIZE_MAX);
+    for (const FileRange range : others) EXPECT(file->references().drop_lease(range).ok());
+  }
+  // Steps until the answer: no step comes further than so many segments, which are pages here.
+  Answer ask_in_steps(Session& its, Request& request, uint64_t steps_min = 5) {
+    for (uint64_t steps = 1;; ++steps) {
+      const uint64_t before = request.progress + request.given_back;
+      std::optional<Answer> answer = its.step(request);
+      if (request.op == Op::kRelease || request.op == Op::kClaim) {
+        const uint64_t left = request.op == Op::kClaim && !request.begun.empty()
+                                  ? request.begun.front().range.length()
+                                  : 0;
+        EXPECT(left <= (kCount - steps) * page_size());
+      } else if (!answer) {
+        const uint64_t most = request.op == Op::kDecommit ? pages_of(Session::kPieceBytes)
+                                                          : Session::kSegmentsAtOnce;
+        EXPECT(pages_of(request.progress - before) <= most);
+      }
+      EXPECT_EQ(its.verify(), std::nullopt);
+      EXPECT_EQ(offers.verify(), std::nullopt);
+      if (!answer && !EXPECT(steps < 100)) return {};
+      if (!answer) continue;
+      EXPECT(steps >= steps_min);
+      return std::move(*answer);
+    }
+  }
+
+  wire::Pages all;
+  std::vector<FileRange> others;
+};
+
+TEST(no_step_works_on_more_than_so_many_segments_whatever_a_peer_asks_for) {
+  ManySegments scene;
+  Session receiver(2, scene.offers, {}, 2, 2);
+  Request offer = request_for(Op::kOffer, scene.all);
+  const Answer offered = scene.ask_in_steps(*scene.session, offer);
+  EXPECT(offered.status.ok());
+  EXPECT_EQ(scene.refs(scene.all.range.start), 3u);
+  wire::Secret secret{};
+  EXPECT(wire::Reader(offered.payload).read_all(secret));
+  Request claim = request_for(Op::kClaim, secret);
+  EXPECT(scene.ask_in_steps(receiver, claim).status.ok());
+  EXPECT_EQ(receiver.bytes_of(scene.all.file), scene.all.range.length());
+  EXPECT(scene.offers.empty());
+  for (const auto op : {Op::kUnpin, Op::kPin}) {
+    Request request = request_for(op, scene.all);
+    EXPECT_EQ(scene.ask_in_steps(receiver, request).payload, std::string(1, '\1'));
+  }
+  Request release = request_for(Op::kRelease, scene.all);
+  EXPECT(scene.ask_in_steps(receiver, release).status.ok());
+  EXPECT(receiver.holds_nothing());
+  EXPECT_EQ(scene.refs(scene.all.range.start), 2u);
+  Request decommit = request_for(Op::kDecommit, scene.all);
+  EXPECT(scene.ask_in_steps(*scene.session, decommit, 3).status.ok());
+  Request unique = request_for(Op::kUnique, scene.all);
+  EXPECT_EQ(scene.ask_in_steps(*scene.session, unique, 1).payload, std::string(1, '\0'));
+  for (const FileRange range : scene.others) {
+    EXPECT(scene.file->references().drop_lease(range).ok());
+  }
+  scene.others.clear();
+}
+
+TEST(an_unpinned_range_of_many_segments_is_released_or_ends_in_steps) {
+  for (const bool releases : {true, false}) {
+    ManySegments scene;
+    Request unpin = request_for(Op::kUnpin, scene.all);
+    EXPECT(scene.ask_in_steps(*scene.session, unpin).status.ok());
+    EXPECT_EQ(scene.session->bytes_of(scene.all.file), scene.all.range.length());
+    if (releases) {
+      Request release = request_for(Op::kRelease, scene.all);
+      EXPECT(scene.ask_in_steps(*scene.session, release).status.ok());
+    } else {
+      int steps = 1;
+      while (!scene.session->end_some(Session::kSegmentsAtOnce)) ++steps;
+      EXPECT(steps >= 5);
+    }
+    EXPECT(scene.session->holds_nothing());
+    EXPECT_EQ(scene.refs(scene.all.range.start), 1u);
+  }
+}
+
+TEST(one_release_over_many_unpinned_ranges_takes_steps) {
+  constexpr uint64_t kRanges = 2 * Session::kSegmentsAtOnce;
+  Scene scene;
+  const wire::Pages all = scene.allocate(2 * kRanges);
+  for (uint64_t page = 0; page < 2 * kRanges; page += 2) {
+    EXPECT_EQ(scene.error(Op::kUnpin, part(all, page, page + 1)), std::nullopt);
+  }
+  Request release = request_for(Op::kRelease, all);
+  int steps = 1;
+  uint64_t done = 0;
+  for (; !scene.session->step(release); ++steps) {
+    EXPECT(pages_of(release.given_back - done) <= Session::kSegmentsAtOnce);
+    done = release.given_back;
+    EXPECT(!release.waits);
+  }
+  EXPECT(steps >= 4);
+  EXPECT(scene.session->holds_nothing());
+}
+
+TEST(limits_of_offers_are_checked_before_anything_is_leased) {
+  Scope scope;
+  scope.limits.unclaimed = page_size();
+  ManySegments scene(scope);
+  Request offer = request_for(Op::kOffer, scene.all);
+  const auto answer = scene.session->step(offer);
+  EXPECT(answer.has_value());
+  EXPECT_EQ(answer->status.code(), ErrorCode::kSharing);
+  EXPECT_EQ(scene.refs(scene.all.range.start), 2u);
+}
+
+TEST(an_offer_that_fails_in_the_middle_is_taken_back_in_steps) {
+  for (const bool given_up : {true, false}) {
+    ManySegments scene;
+    Request offer = request_for(Op::kOffer, scene.all);
+    for (int i = 0; i < 3; ++i) EXPECT(!scene.session->step(offer));
+    EXPECT_EQ(scene.refs(scene.all.range.start), 3u);
+    if (given_up) {
+      scene.session->give_up(offer);
+      EXPECT(scene.offers.dropping());
+      int rounds = 1;
+      for (; scene.offers.dropping(); ++rounds) scene.offers.drop_some(Session::kSegmentsAtOnce);
+      EXPECT(rounds >= 3);
+      EXPECT_EQ(scene.offers.take_dropped().size(), 1u);
+    } else {
+      // It lets go of a page meanwhile.
+      const uint64_t last = ManySegments::kCount - 1;
+      EXPECT_EQ(scene.error(Op::kRelease, part(scene.all, last, last + 1)), std::nullopt);
+      EXPECT_EQ(scene.ask_in_steps(*scene.session, offer, 4).status.code(), ErrorCode::kRefCount);
+    }
+    EXPECT_EQ(scene.refs(scene.all.range.start), 2u);
+    EXPECT(scene.offers.empty());
+  }
+}
+
+TEST(a_child_gets_leases_of_many_segments_in_steps) {
+  ManySegments scene;
+  Session child(2, scene.offers, {}, 2, 2);
+  Session::Copying copying = scene.session->begin_copy(child);
+  int steps = 1;
+  while (!*scene.session->copy_some(child, &copying, Session::kSegmentsAtOnce)) ++steps;
+  EXPECT(steps >= 5);
+  EXPECT_EQ(child.bytes_of(scene.all.file), scene.all.range.length());
+}
+
 TEST(what_is_offered_is_claimed_once) {
   Scene scene;
   Session receiver(2, scene.offers, {}, 2, 2);
   const wire::Pages pages = scene.allocate(2);
   const wire::Secret secret = scene.offer(pages);
   EXPECT_EQ(scene.refs(pages.range.start), 2u);
-  const auto offers = scene.offers.of_file(pages.file);
+  std::optional<Offers::Key> last;
+  const auto offers = scene.offers.of_file(pages.file, 2, &last);
   EXPECT_EQ(offers.size(), 1u);
   EXPECT_EQ(offers[0].range, pages.range);
   EXPECT_EQ(offers[0].sender, 1u);
-  EXPECT_EQ(offers[0].pid, ::getpid());
+  EXPECT_EQ(offers[0].pid, ::getpid());  // as is shown
 
   Request no_secret = request_for(Op::kClaim, uint64_t{1});
   EXPECT_EQ(receiver.step(no_secret)->status.code(), ErrorCode::kSharing);
@@ -419,7 +589,8 @@ TEST(what_is_released_meanwhile_is_not_decommitted) {
   const wire::Pages pages = scene.allocate(pages_of(2 * Session::kPieceBytes));
   Request request = request_for(Op::kDecommit, pages);
   EXPECT(!scene.session->step(request));
-  EXPECT_EQ(scene.error(Op::kRelease, part(pages, 0, 1)), std::nullopt);
+  const uint64_t last = pages_of(pages.range.length()) - 1;
+  EXPECT_EQ(scene.error(Op::kRelease, part(pages, last, last + 1)), std::nullopt);
   EXPECT_EQ(scene.session->step(request)->status.code(), ErrorCode::kRefCount);
 }
 

@@ -34,6 +34,24 @@ inline FileRange take_pages(MemoryFile& file, uint64_t count) {
   return EXPECT(range.ok()) ? *range : FileRange{};
 }
 
+// Takes over a lease on the pages, which ends if they cannot be offered.
+inline Result<wire::Secret> add_or_drop(Offers& offers, const Offer& offer,
+                                        std::optional<uint64_t> bytes_max = std::nullopt) {
+  try {
+    Result<wire::Secret> secret = offers.add(offer, bytes_max);
+    if (!secret.ok()) drop(offer);
+    return secret;
+  } catch (const std::bad_alloc&) {
+    drop(offer);
+    throw;
+  }
+}
+// What is on offer ends.
+inline void drop_all(Offers& offers) {
+  while (!offers.empty()) drop(offers.take_any());
+  offers.drop_some(SIZE_MAX);
+}
+
 inline size_t descriptor_count() {
   const std::filesystem::directory_iterator open("/proc/self/fd");
   return static_cast<size_t>(std::distance(begin(open), end(open)));
