@@ -174,8 +174,10 @@ TEST(l7_sessions_of_one_process_have_one_limit) {
   const auto send = [&](uint64_t sender, uint64_t first, uint64_t process) {
     const FileRange range{all.start + first * page_size(), all.start + (first + 2) * page_size()};
     EXPECT(file->references().lease_anew(range).ok());
-    return scene.offers.add_or_drop({file, range, sender, 1, 1, kStart, 0, process},
-                                    3 * page_size());
+    const Offer made{file, range, sender, 1, 1, kStart, 0, process};
+    Result<wire::Secret> secret = scene.offers.add(made, 3 * page_size());
+    if (!secret.ok()) drop(made);
+    return secret;
   };
   EXPECT(send(7, 0, 7).ok());
   EXPECT(send(8, 0, 7).ok());  // the same pages
