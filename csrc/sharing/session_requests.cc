@@ -476,7 +476,7 @@ std::optional<Answer> Session::pin(Request& request) {
   bool intact = true;
   for (size_t left = kSegmentsAtOnce; !rest.empty();) {
     if (left == 0) return std::nullopt;
-    Result<FileRange> piece = share.pin_front(rest, &left, &intact);
+    Result<FileRange> piece = share.pin_front(pages->range, rest.start, &left, &intact);
     if (!piece.ok()) {
       if (!forked_ || piece.status().code() != ErrorCode::kRefCount) {
         return refuse(std::move(piece).status());
