@@ -96,7 +96,10 @@ void Broker::unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS {
 }
 
 void Broker::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
-  std::ignore = thread_.release();  // it is not here
+  std::ignore = thread_.release();  // they are not here
+  std::ignore = looker_.release();
+  look_.reset();
+  stop_looking_ = false;
   parked_ = 0;
   attending_ = false;
   ending_ = false;
@@ -148,6 +151,9 @@ void Broker::stop_thread() {
   }
   thread->join();
   os::wait_until_gone(thread_id_);
+  stop_looking_ = true;
+  join_looker();
+  stop_looking_ = false;
   Locked lock(*this);
   ending_ = false;
   if (!runs() || !peers_->started()) return;
@@ -223,12 +229,10 @@ void Broker::run() {
 void Broker::round() {
   std::array<epoll_event, 64> events;
   const auto now = std::chrono::steady_clock::now();
+  begin_look(now);
   const Peers::Wait wait = peers_->prepare(now);
-  const std::optional<Departed::Look> look = peers_->departed().next_look(now);
-  bool sees = false;
-  const int count = wait_for_events(wait, look, &sees, events);
+  const int count = wait_for_events(wait, events);
   const auto then = std::chrono::steady_clock::now();
-  if (look) peers_->departed().looked(*look, sees, then);
   for (int i = 0; i < count && runs(); ++i) peers_->handle(events[i], then);
   peers_->work(then);
   tell_waiting();
@@ -239,18 +243,69 @@ void Broker::tell_waiting() {
 }
 
 // Without the lock.
-int Broker::wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
-                            bool* sees, std::span<epoll_event> events) {
+int Broker::wait_for_events(const Peers::Wait& wait, std::span<epoll_event> events) {
   const Unlocked unlocked(*this);
   // Else this thread would have the lock again before they wake up.
   for (int i = 0; i < 50 && callers_ > 0; ++i) std::this_thread::yield();
-  *sees = look && look->take();
   const auto room = static_cast<int>(events.size());
-  const int timeout_ms = look ? 0 : wait.timeout_ms;
   const int count =
-      wait.epoll < 0 ? -1 : sys().epoll_wait(wait.epoll, events.data(), room, timeout_ms);
+      wait.epoll < 0 ? -1 : sys().epoll_wait(wait.epoll, events.data(), room, wait.timeout_ms);
   if (count < 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));  // not at once again
   return count;
+}
+
+// --- Looking -------------------------------------------------------------------------------------
+
+// At the next process without a connection, if it is time.
+void Broker::begin_look(SteadyTime now) {
+  if (look_) return;
+  if (looker_ != nullptr) {
+    const Unlocked unlocked(*this);
+    join_looker();
+  }
+  look_ = peers_->departed().next_look(now);
+  if (!look_) return;
+  if (look_->process->has_mappings()) start_looker();
+  if (looker_ != nullptr) return;
+  look_->take();  // nothing is read of a process that has ended; or there is no thread to be had
+  end_look({});
+}
+
+void Broker::start_looker() try {
+  const os::WithoutSignals quiet;
+  looker_ = std::make_unique<std::thread>([this] { run_look(); });
+} catch (const std::exception&) {  // NOLINT: std::system_error or std::bad_alloc
+  looker_ = nullptr;
+}
+
+void Broker::end_look(std::chrono::nanoseconds took) {
+  peers_->departed().looked(*look_, std::chrono::steady_clock::now(), took);
+  look_.reset();
+}
+
+void Broker::run_look() NO_THREAD_SAFETY_ANALYSIS {
+  looker_id_ = os::thread_id();
+  {
+    const MutexLock lock(mu_);  // its place is filled by then
+  }
+  const auto begun = std::chrono::steady_clock::now();
+  look_->take(&stop_looking_);  // it is this thread's until it is over
+  const auto took = std::chrono::steady_clock::now() - begun;
+  Locked lock(*this);
+  end_look(took);
+  peers_->wake();
+}
+
+// Waits for the end of a look, and of its thread.
+void Broker::join_looker() {
+  std::unique_ptr<std::thread> looker;
+  {
+    const MutexLock lock(mu_);
+    looker = std::move(looker_);
+  }
+  if (looker == nullptr) return;
+  looker->join();
+  os::wait_until_gone(looker_id_);
 }
 
 // --- The owner's own -----------------------------------------------------------------------------
@@ -399,7 +454,8 @@ Broker::Figures Broker::figures() {
   Figures figures{.channels = peers_->channel_count(),
                   .listeners = peers_->listener_count(),
                   .offers = peers_->offers().size(),
-                  .sessions_without_channel = peers_->departed().size()};
+                  .sessions_without_channel = peers_->departed().size(),
+                  .looking = look_.has_value()};
   return figures;
 }
 

@@ -4,6 +4,9 @@
 // Thread safety: any thread. The lock is held for steps of requests, about 2 ms, and never while a peer
 // is waited for or looked at.
 //
+// Another thread looks at processes whose connections have ended: their mappings may be a great many, and
+// the peers are answered meanwhile. It is there for one look.
+//
 // Lock order: the broker's lock comes before every other lock of the core.
 //
 // Invariants
@@ -116,6 +119,7 @@ class Broker {
     size_t listeners = 0;
     size_t offers = 0;
     size_t sessions_without_channel = 0;
+    bool looking = false;
   };
   Figures figures() EXCLUDES(mu_);
 
@@ -155,20 +159,28 @@ class Broker {
   void retry_thread() REQUIRES(mu_);
   void tell_waiting() REQUIRES(mu_);
   void round() REQUIRES(mu_);
-  int wait_for_events(const Peers::Wait& wait, const std::optional<Departed::Look>& look,
-                      bool* sees, std::span<epoll_event> events) REQUIRES(mu_);
+  int wait_for_events(const Peers::Wait& wait, std::span<epoll_event> events) REQUIRES(mu_);
+  void begin_look(SteadyTime now) REQUIRES(mu_);
+  void start_looker() REQUIRES(mu_);
+  void end_look(std::chrono::nanoseconds took) REQUIRES(mu_);
+  void run_look() EXCLUDES(mu_);
+  void join_looker() EXCLUDES(mu_);
   void run() EXCLUDES(mu_);
   void stop_thread() EXCLUDES(mu_);
   bool runs() const REQUIRES(mu_) { return parked_ == 0 || attending_; }
   Mutex mu_{LockRank::kBroker};
   std::unique_ptr<Peers> peers_ GUARDED_BY(mu_);
   std::unique_ptr<std::thread> thread_ GUARDED_BY(mu_);
-  CondVar delivered_;                    // perhaps
-  size_t awaiting_ GUARDED_BY(mu_) = 0;  // threads that wait for it
+  std::unique_ptr<std::thread> looker_ GUARDED_BY(mu_);
+  std::optional<Departed::Look> look_ GUARDED_BY(mu_);  // until it is over
+  CondVar delivered_;                                   // perhaps
+  size_t awaiting_ GUARDED_BY(mu_) = 0;                 // threads that wait for it
   int parked_ GUARDED_BY(mu_) = 0;
   bool attending_ GUARDED_BY(mu_) = false;  // it runs though it is parked
   bool ending_ GUARDED_BY(mu_) = false;     // the thread is being waited for
   std::atomic<pid_t> thread_id_{0};
+  std::atomic<pid_t> looker_id_{0};
+  std::atomic<bool> stop_looking_{false};
   std::atomic<int> callers_{0};  // who want the lock: the thread lets them have it
 };
 

@@ -10,7 +10,9 @@
 //   2. What is finished holds nothing. It is destroyed without the lock: it may be a file's last owner.
 #pragma once
 
+#include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <list>
 #include <memory>
 #include <optional>
@@ -28,6 +30,7 @@ class Departed {
     std::optional<PeerProcess> process;  // unless it holds nothing, or never lived
     SteadyTime next_look;
     std::chrono::nanoseconds pause{};
+    SteadyTime rests_until{};  // its process does: looks at it take long
   };
   using Place = std::list<Entry>;
   static Place make_place() { return Place(1); }
@@ -38,14 +41,24 @@ class Departed {
   void add(Place place, std::unique_ptr<Session> session, std::optional<PeerProcess> process,
            SteadyTime now) noexcept;
 
-  // Which process to look at now, if there is one to look at.
+  // Which process to look at now, if there is one to look at: one look for all of its sessions, or for
+  // many. There is no other look until this one is over; until then `process` lives.
   struct Look {
+    struct Of {
+      uint64_t session = 0;
+      std::vector<FileIdentity> files;
+      bool sees = true;
+    };
     const PeerProcess* process = nullptr;
-    std::vector<FileIdentity> files;
-    bool take() const;
+    std::vector<Of> sessions;
+    // Without the lock. Also says that all is seen once *stop is true.
+    void take(const std::atomic<bool>* stop = nullptr) noexcept;
   };
+  static constexpr size_t kSessionsAtOnce = 256;
   std::optional<Look> next_look(SteadyTime now);
-  void looked(const Look& look, bool sees, SteadyTime now) noexcept;
+  // It took so long: a process is looked at for a tenth of the time at most.
+  void looked(const Look& look, SteadyTime now, std::chrono::nanoseconds took = {}) noexcept;
+  // Of the next look; none while there is one.
   std::optional<SteadyTime> next_time() const;
   // Gives back some of what those held who are ending.
   void end_some(size_t ranges_max);
@@ -67,6 +80,7 @@ class Departed {
   Place seen_;
   Place ending_;
   Place finished_;
+  bool looking_ = false;
 };
 
 }  // namespace pgalloc

@@ -29,7 +29,7 @@ namespace {
 constexpr int SO_PEERPIDFD = 77;  // Linux 6.5
 #endif
 
-enum class Maps { kUnreadable, kGone, kEmpty, kWithout, kWith };
+enum class Maps { kUnreadable, kGone, kEmpty, kRead };
 
 struct Closer {
   const int fd;
@@ -51,8 +51,9 @@ bool parse_line(std::string_view line, FileIdentity* file) {
   return std::from_chars(space.ptr + 1, end, file->inode).ec == std::errc();
 }
 
-// Looks for files in /proc/PID/maps, line by line.
-Maps look_in_maps(pid_t pid, const std::vector<FileIdentity>& files) {
+// Looks for files in /proc/PID/maps, line by line: which are there.
+Maps look_in_maps(pid_t pid, const std::vector<FileIdentity>& files, const std::atomic<bool>* stop,
+                  std::vector<bool>* are_there) {
   char path[32];
   std::snprintf(path, sizeof path, "/proc/%d/maps", static_cast<int>(pid));
   const int fd = os::retry_interrupted([&] { return sys().open(path, O_RDONLY | O_CLOEXEC, 0); });
@@ -60,25 +61,31 @@ Maps look_in_maps(pid_t pid, const std::vector<FileIdentity>& files) {
   const Closer closer{fd};
   std::string text;
   char piece[16384];
-  auto found = Maps::kEmpty;
-  while (found != Maps::kWith) {
+  auto maps = Maps::kEmpty;
+  for (size_t left = files.size(); left > 0;) {
+    if (stop != nullptr && *stop) return Maps::kUnreadable;
     const ssize_t got = os::retry_interrupted([&] { return sys().read(fd, piece, sizeof piece); });
-    if (got < 0) found = errno == ESRCH ? Maps::kGone : Maps::kUnreadable;
+    if (got < 0) maps = errno == ESRCH ? Maps::kGone : Maps::kUnreadable;
     if (got <= 0) break;
-    if (found == Maps::kEmpty) found = Maps::kWithout;
+    maps = Maps::kRead;
     text.append(piece, static_cast<size_t>(got));
     size_t line = 0;
     for (size_t end; (end = text.find('\n', line)) != text.npos; line = end + 1) {
       FileIdentity file;
       if (!parse_line(std::string_view(text).substr(line, end - line), &file)) continue;
-      const bool one = std::any_of(files.begin(), files.end(), [&](const FileIdentity& each) {
-        return each.inode == file.inode && each.major == file.major && each.minor == file.minor;
-      });
-      if (one) found = Maps::kWith;
+      for (size_t i = 0; i < files.size(); ++i) {
+        const FileIdentity& each = files[i];
+        if ((*are_there)[i] || each.inode != file.inode || each.major != file.major ||
+            each.minor != file.minor) {
+          continue;
+        }
+        (*are_there)[i] = true;
+        --left;
+      }
     }
     text.erase(0, line);
   }
-  return found;
+  return maps;
 }
 
 // Whether /proc is there, and its numbers are those of this process's PID namespace: in a container it
@@ -151,18 +158,25 @@ bool PeerProcess::has_ended() const {
 }
 
 bool PeerProcess::may_see(const std::vector<FileIdentity>& files) const {
-  if (files.empty() || pid_ == 0) return false;
-  if (pid_ == kUnseen) return !has_ended();
+  const std::vector<bool> seen = may_see_each(files);
+  return std::find(seen.begin(), seen.end(), true) != seen.end();
+}
+
+std::vector<bool> PeerProcess::may_see_each(const std::vector<FileIdentity>& files,
+                                            const std::atomic<bool>* stop) const {
+  const auto all = [&](bool seen) { return std::vector<bool>(files.size(), seen); };
+  if (files.empty() || pid_ == 0) return all(false);
+  if (pid_ == kUnseen) return all(!has_ended());
   const Life life = life_of_process(pid_);
-  if (life == Life::kEnded) return false;
-  const Maps maps = look_in_maps(pid_, files);
+  if (life == Life::kEnded) return all(false);
+  std::vector<bool> seen = all(false);
+  const Maps maps = look_in_maps(pid_, files, stop, &seen);
   // Alive, but its maps have gone: its end is seen by the next look.
-  if (maps == Maps::kGone) return life == Life::kAlive || !proc_is_ours();
+  if (maps == Maps::kGone) return all(life == Life::kAlive || !proc_is_ours());
   // Nothing is mapped by a process that is on its way out; or its first thread has ended only.
-  if (maps != Maps::kWithout) return true;
-  const bool known =
-      std::all_of(files.begin(), files.end(), [](const FileIdentity& file) { return file.known; });
-  return !known || !proc_is_ours();
+  if (maps != Maps::kRead || !proc_is_ours()) return all(true);
+  for (size_t i = 0; i < files.size(); ++i) seen[i] = seen[i] || !files[i].known;
+  return seen;
 }
 
 }  // namespace pgalloc

@@ -10,6 +10,8 @@
 
 #include <sys/types.h>
 
+#include <atomic>
+#include <compare>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -24,6 +26,7 @@ struct FileIdentity {
   unsigned minor = 0;
   uint64_t inode = 0;
   bool known = false;  // else it cannot be told who has it mapped
+  auto operator<=>(const FileIdentity&) const = default;
 
   // By a descriptor. On file systems that show another device in /proc/PID/maps than in stat(2) (btrfs,
   // overlayfs) a file is not known.
@@ -49,6 +52,13 @@ class PeerProcess {
 
   // Whether it is alive and may have one of these files mapped. True where that cannot be known.
   bool may_see(const std::vector<FileIdentity>& files) const;
+  // The same of each file, in one look; also true once *stop is.
+  std::vector<bool> may_see_each(const std::vector<FileIdentity>& files,
+                                 const std::atomic<bool>* stop = nullptr) const;
+  // Whether a look may take long: its mappings are read, and a process may have a great many.
+  bool has_mappings() const { return pid_ > 0 && !has_ended(); }
+  // By its number: what is looked at is the same then.
+  bool is_same(const PeerProcess& other) const { return pid_ > 0 && pid_ == other.pid_; }
 
  private:
   pid_t pid_;

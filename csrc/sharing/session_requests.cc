@@ -253,13 +253,18 @@ std::optional<Answer> Session::offer(Request& request) {
   std::optional<Answer> answer;
   const auto pages = pages_of(request, &answer);
   if (!pages) return answer;
+  const auto fail = [&](Status why) -> std::optional<Answer> {
+    if (request.begun.empty()) return refuse(std::move(why));
+    request.answer.status = std::move(why);
+    return take_back_offer(request);
+  };
   Result<InUse> held = use_writable(pages->file);
+  if (!held.ok()) return fail(std::move(held).status());
+  Share& share = (*held)->share;
   Answer given = answer_with_room();
   Status status;
-  if (!held.ok()) status = std::move(held).status();
   for (size_t left = kSegmentsAtOnce; status.ok();) {
     if (left == 0) return std::nullopt;
-    Share& share = (*held)->share;
     const uint64_t start = pages->range.start + request.progress;
     const FileRange piece = share.front({start, pages->range.end}, &left);
     status = share.need(pages->range, piece);
@@ -286,9 +291,7 @@ std::optional<Answer> Session::offer(Request& request) {
     }
     status = std::move(secret).status();
   }
-  if (request.begun.empty()) return refuse(std::move(status));
-  request.answer.status = std::move(status);
-  return take_back_offer(request);
+  return fail(std::move(status));
 }
 
 // It fails; what it had leased already is given back first, so that a peer that goes on asking waits for
@@ -477,7 +480,7 @@ std::optional<Answer> Session::pin(Request& request) {
   bool intact = true;
   for (size_t left = kSegmentsAtOnce; !rest.empty();) {
     if (left == 0) return std::nullopt;
-    Result<FileRange> piece = share.pin_front(rest, &left, &intact);
+    Result<FileRange> piece = share.pin_front(pages->range, rest.start, &left, &intact);
     if (!piece.ok()) {
       if (!forked_ || piece.status().code() != ErrorCode::kRefCount) {
         return refuse(std::move(piece).status());

@@ -10,6 +10,10 @@ Status not_held() {
   return Status::error(ErrorCode::kRefCount, "the peer has no lease on all of these pages");
 }
 
+Status unpinned_already() {
+  return Status::error(ErrorCode::kRefCount, "some of these pages are unpinned already");
+}
+
 }  // namespace
 
 Share::~Share() {
@@ -62,7 +66,8 @@ void Share::end_entry(Unpinned::iterator entry) {
 // What is behind `at` becomes an entry of its own.
 void Share::split(Unpinned::iterator entry, uint64_t at) {
   if (at >= entry->second->range.end) return;
-  const auto rest = unpinned_.emplace(at, std::make_unique<Discardable>()).first;
+  const auto rest = unpinned_.emplace(at, std::make_unique<Entry>()).first;
+  rest->second->is_rest = true;
   file()->discarder().split(*entry->second, *rest->second, at);
 }
 
@@ -108,6 +113,7 @@ Result<FileRange> Share::release_front(FileRange range, size_t* left) {
 Result<FileRange> Share::unpin_front(FileRange range, uint64_t from, size_t* left) {
   if (from == range.start && unpinned_at(range) != unpinned_.end()) return range;
   const FileRange front = table_.front({from, range.end}, left);
+  if (front != range && unpinned_at(front) != unpinned_.end()) return unpinned_already();
   PGALLOC_RETURN_IF_ERROR(unpin(front));
   if (from == range.start) return front;
   const auto last = unpinned_.find(front.start);
@@ -115,11 +121,14 @@ Result<FileRange> Share::unpin_front(FileRange range, uint64_t from, size_t* lef
   return front;
 }
 
-Result<FileRange> Share::pin_front(FileRange range, size_t* left, bool* intact) {
+Result<FileRange> Share::pin_front(FileRange range, uint64_t from, size_t* left, bool* intact) {
   *intact = true;
-  const FileRange front = table_.front(range, left);
-  const auto entry = unpinned_.find(range.start);
-  if (entry == unpinned_.end() || entry->second->range != range) {
+  const FileRange rest{from, range.end};
+  const FileRange front = table_.front(rest, left);
+  const auto entry = unpinned_.find(from);
+  // In the middle of a range that is a lease another one may begin.
+  if (entry == unpinned_.end() || entry->second->range != rest ||
+      (from > range.start && !entry->second->is_rest)) {
     PGALLOC_RETURN_IF_ERROR(need(range, front));
     return front;
   }
@@ -127,10 +136,10 @@ Result<FileRange> Share::pin_front(FileRange range, size_t* left, bool* intact) 
   const std::optional<bool> was_intact = pin_entry(entry);
   if (!was_intact) {
     join(entry);
-    return FileRange{range.start, range.start};
+    return FileRange{from, from};
   }
   *intact = *was_intact;
-  if (front != range && !*intact) unpinned_.find(front.end)->second->discarded = true;
+  if (front != rest && !*intact) unpinned_.find(front.end)->second->discarded = true;
   return front;
 }
 
@@ -138,10 +147,10 @@ Status Share::unpin(FileRange range) {
   if (unpinned_at(range) != unpinned_.end()) return {};
   if (const auto other = first_unpinned(range);
       other != unpinned_.end() && other->second->range.start < range.end) {
-    return Status::error(ErrorCode::kRefCount, "some of these pages are unpinned already");
+    return unpinned_already();
   }
   if (!table_.has(range)) return not_held();
-  const auto entry = unpinned_.emplace(range.start, std::make_unique<Discardable>()).first;
+  const auto entry = unpinned_.emplace(range.start, std::make_unique<Entry>()).first;
   entry->second->range = range;
   Status status;
   try {

@@ -54,10 +54,10 @@ class Share {
   // need() of this piece of a range.
   Status need(FileRange range, FileRange piece) const;
   Result<FileRange> release_front(FileRange range, size_t* left);
-  // From `from` on: what comes before was unpinned so.
+  // From `from` on: what comes before was done so.
   Result<FileRange> unpin_front(FileRange range, uint64_t from, size_t* left);
   // When it comes to the end, *intact says if all of the contents are what they were.
-  Result<FileRange> pin_front(FileRange range, size_t* left, bool* intact);
+  Result<FileRange> pin_front(FileRange range, uint64_t from, size_t* left, bool* intact);
 
   // Gives back what the peer held, about so many segments of it. True when nothing is left.
   bool end_some(size_t segments_max);
@@ -66,7 +66,10 @@ class Share {
   std::optional<std::string> verify() const;
 
  private:
-  using Unpinned = std::map<uint64_t, std::unique_ptr<Discardable>>;  // by start
+  struct Entry : Discardable {
+    bool is_rest = false;  // of a longer one, whose front is pinned already
+  };
+  using Unpinned = std::map<uint64_t, std::unique_ptr<Entry>>;  // by start
   Unpinned::iterator first_unpinned(FileRange range);
   Unpinned::const_iterator unpinned_at(FileRange range) const;
   std::optional<bool> pin_entry(Unpinned::iterator entry);

@@ -203,6 +203,80 @@ TEST(those_who_park_it_wait_until_the_thread_is_gone) {
   }));
 }
 
+int slow_maps(const char* path, int flags, mode_t mode) {
+  if (std::strstr(path, "/maps") != nullptr) {
+    reached = true;
+    while (!goes_on) std::this_thread::yield();
+  }
+  return os::kernel().open(path, flags, mode);
+}
+
+TEST(peers_are_answered_while_it_is_looked_at_a_process) {
+  EXPECT(in_child([] {
+    FakeKernel kernel;
+    kernel.calls.open = slow_maps;
+    kernel.begin();
+    Broker& broker = Broker::instance();
+    const Sent sent;
+    broker.park();
+    const size_t others = native_tests::threads_of_process();
+    broker.resume();
+    {
+      const auto client = connected();
+      client->send(wire::pack(static_cast<uint8_t>(wire::Op::kClaim), 2, sent.secret));
+      char answer[100];
+      EXPECT(::recv(client->fd(), answer, sizeof answer, 0) > 0);
+    }
+    while (!reached) std::this_thread::yield();
+    for (int i = 0; i < 10; ++i) EXPECT(is_answered());
+    EXPECT(broker.figures().looking);
+    EXPECT_EQ(broker.figures().sessions_without_channel, 1u);
+    EXPECT(in_child([] {  // the look is its parent's
+      EXPECT(!Broker::instance().figures().looking);
+      EXPECT(is_answered());
+    }));
+    goes_on = true;
+    while (broker.figures().sessions_without_channel > 0) std::this_thread::yield();
+    EXPECT(*sent.file->has_unique_ref(sent.range));
+    broker.park();
+    EXPECT_EQ(native_tests::threads_of_process(), others);
+    broker.resume();
+    EXPECT(is_answered());
+  }));
+}
+
+TEST(who_parks_it_waits_until_a_look_is_over) {
+  EXPECT(in_child([] {
+    FakeKernel kernel;
+    kernel.calls.open = slow_maps;
+    kernel.begin();
+    Broker& broker = Broker::instance();
+    const Sent sent;
+    broker.park();
+    const size_t others = native_tests::threads_of_process();
+    broker.resume();
+    {
+      const auto client = connected();
+      client->send(wire::pack(static_cast<uint8_t>(wire::Op::kClaim), 2, sent.secret));
+      char answer[100];
+      EXPECT(::recv(client->fd(), answer, sizeof answer, 0) > 0);
+    }
+    while (!reached) std::this_thread::yield();
+    std::thread lets_go([] {
+      // time: the load: it is being parked by then, or the test shows less
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      goes_on = true;
+    });
+    broker.park();
+    EXPECT(goes_on);
+    lets_go.join();
+    EXPECT_EQ(native_tests::threads_of_process(), others);
+    EXPECT(!broker.figures().looking);
+    broker.resume();
+    while (broker.figures().sessions_without_channel > 0) std::this_thread::yield();
+  }));
+}
+
 TEST(an_address_is_this_processs_own) {
   Broker& broker = Broker::instance();
   EXPECT(!broker.is_own({}));  // before there is one

@@ -2,7 +2,10 @@
 
 #include "sharing/departed.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <atomic>
 
 #include "native/memory.h"
 #include "native/sharing.h"
@@ -36,14 +39,17 @@ struct Scene {
     EXPECT_EQ(made->adopt(file, leases), pages);
     return made;
   }
-  void add(std::unique_ptr<Session> its, bool is_seen, SteadyTime now = kNow) {
+  // Each is of a process of its own, unless it is said which.
+  void add(std::unique_ptr<Session> its, bool is_seen, SteadyTime now = kNow, pid_t pid = 0) {
     std::optional<PeerProcess> process;
-    if (is_seen) process.emplace(::getpid());
+    if (is_seen) process.emplace(pid != 0 ? pid : static_cast<pid_t>(1000 + its->id));
     departed.add(Departed::make_place(), std::move(its), std::move(process), now);
   }
-  void look(bool sees, SteadyTime now) {
-    const auto look = departed.next_look(now);
-    if (EXPECT(look.has_value())) departed.looked(*look, sees, now);
+  void look(bool sees, SteadyTime now, std::chrono::nanoseconds took = {}) {
+    auto look = departed.next_look(now);
+    if (!EXPECT(look.has_value())) return;
+    for (auto& of : look->sessions) of.sees = sees;
+    departed.looked(*look, now, took);
   }
   std::vector<uint64_t> ids() const {
     std::vector<uint64_t> found;
@@ -104,9 +110,14 @@ TEST(a_process_is_looked_at_ever_less_often_but_every_five_seconds) {
   scene.add(scene.session(1, 1), true);
   EXPECT(!scene.departed.next_look(kNow - 1ns));
   EXPECT_EQ(*scene.departed.next_time(), kNow);
-  EXPECT_EQ(scene.departed.next_look(kNow)->files.size(), 1u);
-  SteadyTime now = kNow;
-  std::chrono::nanoseconds pause = 1ms;
+  const auto first = scene.departed.next_look(kNow);
+  EXPECT_EQ(first->sessions.size(), 1u);
+  EXPECT_EQ(first->sessions.front().files.size(), 1u);
+  EXPECT(!scene.departed.next_look(kNow));  // one at a time
+  EXPECT(!scene.departed.next_time());
+  scene.departed.looked(*first, kNow);
+  SteadyTime now = kNow + 1ms;
+  std::chrono::nanoseconds pause = std::chrono::nanoseconds(1ms) * 5 / 4;
   for (int i = 0; i < 60; ++i) {
     scene.look(true, now);
     EXPECT_EQ(*scene.departed.next_time(), now + pause);
@@ -139,6 +150,55 @@ TEST(each_has_its_turn) {
   EXPECT_EQ(scene.departed.size(), 0u);
 }
 
+TEST(one_look_at_a_process_is_for_all_its_sessions) {
+  Scene scene;
+  for (uint64_t id = 1; id <= 6; ++id)
+    scene.add(scene.session(id, 1), true, kNow, id == 3 ? 99 : 98);
+  auto look = *scene.departed.next_look(kNow);
+  EXPECT_EQ(look.sessions.size(), 5u);
+  for (auto& of : look.sessions) of.sees = of.session % 2 == 0;
+  scene.departed.looked(look, kNow);
+  EXPECT_EQ(scene.ids(), (Ids{3, 2, 4, 6, 1, 5}));  // the last two are ending
+  const auto other = scene.departed.next_look(kNow);
+  EXPECT_EQ(other->sessions.size(), 1u);
+  scene.departed.looked(*other, kNow);
+  for (int i = 0; i < 2; ++i) scene.look(false, kNow + 1ms);
+  EXPECT(!scene.departed.next_time());
+  while (scene.departed.ending()) scene.departed.end_some(SIZE_MAX);
+}
+
+TEST(a_process_is_looked_at_for_a_tenth_of_the_time_at_most) {
+  Scene scene;
+  scene.add(scene.session(1, 1), true, kNow, 98);
+  scene.look(true, kNow, 20ms);
+  EXPECT_EQ(*scene.departed.next_time(), kNow + 180ms);
+  // However many of its connections end meanwhile.
+  scene.add(scene.session(2, 1), true, kNow + 1ms, 98);
+  EXPECT_EQ(*scene.departed.next_time(), kNow + 180ms);
+  scene.add(scene.session(3, 1), true, kNow + 1ms, 99);
+  EXPECT_EQ(*scene.departed.next_time(), kNow + 1ms);
+  for (int i = 0; i < 2; ++i) scene.look(false, kNow + 180ms);
+  while (scene.departed.ending()) scene.departed.end_some(SIZE_MAX);
+}
+
+TEST(a_look_tells_the_files_of_sessions_apart) {
+  const int mapped = os::kernel().memfd_create("mapped", 0);
+  const int other = os::kernel().memfd_create("not mapped", 0);
+  EXPECT_EQ(::ftruncate(mapped, 4096), 0);
+  void* const at = ::mmap(nullptr, 4096, PROT_READ, MAP_SHARED, mapped, 0);
+  const PeerProcess here(::getpid());
+  const FileIdentity yes = FileIdentity::of(mapped);
+  const FileIdentity no = FileIdentity::of(other);
+  Departed::Look look{&here, {{1, {no}}, {2, {yes, no}}, {3, {yes}}, {4, {}}}};
+  look.take();
+  std::vector<bool> sees;
+  for (const auto& of : look.sessions) sees.push_back(of.sees);
+  EXPECT(sees == std::vector<bool>({false, true, true, false}));
+  ::munmap(at, 4096);
+  ::close(mapped);
+  ::close(other);
+}
+
 TEST(offers_wait_for_a_while_once_their_sender_has_ended) {
   Scene scene;
   for (const uint64_t sender : {1, 2}) {
@@ -165,10 +225,12 @@ TEST(a_look_at_one_that_is_not_seen_any_more_changes_nothing) {
   Scene scene;
   scene.add(scene.session(1, 1), true);
   scene.add(scene.session(2, 1), true);
-  const auto look = *scene.departed.next_look(kNow);
-  scene.departed.looked(look, false, kNow);
-  scene.departed.looked(look, false, kNow);
-  scene.departed.looked(look, true, kNow);
+  auto look = *scene.departed.next_look(kNow);
+  look.sessions.front().sees = false;
+  scene.departed.looked(look, kNow);
+  scene.departed.looked(look, kNow);
+  look.sessions.front().sees = true;
+  scene.departed.looked(look, kNow);
   EXPECT_EQ(scene.ids(), (Ids{2, 1}));
   EXPECT_EQ(*scene.departed.next_time(), kNow);
   scene.look(false, kNow);
@@ -178,11 +240,18 @@ TEST(a_look_at_one_that_is_not_seen_any_more_changes_nothing) {
 TEST(a_look_without_memory_proves_nothing) {
   const int fd = os::kernel().memfd_create("not mapped", 0);
   const PeerProcess here(::getpid());
-  const Departed::Look look{&here, {FileIdentity::of(fd)}};
-  EXPECT(!look.take());
+  Departed::Look look{&here, {{1, {FileIdentity::of(fd)}}}};
+  bool& sees = look.sessions.front().sees;
+  look.take();
+  EXPECT(!sees);
+  sees = true;
   native_tests::all_fail = true;
-  const bool sees = look.take();
+  look.take();
   native_tests::all_fail = false;
+  EXPECT(sees);
+  // Nor does one that was stopped.
+  const std::atomic<bool> stop{true};
+  look.take(&stop);
   EXPECT(sees);
   ::close(fd);
 }

@@ -767,14 +767,17 @@ TEST(what_a_peer_holds_it_holds_until_its_process_cannot_see_it) {
   EXPECT(scene.hub.until([&] { return scene.hub.peers.channel_count() == 0; }));
   for (int i = 0; i < 3; ++i) {
     const auto now = *scene.hub.peers.departed().next_time();
-    const auto look = scene.hub.peers.departed().next_look(now);
-    EXPECT(look->take());
-    scene.hub.peers.departed().looked(*look, true, now);
+    auto look = scene.hub.peers.departed().next_look(now);
+    look->take();
+    EXPECT(look->sessions.front().sees);
+    scene.hub.peers.departed().looked(*look, now);
   }
   EXPECT_EQ(pages_in_use(*scene.file), 2u);
   EXPECT_EQ(scene.hub.peers.departed().size(), 1u);
   const auto now = *scene.hub.peers.departed().next_time();
-  scene.hub.peers.departed().looked(*scene.hub.peers.departed().next_look(now), false, now);
+  auto look = scene.hub.peers.departed().next_look(now);
+  look->sessions.front().sees = false;
+  scene.hub.peers.departed().looked(*look, now);
 }
 
 // --- Children, time and turns --------------------------------------------------------------------

@@ -102,6 +102,64 @@ class Scene {
   Share share;
 };
 
+// With one segment after the other, until all is done.
+template <class Step>
+bool in_pieces(FileRange range, Step step) {
+  while (!range.empty()) {
+    size_t left = 1;
+    const Result<FileRange> done = step(range, &left);
+    if (!done.ok()) return false;
+    EXPECT(left == 0);
+    range.start = done->end;
+  }
+  return true;
+}
+
+void take_steps_in_pieces(uint64_t seed) {
+  Random random(seed);
+  Scene scene;
+  Model model;
+  for (int step = 0; step < 400; ++step) {
+    const FileRange range = native_tests::random_pages(random, kPages, 4);
+    bool intact = false;
+    Model next = model;
+    switch (random.below(5)) {
+      case 0:
+      case 1:
+        scene.lease(range);
+        next.add(range, 1);
+        break;
+      case 2:
+        // What goes wrong in the middle leaves what was done before; so does an end within what is unpinned.
+        if (!next.release(range) || (model.overlaps(range) && !model.exact(range))) continue;
+        EXPECT(in_pieces(range, [&](FileRange rest, size_t* left) {
+          return scene.share.release_front(rest, left);
+        }));
+        break;
+      case 3:
+        if (!next.unpin(range)) continue;
+        EXPECT(in_pieces(range, [&](FileRange rest, size_t* left) {
+          if (model.exact(range)) *left = 0;
+          return scene.share.unpin_front(range, rest.start, left);
+        }));
+        break;
+      case 4:
+        if (!next.pin(range)) continue;
+        EXPECT(in_pieces(range, [&](FileRange rest, size_t* left) {
+          return scene.share.pin_front(range, rest.start, left, &intact);
+        }));
+        EXPECT(intact);
+        break;
+    }
+    model = next;
+    scene.expect(model);
+  }
+}
+
+TEST(a_model_takes_the_same_steps_in_pieces) {
+  for (uint64_t seed = 0; seed < 40; ++seed) take_steps_in_pieces(seed);
+}
+
 void take_steps(uint64_t seed, bool memory_fails) {
   Random random(seed);
   Scene scene;

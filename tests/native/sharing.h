@@ -113,14 +113,16 @@ struct Hub {
     auto now = std::chrono::steady_clock::now();
     allocations_left = fails_after;
     try {
+      auto look = peers.departed().next_look(now);
+      if (look) {
+        look->take();
+        peers.departed().looked(*look, now);
+      }
       const Peers::Wait wait = peers.prepare(now);
-      const auto look = peers.departed().next_look(now);
       (void)peers.take_let_go();
-      const bool sees = look && look->take();
       std::array<epoll_event, 16> events;
       const int count = wait.epoll < 0 ? 0 : os::sys().epoll_wait(wait.epoll, events.data(), 16, 0);
       now = std::chrono::steady_clock::now();
-      if (look) peers.departed().looked(*look, sees, now);
       for (int i = 0; i < count; ++i) peers.handle(events[static_cast<size_t>(i)], now);
       peers.work(now);
     } catch (const std::bad_alloc&) {
