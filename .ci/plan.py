@@ -35,7 +35,7 @@ _ASAN = ("asan_build",)
 _TSAN = ("tsan_build",)
 
 CI = (
-    Job("readme_test", 2, 210, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
+    Job("readme_test", 2, 260, limit_s=1200, alone=True, leaves=".venv/bin/pgalloc"),
     Job("tools", 1, 10, ("readme_test",)),
     # What others need.
     Job("drivers", 1, 75, _TOOLS),
@@ -53,7 +53,7 @@ CI = (
     Job("vm", 2, 70, _TOOLS, limit_s=1200),
     Job("readme_demo", 1, 70, _TOOLS),
     # Sanitizers and valgrind.
-    Job("asan_rooms", 1, 65, _ASAN, limit_s=1200),
+    Job("asan_rooms", 1, 100, _ASAN, limit_s=1200),
     Job("asan_hostile", 1, 35, _ASAN, limit_s=1200),
     Job("asan_faults", 1, 60, _ASAN, limit_s=1200),
     Job("asan_leaks", 1, 65, _ASAN, limit_s=900),
@@ -61,14 +61,14 @@ CI = (
     Job("asan_native", 1, 80, _ASAN),
     Job("asan_sharing", 2, 35, _ASAN),
     Job("tsan_rooms", 1, 25, _TSAN, limit_s=1200),
-    Job("tsan_native", 1, 50, _TSAN),
+    Job("tsan_native", 1, 75, _TSAN),
     Job("tsan_torture", 2, 15, _TSAN),
     Job("tsan_api", 2, 60, _TSAN),
     Job("valgrind_sets", 1, 10, _DEBUG, limit_s=900),
     Job("valgrind_torture", 1, 10, _DEBUG, limit_s=900),
     # Long forms of what the suite samples.
     Job("state_machines", 1, 65, _TOOLS),
-    Job("faults", 1, 100, _TOOLS, limit_s=900),
+    Job("faults", 1, 150, _TOOLS, limit_s=900),
     # Stress, and the bugs that it must find.
     Job("stress_sets", 1, 35, _DRIVERS),
     Job("stress_images", 1, 10, _DRIVERS),
@@ -80,7 +80,7 @@ CI = (
     Job("planted_api", 1, 25, _TOOLS),
     Job("planted_sharing", 1, 80, _TOOLS),
     Job("planted_discards", 1, 5, _TOOLS),
-    Job("planted_mutants", 1, 50, _TOOLS),
+    Job("planted_mutants", 1, 90, _TOOLS),
 )
 
 _HOUR = 3600.0
