@@ -69,6 +69,7 @@ std::optional<FileRange> Allocator::recycle(const AllocateRequest& request) {
   const auto range = state_.pages.recycle(request.length, default_alignment(request.length),
                                           request.direction, request.kind, request.memcg_id);
   if (!range) return std::nullopt;
+  reclaimer_.waste_was_recycled();
   state_.changes.note(*range);
   ++state_.stats.allocations;
   state_.stats.allocated_bytes += request.length;

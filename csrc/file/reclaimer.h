@@ -51,6 +51,10 @@ class Reclaimer {
   bool wait_until_done(Deadline deadline) REQUIRES(file_lock);
   // The pages were forgotten: what waits for them goes on.
   void notify_waiters() { waste_shrank_.notify_all(); }
+  // Waste was taken by others: there may be nothing left to wait for.
+  void waste_was_recycled() REQUIRES(file_lock) {
+    if (waiters_ > 0) waste_shrank_.notify_all();
+  }
 
   // Makes the pages read as zero, and gives them back if that is possible at all. False when neither
   // could be done.

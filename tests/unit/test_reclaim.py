@@ -26,6 +26,7 @@ from pgalloc import (
     MemoryKind,
     testing,
 )
+from pgalloc._core import _testing
 from pgalloc.testing import FaultPlan
 
 MIB = 1 << 20
@@ -378,3 +379,18 @@ def test_a_forgotten_file_with_evictable_users_closes_itself() -> None:
     gc.collect()
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
+
+
+def test_what_is_recycled_is_not_waited_for(mf: MemoryFile) -> None:
+    """The last pages on their way out go to an allocation that fills them."""
+    populate = AllocationMode.ALLOCATE_AND_WRITE_POPULATE
+    with testing.pause_reclaimer(mf):
+        mf.allocate(PAGE, mode=populate).release()
+        done: list[bool] = []
+        waiting = threading.Thread(target=lambda: done.append(mf.wait_for_reclaim(TIMEOUT_S)))
+        waiting.start()
+        eventually(lambda: _testing.reclaim_waiters(mf) == 1)
+        with mf.allocate(PAGE, mode=populate):
+            assert mf.stats().recycled_bytes == PAGE
+            waiting.join(TIMEOUT_S / 2)
+            assert done == [True]
