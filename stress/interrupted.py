@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
@@ -44,6 +45,12 @@ class BrokenPromiseError(Exception):
 
 
 def _raise(*_: object) -> None:
+    """Disarms the timer first.
+
+    CPython before 3.13 can lose its note of a signal that comes while it takes the GIL: the handler
+    runs in the next call, and the timer of that one would raise outside of what guards it.
+    """
+    signal.setitimer(signal.ITIMER_REAL, 0)
     raise Hit
 
 
@@ -247,6 +254,7 @@ def main() -> int:
         try:
             run(options, folder)
         except BaseException as error:
+            traceback.print_exc()
             print(f"FAILED: {error!r}", flush=True)
             return 1
     print("ok: nothing is left")

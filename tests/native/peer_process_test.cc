@@ -3,6 +3,7 @@
 #include "sharing/peer_process.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
