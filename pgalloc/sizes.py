@@ -7,17 +7,21 @@ Units are binary, whatever their spelling: K, KB, Ki and KiB are all 1024 bytes,
 from __future__ import annotations
 
 import re
-from typing import SupportsIndex
+from typing import SupportsIndex, TypeAlias
 
 from pgalloc.arguments import checked_int
 from pgalloc.errors import OptionError, RangeError
 
 SIZE_MAX = 2**63 - 1
 
+Headroom: TypeAlias = str | float | SupportsIndex
+"""What :func:`parse_headroom` takes."""
+
 _UNITS = " kmgtpe"
 # Bounded repeats: a text of a megabyte is refused at its 20th digit.
 _NUMBER = r"(\d{1,19})(?:\.(\d{1,9}))?"
 _SIZE = re.compile(rf"\s{{0,9}}{_NUMBER}\s?(?:([kmgtpe])(?:i?b|i)?|b)?\s{{0,9}}", re.I | re.A)
+_DECIMAL = re.compile(r"\s{0,9}\d{1,19}\.\d{1,9}\s{0,9}", re.A)
 _PERCENT = re.compile(rf"\s{{0,9}}{_NUMBER}\s?%\s{{0,9}}", re.A)
 
 
@@ -41,22 +45,31 @@ def parse_size(size: str | SupportsIndex, name: str = "size") -> int:
     return value
 
 
-def parse_headroom(headroom: str | SupportsIndex) -> tuple[float, int]:
+def parse_headroom(headroom: Headroom) -> tuple[float, int]:
     """How much to keep free below a limit: (fraction of the limit, bytes), one of them 0.
 
-    "10%" is (0.1, 0); "32M" and 33554432 are (0.0, 33554432). A fraction is below 1.
+    "10%", 0.1 and "0.1" are (0.1, 0); "32M" and 33554432 are (0.0, 33554432). A fraction is below
+    1; bytes are whole.
 
     Raises TypeError, OptionError or RangeError as :func:`parse_size`.
     """
-    match = _PERCENT.fullmatch(headroom) if isinstance(headroom, str) else None
-    if match is None:
-        try:
-            return 0.0, parse_size(headroom, "headroom")
-        except OptionError:
-            raise OptionError(
-                f'headroom must be "10%", bytes, or text such as "32M", not {str(headroom)[:40]!r}'
-            ) from None
-    percent = float(f"{match[1]}.{match[2] or 0}")
-    if percent >= 100:
-        raise RangeError("headroom must be less than 100%")
-    return percent / 100, 0
+    if isinstance(headroom, float):
+        return _fraction(headroom), 0
+    if isinstance(headroom, str):
+        if match := _PERCENT.fullmatch(headroom):
+            return _fraction(float(f"{match[1]}.{match[2] or 0}") / 100), 0
+        if _DECIMAL.fullmatch(headroom):
+            return _fraction(float(headroom)), 0
+    try:
+        return 0.0, parse_size(headroom, "headroom")
+    except OptionError:
+        raise OptionError(
+            f'headroom must be "10%" or 0.1 of the limit, or bytes, such as 33554432 or "32M", '
+            f"not {str(headroom)[:40]!r}"
+        ) from None
+
+
+def _fraction(fraction: float) -> float:
+    if not 0 <= fraction < 1:  # nor is NaN
+        raise RangeError(f"headroom must be less than 1 (100%) of the limit, not {fraction}")
+    return fraction

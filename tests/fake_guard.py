@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,15 +16,16 @@ class FakeGuard:
     """Keeps what it was told; ``cross`` does what a crossing does."""
 
     def __init__(self) -> None:
-        self.configured: list[tuple[list[tuple[str, bool]], str | None]] = []
+        self.configured: list[tuple[bytes, bytes]] = []
         self.headrooms: dict[int, tuple[float, int]] = {}
         self.watched: list[int] = []
         self.level = "none"
         self.available: int | None = 123
         self.tokens = 0
 
-    def guard_configure(self, levels: Sequence[tuple[str, bool]], meminfo: str | None) -> None:
-        self.configured.append((list(levels), meminfo))
+    def guard_follow(self, proc: bytes, root: bytes) -> bool:
+        self.configured.append((proc, root))
+        return True
 
     def guard_add_headroom(self, fraction: float, nbytes: int) -> int:
         self.tokens += 1

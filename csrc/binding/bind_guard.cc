@@ -26,6 +26,52 @@ void configure(const std::vector<std::pair<std::string, bool>>& directories,
   Guard::instance().configure(levels);
 }
 
+bool follow(const std::string& proc, const std::string& root) {
+  WithoutGil release;
+  return Guard::instance().follow({proc, root});
+}
+
+// Names of files may be any bytes.
+py::object name(const std::string& bytes) {
+  return py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeFSDefaultAndSize(bytes.data(), static_cast<Py_ssize_t>(bytes.size())));
+}
+
+py::object amount(uint64_t bytes) {
+  return bytes == UINT64_MAX ? py::object(py::none()) : py::cast(bytes);
+}
+
+py::dict described(const LevelFiles& files, const MemoryLevel::Reading& reading) {
+  static constexpr const char* kKinds[] = {"v1", "v2", "above", "machine"};
+  return py::dict(
+      py::arg("kind") = kKinds[static_cast<size_t>(files.kind)],
+      py::arg("directory") = name(files.path), py::arg("limit") = amount(reading.limit),
+      py::arg("usage") = reading.usage, py::arg("reclaimable") = reading.reclaimable,
+      py::arg("kernel") = reading.kernel, py::arg("swap_room") = amount(reading.swap_room),
+      py::arg("available") = reading.limited() ? py::cast(reading.available()) : py::none());
+}
+
+py::object find_group(const std::string& proc, const std::string& root) {
+  const std::optional<MemoryGroup> group = [&] {
+    WithoutGil release;
+    return find_memory_group({proc, root});
+  }();
+  if (!group) return py::none();
+  return py::make_tuple(group->is_v1 ? "v1" : "v2", name(group->path), name(group->directory),
+                        name(group->mount_point), group->exact);
+}
+
+py::list look_at_limits(const std::string& proc, const std::string& root) {
+  std::vector<std::pair<LevelFiles, MemoryLevel::Reading>> found;
+  {
+    WithoutGil release;
+    found = Limits::look_around({proc, root});
+  }
+  py::list levels;
+  for (const auto& [files, reading] : found) levels.append(described(files, reading));
+  return levels;
+}
+
 py::dict status() {
   static constexpr const char* kAlarms[] = {"none", "low", "medium", "critical"};
   const Guard::GuardStatus status = [] {
@@ -34,13 +80,9 @@ py::dict status() {
   }();
   py::list levels;
   for (const Guard::LevelStatus& level : status.levels) {
-    const MemoryLevel::Reading& reading = level.reading;
-    levels.append(py::dict(
-        py::arg("directory") = level.files.path,
-        py::arg("limit") = reading.limited() ? py::cast(reading.limit) : py::none(),
-        py::arg("usage") = reading.usage, py::arg("reclaimable") = reading.reclaimable,
-        py::arg("available") = reading.limited() ? py::cast(reading.available()) : py::none(),
-        py::arg("headroom") = level.headroom));
+    py::dict entry = described(level.files, level.reading);
+    entry["headroom"] = level.headroom;
+    levels.append(entry);
   }
   return py::dict(py::arg("running") = status.running,
                   py::arg("level") = kAlarms[static_cast<size_t>(status.alarm)],
@@ -55,6 +97,9 @@ py::dict status() {
 
 void bind_guard(py::module_& module) {
   module.def("guard_configure", &configure, py::arg("levels"), py::arg("meminfo"));
+  module.def("guard_follow", &follow, py::arg("proc"), py::arg("root"));
+  module.def("find_memory_group", &find_group, py::arg("proc"), py::arg("root"));
+  module.def("look_at_limits", &look_at_limits, py::arg("proc"), py::arg("root"));
   module.def(
       "guard_add_headroom",
       [](double fraction, uint64_t nbytes) {

@@ -3,6 +3,7 @@
 #include <sys/eventfd.h>
 
 #include <algorithm>
+#include <array>
 #include <new>
 #include <system_error>
 #include <type_traits>
@@ -24,15 +25,24 @@ constexpr uint64_t kSmall = uint64_t{256} << 10;
 constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
 constexpr std::chrono::milliseconds kPass{4};
 constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
+// Credit: how much may be committed at most without a look at the limits. A limit that is lowered by
+// gigabytes must not find more than that on its way.
+constexpr uint64_t kCreditMax = uint64_t{4} << 20;
+// Of the page cache that counts as free so much is not relied on: a sixteenth.
+constexpr uint64_t kCacheMargin = 16;
+// A limit that was refused is tried again: so long usage does not grow by more than so much.
+constexpr std::chrono::seconds kYield{10};
+constexpr uint64_t kYieldRoom = uint64_t{32} << 20;
 
 void signal_event(int event_fd) {
   const uint64_t one = 1;
   (void)os::retry_interrupted([&] { return sys().write(event_fd, &one, sizeof one); });
 }
 
-void clear_event(int event_fd) {
+// Whether it was written to.
+bool clear_event(int event_fd) {
   uint64_t count = 0;
-  (void)os::retry_interrupted([&] { return sys().read(event_fd, &count, sizeof count); });
+  return os::retry_interrupted([&] { return sys().read(event_fd, &count, sizeof count); }) > 0;
 }
 
 // Until there are files.
@@ -61,21 +71,48 @@ Guard::Guard() : plan_(fill_rate_per_s(std::thread::hardware_concurrency())) {}
 // --- What it knows -------------------------------------------------------------------------------
 
 void Guard::configure(const std::vector<LevelFiles>& levels) {
-  std::vector<Watched> opened;
-  for (const LevelFiles& files : levels) {
-    if (auto level = MemoryLevel::open(files)) opened.push_back({std::move(*level), {}, {}, 0});
-  }
   {
     MutexLock lock(mu_);
-    levels_ = std::move(opened);
-    ++configurations_;
-    plan_ = GuardPlan(fill_rate_per_s(std::thread::hardware_concurrency()));
-    configured_.store(!levels_.empty(), std::memory_order_release);
-    credit_ = 0;
-    start_if_wanted();
-    wake();
+    limits_.watch(levels);
+    begin_anew();
   }
-  arm_thresholds();
+  arm();
+}
+
+bool Guard::follow(const ProcFiles& where) {
+  bool any = false;
+  {
+    MutexLock lock(mu_);
+    any = limits_.follow(where);
+    begin_anew();
+  }
+  arm();
+  return any;
+}
+
+void Guard::begin_anew() {
+  plan_ = GuardPlan(fill_rate_per_s(std::thread::hardware_concurrency()));
+  configured_.store(!limits_.empty(), std::memory_order_release);
+  credit_ = 0;
+  start_if_wanted();
+  wake();
+}
+
+// Whether there are other limits than before. Those that cannot be read for lack of memory stay.
+bool Guard::notice_changes() try {
+  noticed_ = std::chrono::steady_clock::now();
+  const bool changed = limits_.refresh(noticed_);
+  if (!changed) return false;
+  credit_ = 0;
+  for (Watched& watched : limits_.levels()) watched.yields_to = UINT64_MAX;
+  start_arming();
+  return true;
+} catch (const std::bad_alloc&) {
+  return false;
+}
+
+void Guard::notice_changes_if_due() {
+  if (std::chrono::steady_clock::now() - noticed_ >= kPeriod) notice_changes();
 }
 
 uint64_t Guard::add_headroom(Headroom headroom) {
@@ -87,39 +124,91 @@ uint64_t Guard::add_headroom(Headroom headroom) {
     credit_ = 0;
     wake();
   }
-  arm_thresholds();
+  arm();
   return token;
 }
 
-// v1: the kernel says when usage gets near, between two samples. On the thread that configures, and
-// without the lock: registering waits for a grace period of the kernel, tens of milliseconds,
-// in which the guard must not stand still.
-void Guard::arm_thresholds() {
-  std::vector<std::pair<LevelFiles, uint64_t>> wanted;
-  uint64_t configuration = 0;
+// v1: the kernel says when usage gets near, between two samples, and when it looks for memory in vain.
+// Without the lock: registering waits for a grace period of the kernel, tens of milliseconds, in which
+// the guard must not stand still.
+void Guard::arm() {
+  struct Wish {
+    LevelFiles files;
+    uint64_t threshold = 0;  // none
+    bool vain_reclaim = false;
+  };
+  std::vector<Wish> wishes;
+  uint64_t generation = 0;
   {
     MutexLock lock(mu_);
     GuardPlan plan(1);
     sample(plan);
-    configuration = configurations_;
-    for (const Watched& watched : levels_) {
-      if (!watched.level.has_usage_threshold() || !watched.reading.limited()) continue;
-      const uint64_t bytes = watched.reading.limit - headroom_of(watched);
-      if (bytes != watched.threshold_bytes) wanted.emplace_back(watched.level.files(), bytes);
+    generation = limits_.generation();
+    for (const Watched& watched : limits_.levels()) {
+      if (!watched.level.is_v1_group()) continue;
+      Wish wish{watched.level.files()};
+      if (watched.reading.limited()) wish.threshold = watched.reading.limit - headroom_of(watched);
+      if (wish.threshold == watched.threshold_bytes) wish.threshold = 0;
+      wish.vain_reclaim = !watched.vain_reclaim;
+      if (wish.threshold != 0 || wish.vain_reclaim) wishes.push_back(std::move(wish));
     }
   }
-  for (const auto& [files, bytes] : wanted) {
-    const auto level = MemoryLevel::open(files);
-    os::Descriptor event(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!level || !event || !level->set_usage_threshold(event.get(), bytes)) continue;
+  for (const Wish& wish : wishes) {
+    const auto level = MemoryLevel::open(wish.files);
+    if (!level) continue;
+    const auto registered = [](auto registers) {
+      os::Descriptor event(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+      return event && registers(event.get()) ? std::move(event) : os::Descriptor{};
+    };
+    os::Descriptor threshold, vain_reclaim;
+    if (wish.threshold != 0) {
+      threshold =
+          registered([&](int fd) { return level->set_usage_threshold(fd, wish.threshold); });
+    }
+    // Of the root group it would tell of the whole machine.
+    if (wish.vain_reclaim && !level->is_root()) {
+      vain_reclaim = registered([&](int fd) { return level->tell_of_vain_reclaim(fd); });
+    }
     MutexLock lock(mu_);
-    if (configurations_ != configuration) return;
-    for (Watched& watched : levels_) {
-      if (watched.level.files().path != files.path) continue;
-      watched.threshold = std::move(event);
-      watched.threshold_bytes = bytes;
+    if (limits_.generation() != generation) return;
+    for (Watched& watched : limits_.levels()) {
+      if (watched.level.files() != wish.files) continue;
+      if (threshold) {
+        watched.threshold = std::move(threshold);
+        watched.threshold_bytes = wish.threshold;
+      }
+      if (vain_reclaim) {
+        watched.vain_reclaim = std::move(vain_reclaim);
+        watched.hits = watched.hits_before = watched.level.hits().value_or(0);
+      }
       break;
     }
+  }
+}
+
+// Has another thread arm what changed.
+void Guard::start_arming() {
+  arms_again_ = true;
+  if (arms_ || parks_ > 0) return;
+  if (arming_.joinable()) arming_.join();  // at its end
+  try {
+    const os::WithoutSignals quiet;
+    arms_ = true;
+    arming_ = std::thread([this] {
+      MutexLock lock(mu_);
+      while (std::exchange(arms_again_, false)) {
+        mu_.unlock();
+        try {
+          arm();
+        } catch (const std::bad_alloc&) {
+          // It samples all the same.
+        }
+        mu_.lock();
+      }
+      arms_ = false;
+    });
+  } catch (const std::system_error&) {
+    arms_ = false;
   }
 }
 
@@ -140,38 +229,26 @@ void Guard::unwatch(int event_fd) {
   std::erase(watchers_, event_fd);
 }
 
+// Of the machine no more is kept free than this process could use.
 uint64_t Guard::headroom_of(const Watched& watched) const {
-  uint64_t bytes = headroom_requests_.empty() ? kDefaultHeadroom.of(watched.reading.limit) : 0;
+  const uint64_t limit = watched.figures().limit;
+  uint64_t bytes = headroom_requests_.empty() ? kDefaultHeadroom.of(limit) : 0;
   for (const auto& [token, request] : headroom_requests_)
-    bytes = std::max(bytes, request.of(watched.reading.limit));
-  return bytes;
-}
-
-// The machine's own memory counts where no cgroup is tighter.
-bool Guard::counts(const Watched& watched) const {
-  if (!watched.reading.limited()) return false;
-  if (watched.level.files().kind != LevelFiles::Kind::kMachine) return true;
-  return std::none_of(levels_.begin(), levels_.end(), [&](const Watched& other) {
-    return other.level.files().kind != LevelFiles::Kind::kMachine &&
-           other.reading.limit <= watched.reading.limit;
-  });
+    bytes = std::max(bytes, request.of(limit));
+  return watched.is_machine() ? std::min(bytes, limits_.smallest_of_groups()) : bytes;
 }
 
 void Guard::sample(GuardPlan& plan) {
-  for (Watched& watched : levels_) {
-    // A level that cannot be read any more is as good as gone.
-    watched.reading = watched.level.read(/*all=*/false).value_or(MemoryLevel::Reading{});
-    if (!watched.reading.limited()) continue;
-    if (watched.reading.available() < 2 * headroom_of(watched)) {
-      watched.reading = watched.level.read(/*all=*/true).value_or(watched.reading);
-    }
-  }
+  limits_.read([this](const Watched& watched)
+                   NO_THREAD_SAFETY_ANALYSIS { return headroom_of(watched); });
   plan.begin();
   const uint64_t promised = reserved_bytes_.load();
-  for (const Watched& watched : levels_) {
-    if (!counts(watched)) continue;
-    const uint64_t available = watched.reading.available();
-    plan.see(available - std::min(available, promised), headroom_of(watched));
+  for (const Watched& watched : limits_.levels()) {
+    const MemoryLevel::Reading figures = watched.figures();
+    if (!figures.limited()) continue;
+    const uint64_t available = figures.available();
+    plan.see(available - std::min(available, promised),
+             headroom_of(watched) + figures.reclaimable / kCacheMargin);
   }
   plan.end();
   ++status_.samples;
@@ -179,14 +256,16 @@ void Guard::sample(GuardPlan& plan) {
 
 Guard::GuardStatus Guard::status() {
   MutexLock lock(mu_);
+  notice_changes();
   GuardPlan plan(1);
   sample(plan);
   GuardStatus status = status_;
   status.running = thread_.joinable();
   status.alarm = alarm_;
   if (plan.available() != UINT64_MAX) status.available = plan.available();
-  for (const Watched& watched : levels_) {
-    const auto reading = watched.level.read(/*all=*/true).value_or(watched.reading);
+  for (const Watched& watched : limits_.levels()) {
+    const auto reading = limits_.look_at(watched).value_or(watched.reading);
+    if (watched.level.files().kind == LevelFiles::Kind::kAboveV1 && !reading.limited()) continue;
     status.levels.push_back(
         {watched.level.files(), reading, reading.limited() ? headroom_of(watched) : 0});
   }
@@ -195,10 +274,17 @@ Guard::GuardStatus Guard::status() {
 
 // --- Room for what is about to be committed ------------------------------------------------------
 
+bool Guard::take_credit(uint64_t bytes) {
+  const auto wanted = static_cast<int64_t>(bytes);
+  return credit_.load(std::memory_order_relaxed) >= wanted &&
+         std::chrono::steady_clock::now() < credit_ends_.load(std::memory_order_relaxed) &&
+         credit_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted;
+}
+
 void Guard::set_credit(uint64_t slack) {
+  credit_ends_.store(std::chrono::steady_clock::now() + kPeriod, std::memory_order_relaxed);
   // Half: others use memory, too.
-  credit_.store(static_cast<int64_t>(std::min<uint64_t>(slack / 2, INT64_MAX)),
-                std::memory_order_relaxed);
+  credit_.store(static_cast<int64_t>(std::min(slack / 2, kCreditMax)), std::memory_order_relaxed);
 }
 
 void Guard::admit(uint64_t bytes, CommitReservation& reservation) {
@@ -232,14 +318,11 @@ void Guard::count(const DiscardPass& pass) {
 
 Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
   if (!configured_.load(std::memory_order_acquire)) return {};
-  const auto wanted = static_cast<int64_t>(std::min<uint64_t>(bytes, INT64_MAX / 2));
-  if (bytes <= kSmall && credit_.load(std::memory_order_relaxed) >= wanted &&
-      credit_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted) {
-    return {};
-  }
+  if (bytes <= kSmall && take_credit(bytes)) return {};
   bool waited = false;
   MutexLock lock(mu_);
   while (true) {
+    notice_changes_if_due();
     GuardPlan plan(1);
     sample(plan);
     if (plan.slack() >= bytes) {
@@ -248,7 +331,10 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
       return {};
     }
     // What no discarding can make room for must not cost other allocations anything.
-    if (exceeds_a_limit(bytes, /*even_if_empty=*/true)) return refuse(bytes);
+    if (can_never_fit(bytes)) {
+      if (notice_changes()) continue;
+      return refuse(bytes);
+    }
     credit_ = 0;
     const uint64_t missing = std::max(bytes - plan.slack(), kBatchBytes / 8);
     mu_.unlock();
@@ -256,7 +342,7 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
     mu_.lock();
     count(pass);
     if (!pass.exhausted || pass.given_back > 0) continue;
-    if (!exceeds_a_limit(bytes, /*even_if_empty=*/false)) {
+    if (!exceeds_a_limit(bytes)) {
       admit(bytes, reservation);
       return {};
     }
@@ -277,20 +363,24 @@ Status Guard::refuse(uint64_t bytes) {
           " bytes would exceed the memory limit, and nothing more can be discarded");
 }
 
-// Whatever the kernel drops by itself. Swap would be a way out.
-bool Guard::exceeds_a_limit(uint64_t bytes, bool even_if_empty) {
-  bool exceeds = false;
-  for (Watched& watched : levels_) {
-    const auto reading = watched.level.read(/*all=*/true);
-    if (!reading) continue;
-    if (reading->swap_free > 0) return false;
+bool Guard::can_never_fit(uint64_t bytes) const {
+  const uint64_t smallest = limits_.smallest_of_groups();
+  return bytes > smallest && bytes - smallest > limits_.swap_room();
+}
+
+// After the kernel has dropped all that it can, and swapped out what it may.
+bool Guard::exceeds_a_limit(uint64_t bytes) const {
+  const uint64_t swap_room = limits_.swap_room();
+  for (const Watched& watched : limits_.levels()) {
     // What the machine has left is an estimate: no reason to refuse anything.
-    if (watched.level.files().kind == LevelFiles::Kind::kMachine || !reading->limited()) continue;
-    const uint64_t cache = std::min(reading->file_cache, reading->usage);
-    const uint64_t needed = even_if_empty ? 0 : reading->usage - cache;
-    if (needed > reading->limit || bytes > reading->limit - needed) exceeds = true;
+    if (watched.is_machine()) continue;
+    const auto reading = limits_.look_at(watched);
+    if (!reading || !reading->limited()) continue;
+    const uint64_t needed = reading->usage - std::min(reading->cache, reading->usage);
+    const uint64_t room = reading->limit + std::min(swap_room, UINT64_MAX - reading->limit);
+    if (needed > room || bytes > room - needed) return true;
   }
-  return exceeds;
+  return false;
 }
 
 // --- The thread ----------------------------------------------------------------------------------
@@ -307,7 +397,7 @@ void Guard::on_unpinned() {
 }
 
 void Guard::start_if_wanted() {
-  if (!wanted_ || levels_.empty() || parks_ > 0 || thread_.joinable()) return;
+  if (!wanted_ || limits_.empty() || parks_ > 0 || thread_.joinable()) return;
   if (!wake_) wake_ = os::Descriptor(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_) return;  // the next unpin tries again
   stops_ = false;
@@ -324,14 +414,16 @@ void Guard::wake() {
 }
 
 void Guard::park() {
-  std::thread thread;
+  std::thread thread, arming;
   {
     MutexLock lock(mu_);
     ++parks_;
     stops_ = true;
     wake();
     thread = std::move(thread_);
+    arming = std::move(arming_);
   }
+  if (arming.joinable()) arming.join();
   if (!thread.joinable()) return;
   thread.join();
   os::wait_until_gone(thread_id_);
@@ -364,6 +456,9 @@ GuardPlan::Duration Guard::step() {
 }
 
 GuardPlan::Duration Guard::sample_and_react() {
+  notice_changes_if_due();
+  if (std::exchange(gives_way_, false)) give_way();
+  end_yielding_if_due();
   sample(plan_);
   set_credit(plan_.slack());
   if (!plan_.crowded()) {
@@ -378,6 +473,7 @@ GuardPlan::Duration Guard::sample_and_react() {
     const DiscardPass pass = discard(std::min(shortfall, kBatchBytes));
     mu_.lock();
     count(pass);
+    notice_changes_if_due();
     sample(plan_);
     // A page here and there is written to again: that is no reason to go round and round.
     if (pass.exhausted && plan_.crowded() && pass.given_back < shortfall / 64 + 1) {
@@ -402,28 +498,83 @@ void Guard::raise(Alarm alarm) {
   source_.load()->start_evictions();
 }
 
+// In pieces, so that a limit that changes is noticed.
 void Guard::sleep(GuardPlan::Duration delay) {
-  std::vector<pollfd> files{{wake_.get(), POLLIN, 0}};
-  for (const Watched& watched : levels_) {
-    if (!watched.reading.limited()) continue;  // or gone, and then its events never end
-    if (watched.threshold) files.push_back({watched.threshold.get(), POLLIN, 0});
-    if (watched.level.events_fd() >= 0) files.push_back({watched.level.events_fd(), POLLPRI, 0});
+  auto left = std::chrono::ceil<std::chrono::milliseconds>(delay);
+  while (!stops_) {
+    const auto piece = std::min(left, kPeriod);
+    if (doze(piece) || left <= piece) return;
+    if (notice_changes()) return;
+    left -= piece;
   }
-  const auto timeout_ms = static_cast<int>((delay.count() + 999) / 1000);
+}
+
+// Whether it was woken.
+bool Guard::doze(std::chrono::milliseconds longest) {
+  std::array<pollfd, 64>
+      files;  // of more levels than that it does not hear; it samples all the same
+  size_t count = 0;
+  const auto add = [&](int fd, short events) {
+    if (fd >= 0 && count < files.size()) files[count++] = {fd, events, 0};
+  };
+  add(wake_.get(), POLLIN);
+  for (const Watched& watched : limits_.levels()) {
+    add(watched.vain_reclaim.get(), POLLIN);
+    if (!watched.reading.limited()) continue;  // or gone, and then its events never end
+    add(watched.threshold.get(), POLLIN);
+    add(watched.level.events_fd(), POLLPRI);
+  }
   mu_.unlock();
-  const auto due = std::chrono::steady_clock::now() + std::chrono::milliseconds(timeout_ms);
-  const int ready = sys().poll(files.data(), files.size(), timeout_ms);
+  const auto due = std::chrono::steady_clock::now() + longest;
+  const int ready = sys().poll(files.data(), count, static_cast<int>(longest.count()));
   if (ready < 0) std::this_thread::sleep_for(GuardPlan::kDelayMin);
   mu_.lock();
   if (ready == 0) {
     const auto late = std::chrono::steady_clock::now() - due;
     plan_.came_late(std::chrono::duration_cast<GuardPlan::Duration>(late));
   }
-  if (ready <= 0) return;
+  if (ready <= 0) return ready < 0;
   clear_event(wake_.get());
-  for (const Watched& watched : levels_) {
+  for (const Watched& watched : limits_.levels()) {
     if (watched.threshold) clear_event(watched.threshold.get());
     if (watched.level.events_fd() >= 0) watched.level.read_events();
+  }
+  hear_of_vain_reclaim();
+  return true;
+}
+
+// v1 refuses a limit below the usage after it looked for memory at that level. No charge has met the
+// limit then; where one did lately, it is no sign of that.
+void Guard::hear_of_vain_reclaim() {
+  for (Watched& watched : limits_.levels()) {
+    if (!watched.vain_reclaim || !clear_event(watched.vain_reclaim.get())) continue;
+    const auto hits = watched.level.hits();
+    if (!hits || *hits != watched.hits_before) continue;
+    watched.yields_to = 0;  // until it is known how far it can
+    gives_way_ = true;
+  }
+}
+
+void Guard::end_yielding_if_due() {
+  if (std::chrono::steady_clock::now() < yields_until_) return;
+  for (Watched& watched : limits_.levels()) watched.yields_to = UINT64_MAX;
+}
+
+// Gives back all there is, and keeps it so for a while: the operator will try again.
+void Guard::give_way() {
+  raise(Alarm::kLow);
+  for (bool exhausted = false; !exhausted && !stops_;) {
+    mu_.unlock();
+    const DiscardPass pass = discard(kBatchBytes);
+    mu_.lock();
+    count(pass);
+    exhausted = pass.exhausted;
+  }
+  yields_until_ = std::chrono::steady_clock::now() + kYield;
+  for (Watched& watched : limits_.levels()) {
+    if (watched.yields_to == UINT64_MAX) continue;
+    const auto reading = watched.level.read(MemoryLevel::Depth::kUsage);
+    watched.yields_to = reading ? reading->usage + kYieldRoom : UINT64_MAX;
   }
 }
 
@@ -434,7 +585,7 @@ void Guard::after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.un
 void Guard::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
   Guard& parents = instance();
   // Only the descriptors can be given back: the thread object stands for a thread that is not here.
-  parents.levels_.clear();
+  parents.limits_.clear();
   parents.wake_ = {};
   instance_.store(new Guard, std::memory_order_release);
   parents.mu_.unlock();

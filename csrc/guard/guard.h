@@ -11,9 +11,12 @@
 //   1. The thread runs from the moment there is something to do for it (something was unpinned, or
 //      an event is watched) and limits are known; never between park() and resume().
 //   2. credit_ is never more than what may be committed before the headroom of any level is touched,
-//      as it was at the last sample.
+//      as it was at the last sample; it is a few MiB at most, good for kPeriod, and void once a limit
+//      changed.
 //   3. reserved_bytes_ is the sum of all reservations: what is about to be committed counts as used.
 //   4. A forked child has a guard of its own that knows no limits yet.
+//   5. A limit that changed, and a process that was moved to other ones, are noticed within kPeriod and
+//      a little, by the thread and by every commit.
 #pragma once
 
 #include <atomic>
@@ -30,6 +33,8 @@
 #include "guard/commit_gate.h"
 #include "guard/discard_source.h"
 #include "guard/guard_plan.h"
+#include "guard/limits.h"
+#include "guard/memory_group.h"
 #include "guard/memory_level.h"
 
 namespace pgalloc {
@@ -63,8 +68,14 @@ class Guard final : public CommitGate {
 
   static Guard& instance() { return *instance_.load(std::memory_order_acquire); }
 
+  // How often it looks at least whether a limit changed.
+  static constexpr std::chrono::milliseconds kPeriod{40};
+
   // The levels to watch; those that cannot be read are left out.
   void configure(const std::vector<LevelFiles>& levels) EXCLUDES(mu_);
+  // The levels that this process is charged to, also when it is moved, and the machine. False if there
+  // are none.
+  bool follow(const ProcFiles& where) EXCLUDES(mu_);
   // Where there is memory to give back; for all guards of this process. REQUIRES: called once.
   static void set_source(DiscardSource& source) { source_ = &source; }
 
@@ -91,12 +102,8 @@ class Guard final : public CommitGate {
   static void after_fork_in_child();
 
  private:
-  struct Watched {
-    MemoryLevel level;
-    MemoryLevel::Reading reading;
-    os::Descriptor threshold;  // v1
-    uint64_t threshold_bytes = 0;
-  };
+  using Watched = Limits::Watched;
+  using Time = std::chrono::steady_clock::time_point;
 
   Guard();
 
@@ -115,15 +122,24 @@ class Guard final : public CommitGate {
   void run() EXCLUDES(mu_);
   GuardPlan::Duration sample_and_react() REQUIRES(mu_);
   void sleep(GuardPlan::Duration delay) REQUIRES(mu_);
+  bool doze(std::chrono::milliseconds longest) REQUIRES(mu_);
+  void hear_of_vain_reclaim() REQUIRES(mu_);
+  void give_way() REQUIRES(mu_);
+  void end_yielding_if_due() REQUIRES(mu_);
 
+  void begin_anew() REQUIRES(mu_);
+  bool notice_changes() REQUIRES(mu_);
+  void notice_changes_if_due() REQUIRES(mu_);
   uint64_t headroom_of(const Watched& watched) const REQUIRES(mu_);
-  bool counts(const Watched& watched) const REQUIRES(mu_);
   void sample(GuardPlan& plan) REQUIRES(mu_);
-  void arm_thresholds() EXCLUDES(mu_);
+  void arm() EXCLUDES(mu_);
+  void start_arming() REQUIRES(mu_);
   void raise(Alarm alarm) REQUIRES(mu_);
-  bool exceeds_a_limit(uint64_t bytes, bool even_if_empty) REQUIRES(mu_);
+  bool can_never_fit(uint64_t bytes) const REQUIRES(mu_);
+  bool exceeds_a_limit(uint64_t bytes) const REQUIRES(mu_);
   Status refuse(uint64_t bytes) REQUIRES(mu_);
   void admit(uint64_t bytes, CommitReservation& reservation);
+  bool take_credit(uint64_t bytes);
   void set_credit(uint64_t slack);
   void count(const DiscardPass& pass) REQUIRES(mu_);
 
@@ -131,8 +147,8 @@ class Guard final : public CommitGate {
   static std::atomic<DiscardSource*> source_;
 
   Mutex mu_{LockRank::kGuard};
-  std::vector<Watched> levels_ GUARDED_BY(mu_);
-  uint64_t configurations_ GUARDED_BY(mu_) = 0;
+  Limits limits_ GUARDED_BY(mu_);
+  Time noticed_ GUARDED_BY(mu_);
   std::map<uint64_t, Headroom> headroom_requests_ GUARDED_BY(mu_);
   uint64_t last_token_ GUARDED_BY(mu_) = 0;
   std::vector<int> watchers_ GUARDED_BY(mu_);
@@ -144,11 +160,17 @@ class Guard final : public CommitGate {
   int parks_ GUARDED_BY(mu_) = 0;
   bool stops_ GUARDED_BY(mu_) = false;
   std::thread thread_ GUARDED_BY(mu_);
+  std::thread arming_ GUARDED_BY(mu_);
+  bool arms_ GUARDED_BY(mu_) = false;        // arming_ is at work
+  bool arms_again_ GUARDED_BY(mu_) = false;  // and has to begin anew
+  bool gives_way_ GUARDED_BY(mu_) = false;
+  Time yields_until_ GUARDED_BY(mu_);
   std::atomic<pid_t> thread_id_{0};
   Clock clock_;
   os::Descriptor wake_;
   std::atomic<bool> configured_{false};
   std::atomic<int64_t> credit_{0};
+  std::atomic<Time> credit_ends_{};
   std::atomic<uint64_t> reserved_bytes_{0};
 };
 

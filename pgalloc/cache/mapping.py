@@ -39,7 +39,7 @@ from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
 from pgalloc.sharing import Server
 from pgalloc.sharing.serving import Servers
-from pgalloc.sizes import parse_size
+from pgalloc.sizes import Headroom, parse_size
 from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         maxsize: str | SupportsIndex | None = None,
         *,
         file: MemoryFile | None = None,
-        headroom: str | SupportsIndex = "10%",
+        headroom: Headroom = "10%",
         policy: Policy | str = Policy.S3_FIFO,
         on_discard: Callable[[Key], object] | None = None,
         name: str | None = None,

@@ -3,7 +3,6 @@
 For users: :class:`Monitor` (events for Python, headroom for the guard), :func:`info` (the limits),
 :class:`ManualSource` (pressure by hand, for tests), :func:`configure`. docs/pressure.md tells more.
 
-* ``mountinfo``: the formats of two files of procfs.
 * ``cgroup``: which memory cgroup this process is charged to (v1, v2, hybrid, containers).
 * ``limits``: limit, usage and headroom, all ancestors included: :func:`info`.
 * ``signals``, ``psi``, ``systemd``, ``manual``, ``guard``: single sources of signals.
@@ -12,7 +11,7 @@ For users: :class:`Monitor` (events for Python, headroom for the guard), :func:`
 * ``watcher``: the thread that waits for all of them.
 * ``level_listener``: :class:`PressureLevelListener`, for one level of one cgroup.
 * ``events``, ``subscribers``, ``monitor``: :class:`Monitor`, what it tells and whom.
-* ``default_guard``: tells the native guard where the limits are.
+* ``default_guard``: has the native guard find the limits, once in each process.
 
 Only this package, ``sharing``, ``_processes`` and the command line call the kernel from Python. Of
 native code only the guard is used here, by ``guard`` alone.

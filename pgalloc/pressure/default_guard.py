@@ -4,8 +4,7 @@ Thread safety: all functions may be called from any thread.
 
 Invariants:
   1. :func:`ensure` never raises, and costs one look at a flag once the guard is configured.
-  2. A forked child configures anew: it may be moved to another cgroup, and it has a guard of its
-     own.
+  2. A forked child configures anew: it has a guard of its own.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from typing import SupportsIndex
 
 from pgalloc import fork
 from pgalloc.pressure import guard
-from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
-from pgalloc.pressure.limits import charged_directories
-from pgalloc.sizes import parse_headroom
+from pgalloc.sizes import Headroom, parse_headroom
 
 DEFAULT_HEADROOM = "10%"
 """What a Monitor asks for, and what the guard keeps free without being asked."""
@@ -67,19 +63,20 @@ def ensure() -> None:
 
 
 def configure(
-    headroom: str | SupportsIndex | None = None,
+    headroom: Headroom | None = None,
     *,
     proc: str | os.PathLike[str] = "/proc",
     root: str | os.PathLike[str] = "/",
 ) -> None:
-    """Finds the memory cgroup of this process again, and says how much the guard is to keep free.
+    """Says how much the guard is to keep free, and has it find the limits anew.
 
-    The first MemoryFile does this by itself. Call it after the process was moved to another cgroup
-    or got another mount of it, or to ask for headroom for as long as the process lives.
+    The first MemoryFile has it find them by itself, and the guard follows by itself when a limit is
+    changed or this process is moved to another cgroup. Call it to ask for headroom for as long as
+    the process lives, or after it got another mount of its cgroup.
 
     Args:
-        headroom: "10%" of every limit, or bytes, as an int or as "32M"; None takes back what an
-            earlier call asked for. The largest wish counts, those of open Monitors included; if
+        headroom: "10%" or 0.1 of every limit, or bytes, as an int or as "32M"; None takes back what
+            an earlier call asked for. The largest wish counts, those of open Monitors included; if
             there is none the guard keeps a tenth.
         proc: where procfs lies, for tests.
         root: put before every mount point, for tests.
@@ -99,32 +96,15 @@ def has_something_to_watch() -> bool:
 
 
 def _configure(
-    headroom: str | SupportsIndex | None, proc: str | os.PathLike[str], root: str | os.PathLike[str]
+    headroom: Headroom | None, proc: str | os.PathLike[str], root: str | os.PathLike[str]
 ) -> None:
-    group = find_memory_cgroup(proc=proc, root=root)
-    levels = _levels(group) if group is not None else []
-    meminfo = os.path.join(proc, "meminfo")
-    readable = os.access(meminfo, os.R_OK)
-    guard.calls.guard_configure(levels, meminfo if readable else None)
+    watches = guard.calls.guard_follow(os.fsencode(os.path.abspath(proc)), os.fsencode(root))
     before = _configuration.token
     _configuration.token = (
         None if headroom is None else guard.calls.guard_add_headroom(*parse_headroom(headroom))
     )
     if before is not None:
         guard.calls.guard_remove_headroom(before)
-    _configuration.watches = bool(levels) or readable
+    _configuration.watches = watches
     _configuration.done = True
     fork.register(_configuration)
-
-
-def _levels(group: MemoryCgroup) -> list[tuple[str, bool]]:
-    is_v1 = group.version == "v1"
-    levels = []
-    for directory in charged_directories(group):
-        try:
-            str(directory).encode()
-        except UnicodeEncodeError:
-            _log.warning("the guard does not watch %r: its name is not UTF-8", str(directory))
-        else:
-            levels.append((str(directory), is_v1))
-    return levels

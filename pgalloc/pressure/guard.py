@@ -7,7 +7,7 @@ the GIL. Python only tells it where the limits are and how much to keep free, an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -21,8 +21,8 @@ _Record = TypeVar("_Record", "GuardedLimit", "GuardStatus")
 class GuardCalls(Protocol):
     """The calls of the core that are about the guard; tests put another object in their place."""
 
-    def guard_configure(self, levels: Sequence[tuple[str, bool]], meminfo: str | None) -> None:
-        """Watch these directories (and whether each is v1), and MemAvailable in ``meminfo``."""
+    def guard_follow(self, proc: bytes, root: bytes) -> bool:
+        """Watch the limits of this process, also when it is moved. Whether there is anything."""
 
     def guard_add_headroom(self, fraction: float, nbytes: int) -> int:
         """Keep that much free below every limit. Returns a token.
@@ -46,6 +46,18 @@ class GuardCalls(Protocol):
 calls: GuardCalls = _core
 
 
+def find_memory_group(
+    proc: bytes, root: bytes
+) -> tuple[Literal["v1", "v2"], str, str, str, bool] | None:
+    """Version, path, directory, mount point of the group, and whether that is exact."""
+    return _core.find_memory_group(proc, root)
+
+
+def look_at_limits(proc: bytes, root: bytes) -> list[dict[str, Any]]:
+    """Every limit that holds for this process, read now; the machine last."""
+    return _core.look_at_limits(proc, root)
+
+
 @dataclass(frozen=True, slots=True)
 class GuardedLimit:
     """One limit that the guard watches, in bytes, as it was when the guard last looked.
@@ -54,7 +66,7 @@ class GuardedLimit:
         directory: the cgroup's, or the machine's meminfo.
         limit: None if there is none at the moment.
         usage: what is charged there.
-        reclaimable: page cache of files that the kernel can drop.
+        reclaimable: what the kernel can drop, as in LimitLevel.
         available: what can still be committed; None without a limit.
         headroom: what the guard keeps free below the limit.
     """

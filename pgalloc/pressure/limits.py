@@ -1,9 +1,9 @@
 """How much memory this process may still commit: the limit, what is used, what is left.
 
 A container's limit counts, not the host's memory; and every ancestor's limit counts, because the
-kernel charges each level and the tightest one kills. Sources: Documentation/admin-guide/
-cgroup-v1/memory.rst, cgroup-v2.rst ("Memory Interface Files"), accounting/psi.rst, and
-systemd's "Memory Pressure Handling" (MEMORY_PRESSURE_WATCH).
+kernel charges each level and the tightest one kills. The core reads the limits, for this and for
+the guard alike. Sources: accounting/psi.rst of the kernel's documentation, and systemd's "Memory
+Pressure Handling" (MEMORY_PRESSURE_WATCH).
 """
 
 from __future__ import annotations
@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pgalloc.pressure import guard
 from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
 
 Source = Literal["v1", "v2", "systemd", "psi", "none"]
 """Kinds of sources of pressure signals that are found from outside; "none": there is none."""
-
-# "Unlimited" in v1 is LONG_MAX rounded down to a page, which depends on the page size. No machine
-# has 2^62 bytes, so anything from there on means the same.
-_V1_UNLIMITED_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +29,19 @@ class LimitLevel:
         directory: where its files are.
         limit: the smaller of v2's ``memory.max`` and ``memory.high``, or v1's limit; None: none.
         usage: everything charged at this level, the page cache of ordinary files included.
-        reclaimable: inactive page cache of ordinary files, which the kernel drops before it kills.
+        reclaimable: what the kernel drops before it kills: page cache of ordinary files, but for
+            what has to be written first; on v2 also half of the slab that it calls reclaimable.
+        kernel: memory of the kernel that is charged here, slab included. On v1 the kernel does not
+            tell how much of it could be given back: none of it counts as reclaimable.
+        swap_room: what may still be swapped out here; None if this level sets no bound to it.
     """
 
     directory: str
     limit: int | None
     usage: int
     reclaimable: int
+    kernel: int = 0
+    swap_room: int | None = None
 
     @property
     def headroom(self) -> int | None:
@@ -94,8 +97,7 @@ def info(
     if environ is not None and not isinstance(environ, Mapping):
         raise TypeError(f"environ must be a mapping, not {type(environ).__name__}")
     group = find_memory_cgroup(proc=proc, root=root)
-    levels = _levels(group) if group is not None else ()
-    machine_total, machine_available = _machine(Path(proc))
+    levels, machine_total, machine_available = _look(Path(proc), root)
     limited = [level for level in levels if level.limit is not None]
     tightest = min(limited, key=lambda level: level.limit or 0, default=None)
     if tightest is not None:
@@ -132,80 +134,16 @@ def _sources(
     return tuple(found)
 
 
-def charged_directories(group: MemoryCgroup) -> list[Path]:
-    """The directories whose usage counts what this process commits, the group's own first."""
-    usage = "memory.usage_in_bytes" if group.version == "v1" else "memory.current"
-    charged: list[Path] = []
-    for directory in group.levels():
-        if charged and _number(directory / "memory.use_hierarchy") == 0:
-            break  # v1 kernels before 5.11: such a parent is not charged for its children
-        # The root group of v2, and levels without the controller, have no such file.
-        if _number(directory / usage) is not None:
-            charged.append(directory)
-    return charged
-
-
-def _levels(group: MemoryCgroup) -> tuple[LimitLevel, ...]:
-    is_v1 = group.version == "v1"
-    look = _look_at_v1 if is_v1 else _look_at_v2
-    levels = [look(directory) for directory in charged_directories(group)]
-    if is_v1 and levels:
-        levels.extend(_hidden_level_v1(group, levels))
-    return tuple(levels)
-
-
-def _look_at_v2(directory: Path) -> LimitLevel:
-    usage = _number(directory / "memory.current") or 0
-    limits = [_number(directory / name) for name in ("memory.max", "memory.high")]
-    limit = min((value for value in limits if value is not None), default=None)
-    reclaimable = _stat(directory).get("inactive_file", 0)
-    return LimitLevel(str(directory), limit, usage, reclaimable)
-
-
-def _look_at_v1(directory: Path) -> LimitLevel:
-    usage = _number(directory / "memory.usage_in_bytes") or 0
-    limit = _v1_limit(_number(directory / "memory.limit_in_bytes"))
-    reclaimable = _stat(directory).get("total_inactive_file", 0)
-    return LimitLevel(str(directory), limit, usage, reclaimable)
-
-
-def _hidden_level_v1(group: MemoryCgroup, seen: list[LimitLevel]) -> list[LimitLevel]:
-    """A limit above the mount point, which only ``hierarchical_memory_limit`` betrays."""
-    limit = _v1_limit(_stat(group.directory).get("hierarchical_memory_limit"))
-    if limit is None or any(level.limit is not None and level.limit <= limit for level in seen):
-        return []
-    top = seen[-1]
-    return [LimitLevel(f"above {group.mount_point}", limit, top.usage, top.reclaimable)]
-
-
-def _v1_limit(value: int | None) -> int | None:
-    return None if value is None or value >= _V1_UNLIMITED_BYTES else value
-
-
-def _machine(proc: Path) -> tuple[int, int]:
-    """MemTotal and MemAvailable; without a readable meminfo what sysconf(3) knows."""
-    amounts: dict[str, int] = {}
-    try:
-        for line in (proc / "meminfo").read_text().splitlines():
-            name, _, rest = line.partition(":")
-            amounts[name] = int(rest.split()[0]) * 1024
-        return amounts["MemTotal"], amounts["MemAvailable"]
-    except (OSError, ValueError, IndexError, KeyError):
-        page = os.sysconf("SC_PAGE_SIZE")
-        return os.sysconf("SC_PHYS_PAGES") * page, os.sysconf("SC_AVPHYS_PAGES") * page
-
-
-def _stat(directory: Path) -> dict[str, int]:
-    try:
-        pairs = (line.split() for line in (directory / "memory.stat").read_text().splitlines())
-        return {name: int(value) for name, value in pairs}
-    except (OSError, ValueError):
-        return {}
-
-
-def _number(file: Path) -> int | None:
-    """The number in a one-line file; None for "max", or if it cannot be read."""
-    try:
-        return int(file.read_text())
-    except (OSError, ValueError):
-        return None
+def _look(proc: Path, root: str | os.PathLike[str]) -> tuple[tuple[LimitLevel, ...], int, int]:
+    """The levels of the group; MemTotal and MemAvailable, or what sysconf(3) knows of them."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, available = (os.sysconf(name) * page for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+    levels = []
+    for found in guard.look_at_limits(os.fsencode(proc), os.fsencode(root)):
+        if found["kind"] == "machine":
+            total, available = found["limit"], found["available"]
+            continue
+        name = f"above {found['directory']}" if found["kind"] == "above" else found["directory"]
+        figures = ("limit", "usage", "reclaimable", "kernel", "swap_room")
+        levels.append(LimitLevel(name, *(found[figure] for figure in figures)))
+    return tuple(levels), total, available

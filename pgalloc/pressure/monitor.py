@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, SupportsIndex
+from typing import Self
 
 from pgalloc import fork
 from pgalloc.errors import ClosedError, ForkedError
@@ -31,7 +31,7 @@ from pgalloc.pressure.memcg_sources import NoPressureSourceError, close_all
 from pgalloc.pressure.signals import Level, PressureSource, checked_level
 from pgalloc.pressure.subscribers import MonitorStats, Subscribers, Subscription, deliver_to
 from pgalloc.pressure.watcher import Watcher
-from pgalloc.sizes import parse_headroom
+from pgalloc.sizes import Headroom, parse_headroom
 from pgalloc.uncopyable import Uncopyable
 
 
@@ -62,7 +62,7 @@ class Monitor(Uncopyable):
     discarding unpinned memory; with several monitors the largest wish counts. Subscribers hear of
     pressure on a thread of this monitor, which starts with the first of them.
 
-    ``headroom`` is "10%" of each limit, or bytes, as an int or as "32M". ``sources`` are the
+    ``headroom`` is "10%" or 0.1 of each limit, or bytes, as an int or as "32M". ``sources`` are the
     sources to watch instead of all that exist here, for tests mostly; they belong to the monitor
     from now on, also if this fails.
 
@@ -71,7 +71,7 @@ class Monitor(Uncopyable):
 
     def __init__(
         self,
-        headroom: str | SupportsIndex = default_guard.DEFAULT_HEADROOM,
+        headroom: Headroom = default_guard.DEFAULT_HEADROOM,
         *,
         sources: Iterable[PressureSource] | None = None,
     ) -> None:

@@ -213,6 +213,8 @@ CLOCKS = {
     "file/registered_file.h",
     "guard/discard_source.h",
     "guard/guard.cc",
+    "guard/guard.h",
+    "guard/limits.h",
     "imageio/image_sink.h",
     "imageio/image_writer.h",
     "os/thread.cc",

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from pgalloc.pressure import MemoryCgroup, find_memory_cgroup
-from pgalloc.pressure.mountinfo import Mount, parse_cgroup, parse_mountinfo, unescape
 
 V1_MOUNT = "35 31 0:32 {root} {point} rw,relatime shared:9 - cgroup cgroup rw,memory"
 V2_MOUNT = "41 31 0:38 {root} {point} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
@@ -249,30 +248,6 @@ def test_n1_nothing_to_find_is_none(
 
 def test_n1_no_procfs_is_none(tmp_path: Path) -> None:
     assert find_memory_cgroup(proc=tmp_path / "none") is None
-
-
-def test_mountinfo_optional_fields_may_be_absent_or_many() -> None:
-    none = b"1 2 0:1 / /a rw - cgroup2 src rw"
-    many = b"1 2 0:1 /r /b rw shared:1 master:2 unbindable - cgroup src rw,memory,cpu"
-    assert parse_mountinfo(none + b"\n" + many + b"\n") == [
-        Mount("/", "/a", "cgroup2", frozenset({"rw"})),
-        Mount("/r", "/b", "cgroup", frozenset({"rw", "memory", "cpu"})),
-    ]
-
-
-def test_mountinfo_escapes() -> None:
-    assert unescape(rb"a\040b\011c\012d\134e\043f") == "a b\tc\nd\\e#f"
-    assert unescape(rb"\134040") == r"\040"  # one pass: what comes out is not decoded again
-
-
-def test_cgroup_lines_keep_the_rest_of_the_line() -> None:
-    named, unified = parse_cgroup(b"9:name=systemd:/a:b\n0::/x::y \n")
-    assert (named.controllers, named.path, named.is_v2) == (
-        frozenset({"name=systemd"}),
-        "/a:b",
-        False,
-    )
-    assert (unified.path, unified.is_v2) == ("/x::y ", True)
 
 
 def test_n1_this_machine_lists_this_process() -> None:

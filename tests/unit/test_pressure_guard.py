@@ -16,7 +16,7 @@ import pytest
 from fake_guard import FakeGuard, fake_guard
 from waiting import environment, eventually, removed
 
-from pgalloc import OptionError, RangeError
+from pgalloc import MemoryFile, OptionError, OutOfMemoryError, RangeError, _core
 from pgalloc.pressure import configure, default_guard, find_memory_cgroup, guard
 
 MIB = 1 << 20
@@ -39,7 +39,10 @@ class FakeHost:
 
     def describe(self, mount: str, membership: str) -> None:
         (self.proc / "self/mountinfo").write_text(mount + "\n")
-        (self.proc / "self/cgroup").write_text(membership + "\n")
+        self.move(membership)
+
+    def move(self, membership: str) -> None:
+        (self.proc / "self/cgroup").write_bytes(os.fsencode(membership) + b"\n")
 
     def level(self, path: str, **files: str) -> str:
         directory = self.mount / path
@@ -48,52 +51,68 @@ class FakeHost:
             (directory / name.replace("__", ".")).write_text(content + "\n")
         return str(directory)
 
-    def configure(self, native: FakeGuard) -> tuple[list[tuple[str, bool]], str | None]:
+    def configure(self) -> list[str]:
         configure(proc=self.proc, root=self.root)
-        return native.configured[-1]
+        return self.watched()
+
+    def watched(self) -> list[str]:
+        return [level.directory for level in guard.status().levels]
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> FakeHost:
-    return FakeHost(tmp_path)
+def host(tmp_path: Path) -> Iterator[FakeHost]:
+    yield FakeHost(tmp_path)
+    configure()
 
 
 # --- which levels --------------------------------------------------------------------------------
 
 
-def test_v1_every_level_that_is_charged_own_first(host: FakeHost, native: FakeGuard) -> None:
+def test_v1_every_level_that_is_charged_own_first(host: FakeHost) -> None:
     host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "4:memory:/pod/app:1")
     own = host.level("pod/app:1", memory__usage_in_bytes="1")
     pod = host.level("pod", memory__usage_in_bytes="1")
     top = host.level("", memory__usage_in_bytes="1")
-    assert host.configure(native) == ([(own, True), (pod, True), (top, True)], None)
+    assert host.configure() == [own, pod, top]
 
 
-def test_v1_not_above_a_parent_without_hierarchy(host: FakeHost, native: FakeGuard) -> None:
+def test_v1_not_above_a_parent_without_hierarchy(host: FakeHost) -> None:
     host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "4:memory:/pod/app")
     own = host.level("pod/app", memory__usage_in_bytes="1")
     host.level("pod", memory__usage_in_bytes="1", memory__use_hierarchy="0")
     host.level("", memory__usage_in_bytes="1")
-    assert host.configure(native)[0] == [(own, True)]
+    assert host.configure() == [own]
 
 
-def test_v2_levels_without_limits_now_may_get_some_later(host: FakeHost, native: FakeGuard) -> None:
+def test_v1_a_limit_above_the_mount_is_guarded_too(host: FakeHost) -> None:
+    host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "4:memory:/")
+    host.level(
+        "",
+        memory__usage_in_bytes=str(95 * MIB),
+        memory__limit_in_bytes=str(2**63 - 4096),
+        memory__stat=f"hierarchical_memory_limit {100 * MIB}",
+    )
+    host.configure()
+    assert guard.status().available == 5 * MIB
+    host.level("", memory__limit_in_bytes=str(100 * MIB))
+    assert [level.limit for level in guard.status().levels] == [100 * MIB], "that explains it"
+
+
+def test_v2_levels_without_limits_now_may_get_some_later(host: FakeHost) -> None:
     host.describe("1 2 0:1 / /cg rw - cgroup2 cgroup2 rw", "0::/slice/app")
     own = host.level("slice/app", memory__max="max", memory__current="1")
     slice_ = host.level("slice", memory__max="9", memory__current="1")
     host.level("", cgroup__controllers="memory")  # the root has no memory.current
-    assert host.configure(native)[0] == [(own, False), (slice_, False)]
+    assert host.configure() == [own, slice_]
 
 
-def test_v2_bind_mount_with_octal_escapes(host: FakeHost, native: FakeGuard) -> None:
+def test_v2_bind_mount_with_octal_escapes(host: FakeHost) -> None:
     host.describe(r"1 2 0:1 /box /cg/my\040box rw - cgroup2 cgroup2 rw", "0::/box/app")
     own = host.level("my box/app", memory__max="max", memory__current="1")
-    assert host.configure(native)[0] == [(own, False)]
+    assert host.configure() == [own]
 
 
-def test_hybrid_watches_the_hierarchy_that_has_the_controller(
-    host: FakeHost, native: FakeGuard
-) -> None:
+def test_hybrid_watches_the_hierarchy_that_has_the_controller(host: FakeHost) -> None:
     host.describe(
         "1 2 0:1 / /cg/unified rw - cgroup2 cgroup2 rw\n"
         "1 2 0:2 / /cg/memory rw - cgroup cgroup rw,memory",
@@ -101,38 +120,66 @@ def test_hybrid_watches_the_hierarchy_that_has_the_controller(
     )
     host.level("unified/app", cgroup__procs="1")
     own = host.level("memory/app", memory__usage_in_bytes="1")
-    assert host.configure(native)[0] == [(own, True)]
+    assert host.configure() == [own]
 
 
-def test_a_mount_of_a_foreign_namespace_counts_as_far_as_it_shows(
-    host: FakeHost, native: FakeGuard
-) -> None:
+def test_a_mount_of_a_foreign_namespace_counts_as_far_as_it_shows(host: FakeHost) -> None:
     host.describe("1 2 0:1 /other /cg rw - cgroup cgroup rw,memory", "4:memory:/docker/mine")
     top = host.level("", memory__usage_in_bytes="1")
-    assert host.configure(native)[0] == [(top, True)]
+    assert host.configure() == [top]
 
 
-def test_names_that_the_guard_cannot_take_are_left_out(
-    host: FakeHost, native: FakeGuard, caplog: pytest.LogCaptureFixture
-) -> None:
-    host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "")
-    (host.proc / "self/cgroup").write_bytes(b"4:memory:/caf\xe9\n")
-    host.level(os.fsdecode(b"caf\xe9"), memory__usage_in_bytes="1")
+def test_names_may_be_any_bytes(host: FakeHost) -> None:
+    host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", os.fsdecode(b"4:memory:/caf\xe9"))
+    own = host.level(os.fsdecode(b"caf\xe9"), memory__usage_in_bytes="1")
     top = host.level("", memory__usage_in_bytes="1")
-    assert host.configure(native)[0] == [(top, True)]
-    assert "not UTF-8" in caplog.text
+    assert host.configure() == [own, top]
 
 
-def test_no_cgroup_leaves_the_machine(host: FakeHost, native: FakeGuard) -> None:
-    (host.proc / "meminfo").write_text("MemAvailable: 1 kB\n")
-    assert host.configure(native) == ([], str(host.proc / "meminfo"))
+def test_no_cgroup_leaves_the_machine(host: FakeHost) -> None:
+    (host.proc / "meminfo").write_text("MemTotal: 2 kB\nMemAvailable: 1 kB\n")
+    assert host.configure() == [str(host.proc / "meminfo")]
     assert default_guard.has_something_to_watch()
 
 
-def test_no_procfs_leaves_nothing(tmp_path: Path, native: FakeGuard) -> None:
+def test_no_procfs_leaves_nothing(host: FakeHost, tmp_path: Path) -> None:
     configure(proc=tmp_path / "none", root=tmp_path)
-    assert native.configured == [([], None)]
+    assert host.watched() == []
     assert not default_guard.has_something_to_watch()
+
+
+# --- what changes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("v1", [True, False])
+def test_a_process_that_is_moved_is_followed(host: FakeHost, v1: bool) -> None:
+    if v1:
+        host.describe("1 2 0:1 / /cg rw - cgroup cgroup rw,memory", "4:memory:/a")
+    else:
+        host.describe("1 2 0:1 / /cg rw - cgroup2 cgroup2 rw", "0::/a")
+    names = ("memory__usage_in_bytes", "memory__limit_in_bytes")
+    usage, limit = names if v1 else ("memory__current", "memory__max")
+    a = host.level("a", **{usage: "1", limit: str(100 * MIB)})
+    b = host.level("b", **{usage: "1", limit: str(10 * MIB)})
+    assert host.configure() == [a]
+    host.move("4:memory:/b" if v1 else "0::/b")
+    assert host.watched() == [b]
+    with pytest.raises(OutOfMemoryError):
+        _core.CommitReservation(11 * MIB)
+    host.move("4:memory:/a" if v1 else "0::/a")
+    _core.CommitReservation(11 * MIB)
+
+
+def test_the_thread_notices_a_move_by_itself(host: FakeHost) -> None:
+    host.describe("1 2 0:1 / /cg rw - cgroup2 cgroup2 rw", "0::/a")
+    host.level("a", memory__current="1", memory__max=str(100 * MIB))
+    host.level("b", memory__current=str(95 * MIB), memory__max=str(100 * MIB))
+    host.configure()
+    with MemoryFile() as file, file.allocate(4096) as pages:
+        pages._write(0, b"x")
+        pages.unpin()
+        host.move("0::/b")
+        eventually(lambda: file.stats().discarded_bytes == 4096, "the pages are discarded")
 
 
 # --- once in each process ------------------------------------------------------------------------
@@ -154,11 +201,11 @@ def test_ensure_never_raises(
 ) -> None:
     calls: list[int] = []
 
-    def refuse(levels: Any, meminfo: Any) -> None:
+    def refuse(proc: Any, root: Any) -> None:
         calls.append(1)
         raise MemoryError
 
-    monkeypatch.setattr(native, "guard_configure", refuse)
+    monkeypatch.setattr(native, "guard_follow", refuse)
     default_guard.ensure()
     default_guard.ensure()
     assert calls == [1]
@@ -184,7 +231,7 @@ def test_configure_replaces_what_it_asked_for(native: FakeGuard) -> None:
     configure("20%")
     configure("32M")
     assert list(native.headrooms.values()) == [(0.0, 32 * MIB)]
-    for bad, error in (("ten", OptionError), ("100%", RangeError), (1.5, TypeError)):
+    for bad, error in (("ten", OptionError), ("100%", RangeError), ([1], TypeError)):
         with pytest.raises(error):
             configure(bad)  # type: ignore[arg-type]
     assert list(native.headrooms.values()) == [(0.0, 32 * MIB)]

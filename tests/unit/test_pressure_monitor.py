@@ -62,7 +62,7 @@ def test_bad_headroom_and_bad_sources_leave_nothing(
         ("ten", OptionError),
         ("100%", RangeError),
         (-1, RangeError),
-        (0.1, TypeError),
+        (1.5, RangeError),
         (None, TypeError),
     ]
     for headroom, error in bad:

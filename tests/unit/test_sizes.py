@@ -65,22 +65,38 @@ def test_sizes_out_of_range(size: str | int) -> None:
 def test_other_types(size: Any) -> None:
     with pytest.raises(TypeError, match="must be an int"):
         parse_size(size)
-    with pytest.raises(TypeError, match="must be an int"):
-        parse_headroom(size)
+    if not isinstance(size, float):
+        with pytest.raises(TypeError, match="must be an int"):
+            parse_headroom(size)
 
 
 @pytest.mark.parametrize(
     ("text", "fraction"),
-    [("10%", 0.1), ("0%", 0.0), ("12.5%", 0.125), (" 25 % ", 0.25), ("99.9%", 0.999)],
+    [
+        ("10%", 0.1),
+        ("0%", 0.0),
+        ("12.5%", 0.125),
+        (" 25 % ", 0.25),
+        ("99.9%", 0.999),
+        ("0.1", 0.1),
+        (" 0.25 ", 0.25),
+        (0.1, 0.1),
+        (0.0, 0.0),
+    ],
 )
-def test_headroom_in_percent(text: str, fraction: float) -> None:
+def test_headroom_as_a_share(text: str | float, fraction: float) -> None:
     assert parse_headroom(text) == (pytest.approx(fraction), 0)
 
 
-def test_headroom_that_makes_no_sense() -> None:
-    for text in ("100%", "1000%"):
-        with pytest.raises(RangeError, match="less than 100%"):
-            parse_headroom(text)
-    for text in ("-1%", "%", "ten", "10%%", "10% 5M"):
-        with pytest.raises(OptionError, match='"10%", bytes, or'):
-            parse_headroom(text)
+@pytest.mark.parametrize(
+    "share", ["100%", "1000%", "1.0", "1.5", 1.0, 1.5, -0.1, float("nan"), float("inf")]
+)
+def test_headroom_that_is_all_or_less_than_nothing(share: str | float) -> None:
+    with pytest.raises(RangeError, match=r"less than 1 \(100%\) of the limit"):
+        parse_headroom(share)
+
+
+@pytest.mark.parametrize("text", ["-1%", "%", "ten", "10%%", "10% 5M", ".1", "1e-1", "-0.1", "1,5"])
+def test_headroom_that_makes_no_sense(text: str) -> None:
+    with pytest.raises(OptionError, match='"10%" or 0.1 of the limit, or bytes'):
+        parse_headroom(text)

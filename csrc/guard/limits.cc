@@ -1,0 +1,141 @@
+#include "guard/limits.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "guard/kernel_file.h"
+
+namespace pgalloc {
+
+namespace {
+
+constexpr auto kAbove = LevelFiles::Kind::kAboveV1;
+// A limit above the mount point costs as much as all the rest, and hardly ever changes.
+constexpr unsigned kRefreshesOfAbove = 8;
+// The kernel's word of a vain reclaim comes so much later than the charge at most.
+constexpr std::chrono::milliseconds kHitsAge{40};
+
+}  // namespace
+
+std::vector<std::pair<LevelFiles, MemoryLevel::Reading>> Limits::look_around(
+    const ProcFiles& where) {
+  Limits limits;
+  limits.follow(where);
+  limits.read([](const Watched&) { return uint64_t{0}; });
+  std::vector<std::pair<LevelFiles, MemoryLevel::Reading>> found;
+  for (const Watched& watched : limits.levels_) {
+    const auto reading = limits.look_at(watched);
+    const bool above = watched.level.files().kind == kAbove;
+    if (reading && (!above || reading->limited()))
+      found.emplace_back(watched.level.files(), *reading);
+  }
+  return found;
+}
+
+void Limits::watch(const std::vector<LevelFiles>& files) {
+  std::vector<Watched> opened;
+  for (const LevelFiles& level_files : files) {
+    auto level = MemoryLevel::open(level_files);
+    if (!level) continue;
+    const uint64_t limit = level->limit();
+    opened.push_back({.level = std::move(*level), .reading = {}, .limit = limit});
+  }
+  levels_ = std::move(opened);
+  follows_.reset();
+  ++generation_;
+}
+
+bool Limits::follow(const ProcFiles& where) {
+  membership_ = open_kernel_file(where.proc + "/self/cgroup");
+  follows_ = where;
+  find();
+  return !levels_.empty();
+}
+
+void Limits::find() {
+  const ProcFiles where = *follows_;
+  std::string seen(KernelText(membership_).text());  // before it looks: a move meanwhile is another
+  const auto group = find_memory_group(where);
+  auto files = group ? charged_levels(*group) : std::vector<LevelFiles>{};
+  files.push_back({LevelFiles::Kind::kMachine, where.proc + "/meminfo"});
+  watch(files);
+  follows_ = where;
+  memberships_ = std::move(seen);
+}
+
+// What cannot be read says nothing of a move.
+bool Limits::moved() const {
+  if (!follows_) return false;
+  const KernelText text(membership_);
+  return !text.text().empty() && text.text() != memberships_;
+}
+
+bool Limits::refresh(Time now) {
+  if (moved()) {
+    find();
+    return true;
+  }
+  const bool above_too = ++refreshes_ % kRefreshesOfAbove == 0;
+  bool changed = false;
+  for (Watched& watched : levels_) {
+    if (watched.is_machine()) continue;
+    if (watched.level.files().kind == kAbove && !above_too) continue;
+    const uint64_t before = std::exchange(watched.limit, watched.level.limit());
+    changed = changed || watched.limit != before;
+  }
+  if (now - hits_taken_ >= kHitsAge) take_hits(now);
+  return changed;
+}
+
+void Limits::take_hits(Time now) {
+  for (Watched& watched : levels_) {
+    if (!watched.vain_reclaim) continue;
+    watched.hits_before = std::exchange(watched.hits, watched.level.hits().value_or(0));
+  }
+  hits_taken_ = now;
+}
+
+bool Limits::is_idle_above(const Watched& watched) const {
+  return watched.level.files().kind == kAbove && watched.limit >= smallest_of_groups();
+}
+
+void Limits::drop_what_is_explained() {
+  const uint64_t smallest = smallest_of_groups();
+  for (Watched& watched : levels_) {
+    MemoryLevel::Reading& reading = watched.reading;
+    if (watched.level.files().kind == kAbove && reading.limit >= smallest) reading = {};
+  }
+}
+
+std::optional<MemoryLevel::Reading> Limits::look_at(const Watched& watched) const {
+  auto reading = watched.level.read(Depth::kEverything);
+  if (reading && watched.level.files().kind == kAbove && reading->limit >= smallest_of_groups()) {
+    reading->limit = UINT64_MAX;
+  }
+  return reading;
+}
+
+uint64_t Limits::smallest_of_groups() const {
+  uint64_t smallest = UINT64_MAX;
+  for (const Watched& watched : levels_) {
+    const auto kind = watched.level.files().kind;
+    if (kind == LevelFiles::Kind::kMachine || kind == kAbove) continue;
+    smallest = std::min(smallest, watched.reading.limit);
+  }
+  return smallest;
+}
+
+// Without meminfo there is none, as far as is known.
+uint64_t Limits::swap_room() const {
+  uint64_t of_machine = 0;
+  uint64_t of_groups = UINT64_MAX;
+  for (const Watched& watched : levels_) {
+    const auto reading = watched.level.read(Depth::kEverything);
+    if (!reading) continue;
+    uint64_t& room = watched.is_machine() ? of_machine : of_groups;
+    room = watched.is_machine() ? reading->swap_room : std::min(room, reading->swap_room);
+  }
+  return std::min(of_machine, of_groups);
+}
+
+}  // namespace pgalloc
