@@ -60,11 +60,11 @@ py::tuple load(Self<FileHandle> handle, const py::object& range_object, const py
 py::tuple load_next(Self<FileHandle> handle) {
   const std::shared_ptr<MemoryFile> file = handle->shared();
   std::unique_ptr<ArrivingExtent> encoded;
-  const bool any = [&] {
+  Result<bool> any = [&] {
     WithoutGil release;
     return file->loader().load_next(&encoded);
   }();
-  return py::make_tuple(any, arriving_or_none(file, std::move(encoded)));
+  return py::make_tuple(value_or_throw(std::move(any)), arriving_or_none(file, std::move(encoded)));
 }
 
 void bind_arriving(py::module_& module) {
@@ -77,8 +77,11 @@ void bind_arriving(py::module_& module) {
           [](Self<Arriving> arriving, const py::bytes& raw) {
             const std::span<const char> bytes = as_span(raw);
             if (bytes.size() != arriving->open().raw_length()) throw py::value_error("raw");
-            WithoutGil release;
-            arriving->open().deliver(bytes);
+            Status status = [&] {
+              WithoutGil release;
+              return arriving->open().deliver(bytes);
+            }();
+            throw_if_error(status);
           },
           py::arg("raw"))
       .def(

@@ -96,13 +96,13 @@ Result<FileRange> Allocator::place(const AllocateRequest& request) {
 Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled) {
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
-  // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
-  if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
-
   CommitReservation reservation;
-  if (request.mode != AllocationMode::kAllocateOnly && !recycled) {
+  const bool commits = request.mode != AllocationMode::kAllocateOnly || manual_zeroing_;
+  if (commits && !recycled) {
     PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(range.length(), reservation));
   }
+  // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
+  if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
   if (request.mode == AllocationMode::kAllocateAndCommit) return file_.commit(range);
   if (request.mode == AllocationMode::kAllocateAndWritePopulate) return populate(range, recycled);
   return {};

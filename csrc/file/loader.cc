@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "file/operation.h"
+#include "guard/commit_gate.h"
 
 namespace pgalloc {
 
@@ -46,13 +47,24 @@ std::vector<FileRange> stored_ranges(const image::ExtentHead& head,
   return ranges;
 }
 
+uint64_t stored_bytes(const image::ExtentHead& head, std::span<const FileRange> parts) {
+  uint64_t bytes = 0;
+  visit_stored(head, parts, [&](FileRange range, uint64_t) {
+    bytes += range.length();
+    return true;
+  });
+  return bytes;
+}
+
 }  // namespace
 
 Status Loader::write_restored(const image::ExtentHead& head, const char* raw) {
+  const FileRange whole[] = {head.range};
+  CommitReservation reservation;
+  PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(stored_bytes(head, whole), reservation));
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
   Status status;
-  const FileRange whole[] = {head.range};
   visit_stored(head, whole, [&](FileRange range, uint64_t at) {
     status = file_.write(range, raw + at);
     return status.ok();
@@ -87,9 +99,9 @@ Status Loader::begin(std::shared_ptr<const ExtentSource> source) {
 
 // --- An extent on its way ------------------------------------------------------------------------
 
-void ArrivingExtent::deliver(std::span<const char> raw) {
+Status ArrivingExtent::deliver(std::span<const char> raw) {
   PGALLOC_CHECK_OP(raw.size(), ==, raw_length());
-  loader_.deliver(*this, raw.data());
+  return loader_.deliver(*this, raw.data());
 }
 
 void ArrivingExtent::fail(Status status) { loader_.fail_arrival(*this, std::move(status)); }
@@ -105,16 +117,16 @@ std::unique_ptr<ArrivingExtent> Loader::take_extent(uint64_t waiting) {
       new ArrivingExtent(*this, source_, index, std::move(parts)));
 }
 
-std::unique_ptr<ArrivingExtent> Loader::fetch(std::unique_ptr<ArrivingExtent> extent) {
+Result<std::unique_ptr<ArrivingExtent>> Loader::fetch(std::unique_ptr<ArrivingExtent> extent) {
   Result<image::ExtentHead> head = extent->source_->read_extent(extent->index_, extent->buffer_);
   if (!head.ok()) {
     extent->fail(std::move(head).status());
-    return nullptr;
+    return std::unique_ptr<ArrivingExtent>();
   }
   extent->head_ = *head;
   if (extent->head_.encoding != image::Encoding::kRaw) return extent;
-  extent->deliver(extent->encoded());
-  return nullptr;
+  PGALLOC_RETURN_IF_ERROR(extent->deliver(extent->encoded()));
+  return std::unique_ptr<ArrivingExtent>();
 }
 
 void Loader::put_back(const ArrivingExtent& extent) {
@@ -124,10 +136,13 @@ void Loader::put_back(const ArrivingExtent& extent) {
   pending_changed();
 }
 
-void Loader::deliver(ArrivingExtent& extent, const char* raw) {
+Status Loader::deliver(ArrivingExtent& extent, const char* raw) {
+  CommitReservation reservation;
+  PGALLOC_RETURN_IF_ERROR(
+      commit_gate().reserve(stored_bytes(extent.head_, extent.parts_), reservation));
   extent.settled_ = true;
   std::optional<Operation> operation;
-  if (!Operation::begin(state_, operation).ok()) return;  // closed: nothing waits any more
+  if (!Operation::begin(state_, operation).ok()) return {};  // closed: nothing waits any more
   Status status;
   visit_stored(extent.head_, extent.parts_, [&](FileRange range, uint64_t at) {
     status = file_.write(range, raw + at);
@@ -139,13 +154,14 @@ void Loader::deliver(ArrivingExtent& extent, const char* raw) {
       if (!file_.punch(part).ok()) (void)file_.write_zeros(part);
     }
     fail_arrival(extent, std::move(status));
-    return;
+    return {};
   }
   const std::vector<FileRange> stored = stored_ranges(extent.head_, extent.parts_);
   FileLock lock(state_);
   for (const FileRange& range : stored) state_.pages.mark_committed(range, nullptr);
   for (const FileRange& part : extent.parts_) state_.pages.pending().arrived(part);
   pending_changed();
+  return {};
 }
 
 void Loader::fail_arrival(ArrivingExtent& extent, Status status) {
@@ -234,10 +250,11 @@ Result<bool> Loader::load(FileRange range, Time deadline, std::unique_ptr<Arrivi
     if (const auto waiting = pending.find(range, Arrival::kWaiting); waiting && can_take) {
       std::unique_ptr<ArrivingExtent> extent = take_extent(waiting->start);
       lock.unlock();
-      extent = fetch(std::move(extent));
+      auto fetched = fetch(std::move(extent));
       lock.lock();
-      if (extent == nullptr) continue;
-      *encoded = std::move(extent);
+      if (!fetched.ok()) return std::move(fetched).status();
+      if (*fetched == nullptr) continue;
+      *encoded = std::move(*fetched);
       return false;
     }
     if (!pending.find(range, Arrival::kWaiting) && !pending.find(range, Arrival::kArriving) &&
@@ -250,7 +267,7 @@ Result<bool> Loader::load(FileRange range, Time deadline, std::unique_ptr<Arrivi
 
 // --- Threads that load everything ----------------------------------------------------------------
 
-bool Loader::load_next(std::unique_ptr<ArrivingExtent>* encoded) {
+Result<bool> Loader::load_next(std::unique_ptr<ArrivingExtent>* encoded) {
   if (!state_.incomplete()) return false;
   std::unique_ptr<ArrivingExtent> extent;
   {
@@ -264,8 +281,9 @@ bool Loader::load_next(std::unique_ptr<ArrivingExtent>* encoded) {
     cursor_ = waiting->start;
     extent = take_extent(waiting->start);
   }
-  extent = fetch(std::move(extent));
-  if (extent != nullptr) *encoded = std::move(extent);
+  auto fetched = fetch(std::move(extent));
+  if (!fetched.ok()) return std::move(fetched).status();
+  if (*fetched != nullptr) *encoded = std::move(*fetched);
   return true;
 }
 
@@ -298,8 +316,18 @@ void Loader::stop_threads() {
 
 void Loader::run() try {
   std::unique_ptr<ArrivingExtent> encoded;
-  while (load_next(&encoded)) PGALLOC_CHECK(encoded == nullptr);
+  while (true) {
+    const Result<bool> any = load_next(&encoded);
+    if (!any.ok()) break;
+    if (!*any) return;
+    PGALLOC_CHECK(encoded == nullptr);
+  }
+  warn_of_no_memory();
 } catch (const std::bad_alloc&) {
+  warn_of_no_memory();
+}
+
+void Loader::warn_of_no_memory() {
   FileLock lock(state_);
   state_.warn("out of memory: pages of the image are loaded when they are needed");
 }

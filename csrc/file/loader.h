@@ -53,8 +53,9 @@ class ArrivingExtent {
     return {buffer_.data() + page_size(), head_.stored_length};
   }
   uint64_t raw_length() const { return head_.raw_length(); }
-  // The extent arrives as `raw`, raw_length() bytes; or it is broken, and why.
-  void deliver(std::span<const char> raw);
+  // The extent arrives as `raw`, raw_length() bytes; or it is broken, and why. kOutOfMemory if there
+  // is no room for it below the memory limits: it is as it was.
+  Status deliver(std::span<const char> raw);
   void fail(Status status);
 
  private:
@@ -82,7 +83,7 @@ class Loader {
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
-  // Writes a whole extent. REQUIRES: the file is not shared yet.
+  // Writes a whole extent. kOutOfMemory if there is no room for it below the memory limits. REQUIRES: the file is not shared yet.
   Status write_restored(const image::ExtentHead& head, const char* raw) EXCLUDES(file_lock);
 
   // From here on, pages of the extents are pending, and load() and load_next() bring them in.
@@ -97,11 +98,13 @@ class Loader {
 
   // Loads what `range` still waits for, and waits for what others are loading. True: it is all
   // there. False: the deadline passed, or *encoded has to be decoded first. The error of a page that
-  // could not be loaded, if there is one in `range`, unless those are to be ignored.
+  // could not be loaded, if there is one in `range`, unless those are to be ignored. kOutOfMemory if
+  // there is no room now: what waits goes on waiting.
   Result<bool> load(FileRange range, Time deadline, std::unique_ptr<ArrivingExtent>* encoded,
                     bool ignore_broken = false) EXCLUDES(file_lock);
-  // Loads one extent, whichever is next. False when none waits, or the threads are to stop.
-  bool load_next(std::unique_ptr<ArrivingExtent>* encoded) EXCLUDES(file_lock);
+  // Loads one extent, the next of all. False when none waits, or the threads are to stop. kOutOfMemory
+  // as load().
+  Result<bool> load_next(std::unique_ptr<ArrivingExtent>* encoded) EXCLUDES(file_lock);
 
   // Whether pages are still on their way.
   bool loading() const EXCLUDES(file_lock);
@@ -136,10 +139,12 @@ class Loader {
   void yield_to_waiters() REQUIRES(file_lock);
   std::unique_ptr<ArrivingExtent> take_extent(uint64_t waiting) REQUIRES(file_lock);
   // Reads the extent; an unencoded one is brought in at once. What is left needs decoding.
-  std::unique_ptr<ArrivingExtent> fetch(std::unique_ptr<ArrivingExtent> extent) EXCLUDES(file_lock);
-  void deliver(ArrivingExtent& extent, const char* raw) EXCLUDES(file_lock);
+  Result<std::unique_ptr<ArrivingExtent>> fetch(std::unique_ptr<ArrivingExtent> extent)
+      EXCLUDES(file_lock);
+  Status deliver(ArrivingExtent& extent, const char* raw) EXCLUDES(file_lock);
   void fail_arrival(ArrivingExtent& extent, Status status) EXCLUDES(file_lock);
   void put_back(const ArrivingExtent& extent) EXCLUDES(file_lock);
+  void warn_of_no_memory() EXCLUDES(file_lock);
 
   FileState& state_;
   BackingFile& file_;

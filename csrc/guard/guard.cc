@@ -30,6 +30,9 @@ constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
 constexpr uint64_t kCreditMax = uint64_t{4} << 20;
 // Of the page cache that counts as free so much is not relied on: a sixteenth.
 constexpr uint64_t kCacheMargin = 16;
+// How often an idle process is looked after, and what it computes less than in that time.
+constexpr std::chrono::milliseconds kIdlePeriod{120};
+constexpr std::chrono::milliseconds kWork{2};
 // A limit that was refused is tried again: so long usage does not grow by more than so much.
 constexpr std::chrono::seconds kYield{10};
 constexpr uint64_t kYieldRoom = uint64_t{32} << 20;
@@ -498,13 +501,17 @@ void Guard::raise(Alarm alarm) {
   source_.load()->start_evictions();
 }
 
-// In pieces, so that a limit that changes is noticed.
+// In pieces, so that a move is noticed, and a limit of which the kernel does not tell. A process that
+// does nothing is looked after less often: waking up is what costs.
 void Guard::sleep(GuardPlan::Duration delay) {
   auto left = std::chrono::ceil<std::chrono::milliseconds>(delay);
+  bool works = true;
   while (!stops_) {
-    const auto piece = std::min(left, kPeriod);
+    const auto piece = std::min(left, works ? kPeriod : kIdlePeriod);
+    const auto begin = os::process_time();
     if (doze(piece) || left <= piece) return;
-    if (notice_changes()) return;
+    works = os::process_time() - begin > kWork || limits_.written_fd() < 0;
+    if (works ? notice_changes() : limits_.moved() && notice_changes()) return;
     left -= piece;
   }
 }
@@ -524,6 +531,7 @@ bool Guard::doze(std::chrono::milliseconds longest) {
     add(watched.threshold.get(), POLLIN);
     add(watched.level.events_fd(), POLLPRI);
   }
+  add(limits_.written_fd(), POLLIN);
   mu_.unlock();
   const auto due = std::chrono::steady_clock::now() + longest;
   const int ready = sys().poll(files.data(), count, static_cast<int>(longest.count()));
@@ -540,6 +548,7 @@ bool Guard::doze(std::chrono::milliseconds longest) {
     if (watched.level.events_fd() >= 0) watched.level.read_events();
   }
   hear_of_vain_reclaim();
+  if (limits_.take_written()) notice_changes();
   return true;
 }
 

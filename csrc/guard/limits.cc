@@ -1,11 +1,15 @@
 #include "guard/limits.h"
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "guard/kernel_file.h"
+#include "os/syscalls.h"
 
 namespace pgalloc {
+
+using os::sys;
 
 namespace {
 
@@ -43,6 +47,26 @@ void Limits::watch(const std::vector<LevelFiles>& files) {
   levels_ = std::move(opened);
   follows_.reset();
   ++generation_;
+  watch_writes();
+}
+
+// The kernel tells of what is written to a cgroup's file like of any other.
+void Limits::watch_writes() {
+  written_ = os::Descriptor(sys().watch_writes());
+  if (!written_) return;
+  for (const Watched& watched : levels_) {
+    for (const std::string& path : watched.level.limit_files()) {
+      (void)sys().watch_writes_to(written_.get(), path.c_str());
+    }
+  }
+}
+
+bool Limits::take_written() const {
+  if (!written_) return false;
+  std::array<char, 1024> events;
+  bool any = false;
+  while (sys().read(written_.get(), events.data(), events.size()) > 0) any = true;
+  return any;
 }
 
 bool Limits::follow(const ProcFiles& where) {

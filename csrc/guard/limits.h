@@ -61,9 +61,15 @@ class Limits {
 
   using Time = std::chrono::steady_clock::time_point;
 
+  // To be polled for POLLIN: a limit was written to. -1 where the kernel does not tell.
+  int written_fd() const { return written_.get(); }
+  // Whether it was. To be followed by refresh().
+  bool take_written() const;
   // Whether a limit changed or the process was moved since the last time. Costs a short file for each
   // limit and one more.
   bool refresh(Time now);
+  // The last of it alone.
+  bool moved() const;
   // Reads them all; the page cache of those with less than twice the headroom left.
   template <class HeadroomOf>
   void read(HeadroomOf headroom_of) {
@@ -98,13 +104,14 @@ class Limits {
   using Depth = MemoryLevel::Depth;
 
   void find();
-  bool moved() const;
+  void watch_writes();
   void take_hits(Time now);
   bool is_idle_above(const Watched& watched) const;
   void drop_what_is_explained();
 
   std::vector<Watched> levels_;
   std::optional<ProcFiles> follows_;
+  os::Descriptor written_;
   os::Descriptor membership_;
   std::string memberships_;
   uint64_t generation_ = 0;

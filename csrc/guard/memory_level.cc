@@ -22,7 +22,6 @@ uint64_t less(uint64_t a, uint64_t b) { return a - std::min(a, b); }
 std::optional<MemoryLevel> MemoryLevel::open(const LevelFiles& files) {
   MemoryLevel level;
   level.files_ = files;
-  std::vector<const char*> limits;
   switch (files.kind) {
     case LevelFiles::Kind::kMachine:
       level.usage_ = open_kernel_file(files.path);
@@ -31,7 +30,6 @@ std::optional<MemoryLevel> MemoryLevel::open(const LevelFiles& files) {
       level.usage_ = open_kernel_file(files.path + "/memory.usage_in_bytes");
       level.stat_ = open_kernel_file(files.path + "/memory.stat");
       level.hits_ = open_kernel_file(files.path + "/memory.failcnt");
-      limits = {"/memory.limit_in_bytes"};
       break;
     case LevelFiles::Kind::kAboveV1:
       level.usage_ = open_kernel_file(files.path + "/memory.usage_in_bytes");
@@ -41,12 +39,24 @@ std::optional<MemoryLevel> MemoryLevel::open(const LevelFiles& files) {
       level.usage_ = open_kernel_file(files.path + "/memory.current");
       level.stat_ = open_kernel_file(files.path + "/memory.stat");
       level.events_ = open_kernel_file(files.path + "/memory.events");
-      limits = {"/memory.max", "/memory.high"};
       break;
   }
   if (!level.usage_) return std::nullopt;
-  for (const char* name : limits) level.limits_.push_back(open_kernel_file(files.path + name));
+  for (const std::string& path : level.limit_files()) {
+    level.limits_.push_back(open_kernel_file(path));
+  }
   return level;
+}
+
+std::vector<std::string> MemoryLevel::limit_files() const {
+  switch (files_.kind) {
+    case LevelFiles::Kind::kV1:
+      return {files_.path + "/memory.limit_in_bytes"};
+    case LevelFiles::Kind::kV2:
+      return {files_.path + "/memory.max", files_.path + "/memory.high"};
+    default:
+      return {};
+  }
 }
 
 uint64_t MemoryLevel::limit() const {

@@ -66,6 +66,8 @@ class MemoryLevel {
   uint64_t limit() const;
 
   const LevelFiles& files() const { return files_; }
+  // Those that say what limit() says.
+  std::vector<std::string> limit_files() const;
   bool is_v1_group() const { return files_.kind == LevelFiles::Kind::kV1; }
   // v1: the eventfd is written to when usage crosses `bytes`, until it is closed. False if the
   // kernel refuses.

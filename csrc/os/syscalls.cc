@@ -5,6 +5,7 @@
 #include <linux/sockios.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -180,6 +181,9 @@ constexpr Syscalls kKernel = {
     .read = ::read,
     .write = ::write,
     .eventfd = ::eventfd,
+    .watch_writes = [] { return ::inotify_init1(IN_CLOEXEC | IN_NONBLOCK); },
+    .watch_writes_to = [](int fd,
+                          const char* path) { return ::inotify_add_watch(fd, path, IN_MODIFY); },
     .poll = ::poll,
     .getrandom = ::getrandom,
     .socketpair = socketpair_call,

@@ -2,8 +2,8 @@
 
 #include <errno.h>
 #include <sched.h>
-
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -24,6 +24,12 @@ WithoutSignals::WithoutSignals() {
 WithoutSignals::~WithoutSignals() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
 
 pid_t thread_id() { return static_cast<pid_t>(::syscall(SYS_gettid)); }
+
+std::chrono::nanoseconds process_time() {
+  timespec time{};
+  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+}
 
 bool is_gone(pid_t thread_id) {
   return ::syscall(SYS_tgkill, ::getpid(), thread_id, 0) != 0 && errno == ESRCH;

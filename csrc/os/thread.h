@@ -11,9 +11,13 @@
 #include <signal.h>
 #include <sys/types.h>
 
+#include <chrono>
+
 namespace pgalloc::os {
 
 pid_t thread_id();
+// How long all threads of this process have run.
+std::chrono::nanoseconds process_time();
 
 // While it lives, this thread takes no signals that come from outside; nor do threads that it starts
 // then, for good. Programs (Python above all) want theirs in threads of their own.

@@ -23,6 +23,7 @@ from typing import Any
 
 from pgalloc import _core
 from pgalloc.errors import Error, OwnerGoneError, SharingError
+from pgalloc.pressure import default_guard
 from pgalloc.raised import is_ours
 from pgalloc.sharing import files, protocol
 from pgalloc.sharing.protocol import Op
@@ -56,6 +57,7 @@ class Connection:
         self.path: str | None = None
         """What connect() was called with, if it was."""
         self.generation = _core.process_generation()
+        default_guard.ensure()  # of the limits of this process, which pays for what it touches
         self.link.set_timeout(REQUEST_MAX_S if timeout is None else timeout)
         self._closed = False
         self.owner_pid = 0

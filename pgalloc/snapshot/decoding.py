@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pgalloc import _core, fork
-from pgalloc.errors import SnapshotError
+from pgalloc.errors import OutOfMemoryError, SnapshotError
 from pgalloc.snapshot.codec import Codec, zstd
 from pgalloc.threads import PARK_TIMEOUT_S, Thread
 
@@ -28,7 +29,10 @@ def load(
     *,
     ignore_broken: bool,
 ) -> bool:
-    """Load a range (None: everything), or wait until it is loaded. False when the time is over."""
+    """Load a range (None: everything), or wait until it is loaded. False when the time is over.
+
+    Raises OutOfMemoryError if there is no room for it below the memory limits.
+    """
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -103,6 +107,10 @@ class Decoders:
         self._threads.clear()
 
     def _work(self) -> None:
+        with suppress(OutOfMemoryError):  # no room now: pages are loaded when they are needed
+            self._load_all()
+
+    def _load_all(self) -> None:
         while not self._stops:
             memory_file = self._file()
             if memory_file is None:

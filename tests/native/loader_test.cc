@@ -101,9 +101,9 @@ TEST(a_thread_that_needs_a_page_brings_its_extent_and_no_other) {
 TEST(loaders_take_the_extents_in_order_from_the_last_one_on) {
   Restored rig(4);
   std::unique_ptr<ArrivingExtent> encoded;
-  EXPECT(rig.loader.load_next(&encoded));
+  EXPECT(*rig.loader.load_next(&encoded));
   EXPECT(*rig.load(pages(8, 9)));
-  while (rig.loader.load_next(&encoded)) {
+  while (*rig.loader.load_next(&encoded)) {
   }
   EXPECT_EQ(rig.source->read, (Order{0, 2, 1, 3}));
   for (uint64_t extent = 0; extent < 4; ++extent) EXPECT(rig.arrived(extent));
@@ -142,7 +142,7 @@ TEST(a_broken_extent_is_an_error_for_its_pages_only) {
   Restored rig(3);
   rig.source->broken = {1};
   std::unique_ptr<ArrivingExtent> encoded;
-  while (rig.loader.load_next(&encoded)) {
+  while (*rig.loader.load_next(&encoded)) {
   }
   EXPECT(rig.arrived(0) && rig.arrived(2));
   EXPECT(*rig.load(pages(0, 4)));
@@ -190,20 +190,20 @@ TEST(encoded_extents_are_handed_out_and_delivered) {
   EXPECT_EQ(std::string(encoded->encoded().begin(), encoded->encoded().end()), "bbbbbbb");
   EXPECT_EQ(encoded->raw_length(), 3 * page_size());
   EXPECT(!*rig.loader.load(pages(4, 5), kPast, nullptr));  // another thread is at it
-  encoded->deliver(std::string(3 * page_size(), 'b'));
+  EXPECT(encoded->deliver(std::string(3 * page_size(), 'b')).ok());
   encoded.reset();
   EXPECT(rig.arrived(1));
   EXPECT(*rig.loader.load(pages(4, 5), kPast, nullptr));
 
-  EXPECT(rig.loader.load_next(&encoded));
+  EXPECT(*rig.loader.load_next(&encoded));
   encoded.reset();  // dropped: its pages wait again
   EXPECT_EQ(rig.loader.progress().pending_bytes, 8 * page_size());
-  EXPECT(rig.loader.load_next(&encoded));
+  EXPECT(*rig.loader.load_next(&encoded));
   encoded->fail(Status::error(ErrorCode::kSnapshotCorrupt, "no frame"));
   encoded.reset();
   EXPECT_EQ(rig.load(pages(0, 1)).status().code(), ErrorCode::kSnapshotCorrupt);
-  EXPECT(rig.loader.load_next(&encoded));
-  encoded->deliver(std::string(3 * page_size(), 'c'));
+  EXPECT(*rig.loader.load_next(&encoded));
+  EXPECT(encoded->deliver(std::string(3 * page_size(), 'c')).ok());
   encoded.reset();
   EXPECT(rig.arrived(2));
   EXPECT_EQ(rig.source->read, (Order{1, 0, 0, 2}));
@@ -227,7 +227,7 @@ TEST(pages_that_are_freed_while_they_arrive_are_reclaimed_afterwards) {
     EXPECT_EQ(rig.state.pages.next_waste(), std::nullopt);
   };
   std::unique_ptr<ArrivingExtent> encoded;
-  EXPECT(rig.loader.load_next(&encoded));
+  EXPECT(*rig.loader.load_next(&encoded));
   EXPECT(!rig.state.incomplete());
   EXPECT(rig.reclaimer.start().ok());
   EXPECT(rig.wait_for_reclaim());
@@ -258,7 +258,7 @@ TEST(a_thread_that_needs_pages_is_a_waiter_until_they_are_there) {
   EXPECT_EQ(waiters, 1);
   EXPECT_EQ(rig.loader.waiters(), 0);
   std::unique_ptr<ArrivingExtent> encoded;
-  EXPECT(rig.loader.load_next(&encoded));
+  EXPECT(*rig.loader.load_next(&encoded));
   EXPECT_EQ(waiters, 0);
 }
 
@@ -275,7 +275,7 @@ TEST(loaders_yield_to_threads_that_need_pages) {
     other = std::thread([&] {
       thread_id = os::thread_id();
       std::unique_ptr<ArrivingExtent> encoded;
-      EXPECT(rig.loader.load_next(&encoded));
+      EXPECT(*rig.loader.load_next(&encoded));
       ended = true;
     });
     while (!ended && (thread_id == 0 || !is_asleep(thread_id))) std::this_thread::yield();
@@ -320,17 +320,17 @@ TEST(a_whole_extent_is_written_and_booked) {
 TEST(closing_ends_all_loading) {
   Restored rig(2, image::Encoding::kZstd);
   std::unique_ptr<ArrivingExtent> encoded;
-  EXPECT(rig.loader.load_next(&encoded));
+  EXPECT(*rig.loader.load_next(&encoded));
   rig.state.gate.fetch_or(FileState::kClosed);
   EXPECT_EQ(rig.load(pages(4, 5)).status().code(), ErrorCode::kClosed);
   std::unique_ptr<ArrivingExtent> another;
-  EXPECT(!rig.loader.load_next(&another));
+  EXPECT(!*rig.loader.load_next(&another));
   {
     const FileLock lock(rig.state);
     rig.state.pages.clear();
     rig.loader.clear();
   }
-  encoded->deliver(std::string(3 * page_size(), 'a'));  // too late, and no harm
+  EXPECT(encoded->deliver(std::string(3 * page_size(), 'a')).ok());  // too late, and no harm
   EXPECT(rig.empty(0));
 }
 

@@ -64,6 +64,8 @@ MORE_ERRNOS = {
     "pwrite": [errno.ENOSPC, errno.EDQUOT, errno.EFBIG],
     "send": [errno.EPIPE, errno.ECONNRESET, errno.ENOBUFS, errno.EMSGSIZE],
     "eventfd": [errno.EMFILE, errno.ENFILE],
+    "watch_writes": [errno.EMFILE, errno.ENFILE],
+    "watch_writes_to": [errno.ENOENT, errno.ENOSPC, errno.EACCES],
     "getrandom": [errno.EFAULT],
     "socketpair": [errno.EMFILE, errno.ENFILE],
     "socket": [errno.EMFILE, errno.ENFILE],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import io
 import itertools
 import os
 import time
@@ -14,7 +16,17 @@ import pytest
 from conftest import PAGE
 from waiting import eventually
 
-from pgalloc import Allocation, AllocationMode, Cache, MemoryFile, OutOfMemoryError, _core
+import pgalloc
+from pgalloc import (
+    Allocation,
+    AllocationMode,
+    Cache,
+    MemoryFile,
+    OutOfMemoryError,
+    SharedList,
+    _core,
+    testing,
+)
 from pgalloc._core import _testing
 from pgalloc.pressure import default_guard
 from pgalloc.testing import FaultPlan
@@ -335,17 +347,26 @@ def test_half_of_what_was_free_at_the_last_look_needs_no_other(bench: Bench) -> 
 
 
 def commit(mf: MemoryFile, how: str, nbytes: int) -> None:
-    if how == "cache":
-        with Cache(file=mf) as cache:
-            cache["k"] = bytes(nbytes)
-    elif how == "reader":
-        mf.allocate(nbytes, reader=lambda part: len(part)).release()
-    else:
-        mode = COMMIT if how == "commit" else POPULATE
-        mf.allocate(nbytes, mode=mode).release()
+    match how:
+        case "cache":
+            with Cache(file=mf) as cache:
+                cache["k"] = bytes(nbytes)
+        case "reader":
+            mf.allocate(nbytes, reader=lambda part: len(part)).release()
+        case "range":
+            mf.dec_ref(mf.allocate_range(nbytes, mode=COMMIT))
+        case "share":
+            pgalloc.share(bytearray(nbytes - PAGE), file=mf).release()
+        case "list":
+            SharedList([bytes(nbytes - PAGE)], file=mf).release()
+        case _:
+            mf.allocate(nbytes, mode=COMMIT if how == "commit" else POPULATE).release()
 
 
-@pytest.mark.parametrize("how", ["commit", "populate", "reader", "cache"])
+COMMITS = ["commit", "populate", "reader", "cache", "range", "share", "list"]
+
+
+@pytest.mark.parametrize("how", COMMITS)
 @pytest.mark.parametrize("v1", [True, False])
 def test_what_cannot_fit_is_refused(bench: Bench, mf: MemoryFile, how: str, v1: bool) -> None:
     group = bench.level(v1=v1)
@@ -366,6 +387,60 @@ def test_what_cannot_fit_is_refused(bench: Bench, mf: MemoryFile, how: str, v1: 
     commit(mf, how, 6 * MIB)
     with pytest.raises(OutOfMemoryError):
         commit(mf, how, 9 * MIB)
+
+
+@pytest.fixture(params=[None, "zstd"])
+def image(tmp_path: Path, request: pytest.FixtureRequest) -> bytes:
+    """Eight pages that are full, in an extent of their own each."""
+    stream = io.BytesIO()
+    with MemoryFile() as file, file.allocate(8 * PAGE) as pages:
+        pages._write(0, os.urandom(8 * PAGE))
+        file.mark_savable()
+        file.save(stream, compression=request.param)
+    return stream.getvalue()
+
+
+def open_files() -> int:
+    """Each has a descriptor of its own."""
+    gc.collect()
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the folder itself
+            count += "memfd:" in os.readlink(entry)
+    return count
+
+
+@pytest.mark.parametrize("eager_from", ["stream", "path"])
+def test_a_restore_that_does_not_fit_is_refused_whole(
+    bench: Bench, image: bytes, tmp_path: Path, eager_from: str
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(image)
+    group = bench.level()
+    group.set(limit=20 * MIB, usage=20 * MIB - PAGE)
+    bench.watch(group)
+    before = open_files()
+    with pytest.raises(OutOfMemoryError, match="would exceed the memory limit"):
+        MemoryFile.restore(path if eager_from == "path" else io.BytesIO(image))
+    assert open_files() == before
+    group.set(usage=0)
+    MemoryFile.restore(path).close()
+
+
+def test_pages_that_come_later_wait_for_room(bench: Bench, image: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(image)
+    group = bench.level()
+    group.set(limit=20 * MIB, usage=20 * MIB - PAGE)
+    bench.watch(group)
+    with MemoryFile.restore(path, background=True) as file:
+        for _ in range(2):
+            with pytest.raises(OutOfMemoryError):
+                file.wait_loaded()
+        assert file.loading
+        group.set(usage=0)
+        assert file.wait_loaded(30)
+        testing.verify(file)
 
 
 def test_what_can_never_fit_costs_nothing(bench: Bench, mf: MemoryFile) -> None:
