@@ -51,7 +51,8 @@ job_night_snapshots() {
 }
 
 job_night_limits() {
-  with_seed "$python" stress/limits.py write_through --runs 50
+  with_seed "$python" stress/limits.py write_through --runs 50 --read-mib 200
+  with_seed "$python" stress/limits.py lowered --runs 30
 }
 
 job_night_vm() {

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limit.lowering import lower
+from limit.reader import reading
 from limit.sampler import Closeness, watch
 from pgalloc._processes.memory_group import Place
 
@@ -27,6 +29,7 @@ class Outcome:
         oom_kills: by the kernel's count.
         peak: the most that was charged at any time, by the kernel's count.
         closeness: what the sampler saw.
+        lowered: whether the limit was lowered, if it was to be.
         said: the program's own object, empty if it did not come so far.
         errors: its standard error.
     """
@@ -35,6 +38,7 @@ class Outcome:
     oom_kills: int
     peak: int
     closeness: Closeness
+    lowered: bool = True
     said: dict[str, Any] = field(default_factory=dict)
     errors: str = ""
 
@@ -57,13 +61,33 @@ class Outcome:
         )
 
 
-def run(place: Place, program: str, arguments: list[str], limit: int, margin: int) -> Outcome:
-    """A fresh process in a fresh group; "near" is within ``margin`` bytes of the limit."""
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The group that a program runs in; in bytes.
+
+    Attributes:
+        limit: of the group.
+        margin: usage within it is near the limit.
+        lower_from: the limit that the group has first, if it is to be lowered; 0: it is not.
+        lower_at: the usage at which it is lowered.
+        read_mib: the size of a file that is read beside it all the while.
+    """
+
+    limit: int
+    margin: int
+    lower_from: int = 0
+    lower_at: int = 0
+    read_mib: int = 0
+
+
+def run(place: Place, program: str, arguments: list[str], setting: Setting) -> Outcome:
+    """A fresh process in a fresh group."""
     command = [sys.executable, "-m", f"limit.{program}", *arguments]
     # The byte code that imports write would be the group's page cache.
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (
-        place.make("pgalloc-limit", limit) as group,
+        place.make("pgalloc-limit", setting.lower_from or setting.limit) as group,
+        reading(group, setting.read_mib),
         tempfile.TemporaryFile("w+") as out,
         tempfile.TemporaryFile("w+") as errors,
     ):
@@ -75,8 +99,11 @@ def run(place: Place, program: str, arguments: list[str], limit: int, margin: in
             cwd=_HERE,
             env=environment,
         )
+        lowered = True
         try:
-            seen = watch(process, group.usage_file, limit - margin)
+            if setting.lower_from:
+                lowered = lower(process, group, setting.limit, setting.lower_at)
+            seen = watch(process, group.usage_file, setting.limit - setting.margin)
         finally:
             process.kill()
             process.wait()
@@ -84,4 +111,6 @@ def run(place: Place, program: str, arguments: list[str], limit: int, margin: in
         errors.seek(0)
         text = out.read()
         said = json.loads(text) if process.returncode == 0 else {}
-        return Outcome(process.returncode, group.oom_kills, group.peak, seen, said, errors.read())
+        return Outcome(
+            process.returncode, group.oom_kills, group.peak, seen, lowered, said, errors.read()
+        )
