@@ -5,9 +5,11 @@
 #include <linux/falloc.h>
 #include <linux/magic.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "os/retry.h"
@@ -62,8 +64,16 @@ Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted
   const bool known = sys().fstatfs(fd, &filesystem) == 0;
   const int statfs_error = errno;
   const bool in_memory = known && filesystem.f_type == TMPFS_MAGIC;
-  std::unique_ptr<BackingFile> file(
-      new BackingFile(fd, in_memory, adopted, std::move(created_path)));
+  // The kernel's own tmpfs, where memfds are, has no size, nor has one that was mounted without.
+  const bool needs_blocks = known && !(in_memory && filesystem.f_blocks == 0);
+  os::Descriptor descriptor(fd);
+  if (!descriptor.open()) {
+    const int error = errno;
+    if (!created_path.empty()) sys().unlink(created_path.c_str());
+    return Status::system_error(error, "fstat");
+  }
+  std::unique_ptr<BackingFile> file(new BackingFile(std::move(descriptor), in_memory, needs_blocks,
+                                                    adopted, std::move(created_path)));
   const auto fail = [&](int error_number, const char* call) {
     file->disown();
     return Status::system_error(error_number, call);
@@ -83,56 +93,102 @@ Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted
 
 BackingFile::~BackingFile() { close(); }
 
-void BackingFile::close() {
-  if (fd_ >= 0) sys().close(fd_);
-  fd_ = -1;
-}
+void BackingFile::close() { descriptor_.close(); }
 
 void BackingFile::disown() {
-  if (adopted_) fd_ = -1;
+  if (adopted_) (void)descriptor_.release();
   if (!created_path_.empty()) sys().unlink(created_path_.c_str());
   close();
 }
 
-Status BackingFile::grow(uint64_t size) {
-  const int result =
-      retry_interrupted([&] { return sys().ftruncate(fd_, static_cast<off_t>(size)); });
-  if (result != 0) return Status::system_error(errno, "ftruncate");
+Status lost_descriptor(int fd) {
+  return Status::system_error(
+      EBADF, "fstat",
+      "pgalloc's descriptor of this file (number " + std::to_string(fd) +
+          ") was closed from outside: pages that are mapped can be used, no others");
+}
+
+Status BackingFile::check() const {
+  return descriptor_.intact() ? Status() : lost_descriptor(fd());
+}
+
+Status BackingFile::grow(uint64_t size, uint64_t size_min) {
+  PGALLOC_RETURN_IF_ERROR(check());
+  const auto truncate = [&](uint64_t to) {
+    return retry_interrupted([&] { return sys().ftruncate(fd(), static_cast<off_t>(to)); }) == 0;
+  };
+  if (!truncate(size)) {
+    // The limit of this process on the size of files (ulimit -f).
+    rlimit limit{};
+    const bool limited = errno == EFBIG && ::getrlimit(RLIMIT_FSIZE, &limit) == 0;
+    if (!limited) return Status::system_error(errno, "ftruncate");
+    size = std::min(size, align_down(static_cast<uint64_t>(limit.rlim_cur), page_size()));
+    if (size < size_min || !truncate(size)) {
+      return Status::system_error(EFBIG, "ftruncate",
+                                  "the limit on the size of files (ulimit -f) is " +
+                                      std::to_string(limit.rlim_cur) +
+                                      " bytes: pass a smaller capacity=, or raise it");
+    }
+  }
   size_.store(size, std::memory_order_release);
   return {};
 }
 
 Status BackingFile::commit(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check());
   const int result = retry_interrupted([&] {
-    return sys().fallocate(fd_, 0, static_cast<off_t>(range.start),
+    return sys().fallocate(fd(), 0, static_cast<off_t>(range.start),
                            static_cast<off_t>(range.length()));
   });
   return result == 0 ? Status() : Status::system_error(errno, "fallocate");
 }
 
+Status BackingFile::reserve_blocks(FileRange range) {
+  Status status = commit(range);
+  if (status.ok() || (status.error_number() != EOPNOTSUPP && status.error_number() != ENOSYS)) {
+    return status;
+  }
+  return {};
+}
+
 Status BackingFile::punch(FileRange range) {
+  if (Status status = check(); !status.ok()) {
+    if (!is_mapped(range)) return status;
+    if (sys().madvise(chunks_->address(range.start), range.length(), MADV_REMOVE) == 0) return {};
+    return Status::system_error(errno, "madvise");
+  }
   const int result = retry_interrupted([&] {
-    return sys().fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+    return sys().fallocate(fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                            static_cast<off_t>(range.start), static_cast<off_t>(range.length()));
   });
   return result == 0 ? Status() : Status::system_error(errno, "fallocate");
 }
 
 Status BackingFile::write(FileRange range, const char* data) {
-  return os::write_at(fd_, range.start, data, range.length());
+  if (Status status = check(); !status.ok()) {
+    if (!is_mapped(range)) return status;
+    std::memcpy(chunks_->address(range.start), data, range.length());
+    return {};
+  }
+  return os::write_at(fd(), range.start, data, range.length());
 }
 
 Status BackingFile::write_zeros(FileRange range) {
   static constexpr size_t kBlock = size_t{1} << 20;
   static const std::vector<char> zeros(kBlock, 0);
+  if (Status status = check(); !status.ok()) {
+    if (!is_mapped(range)) return status;
+    std::memset(chunks_->address(range.start), 0, range.length());
+    return {};
+  }
   uint64_t offset = range.start;
   while (offset < range.end) {
     // Step over holes. Where the file system cannot tell, treat everything as stored.
-    const off_t data = sys().lseek(fd_, static_cast<off_t>(offset), SEEK_DATA);
+    const off_t data = sys().lseek(fd(), static_cast<off_t>(offset), SEEK_DATA);
     if (data < 0 && errno == ENXIO) return {};
     if (data >= 0) offset = std::max(offset, static_cast<uint64_t>(data));
     if (offset >= range.end) return {};
-    const off_t hole = data < 0 ? -1 : sys().lseek(fd_, static_cast<off_t>(offset), SEEK_HOLE);
+    const off_t hole = data < 0 ? -1 : sys().lseek(fd(), static_cast<off_t>(offset), SEEK_HOLE);
     const uint64_t stored_end =
         hole < 0 ? range.end : std::min(range.end, static_cast<uint64_t>(hole));
     while (offset < stored_end) {
@@ -144,9 +200,15 @@ Status BackingFile::write_zeros(FileRange range) {
   return {};
 }
 
+Status BackingFile::map(ChunkMap& chunks, FileRange range) const {
+  PGALLOC_RETURN_IF_ERROR(check());
+  return chunks.map(fd(), range);
+}
+
 Result<uint64_t> BackingFile::stored_bytes() const {
+  PGALLOC_RETURN_IF_ERROR(check());
   struct stat status{};
-  if (sys().fstat(fd_, &status) != 0) return Status::system_error(errno, "fstat");
+  if (sys().fstat(fd(), &status) != 0) return Status::system_error(errno, "fstat");
   return static_cast<uint64_t>(status.st_blocks) * 512;
 }
 

@@ -6,17 +6,26 @@
 // Invariants
 //   1. The file never shrinks after construction.
 //   2. size() is what ftruncate last set; it may be read without any lock.
+//   3. Its number may be closed from outside, and be another file's then: that one is not read, written,
+//      punched, grown, mapped, sent or closed. Pages that are mapped are written and punched through the
+//      mapping then; all else is an error that says so.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "backing/chunk_map.h"
 #include "base/status.h"
 #include "base/units.h"
+#include "os/descriptor.h"
 
 namespace pgalloc {
+
+// That a descriptor of pgalloc's, `fd`, is another file's by now.
+Status lost_descriptor(int fd);
 
 class BackingFile {
  public:
@@ -31,7 +40,12 @@ class BackingFile {
   BackingFile(const BackingFile&) = delete;
   BackingFile& operator=(const BackingFile&) = delete;
 
-  int fd() const { return fd_; }
+  int fd() const { return descriptor_.fd(); }
+  const os::Descriptor& descriptor() const { return descriptor_; }
+  // EBADF, in words, if the number is another file's by now.
+  Status check() const;
+  // Where the pages are mapped, which must outlive the file: see invariant 3.
+  void use_mapping(const ChunkMap& chunks) { chunks_ = &chunks; }
   uint64_t size() const { return size_.load(std::memory_order_acquire); }
   // Whether pages live in memory (shmem), so that the page cache is the truth about them. On a disk
   // file system the page cache comes and goes, and only the file system knows what is stored.
@@ -39,24 +53,44 @@ class BackingFile {
   // After a later step of construction failed: give an adopted descriptor back, remove a new file.
   void disown();
 
-  Status grow(uint64_t size);
+  // Whether an allocation has to reserve its blocks: a file system that is full would else be noticed
+  // at the first touch (SIGBUS). A memfd has no bound of its own.
+  bool needs_blocks() const { return needs_blocks_; }
+
+  // To `size`, or less where a limit of the process's is in the way, but at least to `size_min`.
+  Status grow(uint64_t size, uint64_t size_min);
+  Status grow(uint64_t size) { return grow(size, size); }
   Status commit(FileRange range);  // fallocate
+  // The same, but a file system that cannot reserve is let be.
+  Status reserve_blocks(FileRange range);
   Status punch(FileRange range);   // gives the pages back; they read as zero afterwards
   Status write(FileRange range, const char* data);
   // Writes zeros over whatever is stored in `range`; holes stay holes.
   Status write_zeros(FileRange range);
+  Status map(ChunkMap& chunks, FileRange range) const;
   Result<uint64_t> stored_bytes() const;  // row H1: st_blocks * 512
   void close();
 
  private:
-  BackingFile(int fd, bool in_memory, bool adopted, std::string created_path)
-      : fd_(fd), in_memory_(in_memory), adopted_(adopted), created_path_(std::move(created_path)) {}
+  BackingFile(os::Descriptor descriptor, bool in_memory, bool needs_blocks, bool adopted,
+              std::string created_path)
+      : descriptor_(std::move(descriptor)),
+        in_memory_(in_memory),
+        needs_blocks_(needs_blocks),
+        adopted_(adopted),
+        created_path_(std::move(created_path)) {}
   static Result<std::unique_ptr<BackingFile>> truncated(int fd, bool adopted,
                                                         std::string created_path);
 
-  int fd_;
+  bool is_mapped(FileRange range) const {
+    return chunks_ != nullptr && !range.empty() && chunks_->is_mapped(range);
+  }
+
+  os::Descriptor descriptor_;
+  const ChunkMap* chunks_ = nullptr;
   std::atomic<uint64_t> size_{0};
   const bool in_memory_;
+  const bool needs_blocks_;
   const bool adopted_;
   const std::string created_path_;  // empty unless construction created the file
 };

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,12 +18,29 @@ using os::sys;
 namespace {
 
 constexpr int kReserveFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+// What all maps of this process have reserved.
+std::atomic<uint64_t> reserved_bytes{0};
+constexpr uint64_t kDefaultMin = uint64_t{2} << 20;
 
 }  // namespace
 
+// 4 x the machine's memory, if addresses are plenty: a quarter of them is for files, and each takes at
+// most a 64th of what is left of that, so that there is room for hundreds, and for everybody else. Under
+// a limit on addresses (ulimit -v): a 16th of it.
 uint64_t default_capacity() {
+  constexpr uint64_t kForFiles = uint64_t{1} << 45;  // a quarter of what x86-64 and AArch64 have
+  constexpr uint64_t kShare = 64;
+  constexpr uint64_t kShareOfLimit = 16;
   const auto pages = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES));
-  return std::max(std::bit_ceil(4 * pages * page_size()), kChunkSize);
+  uint64_t most = std::bit_ceil(4 * pages * page_size());
+  const uint64_t left = kForFiles - std::min(kForFiles, reserved_bytes.load());
+  most = std::min(most, std::max(std::bit_floor(left / kShare), kChunkSize));
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+    most = std::min(most, align_down(static_cast<uint64_t>(limit.rlim_cur) / kShareOfLimit,
+                                     kDefaultMin));
+  }
+  return std::max(most, kDefaultMin);
 }
 
 Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity,
@@ -35,8 +53,12 @@ Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capa
       sys().madvise(base, size, MADV_DONTDUMP);
       return std::shared_ptr<ChunkMap>(new ChunkMap(static_cast<char*>(base), size, writable));
     }
-    if (capacity || size <= kChunkSize) return Status::system_error(errno, "mmap");
-    size /= 2;
+    if (capacity || size <= kDefaultMin) {
+      return Status::system_error(errno, "mmap",
+                                  "no addresses for " + std::to_string(size) +
+                                      " bytes: pass a smaller capacity=");
+    }
+    size = align_up(size / 2, page_size());
   }
 }
 
@@ -44,9 +66,13 @@ ChunkMap::ChunkMap(char* base, uint64_t capacity, bool writable)
     : base_(base), capacity_(capacity), writable_(writable) {
   const uint64_t chunks = (capacity + kChunkSize - 1) / kChunkSize;
   mapped_ = std::make_unique<std::atomic<bool>[]>(chunks);
+  reserved_bytes += capacity;
 }
 
-ChunkMap::~ChunkMap() { sys().munmap(base_, capacity_); }
+ChunkMap::~ChunkMap() {
+  sys().munmap(base_, capacity_);
+  reserved_bytes -= capacity_;
+}
 
 Status ChunkMap::map(int fd, FileRange range) {
   MutexLock lock(mu_);

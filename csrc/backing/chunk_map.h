@@ -22,13 +22,13 @@
 
 namespace pgalloc {
 
-// Bytes that a file reserves unless told otherwise, if the kernel does not refuse.
+// Bytes that the next file reserves unless told otherwise, if the kernel does not refuse.
 uint64_t default_capacity();
 
 class ChunkMap {
  public:
-  // Reserves addresses for `capacity` bytes. Without one: 4 x the machine's memory rounded up to a
-  // power of two, halved while the kernel refuses, so that many files fit one process.
+  // Reserves addresses for `capacity` bytes. Without one: default_capacity(), halved while the kernel
+  // refuses, so that many files fit one process.
   // Without `writable`, chunks are mapped for reading only.
   static Result<std::shared_ptr<ChunkMap>> reserve(std::optional<uint64_t> capacity,
                                                    bool writable = true);

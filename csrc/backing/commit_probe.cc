@@ -37,7 +37,7 @@ uint64_t total(const std::vector<FileRange>& runs) {
 }  // namespace
 
 std::optional<uint64_t> CommitProbe::count(FileRange range) const {
-  if (!file_.in_memory()) return std::nullopt;
+  if (!file_.in_memory() || !intact_) return std::nullopt;
   os::CacheStat stat;
   if (sys().cachestat(file_.fd(), range.start, range.length(), &stat) != 0) return std::nullopt;
   const uint64_t pages = stat.cached + stat.evicted;
@@ -46,6 +46,7 @@ std::optional<uint64_t> CommitProbe::count(FileRange range) const {
 
 template <typename Visit>
 Status CommitProbe::visit_written(FileRange range, Visit visit) const {
+  if (!intact_) return lost_descriptor(file_.fd());
   uint64_t position = range.start;
   while (position < range.end) {
     const off_t data = sys().lseek(file_.fd(), static_cast<off_t>(position), SEEK_DATA);

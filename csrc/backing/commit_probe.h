@@ -29,7 +29,8 @@ namespace pgalloc {
 
 class CommitProbe {
  public:
-  CommitProbe(const BackingFile& file, const ChunkMap& chunks) : file_(file), chunks_(chunks) {}
+  CommitProbe(const BackingFile& file, const ChunkMap& chunks)
+      : file_(file), chunks_(chunks), intact_(file.descriptor().intact()) {}
   ~CommitProbe();
   CommitProbe(const CommitProbe&) = delete;
   CommitProbe& operator=(const CommitProbe&) = delete;
@@ -54,6 +55,7 @@ class CommitProbe {
 
   const BackingFile& file_;
   const ChunkMap& chunks_;
+  const bool intact_;  // else the descriptor is another file's, and nothing is known
   int pagemap_ = -1;  // opened when first needed
   bool pagemap_unusable_ = false;
 };

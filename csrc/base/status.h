@@ -43,8 +43,10 @@ class [[nodiscard]] Status {
   static Status error(ErrorCode code, std::string message) {
     return Status(std::make_unique<Details>(Details{code, 0, "", std::move(message)}));
   }
-  static Status system_error(int error_number, const char* call) {
-    return Status(std::make_unique<Details>(Details{ErrorCode::kSystem, error_number, call, ""}));
+  // `advice`: what the caller can do about it, in a sentence.
+  static Status system_error(int error_number, const char* call, std::string advice = {}) {
+    return Status(std::make_unique<Details>(
+        Details{ErrorCode::kSystem, error_number, call, std::move(advice)}));
   }
 
   // A failure that several are told of.
@@ -56,10 +58,11 @@ class [[nodiscard]] Status {
   int error_number() const { return details_->error_number; }
   const char* call() const { return details_->call; }
   const std::string& message() const { return details_->message; }
-  // In words: the message, or the call and what its errno means.
+  // In words: the message, or the call, what its errno means, and the advice.
   std::string describe() const {
     if (code() != ErrorCode::kSystem) return message();
-    return std::string(call()) + ": " + std::strerror(error_number());
+    std::string text = std::string(call()) + ": " + std::strerror(error_number());
+    return message().empty() ? text : text + "; " + message();
   }
 
  private:

@@ -26,7 +26,7 @@ Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_w
   bool recycled = false;
   Result<FileRange> range = reserve(request, may_wait, must_wait, &recycled);
   if (!range.ok()) return range;
-  if (request.mode != AllocationMode::kAllocateOnly || manual_zeroing_) {
+  if (request.mode != AllocationMode::kAllocateOnly || manual_zeroing_ || file_.needs_blocks()) {
     if (Status status = prepare(request, *range, recycled); !status.ok()) {
       // A concurrent close() has released the pages already.
       (void)references_.dec_ref(*range);
@@ -85,7 +85,7 @@ Result<FileRange> Allocator::place(const AllocateRequest& request) {
                                         .file_size = file_.size(),
                                         .capacity = capacity_});
   if (!found) return out_of_memory(request, "no free range below the capacity is long enough");
-  if (found->file_size > file_.size()) PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size));
+  if (found->file_size > file_.size()) PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size, align_up(found->range.end, page_size())));
   state_.pages.mark_used(*found, request.kind, request.memcg_id);
   state_.changes.count();
   ++state_.stats.allocations;
@@ -97,19 +97,21 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
   CommitReservation reservation;
-  const bool commits = request.mode != AllocationMode::kAllocateOnly || manual_zeroing_;
-  if (commits && !recycled) {
+  const bool in_memory_blocks = file_.needs_blocks() && file_.in_memory();
+  if (!recycled && (in_memory_blocks || manual_zeroing_ ||
+                    request.mode != AllocationMode::kAllocateOnly)) {
     PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(range.length(), reservation));
   }
   // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
   if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
   if (request.mode == AllocationMode::kAllocateAndCommit) return file_.commit(range);
+  if (file_.needs_blocks() && !recycled) PGALLOC_RETURN_IF_ERROR(file_.reserve_blocks(range));
   if (request.mode == AllocationMode::kAllocateAndWritePopulate) return populate(range, recycled);
   return {};
 }
 
 Status Allocator::populate(FileRange range, bool recycled) {
-  if (!chunks_.is_mapped(range)) PGALLOC_RETURN_IF_ERROR(chunks_.map(file_.fd(), range));
+  if (!chunks_.is_mapped(range)) PGALLOC_RETURN_IF_ERROR(file_.map(chunks_, range));
   char* const address = chunks_.address(range.start);
   if (recycled) {
     clear_memory(address, range.length());

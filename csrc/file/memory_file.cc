@@ -87,7 +87,9 @@ MemoryFile::MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkM
       scanner_(state_, *file_, *chunks_, clock_),
       loader_(state_, *file_, reclaimer_),
       references_(state_, reclaimer_, discarder_, loader_),
-      allocator_(state_, *file_, *chunks_, reclaimer_, references_, options) {}
+      allocator_(state_, *file_, *chunks_, reclaimer_, references_, options) {
+  file_->use_mapping(*chunks_);
+}
 
 void MemoryFile::destroy(MemoryFile* file) {
   if (file->generation_ != process_generation()) {
@@ -155,7 +157,7 @@ Status MemoryFile::decommit(FileRange range) {
 Status MemoryFile::write(uint64_t offset, const char* data, uint64_t size) {
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
-  return os::write_at(file_->fd(), offset, data, size);
+  return file_->write({offset, offset + size}, data);
 }
 
 Result<char*> MemoryFile::find_mapped(FileRange range) const {
@@ -170,7 +172,7 @@ Result<char*> MemoryFile::find_mapped(FileRange range) const {
 Result<char*> MemoryFile::map_slow(FileRange range) {
   Result<char*> address = find_mapped(range);
   if (!address.ok()) return address;
-  if (*address == nullptr) PGALLOC_RETURN_IF_ERROR(chunks_->map(file_->fd(), range));
+  if (*address == nullptr) PGALLOC_RETURN_IF_ERROR(file_->map(*chunks_, range));
   constexpr auto kSlice = std::chrono::seconds(1);
   while (incomplete()) {
     const auto deadline = std::chrono::steady_clock::now() + kSlice;

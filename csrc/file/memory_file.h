@@ -118,6 +118,7 @@ class MemoryFile final : public Pages,
   uint64_t id() const override { return id_; }  // a name for this file in its process
   std::shared_ptr<RegisteredFile> share() override { return weak_from_this().lock(); }
   int fd() const { return file_->fd(); }
+  const os::Descriptor& descriptor() const { return file_->descriptor(); }
   uint64_t total_size() const { return file_->size(); }
   uint64_t capacity() const { return capacity_; }
   // The most that can be in use at once.

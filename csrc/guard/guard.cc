@@ -152,7 +152,7 @@ void Guard::arm() {
       Wish wish{watched.level.files()};
       if (watched.reading.limited()) wish.threshold = watched.reading.limit - headroom_of(watched);
       if (wish.threshold == watched.threshold_bytes) wish.threshold = 0;
-      wish.vain_reclaim = !watched.vain_reclaim;
+      wish.vain_reclaim = !watched.vain_reclaim.open();
       if (wish.threshold != 0 || wish.vain_reclaim) wishes.push_back(std::move(wish));
     }
   }
@@ -161,7 +161,7 @@ void Guard::arm() {
     if (!level) continue;
     const auto registered = [](auto registers) {
       os::Descriptor event(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-      return event && registers(event.get()) ? std::move(event) : os::Descriptor{};
+      return event.open() && registers(event.fd()) ? std::move(event) : os::Descriptor{};
     };
     os::Descriptor threshold, vain_reclaim;
     if (wish.threshold != 0) {
@@ -176,11 +176,11 @@ void Guard::arm() {
     if (limits_.generation() != generation) return;
     for (Watched& watched : limits_.levels()) {
       if (watched.level.files() != wish.files) continue;
-      if (threshold) {
+      if (threshold.open()) {
         watched.threshold = std::move(threshold);
         watched.threshold_bytes = wish.threshold;
       }
-      if (vain_reclaim) {
+      if (vain_reclaim.open()) {
         watched.vain_reclaim = std::move(vain_reclaim);
         watched.hits = watched.hits_before = watched.level.hits().value_or(0);
       }
@@ -401,8 +401,8 @@ void Guard::on_unpinned() {
 
 void Guard::start_if_wanted() {
   if (!wanted_ || limits_.empty() || parks_ > 0 || thread_.joinable()) return;
-  if (!wake_) wake_ = os::Descriptor(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!wake_) return;  // the next unpin tries again
+  if (!wake_.open()) wake_ = os::Descriptor(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_.open()) return;  // the next unpin tries again
   stops_ = false;
   try {
     const os::WithoutSignals quiet;
@@ -413,7 +413,7 @@ void Guard::start_if_wanted() {
 }
 
 void Guard::wake() {
-  if (wake_) signal_event(wake_.get());
+  if (wake_.open()) signal_event(wake_.fd());
 }
 
 void Guard::park() {
@@ -524,11 +524,11 @@ bool Guard::doze(std::chrono::milliseconds longest) {
   const auto add = [&](int fd, short events) {
     if (fd >= 0 && count < files.size()) files[count++] = {fd, events, 0};
   };
-  add(wake_.get(), POLLIN);
+  add(wake_.fd(), POLLIN);
   for (const Watched& watched : limits_.levels()) {
-    add(watched.vain_reclaim.get(), POLLIN);
+    add(watched.vain_reclaim.fd(), POLLIN);
     if (!watched.reading.limited()) continue;  // or gone, and then its events never end
-    add(watched.threshold.get(), POLLIN);
+    add(watched.threshold.fd(), POLLIN);
     add(watched.level.events_fd(), POLLPRI);
   }
   add(limits_.written_fd(), POLLIN);
@@ -542,9 +542,9 @@ bool Guard::doze(std::chrono::milliseconds longest) {
     plan_.came_late(std::chrono::duration_cast<GuardPlan::Duration>(late));
   }
   if (ready <= 0) return ready < 0;
-  clear_event(wake_.get());
+  clear_event(wake_.fd());
   for (const Watched& watched : limits_.levels()) {
-    if (watched.threshold) clear_event(watched.threshold.get());
+    if (watched.threshold.open()) clear_event(watched.threshold.fd());
     if (watched.level.events_fd() >= 0) watched.level.read_events();
   }
   hear_of_vain_reclaim();
@@ -556,7 +556,7 @@ bool Guard::doze(std::chrono::milliseconds longest) {
 // limit then; where one did lately, it is no sign of that.
 void Guard::hear_of_vain_reclaim() {
   for (Watched& watched : limits_.levels()) {
-    if (!watched.vain_reclaim || !clear_event(watched.vain_reclaim.get())) continue;
+    if (!watched.vain_reclaim.open() || !clear_event(watched.vain_reclaim.fd())) continue;
     const auto hits = watched.level.hits();
     if (!hits || *hits != watched.hits_before) continue;
     watched.yields_to = 0;  // until it is known how far it can

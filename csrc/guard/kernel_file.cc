@@ -29,9 +29,9 @@ os::Descriptor open_kernel_file(const std::string& path) {
 }
 
 KernelText::KernelText(const os::Descriptor& file) {
-  if (!file) return;
+  if (!file.open()) return;
   const ssize_t size =
-      retry_interrupted([&] { return sys().pread(file.get(), buffer_.data(), buffer_.size(), 0); });
+      retry_interrupted([&] { return sys().pread(file.fd(), buffer_.data(), buffer_.size(), 0); });
   if (size > 0) text_ = {buffer_.data(), static_cast<size_t>(size)};
 }
 
@@ -54,14 +54,14 @@ std::optional<uint64_t> number_in(const std::string& path) {
 
 std::optional<std::string> whole_file(const std::string& path) {
   const os::Descriptor file = open_kernel_file(path);
-  if (!file) return std::nullopt;
+  if (!file.open()) return std::nullopt;
   std::string text;
   while (true) {
     constexpr size_t kPiece = 16384;
     const size_t at = text.size();
     text.resize(at + kPiece);
     const ssize_t size = retry_interrupted(
-        [&] { return sys().pread(file.get(), text.data() + at, kPiece, static_cast<off_t>(at)); });
+        [&] { return sys().pread(file.fd(), text.data() + at, kPiece, static_cast<off_t>(at)); });
     if (size < 0) return std::nullopt;
     text.resize(at + static_cast<size_t>(size));
     if (size == 0) return text;

@@ -53,19 +53,19 @@ void Limits::watch(const std::vector<LevelFiles>& files) {
 // The kernel tells of what is written to a cgroup's file like of any other.
 void Limits::watch_writes() {
   written_ = os::Descriptor(sys().watch_writes());
-  if (!written_) return;
+  if (!written_.open()) return;
   for (const Watched& watched : levels_) {
     for (const std::string& path : watched.level.limit_files()) {
-      (void)sys().watch_writes_to(written_.get(), path.c_str());
+      (void)sys().watch_writes_to(written_.fd(), path.c_str());
     }
   }
 }
 
 bool Limits::take_written() const {
-  if (!written_) return false;
+  if (!written_.open()) return false;
   std::array<char, 1024> events;
   bool any = false;
-  while (sys().read(written_.get(), events.data(), events.size()) > 0) any = true;
+  while (sys().read(written_.fd(), events.data(), events.size()) > 0) any = true;
   return any;
 }
 
@@ -113,7 +113,7 @@ bool Limits::refresh(Time now) {
 
 void Limits::take_hits(Time now) {
   for (Watched& watched : levels_) {
-    if (!watched.vain_reclaim) continue;
+    if (!watched.vain_reclaim.open()) continue;
     watched.hits_before = std::exchange(watched.hits, watched.level.hits().value_or(0));
   }
   hits_taken_ = now;

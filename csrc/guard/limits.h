@@ -62,7 +62,7 @@ class Limits {
   using Time = std::chrono::steady_clock::time_point;
 
   // To be polled for POLLIN: a limit was written to. -1 where the kernel does not tell.
-  int written_fd() const { return written_.get(); }
+  int written_fd() const { return written_.fd(); }
   // Whether it was. To be followed by refresh().
   bool take_written() const;
   // Whether a limit changed or the process was moved since the last time. Costs a short file for each

@@ -7,6 +7,7 @@
 
 #include "guard/kernel_file.h"
 #include "os/retry.h"
+#include "os/syscalls.h"
 
 namespace pgalloc {
 
@@ -41,7 +42,7 @@ std::optional<MemoryLevel> MemoryLevel::open(const LevelFiles& files) {
       level.events_ = open_kernel_file(files.path + "/memory.events");
       break;
   }
-  if (!level.usage_) return std::nullopt;
+  if (!level.usage_.open()) return std::nullopt;
   for (const std::string& path : level.limit_files()) {
     level.limits_.push_back(open_kernel_file(path));
   }
@@ -141,31 +142,31 @@ bool MemoryLevel::ask_for_events(int event_fd, int file, const std::string& argu
   const os::Descriptor control(retry_interrupted([&] {
     return sys().open((files_.path + "/cgroup.event_control").c_str(), O_WRONLY | O_CLOEXEC, 0);
   }));
-  if (!control) return false;
+  if (!control.open()) return false;
   const std::string request =
       std::to_string(event_fd) + " " + std::to_string(file) + " " + argument;
   return retry_interrupted([&] {
-           return sys().write(control.get(), request.data(), request.size());
+           return sys().write(control.fd(), request.data(), request.size());
          }) == static_cast<ssize_t>(request.size());
 }
 
 bool MemoryLevel::set_usage_threshold(int event_fd, uint64_t bytes) const {
-  return ask_for_events(event_fd, usage_.get(), std::to_string(bytes));
+  return ask_for_events(event_fd, usage_.fd(), std::to_string(bytes));
 }
 
 bool MemoryLevel::tell_of_vain_reclaim(int event_fd) const {
   const os::Descriptor pressure = open_kernel_file(files_.path + "/memory.pressure_level");
   // "local": not what happens in groups below.
-  return pressure && ask_for_events(event_fd, pressure.get(), "critical,local");
+  return pressure.open() && ask_for_events(event_fd, pressure.fd(), "critical,local");
 }
 
 std::optional<uint64_t> MemoryLevel::hits() const {
-  return hits_ ? KernelText(hits_).number() : std::nullopt;
+  return hits_.open() ? KernelText(hits_).number() : std::nullopt;
 }
 
 // Only there lies a release agent's name.
 bool MemoryLevel::is_root() const {
-  return static_cast<bool>(open_kernel_file(files_.path + "/release_agent"));
+  return open_kernel_file(files_.path + "/release_agent").open();
 }
 
 void MemoryLevel::read_events() const { (void)KernelText(events_); }

@@ -79,7 +79,7 @@ class MemoryLevel {
   // v1: of the whole hierarchy.
   bool is_root() const;
   // v2: to be polled for POLLPRI, and read() then; -1 if there is none.
-  int events_fd() const { return events_.get(); }
+  int events_fd() const { return events_.fd(); }
   void read_events() const;
 
  private:

@@ -38,9 +38,31 @@ int pagemap_scan_call(int fd, PagemapScan* request) {
   return ::ioctl(fd, _IOWR('f', 16, PagemapScan), request);
 }
 
-int duplicate_call(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, 0); }
+// A program may have closed its standard streams; what others say to one must not land in a file of
+// ours that got its number.
+constexpr int kFirstOfOurs = 3;
+int above_standard(int fd) {
+  if (fd < 0 || fd >= kFirstOfOurs) return fd;
+  const int higher = ::fcntl(fd, F_DUPFD_CLOEXEC, kFirstOfOurs);
+  const int error = errno;
+  ::close(fd);
+  return errno = error, higher;
+}
 
-int open_call(const char* path, int flags, mode_t mode) { return ::open(path, flags, mode); }
+int duplicate_call(int fd) { return ::fcntl(fd, F_DUPFD_CLOEXEC, kFirstOfOurs); }
+
+// REQUIRES: flags have O_CLOEXEC.
+int open_call(const char* path, int flags, mode_t mode) {
+  return above_standard(::open(path, flags, mode));
+}
+int memfd_create_call(const char* name, unsigned flags) {
+  return above_standard(::memfd_create(name, flags));
+}
+int eventfd_call(unsigned value, int flags) { return above_standard(::eventfd(value, flags)); }
+int watch_writes_call() { return above_standard(::inotify_init1(IN_CLOEXEC | IN_NONBLOCK)); }
+int watch_writes_to_call(int fd, const char* path) {
+  return ::inotify_add_watch(fd, path, IN_MODIFY);
+}
 
 // Gives a file that was opened without a name (O_TMPFILE) one, as open(2) says.
 int link_descriptor_call(int fd, const char* path) {
@@ -61,7 +83,16 @@ int munlock_call(const void* address, size_t length) {
 constexpr int kSocketFlags = SOCK_CLOEXEC | SOCK_NONBLOCK;
 
 int socketpair_call(int* fds) {
-  return ::socketpair(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0, fds);
+  int made[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0, made) != 0) return -1;
+  fds[0] = above_standard(made[0]);
+  fds[1] = above_standard(made[1]);
+  if (fds[0] >= 0 && fds[1] >= 0) return 0;
+  const int error = errno;
+  for (const int fd : {fds[0], fds[1]}) {
+    if (fd >= 0) ::close(fd);
+  }
+  return errno = error, -1;
 }
 // A socket with a name (unix(7)): a path, or behind a NUL one that ends with the socket. `use` makes
 // something of it.
@@ -77,7 +108,7 @@ int with_address(const char* name, size_t size, Use use) {
 template <class Use>
 int socket_at(const char* name, size_t size, Use use) {
   return with_address(name, size, [&](const sockaddr* address, socklen_t length) {
-    const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0);
+    const int fd = above_standard(::socket(AF_UNIX, SOCK_SEQPACKET | kSocketFlags, 0));
     if (fd < 0 || use(fd, address, length)) return fd;
     const int error = errno;
     ::close(fd);
@@ -99,7 +130,7 @@ int connect_to_call(const char* name, size_t size) {
   });
 }
 // One that waits: see set_send_timeout.
-int socket_call() { return ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0); }
+int socket_call() { return above_standard(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)); }
 int connect_call(int fd, const char* name, size_t size) {
   return with_address(name, size, [fd](const sockaddr* address, socklen_t length) {
     return ::connect(fd, address, length);
@@ -113,7 +144,7 @@ int set_send_timeout_call(int fd, int milliseconds) {
   return ::setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &timeout, sizeof timeout);
 }
 int add_seals_call(int fd, int seals) { return ::fcntl(fd, F_ADD_SEALS, seals); }
-int accept_call(int fd) { return ::accept4(fd, nullptr, nullptr, kSocketFlags); }
+int accept_call(int fd) { return above_standard(::accept4(fd, nullptr, nullptr, kSocketFlags)); }
 int set_nonblocking_call(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
   return flags < 0 ? -1 : ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
@@ -143,13 +174,33 @@ int pass_pidfd_call(int fd, int on) {
 int getsockopt_call(int fd, int name, void* value, socklen_t* size) {
   return ::getsockopt(fd, SOL_SOCKET, name, value, size);
 }
+constexpr int kScmPidfd = 4;  // Linux 6.5
+// What it brings is numbered as all the rest; what cannot be is -1. REQUIRES: MSG_CMSG_CLOEXEC.
+ssize_t recvmsg_call(int fd, msghdr* message, int flags) {
+  const ssize_t size = ::recvmsg(fd, message, flags);
+  if (size < 0) return size;
+  for (cmsghdr* part = CMSG_FIRSTHDR(message); part != nullptr; part = CMSG_NXTHDR(message, part)) {
+    if (part->cmsg_level != SOL_SOCKET ||
+        (part->cmsg_type != SCM_RIGHTS && part->cmsg_type != kScmPidfd)) {
+      continue;
+    }
+    for (size_t at = CMSG_LEN(0); at + sizeof(int) <= part->cmsg_len; at += sizeof(int)) {
+      char* const place = reinterpret_cast<char*>(part) + at;
+      int number = -1;
+      std::memcpy(&number, place, sizeof number);
+      number = above_standard(number);
+      std::memcpy(place, &number, sizeof number);
+    }
+  }
+  return size;
+}
 // glibc has getdents64() since 2.30: what it fills in is dirent64.
 ssize_t getdents_call(int fd, void* entries, size_t size) {
   return ::syscall(SYS_getdents64, fd, entries, size);
 }
-int epoll_create_call() { return ::epoll_create1(EPOLL_CLOEXEC); }
+int epoll_create_call() { return above_standard(::epoll_create1(EPOLL_CLOEXEC)); }
 int pidfd_open_call(pid_t process) {
-  return static_cast<int>(::syscall(SYS_pidfd_open, process, 0));
+  return above_standard(static_cast<int>(::syscall(SYS_pidfd_open, process, 0)));
 }
 
 constexpr Syscalls kKernel = {
@@ -160,7 +211,7 @@ constexpr Syscalls kKernel = {
     .link_descriptor = link_descriptor_call,
     .rename = ::rename,
     .fsync = ::fsync,
-    .memfd_create = ::memfd_create,
+    .memfd_create = memfd_create_call,
     .add_seals = add_seals_call,
     .fchmod = ::fchmod,
     .ftruncate = ::ftruncate,
@@ -180,7 +231,7 @@ constexpr Syscalls kKernel = {
     .munlock = munlock_call,
     .read = ::read,
     .write = ::write,
-    .eventfd = ::eventfd,
+    .eventfd = eventfd_call,
     .watch_writes = [] { return ::inotify_init1(IN_CLOEXEC | IN_NONBLOCK); },
     .watch_writes_to = [](int fd,
                           const char* path) { return ::inotify_add_watch(fd, path, IN_MODIFY); },
@@ -201,7 +252,7 @@ constexpr Syscalls kKernel = {
     .unread_bytes = unread_bytes_call,
     .pass_credentials = pass_credentials_call,
     .pass_pidfd = pass_pidfd_call,
-    .recvmsg = ::recvmsg,
+    .recvmsg = recvmsg_call,
     .sendmsg = ::sendmsg,
     .getsockopt = getsockopt_call,
     .epoll_create = epoll_create_call,

@@ -14,7 +14,7 @@
 #include <string_view>
 
 #include "os/syscalls.h"
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 #include "sharing/wire.h"
 
 namespace pgalloc {
@@ -57,7 +57,7 @@ Result<std::string> name_of_brief_file() {
 }
 
 void remove_left_files(const std::string& folder) {
-  const Descriptor directory(
+  const os::Descriptor directory(
       sys().open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC, 0));
   if (!directory.open()) return;
   alignas(dirent64) std::array<char, 32768> entries;

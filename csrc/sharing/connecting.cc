@@ -14,7 +14,7 @@
 #include "base/mutex.h"
 #include "base/process_generation.h"
 #include "os/syscalls.h"
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 
 namespace pgalloc {
 
@@ -24,7 +24,7 @@ namespace {
 
 struct Sockets {
   Mutex mu{LockRank::kOwnerLink};
-  std::list<Descriptor> open GUARDED_BY(mu);
+  std::list<os::Descriptor> open GUARDED_BY(mu);
 };
 
 // Never destroyed: threads may connect while the program ends.
@@ -59,7 +59,7 @@ class Socket {
     MutexLock lock(sockets().mu);
     const int fd = sys().socket();
     if (fd < 0) return Status::system_error(errno, "socket");
-    *at_ = Descriptor(fd);
+    *at_ = os::Descriptor(fd);
     if (!at_->open()) return Status::system_error(errno, "fstat");
     sockets().open.splice(sockets().open.begin(), node_);
     return {};
@@ -71,8 +71,8 @@ class Socket {
 
  private:
   const uint32_t generation_ = process_generation();
-  std::list<Descriptor> node_{1};  // empty once it is among all
-  const std::list<Descriptor>::iterator at_ = node_.begin();
+  std::list<os::Descriptor> node_{1};  // empty once it is among all
+  const std::list<os::Descriptor>::iterator at_ = node_.begin();
 };
 
 Status no_owner(const std::string& shown) {

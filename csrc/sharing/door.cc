@@ -20,7 +20,7 @@ constexpr const char* kFolder = "/tmp";
 Endpoint Door::open() {
   Endpoint socket = listen();
   if (!socket.open()) return socket;
-  Descriptor file(sys().open(name_.c_str(), O_PATH | O_CLOEXEC, 0));
+  os::Descriptor file(sys().open(name_.c_str(), O_PATH | O_CLOEXEC, 0));
   (void)unlink();
   if (!file.open()) return {};
   path_ = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(file.fd());

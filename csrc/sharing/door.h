@@ -13,7 +13,7 @@
 
 #include <string>
 
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 #include "sharing/endpoint.h"
 
 namespace pgalloc {
@@ -38,7 +38,7 @@ class Door {
   Endpoint listen();
   bool unlink();
 
-  Descriptor file_;
+  os::Descriptor file_;
   std::string path_;
   std::string name_;  // of the file; empty once it is unlinked
 };

@@ -36,13 +36,13 @@ Endpoint::Io outcome(int error_number, int* error) {
 }  // namespace
 
 // SO_COOKIE (Linux 4.12): socket(7). No two sockets of one boot have the same one.
-Endpoint::Endpoint(int fd) : Descriptor(fd) {
+Endpoint::Endpoint(int fd) : os::Descriptor(fd) {
   socklen_t size = sizeof cookie_;
   if (!open() || sys().getsockopt(fd, SO_COOKIE, &cookie_, &size) != 0) cookie_ = 0;
 }
 
 bool Endpoint::intact() const {
-  if (cookie_ == 0 || !open()) return Descriptor::intact();
+  if (cookie_ == 0 || !open()) return os::Descriptor::intact();
   uint64_t cookie = 0;
   socklen_t size = sizeof cookie;
   if (sys().getsockopt(fd(), SO_COOKIE, &cookie, &size) == 0) return cookie == cookie_;
@@ -104,7 +104,7 @@ Endpoint::Io Endpoint::receive(char* data, size_t size, size_t* got, Sender* sen
       int descriptor = -1;
       std::memcpy(&descriptor, CMSG_DATA(header), sizeof descriptor);
       if (header->cmsg_type == kHandleOfSender && descriptor >= 0) {
-        sender->handle = Descriptor(descriptor);
+        sender->handle = os::Descriptor(descriptor);
       } else if (header->cmsg_type == SCM_RIGHTS) {
         sys().close(descriptor);
       }

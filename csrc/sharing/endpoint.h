@@ -11,15 +11,15 @@
 #include <cstdint>
 #include <string_view>
 
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 
 namespace pgalloc {
 
-class Endpoint : public Descriptor {
+class Endpoint : public os::Descriptor {
  public:
   Endpoint() = default;
   explicit Endpoint(int fd);
-  // As Descriptor::intact(), by the number that the kernel gives each socket: cheaper than fstat().
+  // As os::Descriptor::intact(), by the number that the kernel gives each socket: cheaper than fstat().
   bool intact() const;  // NOLINT(bugprone-derived-method-shadowing-base-method)
 
   enum class Io : uint8_t {
@@ -43,7 +43,7 @@ class Endpoint : public Descriptor {
   // And its sender, after name_senders().
   struct Sender {
     pid_t pid = 0;      // 0: it is not seen from here
-    Descriptor handle;  // a pidfd, if this is the first packet and the kernel gives one
+    os::Descriptor handle;  // a pidfd, if this is the first packet and the kernel gives one
   };
   Io receive(char* data, size_t size, size_t* got, Sender* sender, int* error);
   // The same, with one descriptor. Where several come along, all are closed.

@@ -8,6 +8,7 @@
 #include <new>
 #include <utility>
 
+#include "backing/backing_file.h"
 #include "backing/prefault.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -37,17 +38,13 @@ Result<std::shared_ptr<PeerFile>> PeerFile::create(int fd, const Identity& ident
 Result<std::shared_ptr<PeerFile>> PeerFile::make(std::shared_ptr<ChunkMap> chunks, int fd,
                                                  const Identity& identity,
                                                  std::shared_ptr<OwnerLink> link) {
-  const int own = sys().duplicate(fd);
-  if (own < 0) return Status::system_error(errno, "fcntl");
-  std::unique_ptr<PeerFile> made;
-  try {
-    made.reset(new PeerFile(std::move(chunks), own, identity, std::move(link)));
-  } catch (...) {
-    sys().close(own);
-    throw;
-  }
-  std::shared_ptr<PeerFile> file(std::move(made));
-  void* const sign = sys().mmap(nullptr, page_size(), PROT_NONE, MAP_SHARED, own, 0);
+  const int copy = sys().duplicate(fd);
+  if (copy < 0) return Status::system_error(errno, "fcntl");
+  os::Descriptor own(copy);
+  if (!own.open()) return Status::system_error(errno, "fstat");
+  std::shared_ptr<PeerFile> file(
+      new PeerFile(std::move(chunks), std::move(own), identity, std::move(link)));
+  void* const sign = sys().mmap(nullptr, page_size(), PROT_NONE, MAP_SHARED, file->fd(), 0);
   if (sign == MAP_FAILED) return Status::system_error(errno, "mmap");
   file->sign_ = sign;
   return file;
@@ -66,7 +63,7 @@ Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
 PeerFile::~PeerFile() {
   (void)close();
   if (sign_ != nullptr) sys().munmap(sign_, page_size());
-  sys().close(fd_);
+  descriptor_.close();
   link_->end_file();
 }
 
@@ -87,6 +84,10 @@ Status PeerFile::check_usable() const {
                          "connection");
   }
   return {};
+}
+
+Status PeerFile::check_descriptor() const {
+  return descriptor_.intact() ? Status() : lost_descriptor(fd());
 }
 
 Status PeerFile::check_range(FileRange range) const {
@@ -180,8 +181,9 @@ bool PeerFile::holds(FileRange range) const {
 // The file only grows; its owner has grown it before a lease on its end could arrive.
 Result<bool> PeerFile::reaches(uint64_t end) const {
   if (end <= size_.load(std::memory_order_acquire)) return true;
+  PGALLOC_RETURN_IF_ERROR(check_descriptor());
   struct stat status{};
-  if (os::retry_interrupted([&] { return sys().fstat(fd_, &status); }) != 0) {
+  if (os::retry_interrupted([&] { return sys().fstat(fd(), &status); }) != 0) {
     return Status::system_error(errno, "fstat");
   }
   size_.store(static_cast<uint64_t>(status.st_size), std::memory_order_release);
@@ -208,18 +210,21 @@ Result<char*> PeerFile::find_mapped(FileRange range) const {
 Result<char*> PeerFile::map(FileRange range) {
   Result<char*> address = find_mapped(range);
   if (!address.ok() || *address != nullptr) return address;
-  PGALLOC_RETURN_IF_ERROR(chunks_->map(fd_, range));
+  PGALLOC_RETURN_IF_ERROR(check_descriptor());
+  PGALLOC_RETURN_IF_ERROR(chunks_->map(fd(), range));
   return chunks_->address(range.start);
 }
 
 Status PeerFile::write(uint64_t offset, const char* data, uint64_t size) {
   if (closed()) return check_usable();
-  return os::write_at(fd_, offset, data, size);
+  PGALLOC_RETURN_IF_ERROR(check_descriptor());
+  return os::write_at(fd(), offset, data, size);
 }
 
 Status PeerFile::commit(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_descriptor());
   const int result = os::retry_interrupted([&] {
-    return sys().fallocate(fd_, 0, static_cast<off_t>(range.start),
+    return sys().fallocate(fd(), 0, static_cast<off_t>(range.start),
                            static_cast<off_t>(range.length()));
   });
   return result == 0 ? Status() : Status::system_error(errno, "fallocate");
@@ -482,7 +487,7 @@ bool PeerFile::close() {
 Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
     PeerFile& parents, std::shared_ptr<OwnerLink> link) NO_THREAD_SAFETY_ANALYSIS {
   parents.chunks_->reset_after_fork();
-  auto made = make(parents.chunks_, parents.fd_, parents.identity_, std::move(link));
+  auto made = make(parents.chunks_, parents.fd(), parents.identity_, std::move(link));
   if (!made.ok()) return made;
   const std::shared_ptr<PeerFile>& file = *made;
   MutexLock lock(file->mu_);

@@ -133,14 +133,14 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   const Identity& identity() const { return identity_; }
   OwnerLink& link() const { return *link_; }
   const std::shared_ptr<OwnerLink>& shared_link() const { return link_; }
-  int fd() const { return fd_; }
+  int fd() const { return descriptor_.fd(); }
   uint64_t size() const;  // of the file, as far as it was looked at
   uint64_t leased_bytes() const EXCLUDES(mu_);
 
  private:
-  PeerFile(std::shared_ptr<ChunkMap> chunks, int fd, const Identity& identity,
+  PeerFile(std::shared_ptr<ChunkMap> chunks, os::Descriptor descriptor, const Identity& identity,
            std::shared_ptr<OwnerLink> link)
-      : identity_(identity), fd_(fd), chunks_(std::move(chunks)), link_(std::move(link)) {
+      : identity_(identity), descriptor_(std::move(descriptor)), chunks_(std::move(chunks)), link_(std::move(link)) {
     link_->begin_file();
   }
   static Result<std::shared_ptr<PeerFile>> make(std::shared_ptr<ChunkMap> chunks, int fd,
@@ -148,6 +148,7 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
                                                 std::shared_ptr<OwnerLink> link);
   Status not_held(FileRange range) const;
   Status check_range(FileRange range) const;
+  Status check_descriptor() const;
   Result<bool> reaches(uint64_t end) const;
   std::optional<FileRange> pages_in(std::string_view payload) const;
   std::string packed(FileRange range) const;
@@ -158,7 +159,7 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
 
   const Identity identity_;
   const uint32_t generation_ = process_generation();
-  const int fd_;
+  os::Descriptor descriptor_;
   const std::shared_ptr<ChunkMap> chunks_;
   const std::shared_ptr<OwnerLink> link_;
   // A page of the file that is mapped, and not accessible, as long as there may be handles: the owner of a

@@ -137,11 +137,11 @@ FileIdentity FileIdentity::of(int fd) {
   return {major(status.st_dev), minor(status.st_dev), status.st_ino, known};
 }
 
-Descriptor PeerProcess::handle_of(int socket) {
+os::Descriptor PeerProcess::handle_of(int socket) {
   int handle = -1;
   socklen_t size = sizeof handle;
   if (sys().getsockopt(socket, SO_PEERPIDFD, &handle, &size) != 0) return {};
-  return Descriptor(handle);
+  return os::Descriptor(handle);
 }
 
 PeerProcess PeerProcess::behind(int socket) {

@@ -24,7 +24,7 @@
 #include "base/process_generation.h"
 #include "sharing/channel.h"
 #include "sharing/departed.h"
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 #include "sharing/door.h"
 #include "sharing/poller.h"
 
@@ -132,7 +132,7 @@ class Peers {
   struct Unborn {
     uint64_t number = 0;
     std::unique_ptr<Connected> child;
-    Descriptor theirs;
+    os::Descriptor theirs;
     Session::Copying copying;
   };
   using Channels = std::unordered_map<uint64_t, std::unique_ptr<Connected>>;

@@ -77,7 +77,7 @@ Status Peers::begin_fork(Connected& connected, SteadyTime now) {
   int pair[2];
   if (sys().socketpair(pair) != 0) return Status::system_error(errno, "socketpair");
   Endpoint ours(pair[0]);
-  Descriptor theirs(pair[1]);
+  os::Descriptor theirs(pair[1]);
   if (!ours.open() || !theirs.open()) return Status::system_error(errno, "fstat");
   if (!ours.name_senders()) return Status::system_error(errno, "setsockopt");
   const uint64_t number = next_number();

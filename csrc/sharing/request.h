@@ -9,7 +9,7 @@
 #include <string>
 
 #include "base/status.h"
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 #include "sharing/offers.h"
 #include "sharing/wire.h"
 
@@ -18,7 +18,7 @@ namespace pgalloc {
 struct Answer {
   Status status;
   std::string payload;
-  Descriptor descriptor;             // sent along
+  os::Descriptor descriptor;             // sent along
   bool descriptor_is_spare = false;  // where it cannot be sent, the rest is
   bool malformed = false;            // no peer sends this: it is dropped instead of answered
 };

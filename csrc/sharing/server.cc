@@ -14,7 +14,7 @@
 #include "os/syscalls.h"
 #include "sharing/brief_files.h"
 #include "sharing/broker.h"
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 
 namespace pgalloc {
 
@@ -117,7 +117,7 @@ Status Server::listen_locked(Scope scope) {
 // behind. So it gets its path when it listens; if the path is free, which link() finds out. `why` is what
 // is said of a socket that may have been left there.
 Status Server::listen_unlocked(Scope scope, const char* why) {
-  const Descriptor folder(
+  const os::Descriptor folder(
       sys().open(os::folder_of(path_).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
   if (!folder.open()) return Status::system_error(errno, "open");
   remove_left_files(os::folder_of(path_));
@@ -132,7 +132,7 @@ Status Server::listen_unlocked(Scope scope, const char* why) {
   }
   Status status = hand_over(fd, file, std::move(scope));
   if (status.ok()) {
-    const Descriptor socket(sys().open(file.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC, 0));
+    const os::Descriptor socket(sys().open(file.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC, 0));
     if (!socket.open() || sys().link_descriptor(socket.fd(), path_.c_str()) != 0) {
       const int error = errno == EEXIST ? EADDRINUSE : errno;
       Broker::instance().stop_serving(number_);

@@ -26,7 +26,7 @@
 #include <vector>
 
 #include "base/status.h"
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 #include "sharing/limits.h"
 #include "sharing/lookups.h"
 #include "sharing/offers.h"
@@ -104,7 +104,7 @@ class Session {
   const uint64_t id;
   const Scope scope;
   pid_t pid;           // as the kernel says; 0: a child that has not spoken yet; or kUnseen
-  Descriptor process;  // of one that is unseen: see PeerProcess
+  os::Descriptor process;  // of one that is unseen: see PeerProcess
   pid_t shown_pid =
       0;  // what those who list leases read; of one that is unseen what it says itself
   const uid_t uid;

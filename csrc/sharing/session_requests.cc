@@ -83,9 +83,9 @@ void give_back_claimed(LeaseTable& table, FileRange range) noexcept {
 }
 
 // A description of its own: read-only stays read-only, wherever it is passed.
-Result<Descriptor> reopen(int fd, bool readonly) {
+Result<os::Descriptor> reopen(const os::Descriptor& file, bool readonly) {
   char path[32];
-  std::snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", file.fd());
   const int flags = (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC;
   const int own = os::retry_interrupted([&] { return sys().open(path, flags, 0); });
   if (own < 0) {
@@ -97,8 +97,9 @@ Result<Descriptor> reopen(int fd, bool readonly) {
                          "the owner of these pages has no /proc, through which it opens memory for "
                          "others: mount one where it runs (mount -t proc proc /proc)");
   }
-  Descriptor descriptor(own);
+  os::Descriptor descriptor(own);
   if (!descriptor.open()) return Status::system_error(errno, "fstat");
+  if (!file.is_same_file(descriptor.fd())) return lost_descriptor(file.fd());
   return descriptor;
 }
 
@@ -183,7 +184,7 @@ void Session::describe(const MemoryFile& file, Answer* answer) const {
   constexpr size_t kLabelMax = 1000;
   wire::append(answer->payload, file.id(), file.capacity(), uint8_t{scope.readonly},
                std::string_view(file.options().label).substr(0, kLabelMax));
-  Result<Descriptor> descriptor = reopen(file.fd(), scope.readonly);
+  Result<os::Descriptor> descriptor = reopen(file.descriptor(), scope.readonly);
   if (descriptor.ok()) {
     answer->descriptor = std::move(*descriptor);
   } else {

@@ -288,8 +288,8 @@ TEST(a_descriptor_that_is_refused_again_and_again_costs_its_request) {
     refused = ETOOMANYREFS;
     int pair[2];
     EXPECT_EQ(os::kernel().socketpair(pair), 0);
-    const Descriptor other(pair[1]);
-    EXPECT(scene.answer({.payload = "here", .descriptor = Descriptor(pair[0])}));
+    const os::Descriptor other(pair[1]);
+    EXPECT(scene.answer({.payload = "here", .descriptor = os::Descriptor(pair[0])}));
     EXPECT_EQ(scene.channel->not_before(), kNow + 2ms);
     for (int i = 1; i < refusals; ++i) EXPECT(scene.channel->send_kept(kNow + 5s));
     EXPECT_EQ(scene.channel->not_before(), kNow + 5s + 2ms);
@@ -375,7 +375,7 @@ TEST(a_descriptor_that_was_closed_from_outside_costs_its_request) {
   EXPECT_EQ(scene.read(packet(Op::kOpen, 1)), Read::kRequest);
   int pair[2];
   EXPECT_EQ(os::kernel().socketpair(pair), 0);
-  Descriptor descriptor(pair[0]);
+  os::Descriptor descriptor(pair[0]);
   ::close(pair[0]);
   EXPECT(scene.answer({.payload = "here", .descriptor = std::move(descriptor)}));
   const auto answer = scene.client->receive();
@@ -390,7 +390,7 @@ TEST(a_peer_that_does_not_read_has_few_descriptors_on_their_way) {
     int pair[2];
     EXPECT_EQ(os::kernel().socketpair(pair), 0);
     ::close(pair[1]);
-    EXPECT(scene.answer({.descriptor = Descriptor(pair[0])}));
+    EXPECT(scene.answer({.descriptor = os::Descriptor(pair[0])}));
   };
   for (uint32_t number = 1; number <= 4; ++number) give(number);
   EXPECT_EQ(scene.channel->kept_count(), 0u);

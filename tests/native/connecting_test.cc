@@ -11,7 +11,7 @@
 
 #include "native/sharing.h"
 #include "os/syscalls.h"
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 
 namespace pgalloc::connecting_test {
 namespace {
@@ -44,7 +44,7 @@ int other_user(int fd, int option, void* value, socklen_t* size) {
 }
 
 TEST(it_connects_to_what_listens_and_says_whose_it_is) {
-  const Descriptor listener(os::kernel().listen_at(kName.data(), kName.size()));
+  const os::Descriptor listener(os::kernel().listen_at(kName.data(), kName.size()));
   const size_t before = descriptor_count();
   {
     const auto connected = connect();
@@ -65,7 +65,7 @@ TEST(another_users_is_refused) {
   FakeKernel kernel;
   kernel.begin();
   kernel.calls.getsockopt = other_user;
-  const Descriptor listener(os::kernel().listen_at(kName.data(), kName.size()));
+  const os::Descriptor listener(os::kernel().listen_at(kName.data(), kName.size()));
   EXPECT(connect().status().code() == ErrorCode::kSharing);
 }
 
@@ -73,7 +73,7 @@ TEST(a_call_that_is_interrupted_is_made_again_unless_its_caller_waits_no_longer)
   FakeKernel kernel;
   kernel.begin();
   kernel.calls.connect = connect_refused;
-  const Descriptor listener(os::kernel().listen_at(kName.data(), kName.size()));
+  const os::Descriptor listener(os::kernel().listen_at(kName.data(), kName.size()));
   refused = EINTR;
   failures = 3;
   EXPECT(connect().ok());

@@ -34,7 +34,7 @@ bool is_there(const std::string& path) {
   return ::lstat(path.c_str(), &status) == 0;
 }
 bool leads_in(const Door& door) {
-  const Descriptor socket(os::kernel().connect_to(door.path().data(), door.path().size()));
+  const os::Descriptor socket(os::kernel().connect_to(door.path().data(), door.path().size()));
   return socket.open();
 }
 

@@ -373,25 +373,25 @@ TEST(a_wait_is_one_and_a_receive_is_none) {
 
 TEST(a_descriptor_moves_with_what_is_known_of_it) {
   const Pair pair;
-  Descriptor first(pair.ends[0]);
-  Descriptor second(pair.ends[1]);
+  os::Descriptor first(pair.ends[0]);
+  os::Descriptor second(pair.ends[1]);
   EXPECT(first.intact() && second.intact());
   second = std::move(first);
   EXPECT(!first.open());  // NOLINT(bugprone-use-after-move)
   EXPECT(second.intact());
   EXPECT_EQ(second.fd(), pair.ends[0]);
   EXPECT(::fcntl(pair.ends[1], F_GETFD) < 0);  // what was there before is closed
-  Descriptor& itself = second;
+  os::Descriptor& itself = second;
   second = std::move(itself);
   EXPECT(second.intact());
-  Descriptor third(std::move(second));
+  os::Descriptor third(std::move(second));
   EXPECT(third.intact());
   const int fd = third.release();
   EXPECT_EQ(fd, pair.ends[0]);
   third.close();
   EXPECT(::fcntl(fd, F_GETFD) >= 0);
   ::close(fd);
-  const Descriptor none;
+  const os::Descriptor none;
   EXPECT(!none.open() && !none.intact());
 }
 
@@ -407,7 +407,7 @@ TEST(another_device_is_another_file) {
     return 0;
   };
   kernel.begin();
-  const Descriptor descriptor(pair.ends[0]);
+  const os::Descriptor descriptor(pair.ends[0]);
   EXPECT(descriptor.intact());
   device = 2;
   EXPECT(!descriptor.intact());

@@ -34,8 +34,8 @@ struct Scene {
   explicit Scene(bool readonly = false, uint64_t capacity = kChunkSize) {
     int pair[2];
     EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-    owner = Descriptor(pair[1]);
-    memory = Descriptor(os::kernel().memfd_create("peer_file_test", 0));
+    owner = os::Descriptor(pair[1]);
+    memory = os::Descriptor(os::kernel().memfd_create("peer_file_test", 0));
     grow(kPages);
     link = std::move(*OwnerLink::create(pair[0]));
     file = std::move(*PeerFile::create(memory.fd(), {kId, capacity, readonly}, link));
@@ -96,8 +96,8 @@ struct Scene {
   }
   void adopt(FileRange range) const { EXPECT(file->adopt(range).ok()); }
 
-  Descriptor owner;
-  Descriptor memory;
+  os::Descriptor owner;
+  os::Descriptor memory;
   std::shared_ptr<OwnerLink> link;
   std::shared_ptr<PeerFile> file;
   uint32_t asked = 0;
@@ -696,7 +696,7 @@ TEST(
       kernel.begin();
       int pair[2];
       EXPECT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
-      const Descriptor memory(os::kernel().memfd_create("peer_file_test", 0));
+      const os::Descriptor memory(os::kernel().memfd_create("peer_file_test", 0));
       EXPECT_EQ(::ftruncate(memory.fd(), static_cast<off_t>(page_size())), 0);
       const auto link = std::move(*OwnerLink::create(pair[0]));
       // An answer lies there that was sent before.

@@ -36,7 +36,7 @@ struct Scene {
     return ::lstat(path.c_str(), &status) == 0;
   }
   bool is_served() const {
-    const Descriptor socket(os::kernel().connect_to(path.data(), path.size()));
+    const os::Descriptor socket(os::kernel().connect_to(path.data(), path.size()));
     return socket.open();
   }
   size_t file_count() const {

@@ -18,14 +18,14 @@ TEST(names_of_sockets_have_108_bytes_at_most) {
   for (const size_t size : {start.size(), size_t{107}, size_t{108}}) {
     const std::string name = start + std::string(size - start.size(), 'n');
     const os::Descriptor listener(kernel.listen_at(name.data(), name.size()));
-    EXPECT(static_cast<bool>(listener));
+    EXPECT(listener.open());
     EXPECT_EQ(kernel.listen_at(name.data(), name.size()), -1);
     EXPECT_EQ(errno, EADDRINUSE);
     const os::Descriptor connected(kernel.connect_to(name.data(), name.size()));
-    EXPECT(static_cast<bool>(connected));
-    const os::Descriptor accepted(kernel.accept(listener.get()));
-    EXPECT(static_cast<bool>(accepted));
-    for (const int fd : {listener.get(), connected.get(), accepted.get()}) {
+    EXPECT(connected.open());
+    const os::Descriptor accepted(kernel.accept(listener.fd()));
+    EXPECT(accepted.open());
+    for (const int fd : {listener.fd(), connected.fd(), accepted.fd()}) {
       EXPECT(::fcntl(fd, F_GETFD) & FD_CLOEXEC);
       EXPECT(::fcntl(fd, F_GETFL) & O_NONBLOCK);
     }

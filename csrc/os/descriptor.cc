@@ -1,13 +1,11 @@
-#include "sharing/descriptor.h"
+#include "os/descriptor.h"
 
 #include <errno.h>
 #include <sys/stat.h>
 
 #include "os/syscalls.h"
 
-namespace pgalloc {
-
-using os::sys;
+namespace pgalloc::os {
 
 Descriptor::Descriptor(int fd) : fd_(fd) {
   if (fd < 0) return;
@@ -35,11 +33,12 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
   return *this;
 }
 
-bool Descriptor::intact() const {
-  if (fd_ < 0) return false;
+bool Descriptor::intact() const { return fd_ >= 0 && is_same_file(fd_); }
+
+bool Descriptor::is_same_file(int fd) const {
   struct stat status{};
   // Only EBADF says that it is closed; the kernel may be short of something.
-  if (sys().fstat(fd_, &status) != 0) return errno != EBADF;
+  if (sys().fstat(fd, &status) != 0) return errno != EBADF;
   return status.st_ino == inode_ && status.st_dev == device_;
 }
 
@@ -48,4 +47,4 @@ void Descriptor::close() {
   fd_ = -1;
 }
 
-}  // namespace pgalloc
+}  // namespace pgalloc::os
