@@ -10,6 +10,9 @@ from typing import Any
 
 from pgalloc import _core
 
+# What open() returns. Only these know whether they can be read and written: classes that others
+# derive from io.RawIOBase often do not say.
+FILES = (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 _LINKS_MAX = 40  # as many as the kernel follows
 _DESCRIPTOR = re.compile(rb"/proc/([0-9]+)(?:/task/[0-9]+)?/fd/([0-9]+)")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pgalloc import _core
 from pgalloc.errors import OptionError, SnapshotCorruptError
 from pgalloc.named_errors import About, name_of
-from pgalloc.snapshot.descriptors import own_descriptor, wait_for
+from pgalloc.snapshot.descriptors import FILES, own_descriptor, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,7 +110,7 @@ def opened(source: Any, operation: str, *, at_any_place: bool = False) -> Iterat
         raise TypeError(f"source must be a path or a binary file, not {type(source).__name__}")
     about = About(operation, name_of(source))
     with about:
-        if isinstance(source, io.IOBase) and not source.readable():
+        if isinstance(source, FILES) and not source.readable():
             raise io.UnsupportedOperation(errno.EBADF, "the source is not open for reading")
         image, begin = None, 0
         if _is_plain_object(source):

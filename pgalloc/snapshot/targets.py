@@ -15,7 +15,7 @@ from pgalloc import _core
 from pgalloc.errors import ClosedError, OptionError
 from pgalloc.named_errors import name_of
 from pgalloc.raised import is_ours
-from pgalloc.snapshot.descriptors import own_descriptor, wait_for
+from pgalloc.snapshot.descriptors import FILES, own_descriptor, wait_for
 
 if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
@@ -106,7 +106,7 @@ def opened(target: Any, path: bytes | None, backings: Collection[MemoryFile]) ->
     status = _status_of(target)
     if status is not None:
         _check_no_backing(status, backings)
-    if isinstance(target, io.IOBase) and not target.writable():
+    if isinstance(target, FILES) and not target.writable():
         raise io.UnsupportedOperation(errno.EBADF, "the target is not open for writing")
     return Target(None, target, None)
 

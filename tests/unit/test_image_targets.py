@@ -481,6 +481,20 @@ def test_non_blocking_files_are_waited_for(filled: MemoryFile, kind: str, buffer
     assert read == [image_of(filled)]
 
 
+def test_a_class_that_does_not_say_that_it_can_be_written(mf: MemoryFile) -> None:
+    class Counter(io.RawIOBase):
+        count = 0
+
+        def write(self, data: Any) -> int:
+            self.count += len(data)
+            return len(data)
+
+    counter = Counter()
+    assert not counter.writable()
+    mf.save(counter)
+    assert counter.count == len(image_of(mf))
+
+
 class Sleepy(io.RawIOBase):
     """In non-blocking mode, without a descriptor."""
 
