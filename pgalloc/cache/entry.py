@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from pgalloc.cache.slabs import Slab
 
 
-_INDEX_BYTES = 400
-"""Of Python's heap, for a value: its Entry, its places in dicts and heaps, its numbers."""
+# Of Python's heap, for a value: its Entry, its places in dicts and heaps, its numbers; and for its
+# tag, which may be that of no other value.
+_INDEX_BYTES = 350
+_TAG_BYTES = 300
 
 
 def index_cost(key: Key, tag: Key | None) -> int:
     """About how many bytes of Python's heap the index takes for a value."""
-    return _INDEX_BYTES + _size(key) + (0 if tag is None else _size(tag))
+    return _INDEX_BYTES + _size(key) + (0 if tag is None else _TAG_BYTES + _size(tag))
 
 
 def _size(key: Key) -> int:

@@ -265,7 +265,8 @@ class Store:
             if self.entries.get(entry.key) is entry:
                 self.remove(entry)
                 self.expirations += 1
-        if len(self._expiries) > 2 * len(self.entries) + 64:
+        # Those that are gone would hold their keys.
+        if len(self._expiries) > len(self.entries) * 5 // 4 + 64:
             kept = [item for item in self._expiries if self.entries.get(item[2].key) is item[2]]
             heapq.heapify(kept)
             self._expiries = kept

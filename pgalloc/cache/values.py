@@ -52,11 +52,15 @@ def _seconds(expire: Expire) -> float:
         return expire.total_seconds()
     # Decimal is a Number, but for Python no Real.
     real = isinstance(expire, numbers.Real) or not isinstance(expire, numbers.Complex)
-    if isinstance(expire, bool) or not (isinstance(expire, numbers.Number) and real):
-        raise TypeError(f"expire must be seconds or a timedelta, not {type(expire).__name__}")
     try:
+        if isinstance(expire, bool) or not (isinstance(expire, numbers.Number) and real):
+            raise TypeError
         return float(expire)
     except OverflowError:
         return float("inf" if expire > 0 else "-inf")  # type: ignore[operator]
+    except TypeError:  # numpy's timedelta64, too, which it says is an integer
+        raise TypeError(
+            f"expire must be seconds or a timedelta, not {type(expire).__name__}"
+        ) from None
     except ValueError:  # a Decimal that is a signalling NaN
         return float("nan")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import enum
 import functools
 import importlib
 import os
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from no_keys import NO_KEYS
 
 import pgalloc
 from pgalloc import Cache, MemoryFile, cached, testing
@@ -289,36 +288,6 @@ def test_programs_that_share_a_snapshot(tmp_path: Path) -> None:
 
 
 # --- arguments -----------------------------------------------------------------------------------
-
-
-class Text(str):
-    pass
-
-
-class Pair(tuple[int, int]):
-    pass
-
-
-class Number(int):
-    pass
-
-
-class Color(enum.IntEnum):
-    RED = 1
-
-
-class Name(enum.StrEnum):
-    A = "a"
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    x: int
-
-
-NO_KEYS: list[Any] = [True, 1.0, -0.0, float("nan"), None, Text("a"), Number(1), Pair((1, 2))]
-NO_KEYS += [Color.RED, Name.A, np.int64(1), np.str_("a"), Point(1), [], {}, {1}, bytearray(b"a")]
-NO_KEYS += [(1, True), ((1, 1.0),), ("a", None), ("a", (Text("a"),)), object(), memoryview(b"a")]
 
 
 @pytest.mark.parametrize("value", NO_KEYS, ids=lambda value: type(value).__name__)
