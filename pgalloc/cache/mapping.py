@@ -273,6 +273,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def _put(
         self, key: Key, view: memoryview, expires: float | None, tag: Key | None, keep: bool = False
     ) -> None:
+        self._changes.check_usable()
         length = view.nbytes
         pages = whole_pages(length)
         cost = index_cost(key, tag)
@@ -474,10 +475,14 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def close(self) -> None:
         """Release all values, and close the file if it is the cache's own. Views stay valid."""
         changes = self._changes
+        if changes.forked:  # another thread of the parent may have the lock
+            changes.closed = True
+            self._entries.clear()
+            return
         with changes.lock:
             if changes.closed:
                 return
-            if not changes.forked and not self._file.closed:
+            if not self._file.closed:
                 with suppress(ClosedError):  # another thread has just closed the file
                     changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
@@ -485,11 +490,10 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
                         self._file.remove_save_hook(self._name)
             changes.closed = True
             self._entries.clear()
-        if not changes.forked:
-            self._servers.close()
-            self._monitor.close()
-            if self._owns_file:
-                self._file.close()
+        self._servers.close()
+        self._monitor.close()
+        if self._owns_file:
+            self._file.close()
 
     def __del__(self) -> None:
         # Values in slabs know each other, and would wait for the garbage collector.

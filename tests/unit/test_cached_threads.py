@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ctypes
 import gc
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from waiting import TIMEOUT_S, Aim, eventually, is_inside, join
 
-from pgalloc import Cache, cached, testing
+from pgalloc import Cache, ForkedError, cached, testing
 from pgalloc.cache.flights import Flights
 
 
@@ -453,3 +454,43 @@ def test_flights_leave_nothing(cache: Cache, pool: ThreadPoolExecutor) -> None:
     flights = Flights(lambda key: cache.get(key), lambda key, data, store: data)
     assert len(list(pool.map(lambda n: flights.run(n % 7, lambda: None), range(500)))) == 500
     assert flights._flights == {}
+
+
+@pytest.mark.leaks_allowed
+def test_a_child_that_c_code_forks_while_the_lock_is_held(cache: Cache) -> None:
+    """As uWSGI does: no hook of Python's has run. Nothing waits for the parent's thread."""
+    cache[1] = b"v"
+    f = cached(cache, result=bytes)(lambda x: b"%d" % x)
+    assert f(1) == b"1"
+    held, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with cache._changes.lock:
+            held.set()
+            go.wait(TIMEOUT_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(TIMEOUT_S)
+    pid = ctypes.PyDLL(None).fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(30)  # instead of a hang
+            assert [f(x) for x in (1, 1, 2)] == [b"1", b"1", b"2"]
+            uses: list[Callable[[], Any]] = [
+                *(lambda: cache[1], lambda: cache.get("absent"), lambda: cache.put(1, b"x")),
+                *(lambda: len(cache), cache.stats, lambda: cache.put(1, bytes(9000))),
+                *(cache.popitem, cache.clear, lambda: cache.evict(1), lambda: list(cache)),
+            ]
+            for use in uses:
+                with pytest.raises(ForkedError):
+                    use()
+            assert repr(cache) == "<Cache of the parent process>"
+            cache.close()
+            status = 0
+        finally:
+            os._exit(status)
+    go.set()
+    join([thread])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
