@@ -138,7 +138,7 @@ def cached(
                 if found is not MISSING:
                     return found
                 if wait and results.can_be_kept:
-                    return await flights.run_async(made, lambda: function(*args, **kwargs))
+                    return await flights.run_async(made, function, *args, **kwargs)
                 return results.keep(made, await function(*args, **kwargs), True)
 
             wrapper: Any = wrapper_async
@@ -150,7 +150,7 @@ def cached(
                 if found is not MISSING:
                     return found
                 if wait and results.can_be_kept:
-                    return flights.run(made, lambda: function(*args, **kwargs))
+                    return flights.run(made, function, *args, **kwargs)
                 return results.keep(made, function(*args, **kwargs), True)
 
             wrapper = wrapper_sync

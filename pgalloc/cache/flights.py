@@ -130,7 +130,7 @@ class Flights:
         """Keep nothing of what is being computed now."""
         self._flights.clear()
 
-    def run(self, key: Key, compute: Callable[[], Any]) -> Any:
+    def run(self, key: Key, compute: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The result of the flight of a key, led here if there is none."""
         mine: Any = _Flight()
         other = found = None
@@ -140,7 +140,7 @@ class Flights:
                     with _waiting_for(other.work) as would_wait_for_itself:
                         if not other.ended:
                             if would_wait_for_itself or other.thread == mine.thread:
-                                return self._keep(key, compute(), True)
+                                return self._keep(key, compute(*args, **kwargs), True)
                             with other.lock:
                                 pass
                             if other.has_result:
@@ -148,20 +148,24 @@ class Flights:
                     self._drop(key, other)
                 with self._led(key, mine):
                     if (found := self._look(key)) is MISSING:
-                        found = self._keep(key, compute(), self._flights.get(key) is mine)
+                        found = self._keep(
+                            key, compute(*args, **kwargs), self._flights.get(key) is mine
+                        )
                     mine.result, mine.has_result = found, True
                 return mine.outcome()
         finally:
             mine = other = found = None  # an exception that it has knows this frame
 
-    async def run_async(self, key: Key, compute: Callable[[], Awaitable[Any]]) -> Any:
+    async def run_async(
+        self, key: Key, compute: Callable[..., Awaitable[Any]], /, *args: Any, **kwargs: Any
+    ) -> Any:
         """run() for a coroutine function."""
         import asyncio
 
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # trio's, say
-            return self._keep(key, await compute(), True)
+            return self._keep(key, await compute(*args, **kwargs), True)
         mine: Any = _Flight(loop)
         other = found = None
         try:
@@ -170,7 +174,7 @@ class Flights:
                     with _waiting_for(other.work) as would_wait_for_itself:
                         if not other.ended:
                             if would_wait_for_itself:
-                                return self._keep(key, await compute(), True)
+                                return self._keep(key, await compute(*args, **kwargs), True)
                             future = loop.create_future()
                             other.waiting.append((loop, future))
                             while not other.ended:
@@ -180,7 +184,9 @@ class Flights:
                     self._drop(key, other)
                 with self._led(key, mine):
                     if (found := self._look(key)) is MISSING:
-                        found = self._keep(key, await compute(), self._flights.get(key) is mine)
+                        found = self._keep(
+                            key, await compute(*args, **kwargs), self._flights.get(key) is mine
+                        )
                     mine.result, mine.has_result = found, True
                 return mine.outcome()
         finally:

@@ -155,6 +155,17 @@ def test_a_leader_that_is_stopped_is_followed_by_another(
 # --- what would wait for itself ------------------------------------------------------------------
 
 
+def test_a_deep_recursion(cache: Cache) -> None:
+    """Each level takes a few frames of Python's."""
+
+    @cached(cache, result=bytes)
+    def count(n: int) -> bytes:
+        return b"0" if n == 0 else b"%d" % (int(count(n - 1)) + 1)
+
+    assert count(200) == b"200"
+    assert count(300) == b"300"
+
+
 def test_a_call_from_within(cache: Cache) -> None:
     depth = 0
 
