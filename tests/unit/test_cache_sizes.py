@@ -219,6 +219,21 @@ def test_the_same_size_again_and_a_smaller_one(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+def test_the_same_size_again_where_all_slots_are_taken(policy: Policy) -> None:
+    with Cache(policy=policy) as cache:
+        for number in range(2048):  # eight slabs to the last slot
+            cache[number] = bytes(16)
+        cache._store.maxsize = cache.currsize
+        view = cache[5]
+        for number in range(2048):
+            if number // 256 != 5 // 256:  # the slots of a slab with a view are not used again
+                cache[number] = b"n" * 16
+                assert len(cache) == 2048
+        assert bytes(view) == bytes(16)
+        testing.verify_cache(cache)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("view", [False, True])
 def test_a_larger_one_takes_the_difference(full: Any, policy: Policy, view: bool) -> None:
     cache = full(policy, PAGE)

@@ -8,6 +8,7 @@ import importlib
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,13 @@ def different_functions(cache: Cache) -> Iterator[Callable[[int], Any]]:
         method = f"class B:\n  def m(x): return b'base {number}'\nclass C(B):\n  @staticmethod\n"
         method += "  @cached(cache)\n  def m(x): return __class__.__base__.m(x)\nm = C.m"
         yield _redefined(cache, method, "m")
+    for number in range(2):  # the same code and name, other globals
+        names = {"cached": cached, "cache": cache, "text": b"globals %d" % number}
+        exec("def j(x): return text", {"__name__": "made_up", **names}, names)
+        module_level("", "made_up")["j"] = j = keep(
+            types.FunctionType(names["j"].__code__, {"__name__": "made_up", **names}, "j")  # type: ignore[attr-defined]
+        )
+        yield j
     yield at_its_name
     yield Methods.static
     yield Methods.static_inside
