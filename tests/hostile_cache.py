@@ -104,11 +104,14 @@ def cases_of_caches() -> Iterator[Case]:
     )
     yield Case(put, "tag", on_cache(lambda c, v: c.put("a", b"", tag=v)), either(none, is_key))
     yield Case(put, "item key", on_cache(lambda c, v: c.__setitem__(v, b"x")), is_key)
-    yield Case("Cache.get", "key", on_cache(lambda c, v: c.get(v)), is_key)
+    yield Case("Cache.get", "key", on_cache(lambda c, v: c.get(v)), anything)
+    yield Case("Cache.get_bytes", "key", on_cache(lambda c, v: c.get_bytes(v)), anything)
+    yield Case("Cache.get_bytes", "default", on_cache(lambda c, v: c.get_bytes("a", v)), anything)
     yield Case("Cache.get", "item", on_cache(lambda c, v: c[v]), is_key)
     yield Case("Cache.get", "default", on_cache(lambda c, v: c.get("a", v)), anything)
     yield Case("Cache.get", "in", on_cache(lambda c, v: v in c), anything)
     yield Case("Cache.pop", "key", on_cache(lambda c, v: c.pop(v)), is_key)
+    yield Case("Cache.pop", "with default", on_cache(lambda c, v: c.pop(v, None)), anything)
     yield Case("Cache.pop", "default", on_cache(lambda c, v: c.pop("a", v)), anything)
     yield Case("Cache.pop", "del", on_cache(lambda c, v: c.__delitem__(v)), is_key)
     name = "Cache.setdefault"
@@ -125,7 +128,11 @@ def cases_of_caches() -> Iterator[Case]:
     made = on_cache(lambda c, v: decorate(c, key=lambda: v))
     yield Case(name, "what key returns", made, is_key)
     result = on_cache(lambda c, v: pgalloc.cached(c)(lambda: v)())
-    yield Case(name, "result", result, BYTES)
+    yield Case(name, "what the function returns", result, either(none, BYTES))
+    text: Accepts = lambda value: type(value) is str
+    yield Case(name, "name", on_cache(lambda c, v: decorate(c, name=v)), either(none, text))
+    yield Case(name, "result", on_cache(lambda c, v: decorate(c, result=v)), nothing)
+    yield Case(name, "wait", on_cache(lambda c, v: decorate(c, wait=v)), is_a(bool))
     for option, accepts in (("expire", EXPIRE), ("tag", is_key)):
         call = on_cache(lambda c, v, o=option: decorate(c, **{o: v}))
         yield Case(name, option, call, either(none, accepts))

@@ -337,7 +337,9 @@ def _cases_of_paths() -> Iterator[Case]:
         yield Case("Server", option, lambda h, v, o=option: make_server(h, **{o: v}), accepts)
 
     get = "CacheReader.get"
-    yield Case(get, "key", on_reader(lambda r, v: r.get(v)), is_key)
+    yield Case(get, "key", on_reader(lambda r, v: r.get(v)), anything)
+    yield Case(f"{get}_bytes", "key", on_reader(lambda r, v: r.get_bytes(v)), anything)
+    yield Case(f"{get}_bytes", "default", on_reader(lambda r, v: r.get_bytes("a", v)), anything)
     yield Case(get, "item", on_reader(lambda r, v: r[v]), is_key)
     yield Case(get, "default", on_reader(lambda r, v: r.get("a", v)), anything)
 

@@ -7,7 +7,8 @@
 * ``mapping``: :class:`Cache`; ``views``: its items; ``policy``, ``stats``: what it takes and tells.
 * ``snapshot``: a cache in an image and back.
 * ``serving``: a cache that other processes read.
-* ``decorator``: :func:`cached`.
+* ``decorator``: :func:`cached`; ``functions``: what a function is known by; ``flights``: results
+  that are being computed.
 """
 
 from pgalloc.cache.decorator import cached

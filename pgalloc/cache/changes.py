@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pgalloc import _core
 from pgalloc.cache.integrity import mend
 from pgalloc.cache.store import Store
 from pgalloc.errors import ClosedError, Error, ForkedError
@@ -29,7 +30,8 @@ class Changes:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.closed = self.forked = False
+        self.closed = False
+        self._process = _core.process_generation()
         self.lock = threading.RLock()
         self._busy = self._broken = False
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
@@ -39,8 +41,14 @@ class Changes:
         """Whether the caller, who has the lock, is in the middle of a change."""
         return self._busy
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a forked child of the process that made it."""
+        return bool(self._process != _core.process_generation())
+
     def make(self, act: Callable[..., T], *arguments: Any, otherwise: T) -> T:
         """``act(*arguments)`` on the tables; ``otherwise`` if that has to wait for its turn."""
+        self.check_usable()  # first: in a child that C forked another thread may have the lock
         with self.lock:
             self.check_usable()
             if self._busy:
@@ -88,7 +96,7 @@ class Changes:
     def reset_in_child(self) -> None:
         """In a forked child, where another thread may have had the lock."""
         self.lock = threading.RLock()
-        self.forked, self._busy = True, False
+        self._busy = False
 
 
 def _nothing() -> None:

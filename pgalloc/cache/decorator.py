@@ -3,63 +3,259 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ParamSpec
+import inspect
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 
-from pgalloc.cache.keys import Key
+from pgalloc.arguments import checked_flag
+from pgalloc.cache.flights import MISSING, Flights
+from pgalloc.cache.functions import Identity
+from pgalloc.cache.keys import Key, check_key, why_no_key
 from pgalloc.cache.mapping import Cache
-from pgalloc.cache.values import TooLargeError
-from pgalloc.errors import OutOfMemoryError
+from pgalloc.cache.values import Expire, TooLargeError, buffer_of, expiry
+from pgalloc.errors import ForkedError, OutOfMemoryError
 
 P = ParamSpec("P")
+R = TypeVar("R", memoryview, bytes)
+R_co = TypeVar("R_co", covariant=True)
+
+_NONE = b"pgalloc.cached: None \x9b\x1f\xd0\x5c\x7e\xe3\x42\xa8\x11\x96\x2d"
+"""What is kept for None."""
 
 
+class CacheInfo(NamedTuple):
+    """What cache_info() of a cached function tells.
+
+    Attributes:
+        hits: calls that found a result.
+        misses: calls that found none, also those that waited for another one to compute it.
+        maxsize: that of the cache.
+        currsize: that of the cache.
+    """
+
+    hits: int
+    misses: int
+    maxsize: int | None
+    currsize: int
+
+
+class _Decorator(Protocol[R_co]):
+    @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, Any]], /
+    ) -> Callable[P, Coroutine[Any, Any, R_co]]: ...
+    @overload
+    def __call__(self, function: Callable[P, Any], /) -> Callable[P, R_co]: ...
+
+
+@overload
+def cached(
+    cache: Cache,
+    key: Callable[..., Key] | None = ...,
+    *,
+    name: str | None = ...,
+    expire: Expire | None = ...,
+    tag: Key | None = ...,
+    wait: bool = ...,
+) -> _Decorator[memoryview]: ...
+@overload
+def cached(
+    cache: Cache,
+    key: Callable[..., Key] | None = ...,
+    *,
+    name: str | None = ...,
+    expire: Expire | None = ...,
+    tag: Key | None = ...,
+    result: type[R],
+    wait: bool = ...,
+) -> _Decorator[R]: ...
 def cached(
     cache: Cache,
     key: Callable[..., Key] | None = None,
     *,
-    expire: float | None = None,
+    name: str | None = None,
+    expire: Expire | None = None,
     tag: Key | None = None,
-) -> Callable[[Callable[P, Any]], Callable[P, memoryview]]:
+    result: Any = memoryview,
+    wait: bool = True,
+) -> Any:
     """A decorator for functions that return bytes: their results are kept in ``cache``.
 
-    What the function returned comes back as a read-only memoryview, whether it was kept or not.
-    ``key(*args, **kwargs)`` makes the key; without it, the key is the function's name with its
-    arguments, which then have to be possible keys. ``expire`` and ``tag`` are those of Cache.put().
+    What the function returned comes back as a read-only memoryview, or with ``result=bytes`` as
+    bytes, whether it was kept or not. None comes back as None, and is kept, too. Exceptions are
+    not. ``expire`` and ``tag`` are those of Cache.put().
 
-    Two threads that miss at the same time both call the function. The wrapper has ``cache``,
-    ``cache_key`` and ``__wrapped__``.
+    The arguments have to be possible keys, or ``key(*args, **kwargs)`` makes one of them. Two
+    functions never share results, whatever their keys, unless they are given the same ``name``.
+    Without one a function is known by its module, its qualified name, its code and its defaults,
+    so that its results are found again in a restored Cache. A lambda, a closure, a partial, an
+    object, or a function that was redefined, is known in this process only, as itself; so is what
+    is defined in a notebook.
+
+    Callers that miss the same key at once wait for the first of them, in other threads and tasks,
+    too; what it raises is raised by all. With ``wait=False`` each calls the function. A call of
+    the same key from within calls the function again.
+
+    Also for ``async def``, methods and static methods, not for generators. In a forked child,
+    which has no use of its parent's Cache, each call calls the function.
+
+    The decorated function has ``cache_info()`` (hits, misses, and the cache's maxsize and
+    currsize), ``cache_clear()``, which removes its results and no others, ``cache_key()``, which
+    makes the key for the same arguments, ``cache`` and ``__wrapped__``. Raises TypeError for
+    arguments that are no key, OptionError.
     """
     if not isinstance(cache, Cache):
         raise TypeError(f"cache must be a Cache, not {type(cache).__name__}")
     if key is not None and not callable(key):
         raise TypeError("key must be callable")
+    if not (name is None or type(name) is str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    if result is not memoryview and result is not bytes:
+        raise TypeError("result must be memoryview or bytes")
+    checked_flag(wait, "wait")
+    expiry(expire)
+    if tag is not None:
+        check_key(tag)
 
-    def decorate(function: Callable[P, Any]) -> Callable[P, memoryview]:
-        name = f"{function.__module__}.{function.__qualname__}"
+    def decorate(function: Any) -> Any:
+        if isinstance(function, (staticmethod, classmethod)):
+            return type(function)(decorate(function.__func__))
+        if not callable(function):
+            raise TypeError(f"what is cached must be callable, not {type(function).__name__}")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError("the results of a generator cannot be cached: return bytes")
+        results = _Results(cache, Identity(function, name), key, expire, tag, result is bytes)
+        flights = Flights(results.look_again, results.keep)
 
-        def default_key(*args: Any, **kwargs: Any) -> Key:
-            return (name, args, tuple(sorted(kwargs.items())))
+        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(type(function), "__call__", None)  # noqa: B004
+        ):
 
-        make_key = default_key if key is None else key
+            async def wrapper_async(*args: Any, **kwargs: Any) -> Any:
+                made = results.key(*args, **kwargs)
+                found = results.look(made)
+                if found is not MISSING:
+                    return found
+                if wait and results.can_be_kept:
+                    return await flights.run_async(made, function, *args, **kwargs)
+                return results.keep(made, await function(*args, **kwargs), True)
 
-        @functools.wraps(function)
-        def wrapper(*args: P.args, **kwargs: P.kwargs) -> memoryview:
-            made = make_key(*args, **kwargs)
-            view = cache.get(made)
-            if view is not None:
-                return view
-            data = function(*args, **kwargs)
-            try:
-                cache.put(made, data, expire=expire, tag=tag)
-            except (TooLargeError, OutOfMemoryError):
-                view = None
-            else:
-                view = cache._look_again(made)
-            return memoryview(bytes(data)) if view is None else view
+            wrapper: Any = wrapper_async
+        else:
 
-        wrapper.cache = cache  # type: ignore[attr-defined]
-        wrapper.cache_key = make_key  # type: ignore[attr-defined]
-        return wrapper
+            def wrapper_sync(*args: Any, **kwargs: Any) -> Any:
+                made = results.key(*args, **kwargs)
+                found = results.look(made)
+                if found is not MISSING:
+                    return found
+                if wait and results.can_be_kept:
+                    return flights.run(made, function, *args, **kwargs)
+                return results.keep(made, function(*args, **kwargs), True)
+
+            wrapper = wrapper_sync
+
+        def cache_clear() -> None:
+            """Remove the results of this function, and begin to count anew."""
+            flights.forget()
+            results.clear()
+
+        decorated: Any = functools.wraps(function)(wrapper)
+        decorated.cache = cache
+        decorated.cache_key = results.key
+        decorated.cache_info = results.info
+        decorated.cache_clear = cache_clear
+        return decorated
 
     return decorate
+
+
+class _Results:
+    """The results of one function in its Cache."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        identity: Identity,
+        make_key: Callable[..., Key] | None,
+        expire: Expire | None,
+        tag: Key | None,
+        as_bytes: bool,
+    ) -> None:
+        self._cache = cache
+        self._identity = identity
+        self._make_key = make_key
+        self._expire = expire
+        self._tag = tag
+        self._as_bytes = as_bytes
+        self._hits = self._misses = 0
+
+    @property
+    def can_be_kept(self) -> bool:
+        """Whether this process has use of the Cache; a forked child has not."""
+        return not self._cache._changes.forked
+
+    def key(self, /, *args: Any, **kwargs: Any) -> Key:
+        """The key of a call with these arguments."""
+        who = self._identity()
+        if self._make_key is not None:
+            made = self._make_key(*args, **kwargs)
+            if (why := why_no_key(made)) is not None:
+                raise TypeError(f"what key= made is no key: {why}")
+            return (who, made)
+        key = (who, args, tuple(sorted(kwargs.items())))
+        if (why := why_no_key(key)) is not None:
+            raise TypeError(
+                f"the arguments are no key ({why}): pass key= to cached(), a function that makes "
+                "one of them"
+            )
+        return key
+
+    def look(self, key: Key) -> Any:
+        """What is kept, or MISSING. Counted."""
+        view = self._cache.get(key) if self.can_be_kept else None
+        if view is None:
+            self._misses += 1
+            return MISSING
+        self._hits += 1
+        return self._shown(view)
+
+    def look_again(self, key: Key) -> Any:
+        """What is kept, or MISSING. Not counted."""
+        view = self._cache._look_again(key)
+        return MISSING if view is None else self._shown(view)
+
+    def _shown(self, view: memoryview) -> Any:
+        if view.nbytes == len(_NONE) and view == _NONE:
+            return None
+        return view.tobytes() if self._as_bytes else view
+
+    def keep(self, key: Key, data: Any, store: bool) -> Any:
+        """What callers get; it is kept if there is room, and with ``store``."""
+        with buffer_of(_NONE if data is None else data) as buffer:
+            plain = buffer.nbytes != len(_NONE) or buffer.tobytes() != _NONE
+            if store and self.can_be_kept and (plain or data is None):
+                with suppress(TooLargeError, OutOfMemoryError, ForkedError):
+                    self._cache.put(key, buffer, expire=self._expire, tag=self._tag)
+                    if plain and not self._as_bytes:
+                        view = self._cache._look_again(key)
+                        if view is not None:
+                            return view
+            if data is None:
+                return None
+            copied = data if type(data) is bytes else buffer.tobytes()
+            return copied if self._as_bytes else memoryview(copied)
+
+    def clear(self) -> None:
+        self._hits = self._misses = 0
+        if not self.can_be_kept:
+            return
+        who = self._identity()
+        for key in self._cache:
+            if isinstance(key, tuple) and key[:1] == (who,):
+                self._cache._remove(key)
+
+    def info(self) -> CacheInfo:
+        """Hits and misses of this function; maxsize and currsize of its Cache."""
+        currsize = self._cache.currsize if self.can_be_kept else 0
+        return CacheInfo(self._hits, self._misses, self._cache.maxsize, currsize)

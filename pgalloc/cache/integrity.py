@@ -26,10 +26,12 @@ def _broken(store: Store) -> Iterator[str]:
         yield "two holders have the same page"
     if store.held_bytes != sum(end - start for start, end in held):
         yield "held_bytes is not the sum of the holders' pages"
-    if store.maxsize is not None and store.held_bytes > store.maxsize:
-        yield "held_bytes exceeds maxsize"
+    if store.maxsize is not None and store.size > store.maxsize:
+        yield "the size exceeds maxsize"
     if store.value_bytes != sum(entry.length for entry in entries.values()):
         yield "value_bytes is not the sum of the values' lengths"
+    if store.index_bytes != sum(entry.cost for entry in entries.values()):
+        yield "index_bytes is not the sum of what the values cost there"
     there = 0
     for number, holder in holders.items():
         values = [holder] if isinstance(holder, Entry) else list(holder.entries.values())

@@ -1,12 +1,13 @@
 """Keys: str, bytes, int, and tuples of these; and how they are written down in a snapshot.
 
 Exactly these types, not their subclasses: hashing and comparing them runs no code of anybody's, so
-it may be done under a lock, and what is restored equals what was saved. Pure functions.
+it may be done under a lock, and what is restored equals what was saved. What else equals a key
+(True, 1.0) is none: it is never looked up. Pure functions.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from pgalloc.errors import SharingError, SnapshotCorruptError
 
@@ -21,22 +22,32 @@ SERVED_PARTS_MAX = 1024
 _TOO_MANY = f"the tuples of a served cache's key have {SERVED_PARTS_MAX} parts at most"
 
 
+def is_key(key: object) -> TypeGuard[Key]:
+    """Whether there can be a value of this key. Runs no code of the key's."""
+    kind = type(key)
+    return kind is str or kind is int or kind is bytes or why_no_key(key) is None
+
+
 def check_key(key: object) -> None:
     """Raises TypeError unless ``key`` can be one."""
+    if not is_key(key):
+        raise TypeError(why_no_key(key))
+
+
+def why_no_key(key: object, depth: int = _DEPTH_MAX) -> str | None:
+    """What is wrong with a key; None if nothing is."""
     kind = type(key)
     if kind is str or kind is int or kind is bytes:
-        return
-    _check_tuple(key, _DEPTH_MAX)
-
-
-def _check_tuple(key: object, depth: int) -> None:
-    if type(key) is not tuple:
-        raise TypeError(f"a key is a str, bytes, int or a tuple of these, not {type(key).__name__}")
+        return None
+    if kind is not tuple:
+        return f"a key is a str, bytes, int or a tuple of these, not {kind.__name__}"
     if depth == 0:
-        raise TypeError("the tuples of a key are nested too deeply")
-    for part in key:
-        if type(part) not in (str, bytes, int):
-            _check_tuple(part, depth - 1)
+        return "the tuples of a key are nested too deeply"
+    for part in key:  # type: ignore[attr-defined]
+        why_not = why_no_key(part, depth - 1)
+        if why_not is not None:
+            return why_not
+    return None
 
 
 def encode_key(key: Key) -> bytes:

@@ -5,7 +5,8 @@ theirs if it is still the key's value once they have pinned it. Everything else 
 ``changes``.
 
 Invariants:
-  1. The pages held are at most ``maxsize`` between calls.
+  1. The pages held, with what the index takes beyond an eighth of them, are at most ``maxsize``
+     between calls.
   2. What the core has discarded is a miss for readers at once; ``len()`` and the like know of it
      too, and ``on_discard`` hears of it from the next call that takes the lock.
   3. A forked child has no use of a cache: it cannot know what the parent's guard discards.
@@ -24,17 +25,18 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 from pgalloc import _core, fork
 from pgalloc.allocation import whole_pages
 from pgalloc.cache.changes import Changes
-from pgalloc.cache.entry import Entry
+from pgalloc.cache.entry import Entry, index_cost
 from pgalloc.cache.integrity import broken_invariant
-from pgalloc.cache.keys import Key, check_key
+from pgalloc.cache.keys import Key, check_key, is_key
 from pgalloc.cache.policy import Policy
 from pgalloc.cache.serving import CacheReader, serve
+from pgalloc.cache.slabs import slab_size
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
-from pgalloc.cache.store import Store
-from pgalloc.cache.values import TooLargeError, expiry
+from pgalloc.cache.store import Store, counted
+from pgalloc.cache.values import Expire, TooLargeError, buffer_of, expiry
 from pgalloc.cache.views import CacheItems, CacheValues
-from pgalloc.errors import ClosedError, Error, OptionError
+from pgalloc.errors import ClosedError, Error, ForkedError, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
 from pgalloc.sharing import Server
@@ -56,7 +58,8 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     those that are worth least go; reading one that has gone is a plain miss. So a cache may be
     given all the memory there is.
 
-    * ``maxsize``: bytes (or "8G") of pages to hold at most; None for as much as memory allows.
+    * ``maxsize``: bytes (or "8G") to hold at most; None for as much as memory allows. Pages count,
+      and what keys and index take beyond an eighth of that: with long keys or tiny values.
     * ``file``: the MemoryFile to live in; None for one of its own, which close() closes.
     * ``headroom``: what the process keeps free below each memory limit: "10%", or bytes.
     * ``policy``: which values go first.
@@ -86,7 +89,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     ) -> None:
         limit = None if maxsize is None else parse_size(maxsize, "maxsize")
         if limit is not None and limit < _core.PAGE_SIZE:
-            raise OptionError("maxsize must be a page at least")
+            raise OptionError(f"maxsize must be a page at least, {_core.PAGE_SIZE} bytes: {limit}")
         if not isinstance(policy, str):
             raise TypeError(f"policy must be a Policy or its name, not {type(policy).__name__}")
         try:
@@ -155,6 +158,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def __getitem__(self, key: Key) -> memoryview:
         view = self.get(key)
         if view is None:
+            check_key(key)
             raise KeyError(key)
         return view
 
@@ -163,11 +167,14 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     @overload
     def get(self, key: Key, default: T) -> memoryview | T: ...
     def get(self, key: Key, default: Any = None) -> Any:
-        """The value as a read-only view, or ``default`` if there is none, or none any more."""
+        """The value as a read-only view, or ``default`` if there is none, or none any more.
+
+        Of what is no key there is none; where there is no default to give, that is a TypeError.
+        """
         while True:
-            entry = self._entries.get(key)
+            entry = self._entries.get(key) if is_key(key) else None
             if entry is None or (entry.expires is not None and entry.expires <= time.monotonic()):
-                return self._missed(key, default)
+                return self._missed(default)
             try:
                 view = entry.allocation._pinned_view(entry.start, entry.stop)
             except ClosedError:  # released by another thread, or the cache is closed
@@ -177,10 +184,19 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
                 if view is not None:
                     self._count(hits=-1)
                 continue
-            return self._missed(key, default) if view is None else view
+            return self._missed(default) if view is None else view
 
-    def _missed(self, key: Key, default: Any) -> Any:
-        check_key(key)
+    @overload
+    def get_bytes(self, key: Key) -> bytes | None: ...
+    @overload
+    def get_bytes(self, key: Key, default: T) -> bytes | T: ...
+    def get_bytes(self, key: Key, default: Any = None) -> Any:
+        """A copy of the value as bytes, for what takes no memoryview; or ``default``, as get()."""
+        view = self.get(key)
+        return default if view is None else view.tobytes()
+
+    def _missed(self, default: Any) -> Any:
+        self._changes.check_usable()
         self._count(misses=1)
         self._changes.catch_up()
         self._tell()
@@ -203,7 +219,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def __contains__(self, key: object) -> bool:
         """Whether there is a value: not counted, and without weight for the policy."""
         self._catch_up()
-        return key in self._entries
+        return is_key(key) and key in self._entries
 
     def __len__(self) -> int:
         self._catch_up()
@@ -233,13 +249,15 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self.put(key, data)
 
     def put(
-        self, key: Key, data: Any, *, expire: float | None = None, tag: Key | None = None
+        self, key: Key, data: Any, *, expire: Expire | None = None, tag: Key | None = None
     ) -> None:
         """Set a value, in place of the one there may be.
 
-        ``expire``: seconds after which it is gone. ``tag``: what evict_tag() knows it by.
+        ``expire``: seconds (any real number, or a timedelta) after which it is gone. ``tag``: what
+        evict_tag() knows it by.
 
-        Room is made first: for ``maxsize`` by evicting, for the memory limits by discarding.
+        Room is made first: for ``maxsize`` by evicting, for the memory limits by discarding. In
+        place of another value it needs room for the difference only.
         Raises ValueError if the value alone exceeds ``maxsize``, TypeError for what is no key or no
         bytes, OutOfMemoryError if there is no room whatever is given up. The old value is then
         still there.
@@ -248,25 +266,32 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         if tag is not None:
             check_key(tag)
         expires = expiry(expire)
-        with memoryview(data) as view:
+        with buffer_of(data) as view:
             self._put(key, view, expires, tag)
         self._tell()
 
     def _put(
         self, key: Key, view: memoryview, expires: float | None, tag: Key | None, keep: bool = False
     ) -> None:
+        self._changes.check_usable()
         length = view.nbytes
         pages = whole_pages(length)
-        if self.maxsize is not None and pages > self.maxsize:
-            raise TooLargeError("value too large")
+        cost = index_cost(key, tag)
+        shares = self._store.shares_pages(length)
+        size = counted(slab_size(length) if shares else pages, cost)
+        if self.maxsize is not None and size > self.maxsize:
+            raise TooLargeError(
+                f"value too large: {length} bytes, counted as {size} with their key, do not fit "
+                f"into maxsize, {self.maxsize} bytes"
+            )
         data: Any = view if view.c_contiguous else view.tobytes()
-        if self._store.shares_pages(length):
+        if shares:
             with self._changes.lock:
                 if not self._changes.under_way:
                     act = self._put_in_slab
                     self._changes.make(act, key, data, length, expires, tag, keep, otherwise=None)
                     return
-        reservation = _core.CommitReservation(pages)
+        reservation = _core.CommitReservation(pages + cost)
         # Without the lock: the others go on.
         allocation = self._file._allocate_filled(pages, data)
         reservation.end()
@@ -278,7 +303,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     ) -> None:
         if keep and key in self._entries:
             return
-        slab, offset = self._store.slot(length)
+        slab, offset = self._store.slot(key, length, index_cost(key, tag))
         try:
             slab.allocation._write(offset, data)
         except Error:
@@ -292,22 +317,27 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def _put_alone(self, entry: Entry, keep: bool) -> None:
         if keep and entry.key in self._entries:
             return
-        self._store.make_way(entry.allocation.nbytes)
+        self._store.make_way(entry.allocation.nbytes, entry.cost, entry.key)
         self._store.add_alone(entry)
 
     def __delitem__(self, key: Key) -> None:
-        check_key(key)
-        found = self._changes.make(self._store.remove_key, key, otherwise=key in self._entries)
-        self._tell()
+        found = is_key(key) and self._remove(key)
+        self._catch_up()
         if not found:
+            check_key(key)
             raise KeyError(key)
+
+    def _remove(self, key: Key) -> bool:
+        there = key in self._entries
+        return self._changes.make(self._store.remove_key, key, otherwise=there)
 
     def setdefault(self, key: Key, default: Any = b"") -> memoryview:
         """The value, after setting it to ``default`` if there is none."""
+        check_key(key)
         view = self.get(key)
         if view is not None:
             return view
-        with memoryview(default) as data:
+        with buffer_of(default) as data:
             self._put(key, data, None, None, keep=True)
         self._tell()
         view = self._look_again(key)
@@ -320,19 +350,20 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def pop(self, key: Key, default: T) -> memoryview | T: ...
     def pop(self, key: Key, default: Any = _NO_DEFAULT) -> Any:
         """Remove and return the value, or ``default``; KeyError without one."""
-        check_key(key)
-        view = self._changes.make(self._store.take, key, otherwise=None)
+        if default is _NO_DEFAULT:
+            check_key(key)
+        self._catch_up()  # on_discard is called before the value is taken: it may raise
+        view = self._changes.make(self._store.take, key, otherwise=None) if is_key(key) else None
         if view is None:
             self._count(misses=1)
-        self._tell()
         if view is None and default is _NO_DEFAULT:
             raise KeyError(key)
         return default if view is None else view
 
     def popitem(self) -> tuple[Key, memoryview]:
         """Remove and return the value that would go next. KeyError if there is none."""
+        self._catch_up()  # as in pop()
         item = self._changes.make(self._store.take_next, otherwise=None)
-        self._tell()
         if item is None:
             raise KeyError("the cache is empty")
         return item
@@ -345,7 +376,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     # --- what goes -------------------------------------------------------------------------------
 
     def evict(self, nbytes: str | SupportsIndex) -> int:
-        """Give up values of about ``nbytes``, as the policy says. The bytes of pages given up."""
+        """Give up values of about ``nbytes``, as the policy says. The bytes given up."""
         given_up = self._changes.make(self._store.evict, parse_size(nbytes, "nbytes"), otherwise=0)
         self._tell()
         return given_up
@@ -394,14 +425,14 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
 
     @property
     def maxsize(self) -> int | None:
-        """The most bytes of pages that values may hold; None for no limit of its own."""
+        """The most bytes to hold; None for no limit of its own."""
         return self._store.maxsize
 
     @property
     def currsize(self) -> int:
-        """The bytes of pages that values hold."""
+        """What counts for ``maxsize``: pages, and what the index takes beyond an eighth of that."""
         self._catch_up()
-        return self._store.held_bytes
+        return self._store.size
 
     @property
     def policy(self) -> Policy:
@@ -428,7 +459,9 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
                 expirations=store.expirations,
                 entries=len(store.entries),
                 value_bytes=store.value_bytes,
-                bytes=store.held_bytes,
+                bytes=store.size,
+                page_bytes=store.held_bytes,
+                index_bytes=store.index_bytes,
                 headroom=headroom,
             )
 
@@ -442,10 +475,14 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     def close(self) -> None:
         """Release all values, and close the file if it is the cache's own. Views stay valid."""
         changes = self._changes
+        if changes.forked:  # another thread of the parent may have the lock
+            changes.closed = True
+            self._entries.clear()
+            return
         with changes.lock:
             if changes.closed:
                 return
-            if not changes.forked and not self._file.closed:
+            if not self._file.closed:
                 with suppress(ClosedError):  # another thread has just closed the file
                     changes.make(self._store.remove_all, otherwise=None)
                 if self._name is not None:
@@ -453,11 +490,10 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
                         self._file.remove_save_hook(self._name)
             changes.closed = True
             self._entries.clear()
-        if not changes.forked:
-            self._servers.close()
-            self._monitor.close()
-            if self._owns_file:
-                self._file.close()
+        self._servers.close()
+        self._monitor.close()
+        if self._owns_file:
+            self._file.close()
 
     def __del__(self) -> None:
         # Values in slabs know each other, and would wait for the garbage collector.
@@ -481,9 +517,14 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
             return broken_invariant(self._store)
 
     def __repr__(self) -> str:
-        if self._changes.closed:
-            return "<Cache closed>"
+        name = type(self).__name__
+        try:
+            self._changes.catch_up()
+        except ClosedError:
+            return f"<{name} closed>"
+        except ForkedError:
+            return f"<{name} of the parent process>"
         return (
-            f"<Cache of {len(self._entries)} values, {self._store.held_bytes} bytes, "
+            f"<{name} of {len(self._entries)} values, {self._store.size} bytes, "
             f"maxsize={self.maxsize}, policy={str(self._policy)!r}>"
         )

@@ -12,7 +12,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from pgalloc.arguments import checked_timeout
-from pgalloc.cache.keys import Key, check_key, decode_served_key, encode_served_key
+from pgalloc.cache.keys import Key, check_key, decode_served_key, encode_served_key, is_key
 from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
 from pgalloc.sharing import PeerFile, Server
 from pgalloc.sharing.lookups import Value
@@ -92,25 +92,34 @@ class CacheReader(Uncopyable):
     @overload
     def get(self, key: Key, default: T) -> memoryview | T: ...
     def get(self, key: Key, default: Any = None) -> Any:
-        """The value as a read-only view, or ``default`` if there is none.
+        """The value as a read-only view, or ``default`` if there is none, as of what is no key.
 
         Raises OwnerGoneError when the cache's process has ended, ClosedError. A key may have a
         mebibyte and 1024 parts at most: SharingError.
         """
-        check_key(key)
         file = self._file
         if file.closed:
             raise ClosedError("the CacheReader is closed")
         file._check_usable()
-        found = file._remote_value(encode_served_key(key))
+        found = file._remote_value(encode_served_key(key)) if is_key(key) else None
         if found is None:
             return default
         pages, start, stop = found
         return pages.view(readonly=True)[start:stop]
 
+    @overload
+    def get_bytes(self, key: Key) -> bytes | None: ...
+    @overload
+    def get_bytes(self, key: Key, default: T) -> bytes | T: ...
+    def get_bytes(self, key: Key, default: Any = None) -> Any:
+        """A copy of the value as bytes, or ``default`` if there is none. Raises as get()."""
+        view = self.get(key)
+        return default if view is None else view.tobytes()
+
     def __getitem__(self, key: Key) -> memoryview:
         view = self.get(key)
         if view is None:
+            check_key(key)
             raise KeyError(key)
         return view
 
@@ -142,4 +151,4 @@ class CacheReader(Uncopyable):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<CacheReader{' closed' if self.closed else ''}>"
+        return f"<{type(self).__name__}{' closed' if self.closed else ''}>"

@@ -70,7 +70,7 @@ def _decode_all(cache: Cache, decoder: Decoder) -> None:
     offset = time.time() - time.monotonic()
     while not decoder.at_end:
         _decode_holder(cache, decoder, offset)
-    cache._store.make_way(0)
+    cache._store.shrink()
 
 
 def _decode_holder(cache: Cache, decoder: Decoder, clock_offset: float) -> None:

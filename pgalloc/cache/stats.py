@@ -18,7 +18,9 @@ class CacheStats:
         expirations: values that went because their time was over.
         entries: how many values there are now.
         value_bytes: the lengths of all values now, in bytes.
-        bytes: bytes of the pages that hold them: ``currsize``.
+        bytes: what counts for ``maxsize``: ``currsize``.
+        page_bytes: bytes of the pages that hold them.
+        index_bytes: about what the keys and the index take in Python's heap, in bytes.
         headroom: bytes that can be committed before the tightest memory limit; None without one.
     """
 
@@ -31,4 +33,6 @@ class CacheStats:
     entries: int
     value_bytes: int
     bytes: int
+    page_bytes: int
+    index_bytes: int
     headroom: int | None

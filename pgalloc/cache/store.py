@@ -7,7 +7,9 @@ Invariants:
   1. ``entries`` has a value for each key; ``holders`` has what the core discards as one, by id: a
      value with pages of its own, or a slab of small ones. A slab is there as long as it has
      values, or is open.
-  2. ``held_bytes`` is the sum of the holders' pages, ``value_bytes`` of the values' lengths.
+  2. ``held_bytes`` is the sum of the holders' pages, ``value_bytes`` of the values' lengths,
+     ``index_bytes`` of what the index takes for them in Python's heap. ``size``, which ``maxsize``
+     limits, is made of the first and the last.
   3. What the core has discarded leaves the tables with the next tidy().
 """
 
@@ -21,10 +23,19 @@ from typing import Any
 from pgalloc import _core
 from pgalloc.cache.entry import Entry
 from pgalloc.cache.keys import Key
-from pgalloc.cache.slabs import SMALL_MAX, Slab, Slabs, slab_size
+from pgalloc.cache.slabs import SMALL_MAX, Slab, Slabs, slab_size, slot_size
 from pgalloc.memory_file import MemoryFile
 
 _HASH_MASK = 2**64 - 1
+_INDEX_SHARE = 8
+
+
+def counted(pages: int, index: int) -> int:
+    """What counts for ``maxsize``: pages, and what the index takes beyond an eighth of that.
+
+    So values of a page and more, with short keys, count as their pages.
+    """
+    return pages + max(index - pages // _INDEX_SHARE, 0)
 
 
 class Store:
@@ -38,7 +49,7 @@ class Store:
         self.entries: dict[Key, Entry] = {}
         self.holders: dict[int, Entry | Slab] = {}
         self.number = itertools.count(1).__next__
-        self.held_bytes = self.value_bytes = 0
+        self.held_bytes = self.value_bytes = self.index_bytes = 0
         self.sets = self.evictions = self.discards = self.expirations = 0
         self.uncounted_hits = 0  # looks at values that the core took for hits
         self.discarded_keys: list[Key] = []  # for on_discard; filled only if there is one
@@ -46,6 +57,11 @@ class Store:
         self._seen_discards = 0
         self._tags: dict[Key, dict[Key, Entry]] = {}
         self._expiries: list[tuple[float, int, Entry]] = []
+
+    @property
+    def size(self) -> int:
+        """What counts for ``maxsize``."""
+        return counted(self.held_bytes, self.index_bytes)
 
     # --- coming ----------------------------------------------------------------------------------
 
@@ -55,15 +71,19 @@ class Store:
         few = self.maxsize is not None and self.maxsize < 64 * slab_size(length)
         return length <= SMALL_MAX and not few
 
-    def slot(self, length: int) -> tuple[Slab, int]:
-        """Room for a small value: a slab, and an offset in it."""
+    def slot(self, key: Key, length: int, cost: int) -> tuple[Slab, int]:
+        """Room for the small value of a key, in place of the one there may be: slab and offset."""
+        self.make_way(0, cost, key)
+        size = slab_size(length)
         found = self.slabs.reusable(length, self._lose)
+        if found is None and not self._fits(size, cost, key) and self._vacate_slot(key, length):
+            found = self.slabs.reusable(length, self._lose)
         if found is not None:
             return found
-        size = slab_size(length)
-        self.make_way(size)
+        self.make_way(size, cost, key)
         number = self.number()
-        reservation = _core.CommitReservation(size)
+        # The index of its values comes with them, and is to have room, too.
+        reservation = _core.CommitReservation(size + size // slot_size(length) * cost)
         slab = self.slabs.add(self.file.allocate(size), length, number)
         reservation.end()
         self.held_bytes += size
@@ -71,6 +91,16 @@ class Store:
         offset = slab.take_slot()
         assert offset is not None
         return slab, offset
+
+    def _vacate_slot(self, key: Key, length: int) -> bool:
+        """Remove a value whose slot its successor can have: no slab has to go. Whether it went."""
+        entry = self.entries.get(key)
+        if entry is None or entry.slab is None or entry.slab.slot != slot_size(length):
+            return False
+        if entry.slab.allocation._in_use:
+            return False
+        self.remove(entry)
+        return True
 
     def add_alone(self, entry: Entry) -> None:
         """A value that has its pages for itself; it may be discarded from here on."""
@@ -95,6 +125,7 @@ class Store:
             self.remove(before)
         self.entries[entry.key] = entry
         self.value_bytes += entry.length
+        self.index_bytes += entry.cost
         self.sets += 1
         if entry.tag is not None:
             self._tags.setdefault(entry.tag, {})[entry.key] = entry
@@ -108,6 +139,7 @@ class Store:
         if self.entries.get(entry.key) is entry:
             del self.entries[entry.key]
         self.value_bytes -= entry.length
+        self.index_bytes -= entry.cost
         if entry.tag is not None:
             tagged = self._tags[entry.tag]
             if tagged.get(entry.key) is entry:
@@ -144,28 +176,42 @@ class Store:
         self.evictions += len(entries)
         return len(entries)
 
-    def make_way(self, size: int) -> None:
-        """Have ``size`` bytes of pages fit below ``maxsize``."""
-        if self.maxsize is not None and self.held_bytes + size > self.maxsize:
-            self.evict(self.held_bytes + size - self.maxsize)
+    def make_way(self, pages: int, index: int, key: Key) -> None:
+        """Have the value of a key fit below ``maxsize``, in place of the one there may be."""
+        while not self._fits(pages, index, key) and self._evict_one():
+            pass
+
+    def shrink(self) -> None:
+        """Have what there is fit below ``maxsize``."""
+        if self.maxsize is not None:
+            self.evict(self.size - self.maxsize)
+
+    def _fits(self, pages: int, index: int, key: Key) -> bool:
+        if self.maxsize is None:
+            return True
+        before = self.entries.get(key)
+        if before is not None:
+            pages -= _goes_with(before)
+            index -= before.cost
+        return counted(self.held_bytes + pages, self.index_bytes + index) <= self.maxsize
 
     def evict(self, nbytes: int) -> int:
-        """Give up pages of ``nbytes`` or a little more, as the policy says. The bytes given up."""
-        before = self.held_bytes
-        self._evict_to(before - nbytes, nbytes)
-        return before - self.held_bytes
+        """Give up ``nbytes`` or a little more, as the policy says. The bytes given up."""
+        before = self.size
+        while before - self.size < nbytes and self._evict_one():
+            pass
+        return before - self.size
 
-    def _evict_to(self, target: int, nbytes: int) -> None:
-        for number in self.queue.take_victims(nbytes) if nbytes > 0 else ():
+    def _evict_one(self) -> bool:
+        """Give up what goes next. False if there is nothing."""
+        for number in self.queue.take_victims(1):
             self.evictions += self._remove_holder(self.holders[number])
-        if self.held_bytes <= target:
-            return
+            return True
         # What is being filled is not in the queue, nor is, with some policies, what is being read.
-        for holder in [*self.slabs.open_slabs(), *self.holders.values()]:
-            if self.held_bytes <= target:
-                break
-            if holder.id in self.holders:
-                self.evictions += self._remove_holder(holder)
+        for holder in (*self.slabs.open_slabs(), *itertools.islice(self.holders.values(), 1)):
+            self.evictions += self._remove_holder(holder)
+            return True
+        return False
 
     def take(self, key: Key) -> memoryview | None:
         """Remove a value and return it; None if there is none, or not any more."""
@@ -219,7 +265,8 @@ class Store:
             if self.entries.get(entry.key) is entry:
                 self.remove(entry)
                 self.expirations += 1
-        if len(self._expiries) > 2 * len(self.entries) + 64:
+        # Those that are gone would hold their keys.
+        if len(self._expiries) > len(self.entries) * 5 // 4 + 64:
             kept = [item for item in self._expiries if self.entries.get(item[2].key) is item[2]]
             heapq.heapify(kept)
             self._expiries = kept
@@ -229,6 +276,7 @@ class Store:
         self.holders = holders
         self.held_bytes = sum(holder.allocation.nbytes for holder in holders.values())
         self.value_bytes = sum(entry.length for entry in entries.values())
+        self.index_bytes = sum(entry.cost for entry in entries.values())
         self._tags = {}
         for key, entry in entries.items():
             if entry.tag is not None:
@@ -266,6 +314,14 @@ class Store:
 def _known_by(holder: Entry | Slab) -> int:
     """By what the queue knows it when it comes back."""
     return hash(holder.key) & _HASH_MASK if isinstance(holder, Entry) else holder.id
+
+
+def _goes_with(entry: Entry) -> int:
+    """The bytes of pages that go with a value."""
+    if entry.slab is None:
+        return entry.allocation.nbytes
+    alone = entry.slab.live == 1 and not entry.slab.is_open
+    return entry.slab.allocation.nbytes if alone else 0
 
 
 def _values(holder: Any) -> list[Entry]:

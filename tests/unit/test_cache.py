@@ -270,15 +270,15 @@ def test_small_values_cost_little_more_than_their_bytes(cache: Cache, length: in
     rng = random.Random(length)
     for i in range(3000):
         cache[i] = b"v" * length
-    assert cache.currsize <= 1.5 * 3000 * length
+    assert cache.stats().page_bytes <= 1.5 * 3000 * length
     for _ in range(6000):  # overwritten, and deleted and set again
         key = rng.randrange(3000)
         if rng.random() < 0.5:
             del cache[key]
         cache[key] = b"w" * length
     assert len(cache) == 3000
-    assert cache.currsize <= 1.5 * 3000 * length
-    assert cache.currsize == sum(s.end - s.start for s in cache.file.segments() if s.refs)
+    assert cache.stats().page_bytes <= 1.5 * 3000 * length
+    assert cache.stats().page_bytes == sum(s.end - s.start for s in cache.file.segments() if s.refs)
 
 
 def test_evict_gives_pages_up(cache: Cache) -> None:

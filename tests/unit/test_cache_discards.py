@@ -35,7 +35,7 @@ def test_what_was_discarded_is_missing(
     with Cache(policy=policy) as cache:
         count = max(40, min(2000, 200 * PAGE // length))
         fill(cache, count, length)
-        before = cache.currsize
+        before = cache.stats().page_bytes
         assert before - 4 * PAGE <= stored(cache.file) <= before  # the last slab is not full
         assert pressure.demand(before // 2) >= before // 2
         there = [i for i in range(count) if cache.get(i) is not None]
@@ -44,10 +44,10 @@ def test_what_was_discarded_is_missing(
         assert list(cache) == there
         assert len(cache) == len(there)
         assert [i for i in range(count) if i in cache] == there
-        assert cache.currsize <= before // 2
+        assert cache.stats().page_bytes <= before // 2
         assert cache.stats().discards == count - len(there)
         assert cache.file.wait_for_reclaim(20)
-        assert cache.currsize - 4 * PAGE <= stored(cache.file) <= cache.currsize
+        assert cache.stats().page_bytes - 4 * PAGE <= stored(cache.file) <= cache.stats().page_bytes
         fill(cache, count, length)
         testing.verify_cache(cache)
         assert len(cache) == count

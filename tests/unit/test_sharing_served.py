@@ -311,9 +311,13 @@ def test_a_cache_that_others_read(path: Path) -> None:
             with pytest.raises(KeyError):
                 reader["missing"]
             with pytest.raises(TypeError):
-                reader.get(1.5)  # type: ignore[call-overload]
-            assert cache.stats().hits == 2
-            assert cache.stats().misses == 3
+                reader[1.5]  # type: ignore[index]
+            assert reader.get(1.5, "default") == "default"  # type: ignore[call-overload]
+            assert 1.5 not in reader  # type: ignore[operator]
+            assert reader.get_bytes("small") == b"value"
+            assert reader.get_bytes("missing", 7) == 7
+            assert cache.stats().hits == 3
+            assert cache.stats().misses == 4
             # What is read stays as it is, whatever becomes of the key.
             del cache["small"], cache["neighbour"]
             for number in range(50):
