@@ -63,7 +63,7 @@ class BackingFile {
   Status commit(FileRange range);  // fallocate
   // The same, but a file system that cannot reserve is let be.
   Status reserve_blocks(FileRange range);
-  Status punch(FileRange range);   // gives the pages back; they read as zero afterwards
+  Status punch(FileRange range);  // gives the pages back; they read as zero afterwards
   Status write(FileRange range, const char* data);
   // Writes zeros over whatever is stored in `range`; holes stay holes.
   Status write_zeros(FileRange range);

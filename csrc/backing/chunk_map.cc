@@ -37,8 +37,8 @@ uint64_t default_capacity() {
   most = std::min(most, std::max(std::bit_floor(left / kShare), kChunkSize));
   rlimit limit{};
   if (::getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
-    most = std::min(most, align_down(static_cast<uint64_t>(limit.rlim_cur) / kShareOfLimit,
-                                     kDefaultMin));
+    most = std::min(most,
+                    align_down(static_cast<uint64_t>(limit.rlim_cur) / kShareOfLimit, kDefaultMin));
   }
   return std::max(most, kDefaultMin);
 }
@@ -54,9 +54,9 @@ Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capa
       return std::shared_ptr<ChunkMap>(new ChunkMap(static_cast<char*>(base), size, writable));
     }
     if (capacity || size <= kDefaultMin) {
-      return Status::system_error(errno, "mmap",
-                                  "no addresses for " + std::to_string(size) +
-                                      " bytes: pass a smaller capacity=");
+      return Status::system_error(
+          errno, "mmap",
+          "no addresses for " + std::to_string(size) + " bytes: pass a smaller capacity=");
     }
     size = align_up(size / 2, page_size());
   }

@@ -56,7 +56,7 @@ class CommitProbe {
   const BackingFile& file_;
   const ChunkMap& chunks_;
   const bool intact_;  // else the descriptor is another file's, and nothing is known
-  int pagemap_ = -1;  // opened when first needed
+  int pagemap_ = -1;   // opened when first needed
   bool pagemap_unusable_ = false;
 };
 

@@ -85,7 +85,8 @@ Result<FileRange> Allocator::place(const AllocateRequest& request) {
                                         .file_size = file_.size(),
                                         .capacity = capacity_});
   if (!found) return out_of_memory(request, "no free range below the capacity is long enough");
-  if (found->file_size > file_.size()) PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size, align_up(found->range.end, page_size())));
+  if (found->file_size > file_.size())
+    PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size, align_up(found->range.end, page_size())));
   state_.pages.mark_used(*found, request.kind, request.memcg_id);
   state_.changes.count();
   ++state_.stats.allocations;
@@ -98,8 +99,8 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
   CommitReservation reservation;
   const bool in_memory_blocks = file_.needs_blocks() && file_.in_memory();
-  if (!recycled && (in_memory_blocks || manual_zeroing_ ||
-                    request.mode != AllocationMode::kAllocateOnly)) {
+  if (!recycled &&
+      (in_memory_blocks || manual_zeroing_ || request.mode != AllocationMode::kAllocateOnly)) {
     PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(range.length(), reservation));
   }
   // No other thread knows the range yet, so doing this after marking it is the same as before (B18).

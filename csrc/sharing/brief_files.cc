@@ -13,8 +13,8 @@
 #include <cstring>
 #include <string_view>
 
-#include "os/syscalls.h"
 #include "os/descriptor.h"
+#include "os/syscalls.h"
 #include "sharing/wire.h"
 
 namespace pgalloc {

@@ -13,8 +13,8 @@
 
 #include "base/mutex.h"
 #include "base/process_generation.h"
-#include "os/syscalls.h"
 #include "os/descriptor.h"
+#include "os/syscalls.h"
 
 namespace pgalloc {
 

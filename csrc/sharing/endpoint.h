@@ -42,7 +42,7 @@ class Endpoint : public os::Descriptor {
   }
   // And its sender, after name_senders().
   struct Sender {
-    pid_t pid = 0;      // 0: it is not seen from here
+    pid_t pid = 0;          // 0: it is not seen from here
     os::Descriptor handle;  // a pidfd, if this is the first packet and the kernel gives one
   };
   Io receive(char* data, size_t size, size_t* got, Sender* sender, int* error);

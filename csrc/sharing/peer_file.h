@@ -140,7 +140,10 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
  private:
   PeerFile(std::shared_ptr<ChunkMap> chunks, os::Descriptor descriptor, const Identity& identity,
            std::shared_ptr<OwnerLink> link)
-      : identity_(identity), descriptor_(std::move(descriptor)), chunks_(std::move(chunks)), link_(std::move(link)) {
+      : identity_(identity),
+        descriptor_(std::move(descriptor)),
+        chunks_(std::move(chunks)),
+        link_(std::move(link)) {
     link_->begin_file();
   }
   static Result<std::shared_ptr<PeerFile>> make(std::shared_ptr<ChunkMap> chunks, int fd,

@@ -41,7 +41,8 @@ class PeerProcess {
   // By the id that the kernel gives: that of the process that connected a socket, or that sent
   // something. 0: there never was one. kUnseen: only its handle knows it, if there is one. A handle
   // tells it from another one that has got its number since.
-  explicit PeerProcess(pid_t pid, os::Descriptor handle = {}) : pid_(pid), handle_(std::move(handle)) {}
+  explicit PeerProcess(pid_t pid, os::Descriptor handle = {})
+      : pid_(pid), handle_(std::move(handle)) {}
   // Of the process that connected a socket: a pidfd, where the kernel has that (Linux 6.5).
   static os::Descriptor handle_of(int socket);
   // The process at the other end of a socket: that which connected it, listened, or made the pair.

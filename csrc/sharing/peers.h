@@ -22,9 +22,9 @@
 #include <vector>
 
 #include "base/process_generation.h"
+#include "os/descriptor.h"
 #include "sharing/channel.h"
 #include "sharing/departed.h"
-#include "os/descriptor.h"
 #include "sharing/door.h"
 #include "sharing/poller.h"
 

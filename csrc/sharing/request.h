@@ -18,7 +18,7 @@ namespace pgalloc {
 struct Answer {
   Status status;
   std::string payload;
-  os::Descriptor descriptor;             // sent along
+  os::Descriptor descriptor;         // sent along
   bool descriptor_is_spare = false;  // where it cannot be sent, the rest is
   bool malformed = false;            // no peer sends this: it is dropped instead of answered
 };

@@ -9,12 +9,12 @@
 #include <chrono>
 #include <thread>
 
+#include "os/descriptor.h"
 #include "os/path.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 #include "sharing/brief_files.h"
 #include "sharing/broker.h"
-#include "os/descriptor.h"
 
 namespace pgalloc {
 

@@ -103,7 +103,7 @@ class Session {
 
   const uint64_t id;
   const Scope scope;
-  pid_t pid;           // as the kernel says; 0: a child that has not spoken yet; or kUnseen
+  pid_t pid;               // as the kernel says; 0: a child that has not spoken yet; or kUnseen
   os::Descriptor process;  // of one that is unseen: see PeerProcess
   pid_t shown_pid =
       0;  // what those who list leases read; of one that is unseen what it says itself

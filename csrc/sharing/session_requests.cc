@@ -99,7 +99,10 @@ Result<os::Descriptor> reopen(const os::Descriptor& file, bool readonly) {
   }
   os::Descriptor descriptor(own);
   if (!descriptor.open()) return Status::system_error(errno, "fstat");
-  if (!file.is_same_file(descriptor.fd())) return lost_descriptor(file.fd());
+  if (!file.is_same_file(descriptor.fd())) {
+    return Status::error(ErrorCode::kSharing,
+                         "the owner's descriptor of these pages was closed from outside");
+  }
   return descriptor;
 }
 

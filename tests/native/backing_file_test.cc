@@ -102,7 +102,7 @@ TEST(a_duplicate_is_another_descriptor_of_the_same_file) {
   EXPECT_EQ(contents(*file, {0, 1}), "d");
 }
 
-TEST(without_standard_input_a_file_may_get_its_number) {
+TEST(without_standard_input_no_file_gets_its_number) {
   const int input = ::dup(STDIN_FILENO);
   const int first = ::memfd_create("first", MFD_CLOEXEC);
   const Path path;
@@ -111,7 +111,7 @@ TEST(without_standard_input_a_file_may_get_its_number) {
     const auto file = way == 0   ? BackingFile::create_memfd()
                       : way == 1 ? BackingFile::open_path(path.file())
                                  : BackingFile::duplicate(first);
-    if (EXPECT(file.ok())) EXPECT_EQ((*file)->fd(), STDIN_FILENO);
+    if (EXPECT(file.ok())) EXPECT((*file)->fd() > STDERR_FILENO);
   }
   ::close(first);
   if (input >= 0) {

@@ -4,8 +4,12 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <bit>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "native/rig.h"
 
@@ -67,8 +71,40 @@ TEST(less_is_reserved_while_the_kernel_refuses) {
   EXPECT_EQ((*map)->capacity(), 2 * kChunkSize);
   Calls::refused_above = kChunkSize;
   EXPECT_EQ((*ChunkMap::reserve(std::nullopt))->capacity(), kChunkSize);
-  Calls::refused_above = kChunkSize - 1;
-  EXPECT_EQ(ChunkMap::reserve(std::nullopt).status().error_number(), ENOMEM);
+  Calls::refused_above = kHugePageSize;
+  EXPECT_EQ((*ChunkMap::reserve(std::nullopt))->capacity(), kHugePageSize);
+  Calls::refused_above = kHugePageSize - 1;
+  const auto none = ChunkMap::reserve(std::nullopt);
+  EXPECT_EQ(none.status().error_number(), ENOMEM);
+  EXPECT(none.status().describe().find("capacity=") != std::string::npos);
+}
+
+TEST(each_file_leaves_addresses_for_hundreds_more) {
+  std::vector<std::shared_ptr<ChunkMap>> maps;
+  uint64_t reserved = 0;
+  for (int count = 0; count < 600; ++count) {
+    maps.push_back(std::move(*ChunkMap::reserve(std::nullopt)));
+    reserved += maps.back()->capacity();
+  }
+  EXPECT(maps.back()->capacity() >= kChunkSize);
+  EXPECT(reserved <= uint64_t{1} << 46);
+  const uint64_t least = default_capacity();
+  maps.clear();
+  EXPECT(default_capacity() > least);
+}
+
+TEST(under_a_limit_on_addresses_several_files_fit) {
+  rlimit before{};
+  EXPECT_EQ(::getrlimit(RLIMIT_AS, &before), 0);
+  const rlimit limit{uint64_t{1} << 50, before.rlim_max};  // nothing here comes near it
+  EXPECT_EQ(::setrlimit(RLIMIT_AS, &limit), 0);
+  const uint64_t capacity = default_capacity();
+  const rlimit tight{uint64_t{4} << 30, before.rlim_max};
+  EXPECT_EQ(::setrlimit(RLIMIT_AS, &tight), 0);
+  const uint64_t smaller = default_capacity();
+  EXPECT_EQ(::setrlimit(RLIMIT_AS, &before), 0);
+  EXPECT_EQ(smaller, uint64_t{256} << 20);
+  EXPECT(capacity > smaller);
 }
 
 TEST(what_was_asked_for_is_reserved_or_nothing) {

@@ -10,8 +10,8 @@
 #include <string>
 
 #include "native/sharing.h"
-#include "os/syscalls.h"
 #include "os/descriptor.h"
+#include "os/syscalls.h"
 
 namespace pgalloc::connecting_test {
 namespace {

@@ -118,6 +118,9 @@ struct WithoutStandardStreams {
 TEST(no_descriptor_of_ours_is_a_standard_stream) {
   const auto& kernel = os::kernel();
   std::vector<int> made;
+  ssize_t sent = 0;
+  ssize_t got = 0;
+  bool taken = false;  // what is expected is said afterwards: there is no standard output here
   {
     const WithoutStandardStreams closed;
     made = {kernel.open("/dev/null", O_RDONLY | O_CLOEXEC, 0),
@@ -129,7 +132,7 @@ TEST(no_descriptor_of_ours_is_a_standard_stream) {
             kernel.pidfd_open(::getpid())};
     made.push_back(kernel.duplicate(made[0]));
     int pair[2] = {-1, -1};
-    EXPECT_EQ(kernel.socketpair(pair), 0);
+    (void)kernel.socketpair(pair);
     made.insert(made.end(), {pair[0], pair[1]});
     // Nor is one that is sent to us.
     char byte = 'x';
@@ -145,14 +148,17 @@ TEST(no_descriptor_of_ours_is_a_standard_stream) {
     rights->cmsg_type = SCM_RIGHTS;
     rights->cmsg_len = CMSG_LEN(sizeof(int));
     std::memcpy(CMSG_DATA(rights), &made[0], sizeof(int));
-    EXPECT_EQ(kernel.sendmsg(pair[0], &message, 0), 1);
+    sent = kernel.sendmsg(pair[0], &message, 0);
     message.msg_controllen = sizeof control;
-    EXPECT_EQ(kernel.recvmsg(pair[1], &message, MSG_CMSG_CLOEXEC), 1);
+    got = kernel.recvmsg(pair[1], &message, MSG_CMSG_CLOEXEC);
     int arrived = -1;
     std::memcpy(&arrived, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(int));
     made.push_back(arrived);
-    for (int fd = 0; fd < 3; ++fd) EXPECT(!is_open(fd));
+    for (int fd = 0; fd < 3; ++fd) taken = taken || is_open(fd);
   }
+  EXPECT_EQ(sent, 1);
+  EXPECT_EQ(got, 1);
+  EXPECT(!taken);
   for (const int fd : made) {
     EXPECT(fd > 2);
     ::close(fd);

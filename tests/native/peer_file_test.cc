@@ -125,16 +125,6 @@ TEST(a_descriptor_that_cannot_be_duplicated_makes_no_file) {
   EXPECT_EQ(failed.status().error_number(), EBADF);
 }
 
-TEST(a_descriptor_may_be_0) {
-  const Scene scene;
-  ::close(0);
-  auto file = std::move(*PeerFile::create(scene.memory.fd(), {kId, kChunkSize, false}, scene.link));
-  EXPECT_EQ(file->fd(), 0);
-  file = nullptr;
-  const auto child = std::move(*PeerFile::inherit(*scene.file, scene.link));
-  EXPECT_EQ(child->fd(), 0);
-}
-
 TEST(one_lease_on_a_page_is_enough) {
   Scene scene;
   scene.adopt(pages(0, 4));

@@ -1097,7 +1097,7 @@ TEST(a_name_that_is_taken_is_not_tried_again) {
   ::close(0);
   EXPECT(scene.hub.peers.start().ok());
   EXPECT(scene.hub.peers.started());
-  EXPECT_EQ(scene.hub.peers.descriptors()[3], 0);  // the socket's, which may be that
+  EXPECT(scene.hub.peers.descriptors()[3] > 2);  // the socket's
   EXPECT_EQ(scene.hub.peers.secret(), secret);
   EXPECT_EQ(scene.hub.peers.name().substr(1, 8), "pgalloc-");
 }

@@ -228,14 +228,6 @@ TEST(an_owner_without_proc_says_so) {
   EXPECT(answer.status.message().find("no /proc") != std::string::npos);
 }
 
-TEST(a_descriptor_may_be_0) {
-  Scene scene;
-  ::close(0);
-  const Answer answer = scene.ask(Op::kOpen, scene.file->id());
-  EXPECT(answer.status.ok());
-  EXPECT_EQ(answer.descriptor.fd(), 0);
-}
-
 TEST(who_may_only_read_changes_nothing) {
   Scope scope;
   scope.readonly = true;

@@ -98,5 +98,5 @@ def test_headroom_that_is_all_or_less_than_nothing(share: str | float) -> None:
 
 @pytest.mark.parametrize("text", ["-1%", "%", "ten", "10%%", "10% 5M", ".1", "1e-1", "-0.1", "1,5"])
 def test_headroom_that_makes_no_sense(text: str) -> None:
-    with pytest.raises(OptionError, match='"10%" or 0.1 of the limit, or bytes'):
+    with pytest.raises(OptionError, match=r'"10%" or 0\.1 of the limit, or bytes'):
         parse_headroom(text)

@@ -1,0 +1,261 @@
+"""Descriptors that others close, standard streams that are not there, limits, full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PAGE
+from waiting import environment
+
+import pgalloc
+from pgalloc import AllocationMode, Cache, MemoryFile, testing
+
+MIB = 1 << 20
+
+
+class Precious:
+    """A file of the user's that has got the number of one of pgalloc's descriptors."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self.fd = path, fd
+        path.write_bytes(b"P" * (4 * MIB))
+        own = os.open(path, os.O_RDWR)
+        os.dup2(own, fd)
+        os.close(own)
+
+    def check(self) -> None:
+        assert self.path.read_bytes() == b"P" * (4 * MIB), "it was written to"
+        os.fstat(self.fd)  # it was not closed
+
+
+def run(program: str, *, before: str = "") -> str:
+    """What a program of its own says, started by a shell that does something ``before``."""
+    done = subprocess.run(
+        ["bash", "-c", f'{before} exec "$0" -c "$1"', sys.executable, program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(params=["memfd", "path"])
+def memory_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemoryFile]:
+    file = MemoryFile(tmp_path / "backing" if request.param == "path" else None)
+    yield file
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+def test_a_number_that_is_another_files_by_now(memory_file: MemoryFile, tmp_path: Path) -> None:
+    """What is mapped can be used and given back; nothing of the other file is touched."""
+    in_memory = "memfd:" in os.readlink(f"/proc/self/fd/{memory_file.fileno()}")
+    kept = memory_file.allocate(MIB)
+    freed = memory_file.allocate(MIB)
+    kept.view()[:] = b"x" * MIB
+    freed.view()[:] = b"y" * MIB
+    precious = Precious(tmp_path / "precious", memory_file.fileno())
+    freed.release()
+    assert memory_file.wait_for_reclaim(20)
+    precious.check()
+    assert bytes(kept.view()) == b"x" * MIB
+    kept._write(0, b"z" * PAGE)
+    assert bytes(kept.view()[: PAGE + 1]) == b"z" * PAGE + b"x"
+    kept.decommit()
+    assert bytes(kept.view()) == bytes(MIB)
+    if in_memory:  # within what is there; on disk it would need blocks
+        again = memory_file.allocate(MIB)
+        again._write(0, b"w" * MIB)
+        assert bytes(again.view()) == b"w" * MIB
+        precious.check()
+    with pytest.raises(OSError, match="closed from outside") as caught:
+        memory_file.allocate(2 << 30)  # the file would have to grow
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(OSError, match="closed from outside"):
+        memory_file.allocate(MIB, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    precious.check()
+    testing.verify(memory_file)
+    memory_file.close()
+    precious.check()
+    os.close(precious.fd)
+
+
+def test_pages_that_are_not_mapped_yet_are_not_those_of_another_file(
+    memory_file: MemoryFile, tmp_path: Path
+) -> None:
+    pages = memory_file.allocate(MIB)
+    precious = Precious(tmp_path / "precious", memory_file.fileno())
+    with pytest.raises(OSError, match="closed from outside"):
+        pages.view()
+    with pytest.raises(OSError, match="closed from outside"):
+        pages._write(0, b"x")
+    pages.release()
+    memory_file.wait_for_reclaim(20)
+    memory_file.close()
+    precious.check()
+    os.close(precious.fd)
+
+
+def test_a_peer_gets_no_other_file(tmp_path: Path) -> None:
+    """Neither to look at, nor to write to."""
+    with MemoryFile() as file, file.allocate(PAGE) as pages:
+        pages.view()[:4] = b"mine"
+        with file.serve(str(tmp_path / "socket")):
+            precious = Precious(tmp_path / "precious", file.fileno())
+            program = (
+                "import pgalloc, sys\n"
+                f"file = pgalloc.connect({str(tmp_path / 'socket')!r})\n"
+                "try: file.allocate(4096).view()\n"
+                "except (OSError, pgalloc.SharingError) as error: print(error)\n"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+                env=environment(),
+            )
+            assert "closed from outside" in done.stdout + done.stderr
+            precious.check()
+    precious.check()
+    os.close(precious.fd)
+
+
+def test_a_peers_own_descriptor(tmp_path: Path) -> None:
+    program = f"""
+import os, sys, pgalloc
+owner = pgalloc.MemoryFile()
+server = owner.serve({str(tmp_path / "socket")!r})
+peer = pgalloc.connect({str(tmp_path / "socket")!r})
+mapped, unmapped = peer.allocate(4096), peer.allocate(2 << 30)
+mapped.view()[:4] = b"mine"
+own = os.open({str(tmp_path / "precious")!r}, os.O_RDWR)
+os.dup2(own, peer.fileno())
+try: unmapped.view()
+except OSError as error: print("closed from outside" in str(error))
+print(bytes(mapped.view()[:4]))
+fd = peer.fileno()
+for pages in (mapped, unmapped): pages.release()
+peer.close(); server.close(); owner.close()
+os.fstat(fd)
+os._exit(0)
+"""
+    path = tmp_path / "precious"
+    path.write_bytes(b"P" * PAGE)
+    said = run(program.replace("os._exit", "sys.stdout.flush(); os._exit"))
+    assert said == "True\nb'mine'\n"
+    assert path.read_bytes() == b"P" * PAGE
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&2 2>&-", "0<&- 2>&-"])
+def test_no_descriptor_is_a_standard_stream(closed: str, tmp_path: Path) -> None:
+    program = f"""
+import os
+before = {{fd for fd in range(3) if os.path.exists(f"/proc/self/fd/{{fd}}")}}
+import pgalloc
+file = pgalloc.MemoryFile()
+on_disk = pgalloc.MemoryFile({str(tmp_path / "backing")!r})
+cache = pgalloc.Cache("1M")
+cache["k"] = b"v"
+server = file.serve({str(tmp_path / "socket")!r})
+peer = pgalloc.connect({str(tmp_path / "socket")!r})
+pages = peer.allocate(4096)
+pages.unpin()
+after = {{fd for fd in range(3) if os.path.exists(f"/proc/self/fd/{{fd}}")}}
+open({str(tmp_path / "said")!r}, "w").write(str(after - before))
+"""
+    run(program, before=f"exec {closed};")
+    assert (tmp_path / "said").read_text() == "set()"
+
+
+def test_a_limit_on_the_size_of_files() -> None:
+    program = """
+import pgalloc
+file = pgalloc.MemoryFile()
+kept = [file.allocate(1 << 20) for _ in range(90)]
+for pages in kept: pages.view()[:1] = b"x"
+pgalloc.share([1]).release()
+try: file.allocate(20 << 20)
+except OSError as error: print("ulimit -f" in str(error) and "capacity=" in str(error))
+file.allocate(4096)
+"""
+    assert run(program, before="ulimit -f 100000;") == "True\n"
+
+
+def test_a_limit_on_addresses() -> None:
+    program = """
+import pgalloc
+file = pgalloc.MemoryFile()
+others = [pgalloc.Cache("1M"), pgalloc.share([1]), pgalloc.MemoryFile()]
+rest = bytearray(2000 << 20)
+try: pgalloc.MemoryFile(capacity=8 << 30)
+except OSError as error: print("capacity=" in str(error))
+small = pgalloc.MemoryFile(capacity=16 << 20)
+cache = pgalloc.Cache("1M", file=small)
+cache["k"] = b"v"
+shared = pgalloc.share([2], file=small)
+"""
+    assert run(program, before="ulimit -v 4000000;") == "True\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip("may not mount")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_file_system_is_an_error_when_pages_are_allocated(small_disk: Path) -> None:
+    with MemoryFile(small_disk / "file") as file:
+        kept = file.allocate(8 * MIB)
+        kept.view()[:] = b"x" * (8 * MIB)
+        with pytest.raises(OSError, match="No space left") as caught:
+            file.allocate(12 * MIB)
+        assert caught.value.errno == errno.ENOSPC
+        assert file.wait_for_reclaim(20)
+        more = file.allocate(7 * MIB)  # nothing of the failed one is left
+        more.view()[:] = b"y" * (7 * MIB)
+        assert bytes(kept.view()) == b"x" * (8 * MIB)
+        with pytest.raises(OSError, match="No space left"):
+            file.allocate(4 * MIB, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE)
+
+
+def test_a_cache_in_a_full_file_system(small_disk: Path) -> None:
+    with MemoryFile(small_disk / "file") as file, Cache[int, bytes]("64M", file=file) as cache:
+        with pytest.raises(OSError, match="No space left"):
+            cache.update((key, bytes(MIB)) for key in range(32))
+        assert len(cache) >= 10
+        assert all(bytes(value) == bytes(MIB) for _, value in cache.items())
+
+
+def test_memory_files_have_no_blocks_to_reserve() -> None:
+    """What is not touched stays free."""
+    with MemoryFile() as file, file.allocate(64 * MIB):
+        assert file.stats().allocated_bytes == 64 * MIB
+        assert pgalloc.memory_accounting().total() < 64 * MIB
+
+
+def test_rlimits_are_as_they_were() -> None:
+    """The tests above set theirs in programs of their own."""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
