@@ -16,7 +16,11 @@ from pgalloc.pressure import ManualSource, Monitor, PressureLevelListener
 
 # Text is no path only if it has a NUL; nothing need be there.
 PLACE: Accepts = lambda value: isinstance(value, str) and "\0" not in value
-HEADROOM: Accepts = either(between(0, 2**63), lambda value: value == "4096" and type(value) is str)
+HEADROOM: Accepts = either(
+    between(0, 2**63),
+    lambda value: value == "4096" and type(value) is str,
+    lambda value: isinstance(value, float) and 0 <= value < 1,
+)
 SOURCES: Accepts = lambda value: (
     value is None or (isinstance(value, (str, bytes, bytearray, list, dict)) and not value)
 )

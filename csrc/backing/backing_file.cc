@@ -66,7 +66,7 @@ Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted
   const bool in_memory = known && filesystem.f_type == TMPFS_MAGIC;
   // The kernel's own tmpfs, where memfds are, has no size, nor has one that was mounted without.
   const bool needs_blocks = known && !(in_memory && filesystem.f_blocks == 0);
-  os::Descriptor descriptor(fd);
+  os::Descriptor descriptor = adopted ? os::Descriptor::adopt(fd) : os::Descriptor(fd);
   if (!descriptor.open()) {
     const int error = errno;
     if (!created_path.empty()) sys().unlink(created_path.c_str());
@@ -112,23 +112,25 @@ Status BackingFile::check() const {
   return descriptor_.intact() ? Status() : lost_descriptor(fd());
 }
 
-Status BackingFile::grow(uint64_t size, uint64_t size_min) {
+std::optional<uint64_t> BackingFile::size_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+    return std::nullopt;
+  return align_down(static_cast<uint64_t>(limit.rlim_cur), page_size());
+}
+
+Status BackingFile::grow(uint64_t size) {
   PGALLOC_RETURN_IF_ERROR(check());
-  const auto truncate = [&](uint64_t to) {
-    return retry_interrupted([&] { return sys().ftruncate(fd(), static_cast<off_t>(to)); }) == 0;
-  };
-  if (!truncate(size)) {
-    // The limit of this process on the size of files (ulimit -f).
-    rlimit limit{};
-    const bool limited = errno == EFBIG && ::getrlimit(RLIMIT_FSIZE, &limit) == 0;
-    if (!limited) return Status::system_error(errno, "ftruncate");
-    size = std::min(size, align_down(static_cast<uint64_t>(limit.rlim_cur), page_size()));
-    if (size < size_min || !truncate(size)) {
-      return Status::system_error(EFBIG, "ftruncate",
-                                  "the limit on the size of files (ulimit -f) is " +
-                                      std::to_string(limit.rlim_cur) +
-                                      " bytes: pass a smaller capacity=, or raise it");
-    }
+  const int result =
+      retry_interrupted([&] { return sys().ftruncate(fd(), static_cast<off_t>(size)); });
+  if (result != 0) {
+    const int error = errno;
+    const auto limit = error == EFBIG ? size_limit() : std::nullopt;
+    if (!limit) return Status::system_error(error, "ftruncate");
+    return Status::system_error(error, "ftruncate",
+                                "the limit on the size of files (ulimit -f) is " +
+                                    std::to_string(*limit) +
+                                    " bytes: pass a smaller capacity=, or raise it");
   }
   size_.store(size, std::memory_order_release);
   return {};
@@ -143,12 +145,15 @@ Status BackingFile::commit(FileRange range) {
   return result == 0 ? Status() : Status::system_error(errno, "fallocate");
 }
 
-Status BackingFile::reserve_blocks(FileRange range) {
-  Status status = commit(range);
-  if (status.ok() || (status.error_number() != EOPNOTSUPP && status.error_number() != ENOSYS)) {
-    return status;
-  }
-  return {};
+// On disk what is reserved would count as stored; there it is only looked at what is free.
+Status BackingFile::need_blocks(FileRange range) {
+  if (in_memory_) return commit(range);
+  PGALLOC_RETURN_IF_ERROR(check());
+  struct statfs filesystem{};
+  if (sys().fstatfs(fd(), &filesystem) != 0) return {};
+  const auto block = static_cast<uint64_t>(filesystem.f_bsize);
+  if (filesystem.f_bavail >= (range.length() + block - 1) / block) return {};
+  return Status::system_error(ENOSPC, "fallocate");
 }
 
 Status BackingFile::punch(FileRange range) {

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -53,16 +54,17 @@ class BackingFile {
   // After a later step of construction failed: give an adopted descriptor back, remove a new file.
   void disown();
 
-  // Whether an allocation has to reserve its blocks: a file system that is full would else be noticed
+  // Whether an allocation has to ask for its blocks: a file system that is full would else be noticed
   // at the first touch (SIGBUS). A memfd has no bound of its own.
   bool needs_blocks() const { return needs_blocks_; }
 
-  // To `size`, or less where a limit of the process's is in the way, but at least to `size_min`.
-  Status grow(uint64_t size, uint64_t size_min);
-  Status grow(uint64_t size) { return grow(size, size); }
+  // EFBIG beyond size_limit().
+  Status grow(uint64_t size);
+  // What this process may make of a file (ulimit -f), in whole pages; nothing if any size.
+  static std::optional<uint64_t> size_limit();
   Status commit(FileRange range);  // fallocate
-  // The same, but a file system that cannot reserve is let be.
-  Status reserve_blocks(FileRange range);
+  // ENOSPC if the file system has no room for these pages. In a tmpfs they are reserved.
+  Status need_blocks(FileRange range);
   Status punch(FileRange range);  // gives the pages back; they read as zero afterwards
   Status write(FileRange range, const char* data);
   // Writes zeros over whatever is stored in `range`; holes stay holes.

@@ -1,5 +1,7 @@
 #include "file/allocator.h"
 
+#include <errno.h>
+
 #include <string>
 
 #include "backing/prefault.h"
@@ -78,20 +80,31 @@ std::optional<FileRange> Allocator::recycle(const AllocateRequest& request) {
 }
 
 Result<FileRange> Allocator::place(const AllocateRequest& request) {
-  const auto found =
-      find_place(state_.pages.usage(), {.length = request.length,
-                                        .alignment = default_alignment(request.length),
-                                        .direction = request.direction,
-                                        .file_size = file_.size(),
-                                        .capacity = capacity_});
+  auto found = find(request, capacity_);
+  if (found && found->file_size > file_.size()) {
+    if (Status grown = file_.grow(found->file_size); !grown.ok()) {
+      // A limit on the size of files (ulimit -f) is a smaller capacity.
+      const std::optional<uint64_t> limit = BackingFile::size_limit();
+      if (grown.error_number() != EFBIG || !limit || *limit >= capacity_) return grown;
+      found = find(request, *limit);
+      if (!found) return grown;
+      if (found->file_size > file_.size()) PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size));
+    }
+  }
   if (!found) return out_of_memory(request, "no free range below the capacity is long enough");
-  if (found->file_size > file_.size())
-    PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size, align_up(found->range.end, page_size())));
   state_.pages.mark_used(*found, request.kind, request.memcg_id);
   state_.changes.count();
   ++state_.stats.allocations;
   state_.stats.allocated_bytes += request.length;
   return found->range;
+}
+
+std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t capacity) {
+  return find_place(state_.pages.usage(), {.length = request.length,
+                                           .alignment = default_alignment(request.length),
+                                           .direction = request.direction,
+                                           .file_size = file_.size(),
+                                           .capacity = capacity});
 }
 
 Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled) {
@@ -106,7 +119,7 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
   // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
   if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
   if (request.mode == AllocationMode::kAllocateAndCommit) return file_.commit(range);
-  if (file_.needs_blocks() && !recycled) PGALLOC_RETURN_IF_ERROR(file_.reserve_blocks(range));
+  if (file_.needs_blocks() && !recycled) PGALLOC_RETURN_IF_ERROR(file_.need_blocks(range));
   if (request.mode == AllocationMode::kAllocateAndWritePopulate) return populate(range, recycled);
   return {};
 }

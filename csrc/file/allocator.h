@@ -12,6 +12,7 @@
 #include "file/options.h"
 #include "file/reclaimer.h"
 #include "file/references.h"
+#include "pages/placement.h"
 
 namespace pgalloc {
 
@@ -40,6 +41,7 @@ class Allocator {
                             bool* recycled) EXCLUDES(file_lock);
   std::optional<FileRange> recycle(const AllocateRequest& request) REQUIRES(file_lock);
   Result<FileRange> place(const AllocateRequest& request) REQUIRES(file_lock);
+  std::optional<Place> find(const AllocateRequest& request, uint64_t capacity) REQUIRES(file_lock);
   Status prepare(const AllocateRequest& request, FileRange range, bool recycled)
       EXCLUDES(file_lock);
   Status populate(FileRange range, bool recycled);

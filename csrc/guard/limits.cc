@@ -52,6 +52,8 @@ void Limits::watch(const std::vector<LevelFiles>& files) {
 
 // The kernel tells of what is written to a cgroup's file like of any other.
 void Limits::watch_writes() {
+  written_ = {};
+  if (levels_.empty()) return;
   written_ = os::Descriptor(sys().watch_writes());
   if (!written_.open()) return;
   for (const Watched& watched : levels_) {

@@ -7,18 +7,26 @@
 
 namespace pgalloc::os {
 
-Descriptor::Descriptor(int fd) : fd_(fd) {
-  if (fd < 0) return;
-  struct stat status{};
-  if (sys().fstat(fd, &status) == 0) {
-    device_ = status.st_dev;
-    inode_ = status.st_ino;
-    return;
-  }
+Descriptor::Descriptor(int fd) {
+  if (fd < 0 || recognise(fd)) return;
   const int error = errno;
   if (error != EBADF) sys().close(fd);
-  fd_ = -1;
   errno = error;
+}
+
+Descriptor Descriptor::adopt(int fd) {
+  Descriptor descriptor;
+  if (fd >= 0) (void)descriptor.recognise(fd);
+  return descriptor;
+}
+
+bool Descriptor::recognise(int fd) {
+  struct stat status{};
+  if (sys().fstat(fd, &status) != 0) return false;
+  fd_ = fd;
+  device_ = status.st_dev;
+  inode_ = status.st_ino;
+  return true;
 }
 
 Descriptor::Descriptor(Descriptor&& other) noexcept

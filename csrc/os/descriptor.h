@@ -19,6 +19,8 @@ class Descriptor {
   // Takes over a descriptor that is open, or nothing (-1). What could not be known again is closed at
   // once, and errno says why.
   explicit Descriptor(int fd);
+  // The same, but what could not be known again stays open: it is the caller's still.
+  static Descriptor adopt(int fd);
   Descriptor(Descriptor&& other) noexcept;
   Descriptor& operator=(Descriptor&& other) noexcept;
   ~Descriptor() { close(); }
@@ -34,6 +36,8 @@ class Descriptor {
   int release() { return std::exchange(fd_, -1); }
 
  private:
+  bool recognise(int fd);
+
   int fd_ = -1;
   dev_t device_ = 0;
   ino_t inode_ = 0;

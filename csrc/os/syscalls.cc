@@ -180,8 +180,18 @@ constexpr int SO_PASSPIDFD = 76;  // Linux 6.5
 int pass_pidfd_call(int fd, int on) {
   return ::setsockopt(fd, SOL_SOCKET, SO_PASSPIDFD, &on, sizeof on);
 }
+#ifndef SO_PEERPIDFD
+constexpr int SO_PEERPIDFD = 77;  // Linux 6.5
+#endif
+// Of a process at the other end it makes a descriptor.
 int getsockopt_call(int fd, int name, void* value, socklen_t* size) {
-  return ::getsockopt(fd, SOL_SOCKET, name, value, size);
+  if (::getsockopt(fd, SOL_SOCKET, name, value, size) != 0) return -1;
+  if (name != SO_PEERPIDFD || *size != sizeof(int)) return 0;
+  int handle = -1;
+  std::memcpy(&handle, value, sizeof handle);
+  handle = above_standard(handle);
+  std::memcpy(value, &handle, sizeof handle);
+  return handle < 0 ? -1 : 0;
 }
 constexpr int kScmPidfd = 4;  // Linux 6.5
 // What it brings is numbered as all the rest; what cannot be is -1. REQUIRES: MSG_CMSG_CLOEXEC.

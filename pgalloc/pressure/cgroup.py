@@ -56,7 +56,7 @@ def find_memory_cgroup(
 
     Never raises for what it finds: an unreadable or odd procfs means None.
     """
-    found = guard.find_memory_group(os.fsencode(proc), os.fsencode(root))
+    found = guard.find_memory_group(proc, root)
     if found is None:
         return None
     version, path, directory, mount_point, exact = found

@@ -98,7 +98,7 @@ def has_something_to_watch() -> bool:
 def _configure(
     headroom: Headroom | None, proc: str | os.PathLike[str], root: str | os.PathLike[str]
 ) -> None:
-    watches = guard.calls.guard_follow(os.fsencode(os.path.abspath(proc)), os.fsencode(root))
+    watches = guard.calls.guard_follow(*guard.place_to_look(proc, root))
     before = _configuration.token
     _configuration.token = (
         None if headroom is None else guard.calls.guard_add_headroom(*parse_headroom(headroom))

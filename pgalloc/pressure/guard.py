@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pgalloc import _core
@@ -46,16 +47,26 @@ class GuardCalls(Protocol):
 calls: GuardCalls = _core
 
 
+def place_to_look(proc: str | os.PathLike[str], root: str | os.PathLike[str]) -> tuple[bytes, bytes]:
+    """Where procfs and the mounts lie, as the core takes it. TypeError or ValueError for no path."""
+    places = [str(Path(path)) for path in (proc, root)]
+    if any("\0" in place for place in places):
+        raise ValueError("embedded null byte in a path")
+    return os.fsencode(os.path.abspath(places[0])), os.fsencode(places[1])
+
+
 def find_memory_group(
-    proc: bytes, root: bytes
+    proc: str | os.PathLike[str], root: str | os.PathLike[str]
 ) -> tuple[Literal["v1", "v2"], str, str, str, bool] | None:
     """Version, path, directory, mount point of the group, and whether that is exact."""
-    return _core.find_memory_group(proc, root)
+    return _core.find_memory_group(*place_to_look(proc, root))
 
 
-def look_at_limits(proc: bytes, root: bytes) -> list[dict[str, Any]]:
+def look_at_limits(
+    proc: str | os.PathLike[str], root: str | os.PathLike[str]
+) -> list[dict[str, Any]]:
     """Every limit that holds for this process, read now; the machine last."""
-    return _core.look_at_limits(proc, root)
+    return _core.look_at_limits(*place_to_look(proc, root))
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ def _look(proc: Path, root: str | os.PathLike[str]) -> tuple[tuple[LimitLevel, .
     page = os.sysconf("SC_PAGE_SIZE")
     total, available = (os.sysconf(name) * page for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     levels = []
-    for found in guard.look_at_limits(os.fsencode(proc), os.fsencode(root)):
+    for found in guard.look_at_limits(proc, root):
         if found["kind"] == "machine":
             total, available = found["limit"], found["available"]
             continue

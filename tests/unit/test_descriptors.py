@@ -190,6 +190,12 @@ pgalloc.share([1]).release()
 try: file.allocate(20 << 20)
 except OSError as error: print("ulimit -f" in str(error) and "capacity=" in str(error))
 file.allocate(4096)
+top_down = pgalloc.MemoryFile().allocate(1 << 20, direction=pgalloc.Direction.TOP_DOWN)
+top_down.view()[:1] = b"x"
+small = pgalloc.MemoryFile(capacity=16 << 20)
+cache = pgalloc.Cache("1M", file=small)
+cache["k"] = b"v"
+pgalloc.share([2], file=small).release()
 """
     assert run(program, before="ulimit -f 100000;") == "True\n"
 
