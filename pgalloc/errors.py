@@ -1,6 +1,7 @@
 """The exceptions of pgalloc. All of them are an :class:`Error` and a standard one besides.
 
-A system call that failed is an :class:`OSError` with its errno; its text names the call.
+A system call that failed is an :class:`OSError` with its errno; its text names the call. Of images,
+and of a MemoryFile that cannot be made, it begins with the operation, and ``filename`` is the path.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
 from pgalloc.errors import ClosedError, ForkedError, OptionError
 from pgalloc.eviction import EvictableUser, Evictor
 from pgalloc.filling import Reader, fill, fill_range
+from pgalloc.named_errors import About
 from pgalloc.pressure import default_guard, default_monitor
 from pgalloc.records import LoadProgress, MemoryFileStats, Segment, UnadoptedRange
 from pgalloc.sharing import Lease, Limits, Server, files, leases, remote
@@ -104,31 +105,36 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
             raise OptionError(f"unknown delayed_eviction: {delayed_eviction!r}")
         if not isinstance(restore_id, str):
             raise TypeError(f"restore_id must be a str, not {type(restore_id).__name__}")
-        core_backing, duplicate = checked_backing(backing)
+        core_backing, duplicate, name = checked_backing(backing)
         self._disk_backed = checked_flag(disk_backed, "disk_backed")
         self._restore_id = restore_id
         self._savable = False
         self._hooks = Hooks()
         self._decoders: decoding.Decoders | None = None  # threads of a background restore
+        # What errors of a background restore are about.
+        self._image = About("restore", None)
         self._file_object: Any = backing if duplicate else None
         self._servers = Servers()
         self._stop_listening: weakref.finalize[[Monitor, Callable[[], None]], MemoryFile] | None = (
             None
         )
-        super().__init__(
-            backing=core_backing,
-            duplicate=duplicate,
-            capacity=_checked_size(capacity, "capacity"),
-            delayed_eviction=int(delayed_eviction),
-            use_host_memcg_pressure=checked_flag(
-                use_host_memcg_pressure, "use_host_memcg_pressure"
-            ),
-            decommit_on_destroy=checked_flag(decommit_on_destroy, "decommit_on_destroy"),
-            manual_zeroing=checked_flag(manual_zeroing, "manual_zeroing"),
-            disable_ima_workaround=checked_flag(disable_ima_workaround, "disable_ima_workaround"),
-            max_allocatable_bytes=_checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
-            label=restore_id.encode(errors="replace"),
-        )
+        with About("MemoryFile", name):
+            super().__init__(
+                backing=core_backing,
+                duplicate=duplicate,
+                capacity=_checked_size(capacity, "capacity"),
+                delayed_eviction=int(delayed_eviction),
+                use_host_memcg_pressure=checked_flag(
+                    use_host_memcg_pressure, "use_host_memcg_pressure"
+                ),
+                decommit_on_destroy=checked_flag(decommit_on_destroy, "decommit_on_destroy"),
+                manual_zeroing=checked_flag(manual_zeroing, "manual_zeroing"),
+                disable_ima_workaround=checked_flag(
+                    disable_ima_workaround, "disable_ima_workaround"
+                ),
+                max_allocatable_bytes=_checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
+                label=restore_id.encode(errors="replace"),
+            )
         self._evictor = Evictor(self._evictables)
         files.add(self)
         fork.register(self._evictor)
@@ -303,21 +309,24 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
         """Write an image of all pages, what they are used for, and what the hooks store.
 
         ``target`` is a path, where the image appears complete or not at all and replaces what was
-        there in one step; or a binary file object, which is only written in order. Pages that are
-        zero are left out, unless ``exclude_committed_zero_pages`` is False: then committed ones
-        are stored. ``compression`` "zstd" needs Python 3.14 or the extra ``zstd``.
+        there in one step, with the mode and owners of that, or a new one with those that the umask
+        says; or a binary file object, which is only written in order, as are devices and FIFOs.
+        Pages that are zero are left out, unless ``exclude_committed_zero_pages`` is False: then
+        committed ones are stored. ``compression`` "zstd" needs Python 3.14 or the extra ``zstd``.
 
         The file stays as it is, and in use. What others write, allocate or free meanwhile may be in
         the image or not. Pages that a background restore has not loaded yet are loaded first.
 
-        Raises SnapshotError while an evictable user is registered (evict first), OSError when
-        reading or writing fails; what the hooks and ``target.write`` raise passes through.
+        Raises SnapshotError while an evictable user is registered (evict first), OptionError for
+        the backing of a live MemoryFile, OSError when reading or writing fails, its ``filename``
+        the target; what the hooks and ``target.write`` raise passes through.
         """
         self._check_usable()
         saving.save(
             self,
             target,
             self._hooks,
+            files=files.all_files(),
             keep_zeros=not checked_flag(
                 exclude_committed_zero_pages, "exclude_committed_zero_pages"
             ),
@@ -336,18 +345,20 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
     ) -> Self:
         """A new MemoryFile with the pages of an image, each with the references it had.
 
-        ``source`` is a path, or a binary file object, which is read forward from where it is.
+        ``source`` is a path, or a binary file object, which is read from where it is and left
+        after the image (after an error: a plain file where it was, else behind what was read).
         ``options`` are those of the constructor; a ``restore_id`` among them must be the
-        image's. With ``background``, which needs a file on disk or in memory, the call returns as
-        soon as the metadata is in place: ranges that are mapped wait for their own pages, and a
-        page that cannot be loaded is an error for code that touches it.
+        image's. With ``background``, which needs a path of a file or a plain file object, the call
+        returns as soon as the metadata is in place: ranges that are mapped wait for their own
+        pages, and a page that cannot be loaded is an error for code that touches it.
 
         Each hook is called with the new file and the bytes that were stored under its name; there
         owners take their pages over again, with Allocation.adopt(). unadopted() says what was
         not taken.
 
         Raises SnapshotError (SnapshotCorruptError, SnapshotVersionError) for an image that cannot
-        be restored, OutOfMemoryError when it does not fit; nothing is left behind then.
+        be restored, OutOfMemoryError when it does not fit, OSError when reading fails, its
+        ``filename`` the source; nothing is left behind then.
         """
         return restoring.restore(
             cls,

@@ -7,7 +7,9 @@ raises is its caller's, and is neither swallowed nor turned into something else.
 from __future__ import annotations
 
 # What runs when pgalloc calls its own functions, and native ones, which have no frames.
-_ROOMS = frozenset({"pgalloc", "weakref", "_weakrefset", "threading", "os", "posixpath", "numpy"})
+_ROOMS = frozenset(
+    {"pgalloc", "weakref", "_weakrefset", "threading", "os", "posixpath", "contextlib", "numpy"}
+)
 
 
 def is_ours(error: BaseException) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ from pgalloc import Allocation, AllocationMode, FileRange, MemoryFile
 
 OLD = b"what was there before"
 SPAN = 4 << 20
+# Tag, permissions, user: the owner, user 1234, the group, the mask, others.
+ACL = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHi", *entry)
+    for entry in ((1, 6, -1), (2, 6, 1234), (4, 4, -1), (16, 6, -1), (32, 4, -1))
+)
 
 # Two extents of two pages each, of the letter of a Run's witnesses.
 STORED = [FileRange(0, 2 * PAGE), FileRange(SPAN + PAGE, SPAN + 3 * PAGE)]
@@ -37,6 +44,14 @@ def _save(mf: MemoryFile, target: Any, compression: str | None = None) -> bool:
 
 
 def save_to_a_path(run: Run) -> None:
+    _replace(run, {})
+
+
+def save_over_an_access_control_list(run: Run) -> None:
+    _replace(run, {"system.posix_acl_access": ACL})
+
+
+def _replace(run: Run, attributes: dict[str, bytes]) -> None:
     """Row J8: afterwards there is the old image or the new one, and nothing else."""
     mf = _filled(run)
     if mf is None:
@@ -45,6 +60,8 @@ def save_to_a_path(run: Run) -> None:
     folder.mkdir()
     target = folder / "image"
     target.write_bytes(OLD)
+    for name, value in attributes.items():
+        os.setxattr(target, name, value)
     done = run.attempt(lambda: _save(mf, target))
     if run.name != "unlink":
         assert files_in(folder) == {"image"}
@@ -158,6 +175,7 @@ def _use(run: Run, mf: MemoryFile | None) -> None:
 
 SNAPSHOTS: list[Scenario] = [
     save_to_a_path,
+    save_over_an_access_control_list,
     save_where_nothing_is,
     save_to_a_stream,
     restore_from_a_path,

@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from conftest import PAGE, stored
 from image_model import RAW, Hook, Image, Usage, VersionError, extents_of, parse
@@ -99,7 +99,8 @@ def verify(slot: Slot) -> ImageInfo:
 
 
 def verify_stream(slot: Slot) -> ImageInfo:
-    return pgalloc.verify_image(io.BytesIO(slot.image()))
+    source = io.BytesIO(slot.image())
+    return _alone(source, pgalloc.verify_image(source))
 
 
 def eager(slot: Slot) -> Restored:
@@ -109,7 +110,20 @@ def eager(slot: Slot) -> Restored:
 
 def stream(slot: Slot) -> Restored:
     hooks = Hooks()
-    return Restored(MemoryFile.restore(io.BytesIO(slot.image()), hooks=hooks), hooks.payloads)
+    source = io.BytesIO(slot.image())
+    return _alone(source, Restored(MemoryFile.restore(source, hooks=hooks), hooks.payloads))
+
+
+Found = TypeVar("Found", "ImageInfo", "Restored")
+
+
+def _alone(source: io.BytesIO, found: Found) -> Found:
+    """To what follows an image in a stream, the model says what a program says that reads on."""
+    if source.read(1):
+        if isinstance(found, Restored):
+            found.file.close()
+        raise SnapshotCorruptError("bytes follow after the image")
+    return found
 
 
 def background(slot: Slot) -> Restored:

@@ -61,7 +61,7 @@ py::object encoded_or_none(const image::ExtentHead& head, const char* data) {
   return py::make_tuple(as_bytes({data, head.stored_length}), head.raw_length());
 }
 
-OpenImage open_image(const py::object& source) {
+OpenImage open_image(const py::object& source, uint64_t offset) {
   auto file = [&] {
     if (py::isinstance<py::bytes>(source)) {
       const auto path = source.cast<std::string>();
@@ -70,14 +70,14 @@ OpenImage open_image(const py::object& source) {
     }
     const int fd = source.cast<int>();
     WithoutGil release;
-    return ImageFile::open_duplicate(fd);
+    return ImageFile::open_duplicate(fd, offset);
   }();
   return {value_or_throw(std::move(file))};
 }
 
 void bind_image_file(py::module_& module) {
   py::class_<OpenImage>(module, "ImageFile")
-      .def(py::init(&open_image), py::arg("source"))
+      .def(py::init(&open_image), py::arg("source"), py::arg("offset") = 0)
       .def("describe",
            [](Self<OpenImage> image) {
              const ImageFile& file = *image->file;
@@ -89,6 +89,8 @@ void bind_image_file(py::module_& module) {
           "restore_id", [](Self<OpenImage> image) { return image->file->metadata().restore_id; })
       .def_property_readonly("file_size",
                              [](Self<OpenImage> image) { return image->file->header().file_size; })
+      .def_property_readonly("image_bytes",
+                             [](Self<OpenImage> image) { return image->file->size(); })
       .def_property_readonly("extent_count",
                              [](Self<OpenImage> image) { return image->file->index().size(); })
       .def_property_readonly(

@@ -9,6 +9,7 @@
 #include "binding/images.h"
 #include "binding/self.h"
 #include "imageio/image_writer.h"
+#include "imageio/stream_file.h"
 
 namespace pgalloc::binding {
 
@@ -22,9 +23,23 @@ struct Item {
   ImageWriter::Item item;
 };
 
+// A file for an image, until a writer takes it over.
+struct NewImageFile {
+  std::unique_ptr<NewFile> file;
+};
+
+NewImageFile new_image_file(const std::string& path) {
+  auto created = [&] {
+    WithoutGil release;
+    return NewFile::create(path);
+  }();
+  return {value_or_throw(std::move(created))};
+}
+
 class Writer {
  public:
-  Writer(Self<FileHandle> handle, const py::object& path, std::string restore_id,
+  // `target`: a NewImageFile, which is used up; or None for a stream.
+  Writer(Self<FileHandle> handle, const py::object& target, std::string restore_id,
          const std::vector<std::pair<std::string, py::bytes>>& hooks, bool keep_zeros) {
     SaveOptions options{.keep_zeros = keep_zeros, .restore_id = std::move(restore_id), .hooks = {}};
     for (const auto& [name, payload] : hooks) options.hooks.push_back({name, payload});
@@ -38,17 +53,14 @@ class Writer {
     const MemoryFile::Capture capture = *value_or_throw(std::move(captured));
 
     std::unique_ptr<ImageSink> sink;
-    if (path.is_none()) {
+    if (target.is_none()) {
       auto stream = std::make_unique<StreamSink>();
       stream_ = stream.get();
       sink = std::move(stream);
     } else {
-      const auto name = path.cast<std::string>();
-      auto created = [&] {
-        WithoutGil release;
-        return NewFile::create(name);
-      }();
-      sink = std::make_unique<FileSink>(value_or_throw(std::move(created)));
+      std::unique_ptr<NewFile> file = std::move(target.cast<NewImageFile&>().file);
+      if (file == nullptr) throw py::value_error("the target is used up");
+      sink = std::make_unique<FileSink>(std::move(file));
     }
     writer_ = std::make_shared<ImageWriter>(file, capture, std::move(options), std::move(sink));
   }
@@ -85,6 +97,16 @@ class Writer {
       return ended.has_value();
     });
     throw_if_error(*ended);
+  }
+
+  // Of a stream: from now on what is finished is kept for take_kept(), not for next_block().
+  void keep() {
+    const std::shared_ptr<ImageWriter> writer = core();
+    if (stream_ != nullptr) stream_->keep();
+  }
+  py::bytes take_kept() {
+    const std::shared_ptr<ImageWriter> writer = core();
+    return stream_ == nullptr ? py::bytes() : as_bytes(stream_->take_kept());
   }
 
   // The next bytes of a stream, in order; None at the end.
@@ -150,25 +172,54 @@ void finish_item(Self<Writer> writer, Self<Item> item, const py::bytes& encoded)
   throw_if_error(status);
 }
 
+void bind_streams(py::module_& module) {
+  module.def(
+      "open_stream",
+      [](const std::string& path) {
+        auto opened = [&] {
+          WithoutGil release;
+          return open_stream(path);
+        }();
+        return value_or_throw(std::move(opened));
+      },
+      py::arg("path"));
+  module.def(
+      "wait_for_stream",
+      [](int fd, bool writable) {
+        Result<bool> ready = false;
+        wait_interruptibly(py::none(), [&](SteadyTime deadline) {
+          ready = wait_for_stream(fd, writable ? StreamEvent::kWritable : StreamEvent::kReadable,
+                                  deadline);
+          return !ready.ok() || *ready;
+        });
+        value_or_throw(std::move(ready));
+      },
+      py::arg("fd"), py::arg("writable"));
+}
+
 }  // namespace
 
 void bind_image_writer(py::module_& module) {
+  bind_streams(module);
   py::class_<Item>(module, "ImageItem").def("raw", [](Self<Item> item) {
     return as_bytes(item->item.raw());
   });
+  py::class_<NewImageFile>(module, "NewImageFile")
+      .def(py::init(&new_image_file), py::arg("path"))
+      .def("close", [](Self<NewImageFile> target) { target->file.reset(); });
   py::class_<Writer>(module, "ImageWriter")
       .def(py::init<Self<FileHandle>, const py::object&, std::string,
                     const std::vector<std::pair<std::string, py::bytes>>&, bool>(),
-           py::arg("file"), py::arg("path"), py::arg("restore_id"), py::arg("hooks"),
+           py::arg("file"), py::arg("target"), py::arg("restore_id"), py::arg("hooks"),
            py::arg("keep_zeros"))
       .def(
           "start",
-          [](Self<Writer> writer, unsigned threads) {
-            throw_if_error(writer->core()->start(threads));
-          },
+          [](Self<Writer> writer, unsigned threads) { return writer->core()->start(threads); },
           py::arg("threads"))
       .def("wait", [](Self<Writer> writer) { writer->wait(); })
       .def("next_block", [](Self<Writer> writer) { return writer->next_block(); })
+      .def("keep", [](Self<Writer> writer) { writer->keep(); })
+      .def("take_kept", [](Self<Writer> writer) { return writer->take_kept(); })
       .def("next_item", &next_item)
       .def("finish_item", &finish_item, py::arg("item"), py::arg("encoded"))
       .def("give_up", [](Self<Writer> writer) { writer->core()->give_up(); })

@@ -29,30 +29,36 @@ constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
 Result<std::shared_ptr<const ImageFile>> ImageFile::open_path(const std::string& path) {
   const int fd = retry_interrupted([&] { return sys().open(path.c_str(), kOpenFlags, 0); });
   if (fd < 0) return Status::system_error(errno, "open");
-  return checked(fd);
+  Result<std::shared_ptr<ImageFile>> image = opened(fd, 0);
+  if (!image.ok()) return std::move(image).status();
+  PGALLOC_RETURN_IF_ERROR((*image)->read_back());
+  return std::shared_ptr<const ImageFile>(*image);
 }
 
-Result<std::shared_ptr<const ImageFile>> ImageFile::open_duplicate(int fd) {
+Result<std::shared_ptr<const ImageFile>> ImageFile::open_duplicate(int fd, uint64_t offset) {
   const int own = sys().duplicate(fd);
   if (own < 0) return Status::system_error(errno, "fcntl");
-  return checked(own);
+  Result<std::shared_ptr<ImageFile>> image = opened(own, offset);
+  if (!image.ok()) return std::move(image).status();
+  PGALLOC_RETURN_IF_ERROR((*image)->read_back_before_others());
+  return std::shared_ptr<const ImageFile>(*image);
 }
 
-Result<std::shared_ptr<const ImageFile>> ImageFile::checked(int fd) {
-  const std::shared_ptr<ImageFile> image(new ImageFile(fd));
+Result<std::shared_ptr<ImageFile>> ImageFile::opened(int fd, uint64_t begin) {
+  std::shared_ptr<ImageFile> image(new ImageFile(fd, begin));
   struct stat status{};
   if (sys().fstat(fd, &status) != 0) return Status::system_error(errno, "fstat");
   if (!S_ISREG(status.st_mode)) return Status::error(ErrorCode::kOption, "not a regular file");
-  image->size_ = static_cast<uint64_t>(status.st_size);
+  const auto end = static_cast<uint64_t>(status.st_size);
+  image->size_ = end - std::min(end, begin);
   PGALLOC_RETURN_IF_ERROR(image->read_front());
-  PGALLOC_RETURN_IF_ERROR(image->read_back());
-  return std::shared_ptr<const ImageFile>(image);
+  return image;
 }
 
 ImageFile::~ImageFile() { sys().close(fd_); }
 
 Status ImageFile::read_at(uint64_t offset, char* data, size_t size) const {
-  Result<size_t> count = os::read_at(fd_, offset, data, size);
+  Result<size_t> count = os::read_at(fd_, begin_ + offset, data, size);
   if (!count.ok()) return std::move(count).status();
   return *count == size ? Status() : corrupt("the image became shorter while it was read");
 }
@@ -117,6 +123,36 @@ Status ImageFile::read_back() {
     return entry.encoding != image::Encoding::kRaw;
   });
   return {};
+}
+
+// Most files hold one image: its trailer is looked for at the end of the file first.
+Status ImageFile::read_back_before_others() {
+  Status status = read_back();
+  if (status.ok() || status.code() != ErrorCode::kSnapshotCorrupt) return status;
+  const Result<uint64_t> size = size_by_heads();
+  if (!size.ok()) return size.status().clone();
+  if (*size == size_) return status;
+  size_ = *size;
+  return read_back();
+}
+
+Result<uint64_t> ImageFile::size_by_heads() const {
+  Buffer buffer;
+  char* page = buffer.reserve(page_size());
+  uint64_t offset = header_.first_extent();
+  for (uint64_t extents = 0; offset + page_size() <= size_; ++extents) {
+    PGALLOC_RETURN_IF_ERROR(read_at(offset, page, page_size()));
+    const std::span<const char> bytes{page, page_size()};
+    if (image::begins_index(bytes)) {
+      const uint64_t size = offset + image::index_bytes(extents) + page_size();
+      if (image::peek_extent_count(bytes) == extents && size <= size_) return size;
+      break;
+    }
+    const Result<image::ExtentHead> head = image::decode_extent_head(header_, bytes, offset);
+    if (!head.ok()) return head.status().clone();
+    offset = head->end();
+  }
+  return corrupt("the image ends before its index does");
 }
 
 size_t ImageFile::first_extent_after(uint64_t offset) const {

@@ -22,8 +22,9 @@ class ImageFile final : public ExtentSource {
  public:
   // Reads and checks everything but the extents.
   static Result<std::shared_ptr<const ImageFile>> open_path(const std::string& path);
-  // On a descriptor of its own; `fd` stays the caller's.
-  static Result<std::shared_ptr<const ImageFile>> open_duplicate(int fd);
+  // The image that begins at `offset`; other bytes may follow it. On a descriptor of its own; `fd`
+  // stays the caller's.
+  static Result<std::shared_ptr<const ImageFile>> open_duplicate(int fd, uint64_t offset);
   ~ImageFile() override;
   ImageFile(const ImageFile&) = delete;
   ImageFile& operator=(const ImageFile&) = delete;
@@ -39,16 +40,20 @@ class ImageFile final : public ExtentSource {
   Result<image::ExtentHead> read_extent(size_t i, Buffer& buffer) const override;
 
  private:
-  explicit ImageFile(int fd) : fd_(fd) {}
-  static Result<std::shared_ptr<const ImageFile>> checked(int fd);
+  ImageFile(int fd, uint64_t begin) : fd_(fd), begin_(begin) {}
+  static Result<std::shared_ptr<ImageFile>> opened(int fd, uint64_t begin);
   Status read_front();
   Status read_back();
+  Status read_back_before_others();
+  // The size of the image as the heads of its extents tell it, from one to the next.
+  Result<uint64_t> size_by_heads() const;
   Status read_at(uint64_t offset, char* data, size_t size) const;
   // Reads a part as a whole, once its checksum is right: a hole costs the author of a file
   // nothing, and should cost us nothing either.
   Status read_part(FileRange part, uint32_t crc, const char* wrong, Buffer& buffer) const;
 
   const int fd_;
+  const uint64_t begin_;  // in the file; all other offsets are in the image
   uint64_t size_ = 0;
   image::Header header_;
   image::Metadata metadata_;

@@ -1,6 +1,7 @@
 #include "imageio/image_sink.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "os/transfer.h"
 
@@ -13,6 +14,10 @@ Status FileSink::write(uint64_t offset, std::span<const char> bytes) {
 Status StreamSink::write(uint64_t, std::span<const char> bytes) {
   constexpr size_t kBlockMax = size_t{8} << 20;
   MutexLock lock(mu_);
+  if (keeps_) {
+    kept_.append(bytes.data(), bytes.size());
+    return {};
+  }
   while (!bytes.empty()) {
     const std::span<const char> block = bytes.first(std::min(bytes.size(), kBlockMax));
     bytes = bytes.subspan(block.size());
@@ -30,6 +35,16 @@ Status StreamSink::finish() {
   ended_ = true;
   changed_.notify_all();
   return {};
+}
+
+void StreamSink::keep() {
+  MutexLock lock(mu_);
+  keeps_ = true;
+}
+
+std::string StreamSink::take_kept() {
+  MutexLock lock(mu_);
+  return std::exchange(kept_, {});
 }
 
 void StreamSink::cancel() { (void)finish(); }

@@ -52,6 +52,12 @@ class StreamSink : public ImageSink {
   Status finish() override EXCLUDES(mu_);
   void cancel() override EXCLUDES(mu_);
 
+  // From now on write() keeps the bytes for take_kept(), and waits for no reader: for a save in which
+  // one thread does it all.
+  void keep() EXCLUDES(mu_);
+  // What has been kept since the last call.
+  std::string take_kept() EXCLUDES(mu_);
+
   enum class State { kBytes, kNothingYet, kEnd };
   // kBytes: *bytes stays as it is until take_done(), whatever happens to the save meanwhile.
   State wait(Deadline deadline, std::span<const char>* bytes) EXCLUDES(mu_);
@@ -63,6 +69,8 @@ class StreamSink : public ImageSink {
   std::optional<std::span<const char>> offered_ GUARDED_BY(mu_);
   bool taking_ GUARDED_BY(mu_) = false;  // the consumer looks at them
   bool ended_ GUARDED_BY(mu_) = false;
+  bool keeps_ GUARDED_BY(mu_) = false;
+  std::string kept_ GUARDED_BY(mu_);
 };
 
 }  // namespace pgalloc

@@ -50,17 +50,16 @@ ImageWriter::~ImageWriter() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-Status ImageWriter::start(unsigned threads) {
+unsigned ImageWriter::start(unsigned threads) {
   const os::WithoutSignals quiet;
-  for (unsigned i = 0; i < threads; ++i) {
+  for (unsigned started = 0; started < threads; ++started) {
     try {
       threads_.emplace_back([this] { work(); });
-    } catch (const std::system_error& error) {
-      if (i == 0) return Status::system_error(error.code().value(), "pthread_create");
-      break;
+    } catch (const std::system_error&) {
+      return started;  // no more to be had
     }
   }
-  return {};
+  return threads;
 }
 
 void ImageWriter::work() try {

@@ -62,8 +62,8 @@ class ImageWriter {
   ImageWriter(const ImageWriter&) = delete;
   ImageWriter& operator=(const ImageWriter&) = delete;
 
-  // Saves with threads of the core's own. At least one starts, or the call fails.
-  Status start(unsigned threads);
+  // Saves with threads of the core's own: as many as are to be had, which are counted.
+  unsigned start(unsigned threads);
   // Nothing before the deadline; then how it ended.
   std::optional<Status> wait(Deadline deadline) EXCLUDES(order_mu_);
   void give_up() { fail(Status::error(ErrorCode::kSnapshot, "the save was given up")); }

@@ -3,9 +3,15 @@
 //
 // Thread safety: externally synchronised.
 //
-// Where the file system can, the file has no name while it is written, so that not even a crash
-// leaves anything behind; elsewhere it has a temporary one beside its place.
+// Where the file system can, and /proc is there, the file has no name while it is written, so that not
+// even a crash leaves anything behind; elsewhere it has a temporary one beside its place.
+//
+// A file that is replaced hands its permissions, owner, group and access control list on. Where this
+// user may not give files to that owner or group, the new file is this user's, and the group that it
+// then has gets no permissions. A file where none was gets the mode that the umask says.
 #pragma once
+
+#include <sys/types.h>
 
 #include <memory>
 #include <string>
@@ -13,10 +19,14 @@
 #include "base/process_generation.h"
 #include "base/status.h"
 
+struct statx;
+
 namespace pgalloc {
 
 class NewFile {
  public:
+  // Fails, and names nothing new, where the file could not take its place in the end: where that is
+  // a folder, a mount point, or another user's file in a folder like /tmp.
   static Result<std::unique_ptr<NewFile>> create(const std::string& path);
   // Without publish(), nothing has happened.
   ~NewFile();
@@ -31,6 +41,8 @@ class NewFile {
  private:
   NewFile(std::string path, int fd, std::string temporary)
       : path_(std::move(path)), fd_(fd), temporary_(std::move(temporary)) {}
+  static Result<std::unique_ptr<NewFile>> open(const std::string& path, mode_t mode);
+  Status become_like(const struct statx& old);
   Status take_place();
   Status name_it();
 

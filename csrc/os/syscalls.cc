@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -47,6 +48,14 @@ int link_descriptor_call(int fd, const char* path) {
   char name[32];
   std::snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
   return ::linkat(AT_FDCWD, name, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
+
+int lstatx_call(const char* path, struct statx* out) {
+  return ::statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, out);
+}
+
+int fsetxattr_call(int fd, const char* name, const void* value, size_t size) {
+  return ::fsetxattr(fd, name, value, size, 0);
 }
 
 // Not libc's: the sanitizers' runtimes turn those two into nothing.
@@ -163,6 +172,11 @@ constexpr Syscalls kKernel = {
     .memfd_create = ::memfd_create,
     .add_seals = add_seals_call,
     .fchmod = ::fchmod,
+    .fchown = ::fchown,
+    .lstatx = lstatx_call,
+    .lgetxattr = ::lgetxattr,
+    .fsetxattr = fsetxattr_call,
+    .fremovexattr = ::fremovexattr,
     .ftruncate = ::ftruncate,
     .fallocate = ::fallocate,
     .fstat = ::fstat,

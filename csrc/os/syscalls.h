@@ -65,6 +65,13 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, memfd_create, (const char* name, unsigned flags), (name, flags))                         \
   X(int, add_seals, (int fd, int seals), (fd, seals))                                             \
   X(int, fchmod, (int fd, mode_t mode), (fd, mode))                                               \
+  X(int, fchown, (int fd, uid_t user, gid_t group), (fd, user, group))                            \
+  X(int, lstatx, (const char* path, struct statx* out), (path, out))                              \
+  X(ssize_t, lgetxattr, (const char* path, const char* name, void* value, size_t size),           \
+    (path, name, value, size))                                                                    \
+  X(int, fsetxattr, (int fd, const char* name, const void* value, size_t size),                   \
+    (fd, name, value, size))                                                                      \
+  X(int, fremovexattr, (int fd, const char* name), (fd, name))                                    \
   X(int, ftruncate, (int fd, off_t length), (fd, length))                                         \
   X(int, fallocate, (int fd, int mode, off_t offset, off_t length), (fd, mode, offset, length))   \
   X(int, fstat, (int fd, struct stat* out), (fd, out))                                            \

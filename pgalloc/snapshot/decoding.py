@@ -23,6 +23,18 @@ _ASYNC_SLICE_S = 0.05
 
 
 def load(
+    memory_file: MemoryFile,
+    range: _core.FileRange | None,
+    timeout_s: float | None,
+    *,
+    ignore_broken: bool,
+) -> bool:
+    """As load_range(), with errors that name the image."""
+    with memory_file._image:
+        return load_range(memory_file, range, timeout_s, ignore_broken=ignore_broken)
+
+
+def load_range(
     memory_file: _core.MemoryFile,
     range: _core.FileRange | None,
     timeout_s: float | None,

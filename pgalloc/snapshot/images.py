@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pgalloc import _core
 from pgalloc.enums import MemoryKind
-from pgalloc.errors import OptionError, SnapshotCorruptError
 from pgalloc.records import Segment
+from pgalloc.snapshot import sources
 from pgalloc.snapshot.codec import zstd
-
-# File objects whose position is that of their descriptor.
-_WHOLE_FILES = (io.FileIO, io.BufferedReader, io.BufferedRandom)
+from pgalloc.snapshot.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,57 +64,20 @@ class ImageInfo:
     zero_pages_skipped: int
 
 
-def opened(source: Any) -> _core.ImageFile | None:
-    """The image at a path, or in a file object over a whole file; None for other file objects."""
-    if isinstance(source, (str, bytes, os.PathLike)):
-        path = os.fsencode(source)
-        if b"\0" in path:
-            raise OptionError("the path has a NUL byte")
-        return _core.ImageFile(path)
-    if not callable(getattr(source, "read", None)):
-        raise TypeError(f"source must be a path or a binary file, not {type(source).__name__}")
-    if isinstance(source, _WHOLE_FILES) and source.seekable() and source.tell() == 0:
-        try:
-            return _core.ImageFile(source.fileno())
-        except OptionError:  # seekable, but not a regular file
-            return None
-    return None
-
-
-def read_exactly(source: Any, size: int) -> bytes:
-    """So many bytes of a file object. Raises SnapshotCorruptError where it ends early."""
-    parts = []
-    left = size
-    while left:
-        part = source.read(left)
-        if not isinstance(part, (bytes, bytearray, memoryview)):
-            raise TypeError(f"read() of the source returned {type(part).__name__}, not bytes")
-        if not part:
-            raise SnapshotCorruptError("the image ends early: the source has no more bytes")
-        if len(part) > left:
-            raise OSError("read() of the source returned more than was asked for")
-        parts.append(bytes(part))
-        left -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def begin(source: Any) -> _core.ImageStream:
-    """Read an image's header and metadata from a file object."""
+def begin(source: Source) -> _core.ImageStream:
+    """Read an image's header and metadata from a stream."""
     stream = _core.ImageStream()
     while not stream.has_metadata:
-        stream.feed(read_exactly(source, stream.wanted))
+        stream.feed(source.read_exactly(stream.wanted))
     return stream
 
 
-def extents_of(stream: _core.ImageStream, source: Any) -> Iterator[None]:
+def extents_of(stream: _core.ImageStream, source: Source) -> Iterator[None]:
     """Read on, and stop at each extent; at the end the image is complete."""
     while stream.wanted:
-        stream.feed(read_exactly(source, stream.wanted))
+        stream.feed(source.read_exactly(stream.wanted))
         if stream.has_extent:
             yield
-    seekable = getattr(source, "seekable", None)
-    if callable(seekable) and seekable() and source.read(1):
-        raise SnapshotCorruptError("bytes follow after the image")
 
 
 def decoded(encoded: tuple[bytes, int]) -> bytes:
@@ -127,28 +86,43 @@ def decoded(encoded: tuple[bytes, int]) -> bytes:
 
 
 def inspect_image(source: Any) -> ImageInfo:
-    """What an image says about itself: a path, or a binary file object.
+    """What an image says about itself: a path, or a binary file object, as restore() takes it.
 
-    Of a path, no page data is read. Raises SnapshotError for what is no sound image as far as that
-    tells.
+    Of a plain file, no page data is read. Raises SnapshotError for what is no sound image as far as
+    that tells.
     """
-    image = opened(source)
-    if image is not None:
-        return _info(image.describe())
-    return verify_image(source)
+    with sources.opened(source, "inspect_image") as opened:
+        with opened.about:
+            info = _info(
+                _verified_stream(opened, None).describe()
+                if opened.image is None
+                else opened.image.describe()
+            )
+        opened.finish()
+    return info
 
 
 def verify_image(source: Any, *, progress: Callable[[int, int], object] | None = None) -> ImageInfo:
     """Check every byte of an image, and return what it says.
 
-    ``progress`` is called with the bytes done and the bytes in all (0: not known). Raises
-    SnapshotError for whatever is wrong.
+    ``source`` is what restore() takes. ``progress`` is called with the bytes done and the bytes in
+    all (0: not known). Raises SnapshotError for whatever is wrong.
     """
     if progress is not None and not callable(progress):
         raise TypeError("progress must be callable")
-    image = opened(source)
-    if image is None:
-        return _verify_stream(source, progress)
+    with sources.opened(source, "verify_image") as opened:
+        with opened.about:
+            if opened.image is None:
+                info = _info(_verified_stream(opened, progress).describe())
+            else:
+                info = _verified_file(opened.image, progress)
+        opened.finish()
+    return info
+
+
+def _verified_file(
+    image: _core.ImageFile, progress: Callable[[int, int], object] | None
+) -> ImageInfo:
     info = _info(image.describe())
     done = info.image_bytes - sum(_bytes_in_image(extent, info) for extent in info.extents)
     for number in range(image.extent_count):
@@ -166,7 +140,9 @@ def _bytes_in_image(extent: ImageExtent, info: ImageInfo) -> int:
     return (1 + pages) * info.page_size
 
 
-def _verify_stream(source: Any, progress: Callable[[int, int], object] | None) -> ImageInfo:
+def _verified_stream(
+    source: Source, progress: Callable[[int, int], object] | None
+) -> _core.ImageStream:
     stream = begin(source)
     for _ in extents_of(stream, source):
         encoded = stream.encoded()
@@ -174,7 +150,7 @@ def _verify_stream(source: Any, progress: Callable[[int, int], object] | None) -
             decoded(encoded)
         if progress is not None:
             progress(stream.offset, 0)
-    return _info(stream.describe())
+    return stream
 
 
 def _info(description: dict[str, Any]) -> ImageInfo:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgalloc import _core
 from pgalloc.errors import ClosedError, OptionError, OutOfMemoryError, SnapshotError
-from pgalloc.snapshot import decoding, images
+from pgalloc.snapshot import decoding, images, sources
 from pgalloc.snapshot.codec import zstd
 from pgalloc.snapshot.hooks import RestoreHook
+from pgalloc.snapshot.sources import Source
 from pgalloc.snapshot.threads import thread_count
 
 if TYPE_CHECKING:
@@ -38,15 +39,17 @@ def restore(
         if not callable(hook):
             raise TypeError(f"the hook {name!r} is not callable")
     _check_not_itself(source, options.get("backing"))
-    image = images.opened(source)
-    if image is not None:
-        memory_file = _new_file(cls, image, options)
-        return _filled(memory_file, partial(_load, memory_file, image, background), image, hooks)
-    if background:
-        raise OptionError("a background restore needs a path, or a whole file from its start")
-    stream = images.begin(source)
-    memory_file = _new_file(cls, stream, options)
-    return _filled(memory_file, partial(_read_stream, memory_file, stream, source), stream, hooks)
+    with sources.opened(source, "restore", at_any_place=background) as opened:
+        image = opened.image
+        if image is not None:
+            memory_file = _new_file(cls, image, opened, options)
+            fill = partial(_load, memory_file, image, background)
+            return _filled(memory_file, fill, image, opened, hooks)
+        with opened.about:
+            stream = images.begin(opened)
+        memory_file = _new_file(cls, stream, opened, options)
+        fill = partial(_read_stream, memory_file, stream, opened)
+        return _filled(memory_file, fill, stream, opened, hooks)
 
 
 def _check_not_itself(source: Any, backing: Any) -> None:
@@ -67,11 +70,15 @@ def _stat(file: Any) -> os.stat_result:
 
 
 def _new_file(
-    cls: type[File], image: _core.ImageFile | _core.ImageStream, options: dict[str, Any]
+    cls: type[File],
+    image: _core.ImageFile | _core.ImageStream,
+    source: Source,
+    options: dict[str, Any],
 ) -> File:
     restore_id = options.setdefault("restore_id", image.restore_id)
     if restore_id != image.restore_id:
-        raise SnapshotError(f"the image is of {image.restore_id!r}, not of {restore_id!r}")
+        with source.about:
+            raise SnapshotError(f"the image is of {image.restore_id!r}, not of {restore_id!r}")
     if options.get("capacity") is not None or image.file_size <= _core.default_capacity():
         return cls(**options)
     try:
@@ -88,20 +95,24 @@ def _filled(
     memory_file: File,
     fill: Callable[[], None],
     image: _core.ImageFile | _core.ImageStream,
+    source: Source,
     hooks: Mapping[str, RestoreHook],
 ) -> File:
+    memory_file._image = source.about
     try:
-        fill()
+        with source.about:
+            fill()
         _call_hooks(memory_file, image.hooks(), hooks)
         if memory_file.closed:
             raise ClosedError("a restore hook closed the file")
+        source.finish()
     except BaseException:
         memory_file._roll_back()
         raise
     return memory_file
 
 
-def _read_stream(memory_file: MemoryFile, stream: _core.ImageStream, source: Any) -> None:
+def _read_stream(memory_file: MemoryFile, stream: _core.ImageStream, source: Source) -> None:
     memory_file._restore_stream(stream)
     for _ in images.extents_of(stream, source):
         encoded = stream.encoded()
@@ -119,7 +130,7 @@ def _load(memory_file: MemoryFile, image: _core.ImageFile, background: bool) -> 
     decoders = decoding.Decoders(memory_file, count) if encoded and count else None
     memory_file._decoders = decoders
     if not background:
-        decoding.load(memory_file, None, None, ignore_broken=False)
+        decoding.load_range(memory_file, None, None, ignore_broken=False)
 
 
 def _call_hooks(

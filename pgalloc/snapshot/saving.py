@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pgalloc import _core
 from pgalloc.errors import OptionError, SnapshotError
-from pgalloc.snapshot import decoding
+from pgalloc.named_errors import About
+from pgalloc.raised import is_ours
+from pgalloc.snapshot import decoding, targets
 from pgalloc.snapshot.codec import Codec, zstd
 from pgalloc.snapshot.hooks import Hooks
+from pgalloc.snapshot.targets import Target
 from pgalloc.snapshot.threads import thread_count
 from pgalloc.threads import Thread
 
@@ -27,30 +29,68 @@ def save(
     target: Any,
     hooks: Hooks,
     *,
+    files: Collection[MemoryFile],
     keep_zeros: bool,
     compression: str | None,
     level: int | None,
 ) -> None:
-    """See MemoryFile.save()."""
+    """See MemoryFile.save(); ``files``: those whose backing must not be the target."""
     codec = _checked_codec(compression, level)
-    path = _checked_target(target)
-    _check_restore_id(memory_file.restore_id)
-    # What the hooks say of unpinned memory must be true of the image, too.
-    held = _core.HeldDiscards(memory_file)
+    name, path = targets.checked(target)
+    about = About("save", name)
+    with about:
+        _check_restore_id(memory_file.restore_id)
+        opened = targets.opened(target, path, files)
     try:
-        payloads = hooks.collect()
-        decoding.load(memory_file, None, None, ignore_broken=False)
-        writer = _core.ImageWriter(memory_file, path, memory_file.restore_id, payloads, keep_zeros)
-        with _workers(writer, codec) as failures:
-            if path is None:
-                while (block := writer.next_block()) is not None:
-                    _write_all(target, block)
-            else:
-                writer.wait()
-        if failures:
-            raise failures[0]
+        # What the hooks say of unpinned memory must be true of the image, too.
+        held = _core.HeldDiscards(memory_file)
+        try:
+            payloads = hooks.collect()
+            decoding.load(memory_file, None, None, ignore_broken=False)
+            with about:
+                _write(memory_file, opened, payloads, keep_zeros, codec)
+        finally:
+            held.release()
     finally:
-        held.release()
+        with about:
+            opened.close()
+
+
+def _write(
+    memory_file: MemoryFile,
+    target: Target,
+    payloads: list[tuple[str, bytes]],
+    keep_zeros: bool,
+    codec: Codec | None,
+) -> None:
+    new_file = target.new_file
+    restore_id = memory_file.restore_id
+    writer = _core.ImageWriter(memory_file, new_file, restore_id, payloads, keep_zeros)
+    with _workers(writer, codec) as workers:
+        if not workers.count:
+            _write_alone(writer, target, codec)
+        elif new_file is None:
+            while (block := writer.next_block()) is not None:
+                target.write(block)
+        else:
+            writer.wait()
+    if workers.failures:
+        raise workers.failures[0]
+    target.finish()
+
+
+def _write_alone(writer: _core.ImageWriter, target: Target, codec: Codec | None) -> None:
+    """Where no thread is to be had."""
+    writer.keep()
+    more = True
+    while more:
+        item = writer.next_item()
+        if item is not None:
+            writer.finish_item(item, b"" if codec is None else codec.encode(item.raw()))
+        more = item is not None
+        if target.new_file is None:
+            target.write(writer.take_kept())
+    writer.wait()
 
 
 def _checked_codec(compression: str | None, level: int | None) -> Codec | None:
@@ -74,49 +114,39 @@ def _check_restore_id(restore_id: str) -> None:
         raise SnapshotError(f"the restore_id is longer than {_RESTORE_ID_LENGTH_MAX} bytes")
 
 
-def _checked_target(target: Any) -> bytes | None:
-    """A path, or None for a file object."""
-    if isinstance(target, (str, bytes, os.PathLike)):
-        path = os.fsencode(target)
-        if b"\0" in path:
-            raise OptionError("the path has a NUL byte")
-        if not path or path.endswith(b"/"):
-            raise OptionError("the path has no file name")
-        # Through symbolic links: what they lead to is replaced, not they.
-        return os.path.realpath(path)
-    if not callable(getattr(target, "write", None)):
-        raise TypeError(f"target must be a path or a binary file, not {type(target).__name__}")
-    return None
+class _Workers:
+    """Threads that read, check and encode; and what went wrong in those of Python."""
 
-
-def _write_all(target: Any, block: bytes) -> None:
-    rest = memoryview(block)
-    while rest:
-        count = target.write(rest)
-        if count is None or not 0 < count <= len(rest):
-            raise OSError(f"write() of the target returned {count!r} for {len(rest)} bytes")
-        rest = rest[count:]
+    def __init__(self) -> None:
+        self.count = 0
+        self.failures: list[BaseException] = []
 
 
 @contextmanager
-def _workers(writer: _core.ImageWriter, codec: Codec | None) -> Iterator[list[BaseException]]:
-    """Threads that read, check and encode while the block runs; what went wrong in them."""
-    failures: list[BaseException] = []
+def _workers(writer: _core.ImageWriter, codec: Codec | None) -> Iterator[_Workers]:
+    """Threads that work while the block runs: as many as are to be had, which may be none."""
+    workers = _Workers()
     threads = [
-        Thread(lambda: _encode(writer, codec, failures))
+        Thread(lambda: _encode(writer, codec, workers.failures))
         for _ in range(thread_count() if codec is not None else 0)
     ]
     try:
         if codec is None:
-            writer.start(thread_count())
+            workers.count = writer.start(thread_count())
         for thread in threads:
-            thread.start()
-        yield failures
+            try:
+                thread.start()
+            except RuntimeError as error:
+                if not is_ours(error):
+                    raise
+                break  # no more threads to be had
+            workers.count += 1
+        yield workers
     except BaseException:
         writer.give_up()
         # What a worker met comes first: it is why the writer gave up.
-        if failures:
-            raise failures[0] from None
+        if workers.failures:
+            raise workers.failures[0] from None
         raise
     finally:
         for thread in threads:

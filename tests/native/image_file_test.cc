@@ -28,7 +28,12 @@ class File {
   File& operator=(const File&) = delete;
 
   int fd() const { return fd_; }
-  Result<std::shared_ptr<const ImageFile>> open() const { return ImageFile::open_duplicate(fd_); }
+  Result<std::shared_ptr<const ImageFile>> open() const {
+    return ImageFile::open_path("/proc/self/fd/" + std::to_string(fd_));
+  }
+  Result<std::shared_ptr<const ImageFile>> open_at(size_t offset) const {
+    return ImageFile::open_duplicate(fd_, offset);
+  }
   bool fails(const char* what) const {
     const auto image = open();
     return !image.ok() && image.status().message().find(what) != std::string::npos;
@@ -153,23 +158,73 @@ TEST(one_encoded_extent_is_enough_to_need_a_decoder) {
 TEST(only_regular_files_are_images) {
   int ends[2];
   EXPECT(::pipe(ends) == 0);
-  EXPECT(ImageFile::open_duplicate(ends[0]).status().code() == ErrorCode::kOption);
+  EXPECT(ImageFile::open_duplicate(ends[0], 0).status().code() == ErrorCode::kOption);
   ::close(ends[0]);
   ::close(ends[1]);
-  EXPECT(!ImageFile::open_duplicate(-1).ok());
+  EXPECT(!ImageFile::open_duplicate(-1, 0).ok());
   EXPECT_EQ(ImageFile::open_path("/no/image").status().error_number(), ENOENT);
   EXPECT(ImageFile::open_path("/proc/self").status().code() == ErrorCode::kOption);
 }
 
-TEST(an_image_is_opened_by_its_path) {
+TEST(a_file_whose_size_is_not_told_is_no_image) {
   const SomeImage some(1);
   const File file(some.bytes);
-  const auto image = ImageFile::open_path("/proc/self/fd/" + std::to_string(file.fd()));
-  EXPECT(image.ok() && (*image)->index() == some.index);
+  EXPECT(file.open().ok());
   FakeKernel fake;
   fake.calls.fstat = [](int, struct stat*) { return errno = EIO, -1; };
   fake.begin();
   EXPECT_EQ(file.open().status().error_number(), EIO);
+  EXPECT_EQ(file.open_at(0).status().error_number(), EIO);
+}
+
+TEST(images_follow_each_other_in_a_file) {
+  std::string all = "head";
+  std::vector<std::pair<size_t, SomeImage>> images;
+  for (const uint64_t extents : {0, 1, 103, 2}) {
+    images.emplace_back(all.size(), SomeImage(extents));
+    all += images.back().second.bytes;
+  }
+  for (const char* tail : {"", "tail"}) {
+    const File file(all + tail);
+    for (const auto& [at, some] : images) {
+      const auto opened = file.open_at(at);
+      EXPECT(opened.ok());
+      const ImageFile& image = **opened;
+      EXPECT_EQ(image.size(), some.bytes.size());
+      EXPECT(image.index() == some.index);
+      Buffer buffer;
+      for (size_t i = 0; i < some.index.size(); ++i) {
+        EXPECT(image.read_extent(i, buffer).ok());
+        EXPECT_EQ(buffer.data()[page_size()], SomeImage::letter(i));
+      }
+    }
+    EXPECT(file.open_at(0).status().code() == ErrorCode::kSnapshotCorrupt);
+    EXPECT(file.open_at(all.size() + 9).status().code() == ErrorCode::kSnapshotCorrupt);
+  }
+}
+
+// The first image of two, with a byte changed.
+std::string refused(const SomeImage& some, size_t at) {
+  std::string bytes = some.bytes + some.bytes;
+  bytes[at] ^= 1;
+  const auto image = File(bytes).open_at(0);
+  return image.ok() ? "" : image.status().message();
+}
+
+TEST(what_leads_to_the_end_of_an_image_is_checked) {
+  const SomeImage some(2);
+  const auto says = [&](size_t at, const char* what) {
+    return refused(some, at).find(what) != std::string::npos;
+  };
+  const size_t index = some.index.back().end();
+  EXPECT(says(some.index[0].offset, "wrong magic"));
+  EXPECT(says(some.index[1].offset + 16, "head with a wrong checksum"));
+  EXPECT(says(index, "wrong magic"));
+  EXPECT(says(index + 8, "ends before its index"));  // the number of extents
+  EXPECT(says(index + 20, "index: wrong checksum"));
+  EXPECT(says(index + page_size(), "trailer"));
+  const File cut(some.bytes.substr(0, some.bytes.size() - page_size()));
+  EXPECT(cut.open_at(0).status().message().find("ends before its index") != std::string::npos);
 }
 
 }  // namespace

@@ -42,6 +42,16 @@ TEST(a_reader_gets_in_order_what_was_written) {
   EXPECT(sink.wait(kPast, &bytes) == State::kEnd);
 }
 
+TEST(what_is_kept_waits_for_nobody) {
+  StreamSink sink;
+  sink.keep();
+  EXPECT(sink.write(0, std::string("one")).ok() && sink.write(3, std::string("two")).ok());
+  EXPECT_EQ(sink.take_kept(), "onetwo");
+  EXPECT_EQ(sink.take_kept(), "");
+  EXPECT(sink.write(6, std::string("three")).ok() && sink.finish().ok());
+  EXPECT_EQ(sink.take_kept(), "three");
+}
+
 TEST(long_bytes_come_in_blocks) {
   constexpr size_t kBlock = 8 << 20;
   for (const size_t surplus : {0, 1}) {

@@ -4,6 +4,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/stat.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -182,6 +184,91 @@ TEST(the_file_is_made_beside_the_name_it_will_have) {
     EXPECT_EQ(named.extension(), ".tmp");
     EXPECT_EQ(named.filename().string().front(), '.');
   }
+}
+
+TEST(what_cannot_be_replaced_is_told_before_a_file_is_made) {
+  static uint64_t attributes;
+  FakeKernel fake;
+  fake.calls.lstatx = [](const char* path, struct statx* out) {
+    const int result = os::kernel().lstatx(path, out);
+    out->stx_attributes |= attributes;
+    return result;
+  };
+  fake.calls.open = [](const char*, int, mode_t) -> int {
+    native_tests::failed(__FILE__, __LINE__, "open");
+    return -1;
+  };
+  fake.begin();
+  const Folder folder;
+  std::ofstream(folder.path("image")) << "old";
+  EXPECT_EQ(NewFile::create(folder.path(".")).status().error_number(), EISDIR);
+  EXPECT(NewFile::create("/dev/null").status().code() == ErrorCode::kOption);
+  for (const auto& [attribute, error] : {std::pair<uint64_t, int>{STATX_ATTR_MOUNT_ROOT, EBUSY},
+                                         {STATX_ATTR_IMMUTABLE, EPERM},
+                                         {STATX_ATTR_APPEND, EPERM}}) {
+    attributes = attribute;
+    EXPECT_EQ(NewFile::create(folder.path("image")).status().error_number(), error);
+  }
+}
+
+mode_t mode_of(const std::string& path) {
+  struct stat status{};
+  EXPECT(::stat(path.c_str(), &status) == 0);
+  return status.st_mode & 07777;
+}
+
+TEST(what_may_not_be_handed_on_is_left_out) {
+  static int calls;
+  static int refused;
+  static int error;
+  FakeKernel fake;
+  fake.calls.fchown = [](int, uid_t, gid_t) {
+    return ++calls <= refused ? (errno = error, -1) : 0;
+  };
+  fake.begin();
+  for (const int how : {EPERM, EINVAL, EIO}) {
+    for (const auto& [refusals, mode] : {std::pair<int, mode_t>{0, 0664}, {1, 0664}, {2, 0604}}) {
+      const Folder folder;
+      std::ofstream(folder.path("image")) << "old";
+      EXPECT(::chmod(folder.path("image").c_str(), 0664) == 0);
+      calls = 0;
+      refused = refusals;
+      error = how;
+      auto file = NewFile::create(folder.path("image"));
+      EXPECT_EQ(file.ok(), refusals == 0 || how != EIO);
+      if (!file.ok()) continue;
+      EXPECT_EQ(calls, refusals == 0 ? 1 : 2);
+      EXPECT((*file)->publish().ok());
+      EXPECT_EQ(mode_of(folder.path("image")), mode);
+    }
+  }
+}
+
+TEST(a_file_system_without_access_control_lists_has_none_to_hand_on) {
+  static int error;
+  FakeKernel fake;
+  fake.calls.lgetxattr = [](const char*, const char*, void*, size_t) -> ssize_t {
+    return errno = error, -1;
+  };
+  fake.calls.fremovexattr = [](int, const char*) { return errno = error, -1; };
+  fake.begin();
+  for (const int how : {ENODATA, EOPNOTSUPP, ENOSYS, EIO}) {
+    const Folder folder;
+    std::ofstream(folder.path("image")) << "old";
+    error = how;
+    EXPECT_EQ(NewFile::create(folder.path("image")).ok(), how != EIO);
+  }
+}
+
+TEST(without_proc_a_file_has_a_name_from_the_beginning) {
+  FakeKernel fake;
+  fake.calls.lstat = [](const char*, struct stat*) { return errno = ENOENT, -1; };
+  fake.begin();
+  const Folder folder;
+  auto file = NewFile::create(folder.path("image"));
+  EXPECT_EQ(folder.names().size(), 1u);
+  EXPECT((*file)->publish().ok());
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"image"});
 }
 
 TEST(what_could_not_be_published_leaves_nothing) {

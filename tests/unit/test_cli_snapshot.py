@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,6 @@ def test_inspect_refuses_all_but_what_only_the_pages_tell(tmp_path: Path, how: s
 def test_what_is_no_file_is_a_usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "locked").touch()
     really_open = os.open
 
@@ -199,15 +199,68 @@ def test_what_is_no_file_is_a_usage_error(
     for name, reason in [
         ("missing", "No such file or directory"),
         ("new\nline", r"new\nline: No such file"),
-        ("pipe", "not a regular file"),
-        (".", "not a regular file"),
+        (".", "is a directory"),
         ("locked", "Permission denied"),
     ]:
         result = run(command, f"{tmp_path}/{name}")
         assert (result.exit_code, result.stdout) == (2, "")
         assert reason in result.stderr
     assert run(command).exit_code == 2
-    assert run(command, tmp_path / "pipe", "more").exit_code == 2
+    assert run(command, tmp_path / "locked", "more").exit_code == 2
+
+
+def piped(command: str, name: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
+    """As a shell pipes it."""
+    line = [sys.executable, "-m", "pgalloc", command, name]
+    return subprocess.run(line, input=data, capture_output=True)
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin"])
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_standard_input(saved: Path, command: str, name: str) -> None:
+    image = saved.read_bytes()
+    done = piped(command, name, image)
+    assert done.returncode == 0, done.stderr
+    assert (b"the cache" in done.stdout) == (command == "inspect")
+    for wrong, reason in [
+        (image + b"x", b"bytes follow after the image"),
+        (image[:-1], b"ends early"),
+        (b"", b"ends early"),
+    ]:
+        done = piped(command, name, wrong)
+        assert done.returncode == 1
+        assert reason in done.stdout + done.stderr
+
+
+def test_standard_input_that_is_a_file(saved: Path, tmp_path: Path) -> None:
+    """It is read from where it is; and a file of that name can be had all the same."""
+    with open(saved, "rb") as file:
+        line = [sys.executable, "-m", "pgalloc", "inspect", "-"]
+        done = subprocess.run(line, stdin=file, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("standard input\n")
+    (tmp_path / "-").write_bytes(b"no image")
+    line = [sys.executable, "-m", "pgalloc", "verify", "./-"]
+    assert subprocess.run(line, cwd=tmp_path, capture_output=True).returncode == 1
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_without_standard_input(command: str) -> None:
+    line = f"exec {sys.executable} -m pgalloc {command} - <&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no standard input" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_pipe_by_name(saved: Path, tmp_path: Path, command: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(
+        target=lambda: (tmp_path / "pipe").write_bytes(saved.read_bytes()), daemon=True
+    )
+    writer.start()
+    result = run(command, tmp_path / "pipe")
+    writer.join()
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

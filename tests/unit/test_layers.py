@@ -179,6 +179,8 @@ THREADS = {
     "backing/prefault.cc",
     "binding/fork_hooks.cc",
     "file/loader.cc",
+    "imageio/stream_file.cc",
+    "imageio/stream_file.h",
     "file/loader.h",
     "file/reclaimer.cc",
     "file/reclaimer.h",
@@ -205,6 +207,8 @@ CLOCKS = {
     "file/file_registry.cc",
     "file/file_state.h",
     "file/loader.cc",
+    "imageio/stream_file.cc",
+    "imageio/stream_file.h",
     "file/loader.h",
     "file/memory_file.cc",
     "file/memory_file.h",
@@ -271,6 +275,7 @@ def test_a_header_says_what_it_is_for(path: Path) -> None:
 # From the ground up; a module uses what is listed before it. A package stands for all in it.
 PYTHON_ORDER = [
     ("errors", "enums", "raised"),
+    ("named_errors",),
     ("_core", "arguments", "sizes", "uncopyable"),
     ("threads",),
     ("fork",),

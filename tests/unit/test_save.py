@@ -292,7 +292,6 @@ def test_j8_the_image_replaces_what_was_there(tmp_path: Path) -> None:
         mf.save(os.fsencode(tmp_path / "link"))
         assert (tmp_path / "link").is_symlink()
         pgalloc.verify_image(real / "image")
-        assert (real / "image").stat().st_mode & 0o777 == 0o600
         mf.save(str(tmp_path / "new"))
     assert files_in(real) == {"image"}
 
@@ -413,10 +412,10 @@ def test_forking_in_the_middle_of_a_save(compression: str | None) -> None:
         pgalloc.verify_image(io.BytesIO(target.data))
 
 
-@pytest.mark.parametrize("count", [0, None, -1, 2**40])
-def test_targets_that_lie(count: int | None) -> None:
+@pytest.mark.parametrize("count", [0, -1, 2**40])
+def test_targets_that_lie(count: int) -> None:
     class Liar:
-        def write(self, data: memoryview) -> int | None:
+        def write(self, data: memoryview) -> int:
             return count
 
     with MemoryFile() as mf, pytest.raises(OSError, match="returned"):

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 import pgalloc
-from pgalloc.cli.images.params import image_file, reason_of
+from pgalloc.cli.images.params import image_file, name_of, reason_of, source_of
 from pgalloc.cli.images.summary import as_json
 from pgalloc.cli.images.tables import tables_of
-from pgalloc.cli.units import format_path
 
 
 @click.command()
@@ -23,10 +22,12 @@ def inspect(ctx: click.Context, image: str, as_json_: bool) -> None:
     """Show what an image holds: kinds, extents, what is stored of what is represented, hooks.
 
     Exit status 0 says: header, metadata, index and trailer are sound and fit each other. The pages
-    are not read; `pgalloc verify` does that.
+    are not read; `pgalloc verify` does that. IMAGE may be `-` for standard input, a pipe or a
+    device: then all of it is read, and checked.
     """
     try:
-        info = pgalloc.inspect_image(image)
+        with source_of(image) as source:
+            info = pgalloc.inspect_image(source)
     except (pgalloc.Error, OSError, MemoryError) as error:
         console = Console(stderr=True)
         dash = "-" if console.options.ascii_only else "—"
@@ -37,6 +38,6 @@ def inspect(ctx: click.Context, image: str, as_json_: bool) -> None:
         click.echo(json.dumps(as_json(info), indent=2))
         return
     console = Console()
-    console.print(Text(format_path(image)), soft_wrap=True)
+    console.print(Text(name_of(image)), soft_wrap=True)
     for table in tables_of(info):
         console.print(table)

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 import pgalloc
-from pgalloc.cli.images.params import image_file, reason_of
+from pgalloc.cli.images.params import image_file, reason_of, source_of
 from pgalloc.cli.images.summary import totals_of
 from pgalloc.cli.progress_bar import BarProgress
 from pgalloc.cli.units import format_bytes, format_count
@@ -20,11 +20,12 @@ def verify(ctx: click.Context, image: str) -> None:
     """Read all of an image and check everything that can be checked.
 
     Exit status 0 says: every checksum is right, the parts fit each other, and what is compressed
-    can be decompressed to what it stands for.
+    can be decompressed to what it stands for. IMAGE may be `-` for standard input, a pipe or a
+    device.
     """
     try:
-        with BarProgress() as bar:
-            info = pgalloc.verify_image(image, progress=_Steps(bar))
+        with BarProgress() as bar, source_of(image) as source:
+            info = pgalloc.verify_image(source, progress=_Steps(bar))
     except (pgalloc.Error, OSError, MemoryError) as error:
         _print_verdict(False, reason_of(error))
         ctx.exit(1)
