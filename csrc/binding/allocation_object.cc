@@ -12,11 +12,23 @@ namespace pgalloc::binding {
 
 namespace py = pybind11;
 
+namespace {
+
+// For callers that nothing can be thrown to.
+template <class Call>
+Status without_memory(Call call) try {
+  return call();
+} catch (const std::bad_alloc&) {
+  return Status::error(ErrorCode::kNoMemory, "no memory");  // short: it needs none
+}
+
+}  // namespace
+
 void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
   if (self->unpinned && self->generation != process_generation()) return;  // invariant 4
-  const Status status = pages_of(self).end_handle(self->entry);
+  const Status status = without_memory([&] { return pages_of(self).end_handle(self->entry); });
   // A closed file has let go of everything; a forked child never owned it.
   if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked ||
       status.code() == ErrorCode::kOwnerGone) {
@@ -107,7 +119,8 @@ void drop_export(AllocationObject* self) {
   if (self->released) {
     give_back(self);
   } else if (self->unpinned && !pages_of(self).is_remote()) {
-    (void)pages_of(self).unpin(self->entry);  // fails where it does not matter: closed, or forked
+    // Fails where it does not matter: closed, or forked. Without memory the pages stay.
+    (void)without_memory([&] { return pages_of(self).unpin(self->entry); });
   }
 }
 
