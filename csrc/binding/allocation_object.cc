@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <new>
+#include <optional>
 
 #include "binding/errors.h"
 #include "binding/patience.h"
@@ -14,12 +15,12 @@ namespace py = pybind11;
 
 namespace {
 
-// For callers that nothing can be thrown to.
+// For callers that nothing can be thrown to. Nothing if there is no memory for the call.
 template <class Call>
-Status without_memory(Call call) try {
+std::optional<Status> try_call(Call call) try {
   return call();
 } catch (const std::bad_alloc&) {
-  return Status::error(ErrorCode::kNoMemory, "no memory");  // short: it needs none
+  return std::nullopt;
 }
 
 }  // namespace
@@ -28,15 +29,16 @@ void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
   if (self->unpinned && self->generation != process_generation()) return;  // invariant 4
-  const Status status = without_memory([&] { return pages_of(self).end_handle(self->entry); });
+  const auto status = try_call([&] { return pages_of(self).end_handle(self->entry); });
   // A closed file has let go of everything; a forked child never owned it.
-  if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked ||
-      status.code() == ErrorCode::kOwnerGone) {
+  if (status && (status->ok() || status->code() == ErrorCode::kClosed ||
+                 status->code() == ErrorCode::kForked || status->code() == ErrorCode::kOwnerGone)) {
     return;
   }
-  // Another caller dropped this handle's reference. There is no caller here to tell.
+  // Another caller dropped this handle's reference, or there is no memory to drop it. There is no caller
+  // here to tell.
   const py::error_scope keep_pending_error;
-  set_error(status);
+  if (!status || !try_call([&] { return set_error(*status), Status(); })) PyErr_NoMemory();
   // Not self: it may be on its way out, and must not be shown to anybody.
   PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(Py_TYPE(self)));
 }
@@ -120,7 +122,7 @@ void drop_export(AllocationObject* self) {
     give_back(self);
   } else if (self->unpinned && !pages_of(self).is_remote()) {
     // Fails where it does not matter: closed, or forked. Without memory the pages stay.
-    (void)without_memory([&] { return pages_of(self).unpin(self->entry); });
+    (void)try_call([&] { return pages_of(self).unpin(self->entry); });
   }
 }
 
