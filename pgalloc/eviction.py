@@ -16,6 +16,7 @@ import logging
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from pgalloc import _core
@@ -183,44 +184,50 @@ class Evictor:
             self._waiting.discard(thread)
             raise
 
-    def _serve(self, user_id: int | None, me: Thread) -> bool:
-        """What a thread does that has waited. False: it is to end."""
-        with self._lock:
-            self._waiting.discard(me)
-            if user_id is None:
-                return False
-            known = self._known.get(user_id)
-        # If there is no thread to be had, other users wait for this one.
-        with contextlib.suppress(RuntimeError, MemoryError), self._lock:
-            self._start_thread_if_none_waits()
-        self._evict(user_id, known, me)
-        with self._lock:
-            if self._waiting or self._parked:
-                return False
-            self._waiting.add(me)
-        return True
+    def _serve(self, user_id: int, me: Thread) -> bool:
+        """What a thread does that has waited; it counts as waiting until it calls.
 
-    def _evict(self, user_id: int, known: _Known | None, me: Thread) -> None:
+        Returns whether it waits again.
+        """
+        known = self._known.get(user_id)
+        called = False
         while (range_ := self._next(user_id)) is not None:
             if known is None:
                 continue
             with self._lock:
+                self._waiting.discard(me)
                 self._calling.add(me)
-            failed = True
-            try:
-                known.user.evict(range_)
-                failed = False
-            except BaseException:  # SystemExit, too: other ranges and users wait for this thread
-                # The user's repr() and the handlers of the log are callbacks as well.
-                with contextlib.suppress(BaseException):
-                    _log.exception("evicting %r of %r failed", range_, known.user)
-            with self._lock:
-                self._calling.discard(me)
-                self.failures += failed
-                self.evicted += not failed
-        if known is not None:
-            with self._lock:
+                if not called:
+                    # If there is no thread to be had, other users wait for this one.
+                    with contextlib.suppress(RuntimeError, MemoryError):
+                        self._start_thread_if_none_waits()
+            called = True
+            self._evict(known.user, range_, me)
+        with self._lock:
+            if known is not None:
                 self._forget_if_unknown(known)
+            if called and (self._waiting or self._parked):
+                return False
+            self._waiting.add(me)
+        return True
+
+    def _evict(self, user: EvictableUser, range_: _core.EvictableRange, me: Thread) -> None:
+        failed = True
+        try:
+            user.evict(range_)
+            failed = False
+        except BaseException:  # SystemExit, too: other ranges and users wait for this thread
+            # The user's repr() and the handlers of the log are callbacks as well.
+            with contextlib.suppress(BaseException):
+                _log.exception("evicting %r of %r failed", range_, user)
+        with self._lock:
+            self._calling.discard(me)
+            self.failures += failed
+            self.evicted += not failed
+
+    def _end(self, me: Thread) -> None:
+        with self._lock:
+            self._waiting.discard(me)
 
     def _next(self, user_id: int) -> _core.EvictableRange | None:
         while True:
@@ -232,12 +239,16 @@ class Evictor:
 
 
 def _work(core: _core.Evictables, evictor: weakref.ref[Evictor], me: Thread) -> None:
-    goes_on = True
-    while goes_on:
-        goes_on = _serve(evictor, core.wait_for_due_user(), me)
+    try:
+        while (user_id := core.wait_for_due_user()) is not None:
+            due: int = user_id
+            if not _with(evictor, lambda owner: owner._serve(due, me)):  # noqa: B023
+                return
+    finally:
+        _with(evictor, lambda owner: owner._end(me))
 
 
-def _serve(evictor: weakref.ref[Evictor], user_id: int | None, me: Thread) -> bool:
-    """In a function of its own: a thread that waits must not keep the evictor."""
+def _with(evictor: weakref.ref[Evictor], call: Callable[[Evictor], Any]) -> Any:
+    """In a function of its own: a thread that waits must not keep the evictor. None without one."""
     owner = evictor()
-    return owner is not None and owner._serve(user_id, me)
+    return None if owner is None else call(owner)
