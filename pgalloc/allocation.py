@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pgalloc import _core
 from pgalloc.errors import ClosedError, RangeError
-from pgalloc.raised import is_ours
 from pgalloc.uncopyable import Uncopyable
 
 if TYPE_CHECKING:
@@ -57,13 +56,10 @@ class Allocation(_core.Allocation, Uncopyable):
         """
         if not isinstance(memory_file, _core.MemoryFile):
             raise TypeError(f"expected a MemoryFile, not {type(memory_file).__name__}")
-        memory_file.adopt_range(range)
-        try:
-            return cls(memory_file, range)
-        except Exception as error:
-            if is_ours(error):  # not what interrupts: then it has been given back already
-                memory_file.dec_ref(range)
-            raise
+        adopted: Allocation = cls._adopt(memory_file, range)
+        if cls.__init__ is not Allocation.__init__:
+            adopted.__init__(memory_file, range)  # type: ignore[misc]
+        return adopted
 
     def clone(self) -> Allocation:
         """Another handle on the same pages, with a reference of its own.

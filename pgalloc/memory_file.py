@@ -51,7 +51,7 @@ def _stop_listening(monitor: Monitor, unsubscribe: Callable[[], None]) -> None:
     unsubscribe()
 
 
-class MemoryFile(_core.MemoryFile, Uncopyable):
+class MemoryFile(Uncopyable, _core.MemoryFile):
     """Pages of one backing file: allocated, counted, mapped, accounted for, given back.
 
     ``backing`` is None for a memfd; a path for a file on disk (created if absent); or a file
@@ -120,20 +120,16 @@ class MemoryFile(_core.MemoryFile, Uncopyable):
         )
         with About("MemoryFile", name):
             super().__init__(
-                backing=core_backing,
-                duplicate=duplicate,
-                capacity=_checked_size(capacity, "capacity"),
-                delayed_eviction=int(delayed_eviction),
-                use_host_memcg_pressure=checked_flag(
-                    use_host_memcg_pressure, "use_host_memcg_pressure"
-                ),
-                decommit_on_destroy=checked_flag(decommit_on_destroy, "decommit_on_destroy"),
-                manual_zeroing=checked_flag(manual_zeroing, "manual_zeroing"),
-                disable_ima_workaround=checked_flag(
-                    disable_ima_workaround, "disable_ima_workaround"
-                ),
-                max_allocatable_bytes=_checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
-                label=restore_id.encode(errors="replace"),
+                core_backing,
+                duplicate,
+                _checked_size(capacity, "capacity"),
+                int(delayed_eviction),
+                checked_flag(use_host_memcg_pressure, "use_host_memcg_pressure"),
+                checked_flag(decommit_on_destroy, "decommit_on_destroy"),
+                checked_flag(manual_zeroing, "manual_zeroing"),
+                checked_flag(disable_ima_workaround, "disable_ima_workaround"),
+                _checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
+                restore_id.encode(errors="replace"),
             )
         self._evictor = Evictor(self._evictables)
         files.add(self)

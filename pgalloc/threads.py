@@ -27,6 +27,22 @@ def _unpatched(name: str) -> Any:
 PARK_TIMEOUT_S = 1.0
 
 
+class _Releaser:
+    """Releases a lock once: at the latest when it goes, with the arguments of a thread."""
+
+    _lock: Any = None  # there may be no memory for __init__
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    __del__ = release
+
+
 class Thread:
     """A thread of the kernel. An exiting program does not wait for it.
 
@@ -47,8 +63,10 @@ class Thread:
         self._alive.acquire()
         runs = _unpatched("allocate_lock")()
         runs.acquire()
-        _unpatched("start_new_thread")(self._begin, (runs,))
+        _unpatched("start_new_thread")(self._begin, (_Releaser(runs),))
         runs.acquire()
+        if self._native_id == 0:  # there was no memory for its first steps
+            raise RuntimeError("can't start new thread")
         self._process = _core.process_generation()
 
     def join(self, timeout: float = -1) -> bool:
@@ -71,9 +89,9 @@ class Thread:
         """Whether the caller runs in it."""
         return bool(self._native_id == _core.thread_id())
 
-    def _begin(self, runs: Any) -> None:
+    def _begin(self, started: _Releaser) -> None:
         self._native_id = _core.thread_id()
-        runs.release()
+        started.release()
         # As in any thread of Python: debuggers and coverage see what is called here.
         if (trace := threading.gettrace()) is not None:
             sys.settrace(trace)

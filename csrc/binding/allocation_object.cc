@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include <new>
+#include <optional>
 
 #include "binding/errors.h"
 #include "binding/patience.h"
@@ -12,19 +13,32 @@ namespace pgalloc::binding {
 
 namespace py = pybind11;
 
+namespace {
+
+// For callers that nothing can be thrown to. Nothing if there is no memory for the call.
+template <class Call>
+std::optional<Status> try_call(Call call) try {
+  return call();
+} catch (const std::bad_alloc&) {
+  return std::nullopt;
+}
+
+}  // namespace
+
 void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
   if (self->unpinned && self->generation != process_generation()) return;  // invariant 4
-  const Status status = pages_of(self).end_handle(self->entry);
+  const auto status = try_call([&] { return pages_of(self).end_handle(self->entry); });
   // A closed file has let go of everything; a forked child never owned it.
-  if (status.ok() || status.code() == ErrorCode::kClosed || status.code() == ErrorCode::kForked ||
-      status.code() == ErrorCode::kOwnerGone) {
+  if (status && (status->ok() || status->code() == ErrorCode::kClosed ||
+                 status->code() == ErrorCode::kForked || status->code() == ErrorCode::kOwnerGone)) {
     return;
   }
-  // Another caller dropped this handle's reference. There is no caller here to tell.
+  // Another caller dropped this handle's reference, or there is no memory to drop it. There is no caller
+  // here to tell.
   const py::error_scope keep_pending_error;
-  set_error(status);
+  if (!status || !try_call([&] { return set_error(*status), Status(); })) PyErr_NoMemory();
   // Not self: it may be on its way out, and must not be shown to anybody.
   PyErr_WriteUnraisable(reinterpret_cast<PyObject*>(Py_TYPE(self)));
 }
@@ -107,7 +121,8 @@ void drop_export(AllocationObject* self) {
   if (self->released) {
     give_back(self);
   } else if (self->unpinned && !pages_of(self).is_remote()) {
-    (void)pages_of(self).unpin(self->entry);  // fails where it does not matter: closed, or forked
+    // Fails where it does not matter: closed, or forked. Without memory the pages stay.
+    (void)try_call([&] { return pages_of(self).unpin(self->entry); });
   }
 }
 

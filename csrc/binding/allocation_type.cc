@@ -15,6 +15,7 @@
 #include "binding/arguments.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
+#include "binding/guarded.h"
 #include "binding/range_type.h"
 
 namespace pgalloc::binding {
@@ -55,6 +56,25 @@ PyObject* tp_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   const Result<bool> used = seat->pages().has_unique_ref(range);
   if (!used.ok()) return set_error(used.status());
   return make(type, file, std::move(seat), range);
+}
+
+// As tp_new, with a reference that a restored image recorded: no signal handler runs between taking it
+// over and the object that owns it.
+PyObject* adopt(PyObject* type, PyObject* const* args, Py_ssize_t count) {
+  FileRange range;
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "_adopt() takes a file and a range");
+    return nullptr;
+  }
+  const FileHandle* handle = handle_of(args[0]);
+  if (handle == nullptr || !as_file_range(args[1], &range)) return nullptr;
+  MemoryFile& file = handle->core();
+  const Status status = file.references().adopt(range);
+  if (!status.ok()) return set_error(status);
+  PyObject* const adopted =
+      make(reinterpret_cast<PyTypeObject*>(type), args[0], handle->seat(), range);
+  if (adopted == nullptr) (void)file.dec_ref(range);
+  return adopted;
 }
 
 int tp_traverse(PyObject* self, visitproc visit, void* arg) {
@@ -217,7 +237,7 @@ PyGetSetDef properties[] = {
     {"nbytes", get_nbytes, nullptr, "Length in bytes.", nullptr},
     {"released", get_released, nullptr, "Whether release() was called.", nullptr},
     {"file", get_file, nullptr, "The MemoryFile the pages belong to.", nullptr},
-    {"address", get_address, nullptr,
+    {"address", guarded<get_address>, nullptr,
      "Where the pages are in this process's memory; it does not change while the file is open.",
      nullptr},
     {"pinned", get_pinned, nullptr,
@@ -227,43 +247,45 @@ PyGetSetDef properties[] = {
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyMethodDef methods[] = {
-    {"view", erased(view), METH_FASTCALL | METH_KEYWORDS,
+    {"view", erased(guarded<view>), METH_FASTCALL | METH_KEYWORDS,
      "view($self, *, readonly=False)\n--\n\n"
      "A memoryview of all bytes. It holds the pages by itself: they are neither reclaimed nor\n"
      "reused while it lives, even after release().\n\nRaises ClosedError after release()."},
-    {"release", release, METH_NOARGS,
+    {"release", guarded<release>, METH_NOARGS,
      "release($self, /)\n--\n\n"
      "Give the reference back, or, while views are alive, as soon as the last one is gone.\n"
      "Calling it again does nothing."},
-    {"unpin", allocation_unpin, METH_NOARGS,
+    {"unpin", guarded<allocation_unpin>, METH_NOARGS,
      "unpin($self, /)\n--\n\n"
      "Allow the contents to be discarded when memory runs short, the one unpinned longest ago\n"
      "first. The range and the reference stay; discarded pages read as zero. While a view is "
      "alive\n"
      "the contents stay, and pages go only if no other handle has them pinned.\n\n"
      "Raises ClosedError after release(), ForkedError in a forked child."},
-    {"pin", allocation_pin, METH_NOARGS,
+    {"pin", guarded<allocation_pin>, METH_NOARGS,
      "pin($self, /)\n--\n\n"
      "Keep the contents from here on. False if they were discarded since unpin(), in part at\n"
      "least; True if they are what they were.\n\n"
      "Raises ClosedError after release(), ForkedError in a forked child."},
-    {"_unpin_into", erased(allocation_unpin_into), METH_FASTCALL,
+    {"_unpin_into", erased(guarded<allocation_unpin_into>), METH_FASTCALL,
      "_unpin_into($self, queue, id, hash, /)\n--\n\nunpin(), into a cache's own queue."},
-    {"_count_hits_in", allocation_count_hits_in, METH_O,
+    {"_count_hits_in", guarded<allocation_count_hits_in>, METH_O,
      "_count_hits_in($self, queue, /)\n--\n\nHave _pinned_view() count for a queue before "
      "_unpin_into()."},
-    {"_pinned_view", erased(allocation_pinned_view), METH_FASTCALL,
+    {"_pinned_view", erased(guarded<allocation_pinned_view>), METH_FASTCALL,
      "_pinned_view($self, start, stop, /)\n--\n\n"
      "A read-only view of a part, or None if the contents were discarded."},
-    {"_write", erased(write), METH_FASTCALL,
+    {"_write", erased(guarded<write>), METH_FASTCALL,
      "_write($self, offset, data, /)\n--\n\nCopy a buffer into the pages."},
-    {"_share", erased(share), METH_FASTCALL,
+    {"_share", erased(guarded<share>), METH_FASTCALL,
      "_share($self, start, stop, /)\n--\n\nA handle of its own on a part."},
-    {"_disown", disown, METH_NOARGS,
+    {"_adopt", erased(guarded<adopt>), METH_FASTCALL | METH_CLASS,
+     "_adopt($type, file, range, /)\n--\n\nTake over a reference that a restored image recorded."},
+    {"_disown", guarded<disown>, METH_NOARGS,
      "_disown($self, /)\n--\n\nHand the reference to the caller and return the range."},
     {nullptr, nullptr, 0, nullptr}};
 
-PyBufferProcs buffer_procs = {get_buffer, release_buffer};
+PyBufferProcs buffer_procs = {guarded<get_buffer>, release_buffer};
 
 PyObject* set_allocation_class(PyObject*, PyObject* type) {
   if (!PyType_Check(type) ||
@@ -321,7 +343,7 @@ bool add_allocation_type(PyObject* module) {
   allocation_type.tp_doc = "Allocation(file, range)\n--\n\nTakes over one reference on each page.";
   allocation_type.tp_basicsize = sizeof(AllocationObject);
   allocation_type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC;
-  allocation_type.tp_new = tp_new;
+  allocation_type.tp_new = guarded<tp_new>;
   allocation_type.tp_dealloc = tp_dealloc;
   allocation_type.tp_traverse = tp_traverse;
   allocation_type.tp_clear = tp_clear;

@@ -317,14 +317,12 @@ void bind_broker(py::module_& module) {
   py::class_<PeerLimits>(module, "PeerLimits")
       .def(py::init([](std::optional<uint64_t> bytes, std::optional<uint64_t> unclaimed,
                        uint32_t requests, uint32_t children, uint64_t unpinned) {
-             return PeerLimits{.bytes = bytes,
-                               .unclaimed = unclaimed,
-                               .requests = requests,
-                               .children = children,
-                               .unpinned = unpinned};
-           }),
-           py::kw_only(), py::arg("bytes"), py::arg("unclaimed"), py::arg("requests"),
-           py::arg("children"), py::arg("unpinned"));
+        return PeerLimits{.bytes = bytes,
+                          .unclaimed = unclaimed,
+                          .requests = requests,
+                          .children = children,
+                          .unpinned = unpinned};
+      }));  // no names: pybind11 crashes when there is no memory to look one up
   module.def("broker_address", &address);
   module.def("broker_offer", &offer, py::arg("file"), py::arg("range"));
   module.def("broker_is_own", [](const py::bytes& secret) {

@@ -64,7 +64,7 @@ class HeldDiscards {
 }  // namespace
 
 std::shared_ptr<DiscardQueue> queue_of(PyObject* object) {
-  if (!py::isinstance<QueueHandle>(object)) {
+  if (!is_bound<QueueHandle>(object)) {
     PyErr_Format(PyExc_TypeError, "expected a DiscardQueue, not %.100s", Py_TYPE(object)->tp_name);
     return nullptr;
   }

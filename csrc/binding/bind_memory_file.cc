@@ -147,10 +147,8 @@ void bind_evictables(py::module_& module) {
 void bind_memory_file(py::module_& module) {
   bind_evictables(module);
   py::class_<FileHandle> type(module, "MemoryFile");
-  type.def(py::init(&create), py::arg("backing"), py::arg("duplicate"), py::arg("capacity"),
-           py::arg("delayed_eviction"), py::arg("use_host_memcg_pressure"),
-           py::arg("decommit_on_destroy"), py::arg("manual_zeroing"),
-           py::arg("disable_ima_workaround"), py::arg("max_allocatable_bytes"), py::arg("label"))
+  // No names: pybind11 crashes when there is no memory to look one up.
+  type.def(py::init(&create))
       .def(
           "decommit", &decommit, py::arg("range"),
           "Give the pages of `range` back to the kernel; they read as zero afterwards. References\n"

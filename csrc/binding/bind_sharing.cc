@@ -502,7 +502,7 @@ void bind_peer(py::module_& module) {
 }  // namespace
 
 PeerHandle* peer_handle_of(PyObject* object) {
-  return py::isinstance<PeerHandle>(object) ? constructed<PeerHandle>(object) : nullptr;
+  return is_bound<PeerHandle>(object) ? constructed<PeerHandle>(object) : nullptr;
 }
 
 void bind_sharing(py::module_& module) {

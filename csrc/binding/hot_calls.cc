@@ -16,6 +16,7 @@
 #include "binding/arguments.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
+#include "binding/guarded.h"
 #include "binding/range_type.h"
 #include "sharing/broker.h"
 
@@ -265,7 +266,7 @@ PyObject* map_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
 
 std::array hot_methods = {
     PyMethodDef{
-        "allocate", erased(allocate_handle), METH_FASTCALL | METH_KEYWORDS,
+        "allocate", erased(guarded<allocate_handle>), METH_FASTCALL | METH_KEYWORDS,
         "allocate($self, length, *, kind=MemoryKind.ANONYMOUS, "
         "direction=Direction.BOTTOM_UP, memcg_id=0, mode=AllocationMode.ALLOCATE_ONLY, "
         "reader=None)\n--\n\n"
@@ -276,7 +277,7 @@ std::array hot_methods = {
         "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the memory,\n"
         "FillError (which carries what was filled) when the reader fails or ends early."},
     PyMethodDef{
-        "allocate_range", erased(allocate_range), METH_FASTCALL | METH_KEYWORDS,
+        "allocate_range", erased(guarded<allocate_range>), METH_FASTCALL | METH_KEYWORDS,
         "allocate_range($self, length, *, kind=MemoryKind.ANONYMOUS, "
         "direction=Direction.BOTTOM_UP, memcg_id=0, mode=AllocationMode.ALLOCATE_ONLY, "
         "reader=None)\n--\n\n"
@@ -286,28 +287,28 @@ std::array hot_methods = {
         "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the\n"
         "memory, FillError when `reader` ends early or fails."},
     PyMethodDef{
-        "inc_ref", erased(inc_ref), METH_FASTCALL | METH_KEYWORDS,
+        "inc_ref", erased(guarded<inc_ref>), METH_FASTCALL | METH_KEYWORDS,
         "inc_ref($self, range, memcg_id=0)\n--\n\n"
         "Add one reference to every page of `range`, which may cover parts of several\n"
         "allocations. Pages that no memory cgroup pays for yet are charged to memcg_id.\n\n"
         "Raises RangeError unless the whole range is allocated, and RefCountError for pages\n"
         "at 0 references; nothing has changed then."},
-    PyMethodDef{"_allocate_filled", erased(allocate_filled), METH_FASTCALL,
+    PyMethodDef{"_allocate_filled", erased(guarded<allocate_filled>), METH_FASTCALL,
                 "_allocate_filled($self, length, data, /)\n--\n\n"
                 "Allocate pages that begin with a copy of a buffer and are zeros behind it. They\n"
                 "may be recycled."},
-    PyMethodDef{"dec_ref", dec_ref, METH_O,
+    PyMethodDef{"dec_ref", guarded<dec_ref>, METH_O,
                 "dec_ref($self, range, /)\n--\n\n"
                 "Drop one reference of every page of `range`. Pages that reach 0 go back to the\n"
                 "kernel in the background.\n\n"
                 "Raises RangeError and RefCountError as inc_ref() does."},
     PyMethodDef{
-        "has_unique_ref", has_unique_ref, METH_O,
+        "has_unique_ref", guarded<has_unique_ref>, METH_O,
         "has_unique_ref($self, range, /)\n--\n\n"
         "Whether every page of `range` has exactly one reference. Raises RangeError unless\n"
         "the whole range is allocated."},
     PyMethodDef{
-        "map_range", erased(map_range), METH_FASTCALL | METH_KEYWORDS,
+        "map_range", erased(guarded<map_range>), METH_FASTCALL | METH_KEYWORDS,
         "map_range($self, range, access='rw')\n--\n\n"
         "One contiguous memoryview of any non-empty range inside the file, writable ('rw') or\n"
         "not ('r'). The view keeps the mapping alive, not the pages: hold a reference on\n"

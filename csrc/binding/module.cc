@@ -1,5 +1,10 @@
 // The extension module: a list of its rooms.
+//
+// It is for the main interpreter alone: threads of the core, signal handlers and forks belong to the
+// process, and so do the types. Python's PyGILState API, which pybind11 uses before anything else, waits
+// for ever in another one.
 #include "binding/bind.h"
+#include "binding/bound_types.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
@@ -7,7 +12,8 @@
 namespace py = pybind11;
 using namespace pgalloc::binding;  // NOLINT(google-build-using-namespace)
 
-PYBIND11_MODULE(_core, module) {
+// With an init function of its own, which the one below calls.
+PYBIND11_MODULE(_main_core, module) {
   module.doc() = "The native core of pgalloc. Use the names that pgalloc itself exports.";
   if (!load_error_types() || !add_range_types(module.ptr()) || !add_mapping_type(module.ptr()) ||
       !add_part_type(module.ptr()) || !add_allocation_type(module.ptr())) {
@@ -27,4 +33,15 @@ PYBIND11_MODULE(_core, module) {
   bind_sharing(module);
   bind_broker(module);
   bind_testing(module);
+  translate_memory_errors();
+  if (!harden_bound_types(module.ptr())) throw py::error_already_set();
+}
+
+// Python calls it for each interpreter that imports the module (PEP 489).
+PyMODINIT_FUNC PyInit__core() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__main_core();
+  PyErr_SetString(
+      PyExc_ImportError,
+      "pgalloc works in the main interpreter of a process only, not in a subinterpreter");
+  return nullptr;
 }

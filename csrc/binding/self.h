@@ -20,6 +20,14 @@ T* constructed(PyObject* self) {
   return static_cast<T*>(instance->get_value_and_holder(type).value_ptr());
 }
 
+// Whether `object` is of a class bound for T, or derived from one. By its type: `__class__` is code of
+// the object's, which may raise, or lie.
+template <class T>
+bool is_bound(PyObject* object) {
+  static const auto* const type = pybind11::detail::get_type_info(typeid(T));
+  return type != nullptr && PyObject_TypeCheck(object, type->type) != 0;
+}
+
 template <class T>
 class Self {
  public:
@@ -40,7 +48,7 @@ struct type_caster<pgalloc::binding::Self<T>> {
   PYBIND11_TYPE_CASTER(pgalloc::binding::Self<T>, make_caster<T>::name);
 
   bool load(handle source, bool) {
-    if (!isinstance<T>(source)) return false;
+    if (!pgalloc::binding::is_bound<T>(source.ptr())) return false;
     value.object_ = pgalloc::binding::constructed<T>(source.ptr());
     return value.object_ != nullptr;
   }

@@ -200,7 +200,8 @@ void Loader::pending_changed() {
 std::vector<FileRange> Loader::take_leaving(FileRange range) {
   PendingPages& pending = state_.pages.pending();
   std::vector<FileRange> taken = pending.start(range, Arrival::kLeaving);
-  while (pending.find(range, Arrival::kArriving)) state_.wait(changed_);
+  // Once the file is closed, no page arrives any more, and it is not said which do not.
+  while (!state_.closed() && pending.find(range, Arrival::kArriving)) state_.wait(changed_);
   return taken;
 }
 

@@ -118,7 +118,7 @@ class Loader {
   int waiters() const { return waiters_; }  // threads that need pages right now
 
   // For decommit: contents of `range` that are still in the image are not loaded from here to
-  // settle_leaving(); waits for those that are arriving.
+  // settle_leaving(); waits for those that are arriving, until the file is closed.
   std::vector<FileRange> take_leaving(FileRange range) REQUIRES(file_lock);
   // With `gone`, they are not needed any more.
   void settle_leaving(const std::vector<FileRange>& taken, bool gone) REQUIRES(file_lock);

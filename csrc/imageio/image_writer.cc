@@ -73,7 +73,7 @@ void ImageWriter::work() try {
   fail(Status::system_error(ENOMEM, "malloc"));
 }
 
-void ImageWriter::fail(Status status) {
+void ImageWriter::fail(Status&& status) {
   {
     MutexLock lock(order_mu_);
     if (done_ || failure_) return;

@@ -20,6 +20,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/mutex.h"
@@ -66,7 +67,8 @@ class ImageWriter {
   unsigned start(unsigned threads);
   // Nothing before the deadline; then how it ended.
   std::optional<Status> wait(Deadline deadline) EXCLUDES(order_mu_);
-  void give_up() { fail(Status::error(ErrorCode::kSnapshot, "the save was given up")); }
+  // Needs no memory: the destructor does so.
+  void give_up() EXCLUDES(order_mu_) { fail(std::move(given_up_)); }
 
   // For threads from outside: the next item, in `item`. False when there is none left.
   Result<bool> next(Item& item) EXCLUDES(plan_mu_, order_mu_);
@@ -75,7 +77,7 @@ class ImageWriter {
 
  private:
   void work();
-  void fail(Status status) EXCLUDES(order_mu_);
+  void fail(Status&& status) EXCLUDES(order_mu_);  // takes it only if it is the first
   bool failed() const { return failed_.load(std::memory_order_acquire); }
   Result<std::vector<FileRange>> next_parts() REQUIRES(plan_mu_);
   Result<uint64_t> next_data(uint64_t offset) const;
@@ -112,6 +114,7 @@ class ImageWriter {
   bool done_ GUARDED_BY(order_mu_) = false;
   std::optional<Status> failure_ GUARDED_BY(order_mu_);
   std::atomic<bool> failed_{false};
+  Status given_up_ = Status::error(ErrorCode::kSnapshot, "the save was given up");
 };
 
 }  // namespace pgalloc

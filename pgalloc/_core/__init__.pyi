@@ -148,12 +148,12 @@ class Server:
 class PeerLimits:
     def __init__(
         self,
-        *,
         bytes: int | None,
         unclaimed: int | None,
         requests: int,
         children: int,
         unpinned: int,
+        /,
     ) -> None: ...
 
 class Lookups:
@@ -204,6 +204,7 @@ class MemoryFile:
         disable_ima_workaround: bool,
         max_allocatable_bytes: int | None,
         label: bytes,
+        /,
     ) -> None: ...
     def allocate(
         self,
@@ -326,6 +327,8 @@ class Allocation:
     def _pinned_view(self, start: int, stop: int, /) -> memoryview | None: ...
     def _write(self, offset: int, data: Any, /) -> None: ...
     def _share(self, start: int, stop: int, /) -> Any: ...
+    @classmethod
+    def _adopt(cls, file: MemoryFile, range: FileRange, /) -> Any: ...
     def _disown(self) -> FileRange: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __release_buffer__(self, view: memoryview, /) -> None: ...

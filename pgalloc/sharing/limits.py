@@ -51,9 +51,9 @@ def native_limits(limits: Limits | None) -> _core.PeerLimits:
     if not isinstance(limits, Limits):
         raise TypeError(f"limits must be a pgalloc.Limits, not {type(limits).__name__}")
     return _core.PeerLimits(
-        bytes=limits.nbytes,
-        unclaimed=limits.unclaimed,
-        requests=limits.requests,
-        children=limits.children,
-        unpinned=limits.unpinned,
+        limits.nbytes,
+        limits.unclaimed,
+        limits.requests,
+        limits.children,
+        limits.unpinned,
     )

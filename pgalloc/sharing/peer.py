@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class PeerFile(_core.PeerFile, Uncopyable):
+class PeerFile(Uncopyable, _core.PeerFile):
     """Another process's MemoryFile. What was received from there has it as its ``file``.
 
     Pages that this process holds stay the owner's: it counts them, and takes them back when this

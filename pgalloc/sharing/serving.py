@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
 
 
-class Server(_core.Server, Uncopyable):
+class Server(Uncopyable, _core.Server):
     """Lets other processes of the same user in: until :meth:`close`, or that of its file or cache.
 
     Get one from :meth:`MemoryFile.serve` or :meth:`Cache.serve`, which keep it: it need not be

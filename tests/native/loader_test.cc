@@ -249,6 +249,28 @@ TEST(decommitted_pages_leave_the_image_or_come_back_to_it) {
   EXPECT_EQ(rig.loader.progress().dropped_bytes, 2 * page_size());
 }
 
+// A decoder still has the extent, and nothing says any more that it does not arrive.
+TEST(a_decommit_that_waits_for_arriving_pages_ends_when_the_file_is_closed) {
+  Restored rig(1, image::Encoding::kZstd);
+  std::unique_ptr<ArrivingExtent> encoded;
+  EXPECT(!*rig.loader.load(pages(0, 1), in_a_minute(), &encoded));
+  EXPECT(encoded != nullptr);
+  std::atomic<pid_t> thread_id{0};
+  std::thread other([&] {
+    thread_id = os::thread_id();
+    const FileLock lock(rig.state);
+    EXPECT(rig.loader.take_leaving(pages(0, 2)).empty());
+  });
+  while (thread_id == 0 || !is_asleep(thread_id)) std::this_thread::yield();
+  {
+    const FileLock lock(rig.state);
+    rig.state.gate.fetch_or(FileState::kClosed);
+    rig.loader.notify_waiters();
+  }
+  other.join();
+  encoded.reset();
+}
+
 // What the loaders yield to.
 TEST(a_thread_that_needs_pages_is_a_waiter_until_they_are_there) {
   Restored rig(2);

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -316,3 +318,160 @@ def test_equal_users_are_one_user(manual: MemoryFile) -> None:
     manual.mark_evictable(first, EvictableRange(0, 1))
     manual.mark_unevictable(second, EvictableRange(0, 1))
     assert manual._evictables.empty()
+
+
+# --- Users that turn on their caller -------------------------------------------------------------
+
+
+class Owner(Recorder):
+    """A user that gives pages of the file back, and so refers to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = MemoryFile(delayed_eviction=DelayedEviction.MANUAL)
+        self.pages = self.file.allocate(PAGE)
+        self.file.mark_evictable(self, EvictableRange(0, 1))
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_a_file_goes_though_an_evictable_user_refers_to_it(served: bool) -> None:
+    """So do its threads, whether they have waited only or have run a callback."""
+    user = Owner()
+    file, evictor = weakref.ref(user.file), user.file._evictor
+    threads = list(evictor._threads)
+    if served:
+        evict_all(user.file)
+        threads = list(evictor._threads)
+        user.file.mark_evictable(user, EvictableRange(0, 1))
+    assert threads
+    del user, evictor
+
+    def collected() -> bool:
+        gc.collect()
+        return file() is None
+
+    eventually(collected, "the end of the file")
+    eventually(lambda: all(thread.is_gone() for thread in threads), "the end of its threads")
+
+
+@pytest.mark.parametrize("method", ["__hash__", "__eq__"])
+def test_users_that_are_compared_use_the_file(manual: MemoryFile, method: str) -> None:
+    """Also through another thread, which they wait for."""
+    other = Recorder()
+
+    def use() -> None:
+        manual.mark_evictable(other, EvictableRange(0, 1))
+        manual.mark_all_unevictable(other)
+
+    class Busy(Recorder):
+        def __hash__(self) -> int:
+            if method == "__hash__":
+                self.work()
+            return 1
+
+        def __eq__(self, it: object) -> bool:
+            if method == "__eq__":
+                self.work()
+            return type(it) is Busy
+
+        def work(self) -> None:
+            use()
+            thread = threading.Thread(target=use)
+            thread.start()
+            thread.join(TIMEOUT_S)
+            assert not thread.is_alive()
+
+    users = [Busy(), Busy()]
+    for user in users:
+        manual.mark_evictable(user, EvictableRange(0, 1))
+    evict_all(manual)
+    assert sum(len(user.ranges) for user in users) == 1
+    manual.mark_evictable(users[0], EvictableRange(0, 1))
+    manual.mark_all_unevictable(users[1])
+    assert manual._evictables.empty()
+    assert not manual._evictor._known
+    assert not manual._evictor._by_hash
+
+
+def test_a_user_that_changes_while_it_is_compared(manual: MemoryFile) -> None:
+    """What another thread does between the comparison and the mark counts."""
+
+    class Equal(Recorder):
+        def __hash__(self) -> int:
+            return 1
+
+        def __eq__(self, it: object) -> bool:
+            manual.mark_all_unevictable(first[0]) if first else None
+            return True
+
+    first: list[Equal] = []
+    user = Equal()
+    manual.mark_evictable(user, EvictableRange(0, 1))
+    first.append(user)
+    again = Equal()
+    # Comparing the two unmarks the first: the second is a new one.
+    manual.mark_evictable(again, EvictableRange(5, 6))
+    evict_all(manual)
+    assert (user.ranges, again.ranges) == ([], [EvictableRange(5, 6)])
+
+
+def test_finalizers_of_garbage_use_the_file(manual: MemoryFile) -> None:
+    """They run in the middle of any call that allocates an object of Python's."""
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            manual.mark_all_unevictable(self)
+
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for i in range(2000):
+            Garbage()
+            user = Recorder()
+            manual.mark_evictable(user, EvictableRange(i, i + 1))
+            manual.mark_all_unevictable(user)
+    finally:
+        gc.set_threshold(*threshold)
+    assert manual._evictables.empty()
+
+
+class _Wild(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("raises", ["evict", "repr", "handler"])
+def test_what_callbacks_raise_ends_no_thread(manual: MemoryFile, raises: str) -> None:
+    """Any exception, of any callback: what is written of one to the log calls two more."""
+
+    class User(Recorder):
+        def __repr__(self) -> str:
+            if raises == "repr":
+                raise _Wild
+            return "a user"
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            record.getMessage()
+            if raises == "handler":
+                raise _Wild
+
+    def fail(range_: EvictableRange) -> None:
+        raise SystemExit
+
+    handler = Handler()
+    logger = logging.getLogger("pgalloc")
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        user = User(fail)
+        for i in range(3):
+            manual.mark_evictable(user, EvictableRange(2 * i, 2 * i + 1))
+        evict_all(manual)
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+    assert len(user.ranges) == 3
+    eventually(lambda: manual.stats().eviction_failures == 3, "counting them")
