@@ -66,9 +66,10 @@ Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted
   const bool in_memory = known && filesystem.f_type == TMPFS_MAGIC;
   // The kernel's own tmpfs, where memfds are, has no size, nor has one that was mounted without.
   const bool needs_blocks = known && !(in_memory && filesystem.f_blocks == 0);
-  os::Descriptor descriptor = adopted ? os::Descriptor::adopt(fd) : os::Descriptor(fd);
+  os::Descriptor descriptor = os::Descriptor::adopt(fd);
   if (!descriptor.open()) {
     const int error = errno;
+    if (!adopted) sys().close(fd);
     if (!created_path.empty()) sys().unlink(created_path.c_str());
     return Status::system_error(error, "fstat");
   }

@@ -47,8 +47,10 @@ class GuardCalls(Protocol):
 calls: GuardCalls = _core
 
 
-def place_to_look(proc: str | os.PathLike[str], root: str | os.PathLike[str]) -> tuple[bytes, bytes]:
-    """Where procfs and the mounts lie, as the core takes it. TypeError or ValueError for no path."""
+def place_to_look(
+    proc: str | os.PathLike[str], root: str | os.PathLike[str]
+) -> tuple[bytes, bytes]:
+    """Where procfs and the mounts lie, for the core. TypeError, ValueError for what is no path."""
     places = [str(Path(path)) for path in (proc, root)]
     if any("\0" in place for place in places):
         raise ValueError("embedded null byte in a path")
