@@ -34,6 +34,7 @@ from pgalloc import (
     ForkedError,
     MemoryFile,
     RangeError,
+    _core,
     testing,
 )
 from pgalloc._core import _testing
