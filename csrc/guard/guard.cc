@@ -42,10 +42,11 @@ void signal_event(int event_fd) {
   (void)os::retry_interrupted([&] { return sys().write(event_fd, &one, sizeof one); });
 }
 
-// Whether it was written to.
-bool clear_event(int event_fd) {
+// Whether it was written to. What has got the number of one that was closed is not read.
+bool clear_event(const os::Descriptor& event) {
+  if (!event.intact()) return false;
   uint64_t count = 0;
-  return os::retry_interrupted([&] { return sys().read(event_fd, &count, sizeof count); }) > 0;
+  return os::retry_interrupted([&] { return sys().read(event.fd(), &count, sizeof count); }) > 0;
 }
 
 // Until there are files.
@@ -222,14 +223,19 @@ void Guard::remove_headroom(uint64_t token) {
 
 void Guard::watch(int event_fd) {
   MutexLock lock(mu_);
-  watchers_.push_back(event_fd);
+  watchers_.push_back(os::Descriptor::adopt(event_fd));
   wanted_ = true;
   start_if_wanted();
 }
 
 void Guard::unwatch(int event_fd) {
   MutexLock lock(mu_);
-  std::erase(watchers_, event_fd);
+  const auto watcher =
+      std::find_if(watchers_.begin(), watchers_.end(),
+                   [&](const os::Descriptor& other) { return other.fd() == event_fd; });
+  if (watcher == watchers_.end()) return;
+  (void)watcher->release();
+  watchers_.erase(watcher);
 }
 
 // Of the machine no more is kept free than this process could use.
@@ -413,7 +419,7 @@ void Guard::start_if_wanted() {
 }
 
 void Guard::wake() {
-  if (wake_.open()) signal_event(wake_.fd());
+  if (wake_.intact()) signal_event(wake_.fd());
 }
 
 void Guard::park() {
@@ -438,6 +444,7 @@ void Guard::resume() {
   MutexLock lock(mu_);
   if (parks_ > 0) --parks_;
   start_if_wanted();
+  if (arms_again_) start_arming();
 }
 
 void Guard::run() {
@@ -497,7 +504,9 @@ void Guard::raise(Alarm alarm) {
   if (alarm <= alarm_) return;
   if (alarm_ == Alarm::kNone) ++status_.crossings;
   alarm_ = alarm;
-  for (const int event_fd : watchers_) signal_event(event_fd);
+  for (const os::Descriptor& watcher : watchers_) {
+    if (watcher.intact()) signal_event(watcher.fd());
+  }
   source_.load()->start_evictions();
 }
 
@@ -510,7 +519,7 @@ void Guard::sleep(GuardPlan::Duration delay) {
     const auto piece = std::min(left, works ? kPeriod : kIdlePeriod);
     const auto begin = os::process_time();
     if (doze(piece) || left <= piece) return;
-    works = os::process_time() - begin > kWork || limits_.written_fd() < 0;
+    works = os::process_time() - begin > kWork || !limits_.written().open();
     if (works ? notice_changes() : limits_.moved() && notice_changes()) return;
     left -= piece;
   }
@@ -521,17 +530,18 @@ bool Guard::doze(std::chrono::milliseconds longest) {
   std::array<pollfd, 64>
       files;  // of more levels than that it does not hear; it samples all the same
   size_t count = 0;
-  const auto add = [&](int fd, short events) {
-    if (fd >= 0 && count < files.size()) files[count++] = {fd, events, 0};
+  const auto add = [&](const os::Descriptor& file, short events) {
+    if (file.intact() && count < files.size()) files[count++] = {file.fd(), events, 0};
   };
-  add(wake_.fd(), POLLIN);
+  if (!wake_.intact()) wake_ = os::Descriptor(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  add(wake_, POLLIN);
   for (const Watched& watched : limits_.levels()) {
-    add(watched.vain_reclaim.fd(), POLLIN);
+    add(watched.vain_reclaim, POLLIN);
     if (!watched.reading.limited()) continue;  // or gone, and then its events never end
-    add(watched.threshold.fd(), POLLIN);
-    add(watched.level.events_fd(), POLLPRI);
+    add(watched.threshold, POLLIN);
+    add(watched.level.events(), POLLPRI);
   }
-  add(limits_.written_fd(), POLLIN);
+  add(limits_.written(), POLLIN);
   mu_.unlock();
   const auto due = std::chrono::steady_clock::now() + longest;
   const int ready = sys().poll(files.data(), count, static_cast<int>(longest.count()));
@@ -542,10 +552,10 @@ bool Guard::doze(std::chrono::milliseconds longest) {
     plan_.came_late(std::chrono::duration_cast<GuardPlan::Duration>(late));
   }
   if (ready <= 0) return ready < 0;
-  clear_event(wake_.fd());
+  clear_event(wake_);
   for (const Watched& watched : limits_.levels()) {
-    if (watched.threshold.open()) clear_event(watched.threshold.fd());
-    if (watched.level.events_fd() >= 0) watched.level.read_events();
+    clear_event(watched.threshold);
+    watched.level.read_events();
   }
   hear_of_vain_reclaim();
   if (limits_.take_written()) notice_changes();
@@ -556,7 +566,7 @@ bool Guard::doze(std::chrono::milliseconds longest) {
 // limit then; where one did lately, it is no sign of that.
 void Guard::hear_of_vain_reclaim() {
   for (Watched& watched : limits_.levels()) {
-    if (!watched.vain_reclaim.open() || !clear_event(watched.vain_reclaim.fd())) continue;
+    if (!clear_event(watched.vain_reclaim)) continue;
     const auto hits = watched.level.hits();
     if (!hits || *hits != watched.hits_before) continue;
     watched.yields_to = 0;  // until it is known how far it can

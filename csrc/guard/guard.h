@@ -151,7 +151,7 @@ class Guard final : public CommitGate {
   Time noticed_ GUARDED_BY(mu_);
   std::map<uint64_t, Headroom> headroom_requests_ GUARDED_BY(mu_);
   uint64_t last_token_ GUARDED_BY(mu_) = 0;
-  std::vector<int> watchers_ GUARDED_BY(mu_);
+  std::vector<os::Descriptor> watchers_ GUARDED_BY(mu_);  // they are their owners'
   GuardPlan plan_ GUARDED_BY(mu_);
   GuardStatus status_ GUARDED_BY(mu_);  // the counts; the rest is put together when asked for
   Alarm alarm_ GUARDED_BY(mu_) = Alarm::kNone;

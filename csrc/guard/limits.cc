@@ -64,7 +64,7 @@ void Limits::watch_writes() {
 }
 
 bool Limits::take_written() const {
-  if (!written_.open()) return false;
+  if (!written_.intact()) return false;
   std::array<char, 1024> events;
   bool any = false;
   while (sys().read(written_.fd(), events.data(), events.size()) > 0) any = true;
@@ -91,12 +91,32 @@ void Limits::find() {
 
 // What cannot be read says nothing of a move.
 bool Limits::moved() const {
-  if (!follows_) return false;
+  if (!follows_ || !membership_.intact()) return false;
   const KernelText text(membership_);
   return !text.text().empty() && text.text() != memberships_;
 }
 
+bool Limits::intact() const {
+  return (!written_.open() || written_.intact()) && (!membership_.open() || membership_.intact()) &&
+         std::all_of(levels_.begin(), levels_.end(),
+                     [](const Watched& watched) { return watched.level.intact(); });
+}
+
+void Limits::reopen() {
+  if (follows_) {
+    follow(ProcFiles(*follows_));
+    return;
+  }
+  std::vector<LevelFiles> files;
+  for (const Watched& watched : levels_) files.push_back(watched.level.files());
+  watch(files);
+}
+
 bool Limits::refresh(Time now) {
+  if (!intact()) {
+    reopen();
+    return true;
+  }
   if (moved()) {
     find();
     return true;

@@ -61,12 +61,12 @@ class Limits {
 
   using Time = std::chrono::steady_clock::time_point;
 
-  // To be polled for POLLIN: a limit was written to. -1 where the kernel does not tell.
-  int written_fd() const { return written_.fd(); }
+  // To be polled for POLLIN: a limit was written to. Not open where the kernel does not tell.
+  const os::Descriptor& written() const { return written_; }
   // Whether it was. To be followed by refresh().
   bool take_written() const;
-  // Whether a limit changed or the process was moved since the last time. Costs a short file for each
-  // limit and one more.
+  // Whether a limit changed or the process was moved since the last time, or files of this were closed
+  // from outside, which are opened anew. Costs a short file for each limit and one more.
   bool refresh(Time now);
   // The last of it alone.
   bool moved() const;
@@ -106,6 +106,8 @@ class Limits {
   void find();
   void watch_writes();
   void take_hits(Time now);
+  bool intact() const;
+  void reopen();
   bool is_idle_above(const Watched& watched) const;
   void drop_what_is_explained();
 

@@ -74,8 +74,8 @@ bool exists(const std::string& path) {
   return std::filesystem::exists(path, ignored);
 }
 
-// A candidate: `missing` counts the components of the path that could not be resolved.
-struct Place {
+// A place where it may be: `missing` counts the components of the path that could not be resolved.
+struct Candidate {
   std::string directory;
   std::string mount_point;
   size_t missing = 0;
@@ -100,8 +100,8 @@ std::optional<std::string> search(const std::string& folder, size_t depth,
   return std::nullopt;
 }
 
-std::optional<Place> place_of(const Mount& mount, const std::string& path,
-                              const std::string& root) {
+std::optional<Candidate> place_of(const Mount& mount, const std::string& path,
+                                  const std::string& root) {
   const std::string mount_point = joined(root, mount.point);
   if (!is_directory(mount_point)) return std::nullopt;
   auto above = split(mount.root, '/', /*keep_empty=*/false);
@@ -116,15 +116,15 @@ std::optional<Place> place_of(const Mount& mount, const std::string& path,
     // The mount does not begin at an ancestor of the group as far as the names tell.
     if (std::all_of(above.begin(), above.end(), is_up)) {
       if (auto found = search(mount_point, above.size(), rest)) {
-        return Place{std::move(*found), mount_point, 0};
+        return Candidate{std::move(*found), mount_point, 0};
       }
     }
-    return Place{mount_point, mount_point, below.size() + 1};
+    return Candidate{mount_point, mount_point, below.size() + 1};
   }
   if (std::any_of(below.begin(), below.end(), is_up)) {
-    return Place{mount_point, mount_point, below.size()};
+    return Candidate{mount_point, mount_point, below.size()};
   }
-  Place place{joined(mount_point, rest), mount_point, 0};
+  Candidate place{joined(mount_point, rest), mount_point, 0};
   while (place.directory != mount_point && !is_directory(place.directory)) {
     place.directory = parent_of(place.directory);
     ++place.missing;
@@ -133,9 +133,9 @@ std::optional<Place> place_of(const Mount& mount, const std::string& path,
 }
 
 // The mount that shows most of the path; of equals the last, which hides the ones before.
-std::optional<Place> best_place(const std::vector<Mount>& mounts, bool is_v1,
-                                const std::string& path, const std::string& root) {
-  std::optional<Place> best;
+std::optional<Candidate> best_place(const std::vector<Mount>& mounts, bool is_v1,
+                                    const std::string& path, const std::string& root) {
+  std::optional<Candidate> best;
   for (const Mount& mount : mounts) {
     if (mount.type != (is_v1 ? "cgroup" : "cgroup2")) continue;
     if (is_v1 && !contains(mount.options, "memory")) continue;
@@ -147,7 +147,7 @@ std::optional<Place> best_place(const std::vector<Mount>& mounts, bool is_v1,
 
 // The nearest v2 level with the memory controller. The root group has no limit files; its list of
 // controllers says whether memory is v2.
-std::optional<std::string> charged_v2_level(const Place& place) {
+std::optional<std::string> charged_v2_level(const Candidate& place) {
   std::string level = place.directory;
   while (!exists(level + "/memory.max")) {
     if (level == place.mount_point) {

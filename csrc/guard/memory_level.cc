@@ -169,6 +169,14 @@ bool MemoryLevel::is_root() const {
   return open_kernel_file(files_.path + "/release_agent").open();
 }
 
-void MemoryLevel::read_events() const { (void)KernelText(events_); }
+void MemoryLevel::read_events() const {
+  if (events_.intact()) (void)KernelText(events_);
+}
+
+bool MemoryLevel::intact() const {
+  const auto is_closed = [](const os::Descriptor& file) { return file.open() && !file.intact(); };
+  return !is_closed(usage_) && !is_closed(stat_) && !is_closed(hits_) && !is_closed(events_) &&
+         std::none_of(limits_.begin(), limits_.end(), is_closed);
+}
 
 }  // namespace pgalloc

@@ -78,9 +78,11 @@ class MemoryLevel {
   std::optional<uint64_t> hits() const;
   // v1: of the whole hierarchy.
   bool is_root() const;
-  // v2: to be polled for POLLPRI, and read() then; -1 if there is none.
-  int events_fd() const { return events_.fd(); }
+  // v2: to be polled for POLLPRI, and read() then; not open if there is none.
+  const os::Descriptor& events() const { return events_; }
   void read_events() const;
+  // Whether its files are still those that were opened; see os::Descriptor.
+  bool intact() const;
 
  private:
   std::optional<Reading> read_machine() const;

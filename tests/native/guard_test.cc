@@ -3,6 +3,7 @@
 #include "guard/guard.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -168,6 +169,44 @@ TEST(a_thread_that_cannot_wait_sleeps_all_the_same) {
   EXPECT(sleeps_of(polling) >= 25);  // some end before they have begun
   scene.guard.park();
   scene.guard.unwatch(-1);
+}
+
+// The number of the guard's inotify, eventfd or file is a file of the program's by then.
+TEST(what_has_got_the_number_of_a_closed_descriptor_is_left_alone) {
+  Scene scene;
+  const std::filesystem::path path = scene.folder / "precious";
+  std::ofstream(path) << "precious";
+  scene.configure();
+  const int event = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  scene.guard.watch(event);
+  const int first = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_APPEND);
+  std::vector<int> taken;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code gone;
+    const std::string target = std::filesystem::read_symlink(entry.path(), gone);
+    const int fd = std::stoi(entry.path().filename());
+    const bool is_guards = target.find("pgalloc_guard_") != std::string::npos ||
+                           target == "anon_inode:inotify" || fd == event;
+    if (is_guards && target != path) taken.push_back(fd);
+  }
+  EXPECT(taken.size() > 4);
+  for (const int fd : taken) ::dup2(first, fd);
+  scene.guard.resume();
+  scene.use(kLimit - 10 * kMib);
+  const uint64_t before = scene.status().crossings;
+  while (scene.status().crossings == before) std::this_thread::yield();  // it sees again
+  scene.guard.remove_headroom(scene.guard.add_headroom({.fraction = 0, .bytes = kMib}));
+  scene.guard.park();
+  scene.guard.unwatch(event);
+  scene.guard.configure({});
+  std::string text;
+  std::getline(std::ifstream(path), text);
+  EXPECT_EQ(text, "precious");
+  for (const int fd : taken) {
+    EXPECT(::fcntl(fd, F_GETFD) >= 0);
+    ::close(fd);
+  }
+  ::close(first);
 }
 
 TEST(each_look_is_counted) {

@@ -39,7 +39,7 @@ TEST(v1_counts_the_whole_subtree) {
                "inactive_file 1\nactive_file 2\ntotal_dirty 100\ntotal_writeback 20\n"
                "total_inactive_file 5000\ntotal_active_file 700\n");
   const auto level = MemoryLevel::open({Kind::kV1, folder.path()});
-  EXPECT(level.has_value() && level->is_v1_group() && level->events_fd() < 0);
+  EXPECT(level.has_value() && level->is_v1_group() && !level->events().open());
   const auto some = level->read(Depth::kUsage);
   EXPECT_EQ(some->limit, 4'000'000u);
   EXPECT_EQ(some->usage, 1'000'000u);
@@ -59,7 +59,7 @@ TEST(v2_takes_the_smaller_of_two_limits) {
   folder.write("memory.events", "low 0\n");
   folder.write("memory.stat", "active_file 3\ninactive_file 4\nfile_dirty 5\nfile_writeback 6\n");
   const auto level = MemoryLevel::open({Kind::kV2, folder.path()});
-  EXPECT(level.has_value() && !level->is_v1_group() && level->events_fd() >= 0);
+  EXPECT(level.has_value() && !level->is_v1_group() && level->events().open());
   EXPECT_EQ(level->read(Depth::kCache)->limit, 500u);
   EXPECT_EQ(level->read(Depth::kCache)->reclaimable, 0u);  // more is unwritten than there is
   EXPECT_EQ(level->read(Depth::kCache)->cache, 7u);
