@@ -14,9 +14,8 @@ bool type_error(PyObject* object, const char* name, const char* wanted) {
 
 // An enumeration member by value; plain integers of the right value are fine, as for any IntEnum.
 template <class Enum>
-bool as_enum(PyObject* object, const char* name, Enum last, Enum* out) {
-  if (!PyLong_Check(object) || PyBool_Check(object))
-    return type_error(object, name, "an enum member");
+bool as_enum(PyObject* object, const char* name, const char* members, Enum last, Enum* out) {
+  if (!PyLong_Check(object) || PyBool_Check(object)) return type_error(object, name, members);
   int overflow = 0;
   const long value = PyLong_AsLongAndOverflow(object, &overflow);
   if (value == -1 && PyErr_Occurred()) return false;
@@ -70,7 +69,9 @@ bool as_file_range(PyObject* object, FileRange* out) {
 }
 
 bool as_kind(PyObject* object, MemoryKind* out) {
-  if (!as_enum(object, "kind", MemoryKind::kMapped, out)) return false;
+  if (!as_enum(object, "kind", "a MemoryKind, such as MemoryKind.ANONYMOUS", MemoryKind::kMapped,
+               out))
+    return false;
   if (*out == MemoryKind::kMapped) {
     PyErr_SetString(error_type(ErrorCode::kOption), "MAPPED memory is not backed by a MemoryFile");
     return false;
@@ -79,11 +80,13 @@ bool as_kind(PyObject* object, MemoryKind* out) {
 }
 
 bool as_direction(PyObject* object, Direction* out) {
-  return as_enum(object, "direction", Direction::kTopDown, out);
+  return as_enum(object, "direction", "Direction.BOTTOM_UP or TOP_DOWN", Direction::kTopDown, out);
 }
 
 bool as_mode(PyObject* object, AllocationMode* out) {
-  return as_enum(object, "mode", AllocationMode::kAllocateAndWritePopulate, out);
+  return as_enum(object, "mode",
+                 "AllocationMode.ALLOCATE_ONLY, ALLOCATE_AND_COMMIT or ALLOCATE_AND_WRITE_POPULATE",
+                 AllocationMode::kAllocateAndWritePopulate, out);
 }
 
 }  // namespace pgalloc::binding

@@ -16,14 +16,19 @@ Status out_of_memory(const AllocateRequest& request, const char* why) {
                        "cannot allocate " + std::to_string(request.length) + " bytes: " + why);
 }
 
+std::string not_whole_pages(uint64_t length) {
+  std::string text = "length must be a positive number of whole pages of " +
+                     std::to_string(page_size()) + " bytes, not " + std::to_string(length);
+  const uint64_t fits = length == 0 ? page_size() : align_up(length, page_size());
+  return fits > length ? text + ": " + std::to_string(fits) + " would be" : text;
+}
+
 }  // namespace
 
 Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_wait,
                                       bool* must_wait) {
   if (request.length == 0 || !is_aligned(request.length, page_size())) {
-    return Status::error(
-        ErrorCode::kRange,
-        "length must be a positive number of whole pages, not " + std::to_string(request.length));
+    return Status::error(ErrorCode::kRange, not_whole_pages(request.length));
   }
   bool recycled = false;
   Result<FileRange> range = reserve(request, may_wait, must_wait, &recycled);

@@ -9,6 +9,7 @@ import itertools
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -599,3 +600,27 @@ def test_range_types() -> None:
             FileRange(*wrong)  # type: ignore[arg-type, call-arg]
     with pytest.raises(TypeError):
         r.overlaps((0, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"kind": "ANONYMOUS"}, "MemoryKind.ANONYMOUS"),
+        ({"mode": "commit"}, "ALLOCATE_AND_COMMIT"),
+        ({"direction": 1.5}, "Direction.BOTTOM_UP or TOP_DOWN"),
+    ],
+)
+def test_messages_say_what_is_accepted(
+    mf: MemoryFile, arguments: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(TypeError, match=words):
+        mf.allocate(PAGE, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("length", "fits"), [(1_000_000, 1_003_520), (1, PAGE), (0, PAGE), (2**64 - 1, None)]
+)
+def test_messages_say_which_length_would_fit(mf: MemoryFile, length: int, fits: int | None) -> None:
+    with pytest.raises(RangeError, match=rf"whole pages of {PAGE} bytes, not {length}") as caught:
+        mf.allocate(length)
+    assert str(caught.value).endswith(f": {fits} would be") == (fits is not None)
