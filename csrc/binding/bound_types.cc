@@ -3,6 +3,7 @@
 #include <exception>
 #include <new>
 #include <stdexcept>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -188,7 +189,10 @@ void translate_memory_errors() {
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
       std::rethrow_exception(thrown);
-    } catch (const std::runtime_error&) {
+    } catch (const std::runtime_error& error) {
+      // Of an error of ours for which there is no memory only pybind11's text says so.
+      const std::string_view text = error.what();
+      if (text.find("REPLACED BY MemoryError") != std::string_view::npos) PyErr_NoMemory();
       const bool known = PyErr_Occurred() != nullptr && PyErr_ExceptionMatches(PyExc_MemoryError);
       if (!known) throw;
     }
