@@ -188,7 +188,7 @@ bool harden_bound_types(PyObject* module) {
 void translate_memory_errors() {
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
-      std::rethrow_exception(thrown);
+      std::rethrow_exception(std::move(thrown));
     } catch (const std::runtime_error& error) {
       // Of an error of ours for which there is no memory only pybind11's text says so.
       const std::string_view text = error.what();

@@ -38,6 +38,7 @@ PYBIND11_MODULE(_main_core, module) {
 }
 
 // Python calls it for each interpreter that imports the module (PEP 489).
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the interpreter's name for it
 PyMODINIT_FUNC PyInit__core() {
   if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit__main_core();
   PyErr_SetString(

@@ -204,8 +204,7 @@ void Guard::start_arming() {
         mu_.unlock();
         try {
           arm();
-        } catch (const std::bad_alloc&) {
-          // It samples all the same.
+        } catch (const std::bad_alloc&) {  // NOLINT: it samples all the same
         }
         mu_.lock();
       }

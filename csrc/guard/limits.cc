@@ -108,6 +108,7 @@ void Limits::reopen() {
     return;
   }
   std::vector<LevelFiles> files;
+  files.reserve(levels_.size());
   for (const Watched& watched : levels_) files.push_back(watched.level.files());
   watch(files);
 }
