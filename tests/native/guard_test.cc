@@ -190,10 +190,10 @@ TEST(what_has_got_the_number_of_a_closed_descriptor_is_left_alone) {
     if (is_guards && target != path) taken.push_back(fd);
   }
   EXPECT(taken.size() > 4);
-  for (const int fd : taken) ::dup2(first, fd);
-  scene.guard.resume();
-  scene.use(kLimit - 10 * kMib);
   const uint64_t before = scene.status().crossings;
+  for (const int fd : taken) ::dup2(first, fd);
+  scene.use(kLimit - 10 * kMib);
+  scene.guard.resume();
   while (scene.status().crossings == before) std::this_thread::yield();  // it sees again
   scene.guard.remove_headroom(scene.guard.add_headroom({.fraction = 0, .bytes = kMib}));
   scene.guard.park();
