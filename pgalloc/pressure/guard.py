@@ -64,6 +64,12 @@ def find_memory_group(
     return _core.find_memory_group(*place_to_look(proc, root))
 
 
+def name_of_level(found: Mapping[str, Any]) -> str:
+    """What the core found, as info() and the guard's status call it."""
+    directory: str = found["directory"]
+    return f"above {directory}" if found.get("kind") == "above" else directory
+
+
 def look_at_limits(
     proc: str | os.PathLike[str], root: str | os.PathLike[str]
 ) -> list[dict[str, Any]]:
@@ -131,12 +137,15 @@ class GuardStatus:
 
 
 def status() -> GuardStatus:
-    """Asks the guard. Cheap: it reads no file for this."""
+    """Asks the guard, which looks at every limit for this: a few short files of the kernel's."""
     return _status_of(calls.guard_status())
 
 
 def _status_of(found: Mapping[str, Any]) -> GuardStatus:
-    levels = tuple(_pick(GuardedLimit, level) for level in found["levels"])
+    levels = tuple(
+        _pick(GuardedLimit, {**level, "directory": name_of_level(level)})
+        for level in found["levels"]
+    )
     whole = _pick(GuardStatus, {**found, "levels": levels, "headroom": 0})
     tightest = whole.tightest
     return whole if tightest is None else replace(whole, headroom=tightest.headroom)

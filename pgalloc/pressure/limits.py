@@ -143,7 +143,8 @@ def _look(proc: Path, root: str | os.PathLike[str]) -> tuple[tuple[LimitLevel, .
         if found["kind"] == "machine":
             total, available = found["limit"], found["available"]
             continue
-        name = f"above {found['directory']}" if found["kind"] == "above" else found["directory"]
         figures = ("limit", "usage", "reclaimable", "kernel", "swap_room")
-        levels.append(LimitLevel(name, *(found[figure] for figure in figures)))
+        levels.append(
+            LimitLevel(guard.name_of_level(found), *(found[figure] for figure in figures))
+        )
     return tuple(levels), total, available

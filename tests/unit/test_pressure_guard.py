@@ -17,7 +17,7 @@ from fake_guard import FakeGuard, fake_guard
 from waiting import environment, eventually, removed
 
 from pgalloc import MemoryFile, OptionError, OutOfMemoryError, RangeError, _core
-from pgalloc.pressure import configure, default_guard, find_memory_cgroup, guard
+from pgalloc.pressure import configure, default_guard, find_memory_cgroup, guard, info
 
 MIB = 1 << 20
 
@@ -94,6 +94,9 @@ def test_v1_a_limit_above_the_mount_is_guarded_too(host: FakeHost) -> None:
     )
     host.configure()
     assert guard.status().available == 5 * MIB
+    # By the name that info() gives it: `pgalloc doctor` compares them.
+    names = {level.directory for level in info(proc=host.proc, root=host.root).levels}
+    assert names == set(host.watched())
     host.level("", memory__limit_in_bytes=str(100 * MIB))
     assert [level.limit for level in guard.status().levels] == [100 * MIB], "that explains it"
 
