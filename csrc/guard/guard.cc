@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <new>
 #include <system_error>
 #include <type_traits>
@@ -210,7 +211,7 @@ void Guard::start_arming() {
       }
       arms_ = false;
     });
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {  // no thread, or no memory for one: the next change tries again
     arms_ = false;
   }
 }
