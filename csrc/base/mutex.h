@@ -23,24 +23,25 @@ namespace pgalloc {
 
 // Lock order: a thread that holds a lock may take only locks with a higher rank.
 enum class LockRank : uint8_t {
-  kForks,       // one fork at a time
-  kParks,       // stopping all threads of the core, and starting them again
-  kBroker,      // what other processes hold of this one's files
-  kLookups,     // what the broker asks Python
-  kImagePlan,   // what one save does next
-  kImageOrder,  // the order in which its parts are written
-  kImageSink,   // a stream that takes them
-  kGuard,       // what the guard knows of the limits, and who listens to it
-  kRegistry,    // the list of live files, and stopping threads around fork
-  kSeats,       // the list of seats
-  kLinks,       // the list of links to owners
-  kScan,        // one commit scan at a time
-  kThread,      // starting and stopping one background thread
-  kMemoryFile,  // page metadata of one file
-  kEvictables,  // evictable users of one file
-  kChunkMap,    // mapping chunks of one file
-  kLedger,      // one account
-  kOwnerLink,   // what a peer gives back
+  kForks,        // one fork at a time
+  kParks,        // stopping all threads of the core, and starting them again
+  kBroker,       // what other processes hold of this one's files
+  kLookups,      // what the broker asks Python
+  kImagePlan,    // what one save does next
+  kImageOrder,   // the order in which its parts are written
+  kImageSink,    // a stream that takes them
+  kFileThreads,  // starting and ending the threads of files
+  kGuard,        // what the guard knows of the limits, and who listens to it
+  kRegistry,     // the list of live files
+  kSeats,        // the list of seats
+  kLinks,        // the list of links to owners
+  kScan,         // one commit scan at a time
+  kThread,       // starting and stopping one background thread
+  kMemoryFile,   // page metadata of one file
+  kEvictables,   // evictable users of one file
+  kChunkMap,     // mapping chunks of one file
+  kLedger,       // one account
+  kOwnerLink,    // what a peer gives back
 };
 
 namespace internal {

@@ -25,9 +25,17 @@ class AllFiles final : public DiscardSource {
 };
 
 struct Registry {
+  // Held while threads of files end, which may need the guard and `mu` for that: a loading thread gives
+  // memory back. Files come and go with both held.
+  Mutex threads_mu{LockRank::kFileThreads};
   Mutex mu{LockRank::kRegistry};
   std::unordered_set<RegisteredFile*> files GUARDED_BY(mu);
-  int parked GUARDED_BY(mu) = 0;
+  int parked GUARDED_BY(threads_mu) = 0;
+
+  template <class Visit>
+  void visit_files(Visit visit) REQUIRES(threads_mu) NO_THREAD_SAFETY_ANALYSIS {
+    for (RegisteredFile* const file : files) visit(*file);
+  }
   Ledger booked_by_hand;
   AllFiles all_files;
 };
@@ -45,28 +53,33 @@ Registry& registry() {
 }  // namespace
 
 Status FileRegistry::add(RegisteredFile* file) {
-  MutexLock lock(registry().mu);
+  MutexLock threads(registry().threads_mu);
   if (registry().parked == 0) PGALLOC_RETURN_IF_ERROR(file->start_threads());
+  MutexLock lock(registry().mu);
   registry().files.insert(file);
   return {};
 }
 
 void FileRegistry::remove(RegisteredFile* file) {
-  MutexLock lock(registry().mu);
-  registry().files.erase(file);
+  MutexLock threads(registry().threads_mu);
+  {
+    MutexLock lock(registry().mu);
+    registry().files.erase(file);
+  }
   file->stop_threads();
 }
 
 Status FileRegistry::start_loaders(RegisteredFile* file, unsigned count) {
-  MutexLock lock(registry().mu);
+  MutexLock threads(registry().threads_mu);
   file->use_loaders(count);
   return registry().parked == 0 ? file->start_threads() : Status();
 }
 
 Status FileRegistry::start_threads(RegisteredFile* file) {
+  MutexLock threads(registry().threads_mu);
+  if (registry().parked > 0) return {};
   MutexLock lock(registry().mu);
-  const bool stopped = registry().parked > 0 || !registry().files.contains(file);
-  return stopped ? Status() : file->start_threads();
+  return registry().files.contains(file) ? file->start_threads() : Status();
 }
 
 std::shared_ptr<RegisteredFile> FileRegistry::find(uint64_t id) {
@@ -78,26 +91,32 @@ std::shared_ptr<RegisteredFile> FileRegistry::find(uint64_t id) {
 }
 
 void FileRegistry::park_threads() {
-  Guard::instance().park();  // it may be about to ask for the registry
-  MutexLock lock(registry().mu);
+  Guard::instance().park();
+  MutexLock threads(registry().threads_mu);
   if (++registry().parked > 1) return;
-  for (RegisteredFile* file : registry().files) file->stop_threads();
+  registry().visit_files([](RegisteredFile& file) { file.stop_threads(); });
 }
 
 void FileRegistry::resume_threads() {
   {
-    MutexLock lock(registry().mu);
+    MutexLock threads(registry().threads_mu);
     if (registry().parked == 0) return;
     if (--registry().parked == 0) {
-      for (RegisteredFile* file : registry().files) file->restart_threads();
+      registry().visit_files([](RegisteredFile& file) { file.restart_threads(); });
     }
   }
   Guard::instance().resume();
 }
 
 // The child gets a registry that no vanished thread holds, because the forking thread holds it.
+void FileRegistry::hold_threads_for_fork() NO_THREAD_SAFETY_ANALYSIS {
+  registry().threads_mu.lock();
+}
 void FileRegistry::lock_for_fork() NO_THREAD_SAFETY_ANALYSIS { registry().mu.lock(); }
-void FileRegistry::unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS { registry().mu.unlock(); }
+void FileRegistry::unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS {
+  registry().mu.unlock();
+  registry().threads_mu.unlock();
+}
 void FileRegistry::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
   Registry& registry = pgalloc::registry();
   registry.files.clear();  // they are the parent's
@@ -105,6 +124,7 @@ void FileRegistry::reset_in_child() NO_THREAD_SAFETY_ANALYSIS {
   // The hand-booked account starts anew too; its lock may be held by a thread that is gone.
   new (&registry.booked_by_hand) Ledger;
   registry.mu.unlock();
+  registry.threads_mu.unlock();
 }
 
 void FileRegistry::visit_locked(const std::function<void(RegisteredFile&)>& visit)

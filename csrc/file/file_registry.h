@@ -3,6 +3,9 @@
 //
 // Thread safety: every function may be called from any thread.
 //
+// Two locks: one over starting and ending threads of files, one over the list of files. A thread that
+// ends may need the list (it gives memory back), so that it is never held meanwhile.
+//
 // A forked child begins with an empty registry: the parent's files are not its own.
 #pragma once
 
@@ -38,7 +41,9 @@ class FileRegistry {
   // Has the file's threads start that could not be started when resume_threads() tried.
   static Status start_threads(RegisteredFile* file);
 
-  // Around a fork (sharing/forks.h): no file comes or goes from here to the other two.
+  // Around a fork (sharing/forks.h): no file comes or goes from here to the last two. The first comes
+  // before the guard's lock is taken.
+  static void hold_threads_for_fork();
   static void lock_for_fork();
   static void unlock_in_parent();
   static void reset_in_child();

@@ -1,7 +1,7 @@
 // Purpose: brings the pages of an image into a file, at once or when they are needed (section J).
 //
 // Thread safety: any thread; start_threads() and stop_threads() are externally synchronised (the
-// registry's lock).
+// registry's lock over threads).
 //
 // An extent is loaded as a whole, by the thread that comes first: one that needs a page of it, or a
 // loader, which takes the extents in order. It reads and checks the extent without the lock; meanwhile

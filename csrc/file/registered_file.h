@@ -1,8 +1,8 @@
 // Purpose: what the registry of files asks of each file: its threads, its account, and memory to give
 // back. MemoryFile is the only kind.
 //
-// Thread safety: any thread. start_threads(), stop_threads() and restart_threads() are called with the
-// registry's lock held.
+// Thread safety: any thread. start_threads(), stop_threads(), restart_threads() and use_loaders() are
+// called by one thread at a time (the registry's lock over threads).
 #pragma once
 
 #include <chrono>

@@ -31,6 +31,12 @@ constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
 constexpr uint64_t kCreditMax = uint64_t{4} << 20;
 // Of the page cache that counts as free so much is not relied on: a sixteenth.
 constexpr uint64_t kCacheMargin = 16;
+// What nobody asks room for grows, too: the heap, page tables, what the kernel charges in batches. So
+// much of the headroom is kept for it, even from commits that nothing can be discarded for.
+uint64_t kept_for_the_rest(uint64_t limit) { return std::min(limit / 16, uint64_t{16} << 20); }
+// How long a commit that is refused waits before: for freed pages to get to the kernel, and for what
+// others reserved to be committed.
+constexpr std::chrono::seconds kPatience{1};
 // How often an idle process is looked after, and what it computes less than in that time.
 constexpr std::chrono::milliseconds kIdlePeriod{120};
 constexpr std::chrono::milliseconds kWork{2};
@@ -329,6 +335,7 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
   if (!configured_.load(std::memory_order_acquire)) return {};
   if (bytes <= kSmall && take_credit(bytes)) return {};
   bool waited = false;
+  std::optional<Time> others_until;
   MutexLock lock(mu_);
   while (true) {
     notice_changes_if_due();
@@ -351,16 +358,24 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
     mu_.lock();
     count(pass);
     if (!pass.exhausted || pass.given_back > 0) continue;
-    if (!exceeds_a_limit(bytes)) {
+    const Fit fit = look_for_room(bytes);
+    const Time now = std::chrono::steady_clock::now();
+    if (fit == Fit::kFits) {
       admit(bytes, reservation);
       return {};
     }
-    if (waited) return refuse(bytes);
-    // Freed pages may still be on their way to the kernel.
+    if (fit == Fit::kWithoutOthers) {
+      if (!others_until) others_until = now + kPatience;
+      if (now >= *others_until) return refuse(bytes);
+      mu_.unlock();
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      mu_.lock();
+      continue;
+    }
+    if (std::exchange(waited, true)) return refuse(bytes);
     mu_.unlock();
-    source_.load()->wait_for_reclaim(std::chrono::steady_clock::now() + std::chrono::seconds(1));
+    source_.load()->wait_for_reclaim(now + kPatience);
     mu_.lock();
-    waited = true;
   }
 }
 
@@ -378,18 +393,22 @@ bool Guard::can_never_fit(uint64_t bytes) const {
 }
 
 // After the kernel has dropped all that it can, and swapped out what it may.
-bool Guard::exceeds_a_limit(uint64_t bytes) const {
+Guard::Fit Guard::look_for_room(uint64_t bytes) const {
   const uint64_t swap_room = limits_.swap_room();
+  const uint64_t promised = reserved_bytes_.load();
+  Fit fit = Fit::kFits;
   for (const Watched& watched : limits_.levels()) {
     // What the machine has left is an estimate: no reason to refuse anything.
     if (watched.is_machine()) continue;
     const auto reading = limits_.look_at(watched);
     if (!reading || !reading->limited()) continue;
-    const uint64_t needed = reading->usage - std::min(reading->cache, reading->usage);
+    const uint64_t kept = std::min(headroom_of(watched), kept_for_the_rest(reading->limit));
+    const uint64_t needed = reading->usage - std::min(reading->cache, reading->usage) + kept;
     const uint64_t room = reading->limit + std::min(swap_room, UINT64_MAX - reading->limit);
-    if (needed > room || bytes > room - needed) return true;
+    if (needed > room || bytes > room - needed) return Fit::kNever;
+    if (promised > room - needed - bytes) fit = Fit::kWithoutOthers;
   }
-  return false;
+  return fit;
 }
 
 // --- The thread ----------------------------------------------------------------------------------

@@ -107,6 +107,11 @@ class Guard final : public CommitGate {
 
   Guard();
 
+  enum class Fit : uint8_t {
+    kFits,
+    kWithoutOthers,  // but for what is reserved, part of which may count twice: it is being committed
+    kNever,
+  };
   // What was found to give back.
   struct DiscardPass {
     uint64_t given_back = 0;
@@ -136,7 +141,7 @@ class Guard final : public CommitGate {
   void start_arming() REQUIRES(mu_);
   void raise(Alarm alarm) REQUIRES(mu_);
   bool can_never_fit(uint64_t bytes) const REQUIRES(mu_);
-  bool exceeds_a_limit(uint64_t bytes) const REQUIRES(mu_);
+  Fit look_for_room(uint64_t bytes) const REQUIRES(mu_);
   Status refuse(uint64_t bytes) REQUIRES(mu_);
   void admit(uint64_t bytes, CommitReservation& reservation);
   bool take_credit(uint64_t bytes);

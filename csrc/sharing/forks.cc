@@ -150,6 +150,7 @@ void before_fork() noexcept NO_THREAD_SAFETY_ANALYSIS {
     connect_to_broker(fork);
   } catch (const std::bad_alloc&) {  // NOLINT: the same
   }
+  FileRegistry::hold_threads_for_fork();
   Guard::before_fork();
   FileRegistry::lock_for_fork();
   try {

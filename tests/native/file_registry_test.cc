@@ -3,10 +3,13 @@
 #include "file/file_registry.h"
 
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <deque>
+#include <thread>
 
 #include "file/memory_file.h"
+#include "file/registered_file.h"
 #include "native/support.h"
 
 namespace pgalloc::file_registry_test {
@@ -86,6 +89,51 @@ TEST(many_untouched_pages_are_one_batch) {
   const Discardable& written = file.unpin_page(true);
   EXPECT_EQ(discard(uint64_t{1} << 20).given_back, page_size());
   EXPECT(!waits(written));
+}
+
+// A file with a thread that gives memory back before it ends, as one that loads an image does.
+class Loading final : public RegisteredFile {
+ public:
+  Status start_threads() override {
+    thread_ = std::thread([this] {
+      ends_.wait(false);
+      (void)discard(page_size());
+      FileRegistry::all().start_evictions();
+      (void)FileRegistry::all().sweep(page_size(), true);
+    });
+    return {};
+  }
+  void stop_threads() override {
+    ends_ = true;
+    ends_.notify_one();
+    if (thread_.joinable()) thread_.join();
+    ends_ = false;
+  }
+  void restart_threads() override { (void)start_threads(); }
+  void use_loaders(unsigned) override {}
+
+  uint64_t id() const override { return 0; }
+  std::shared_ptr<RegisteredFile> share() override { return nullptr; }
+  bool begin_use() override { return false; }
+  void end_use() override {}
+  const Ledger& ledger() const override { return real_->ledger(); }
+  Discarder& discarder() override { return real_->discarder(); }
+  bool has_unpinned() const override { return false; }
+  void start_evictions_under_pressure() override {}
+  bool wait_for_reclaim(std::optional<Time>) override { return true; }
+
+ private:
+  const std::shared_ptr<MemoryFile> real_ = std::move(*MemoryFile::create({}, {}));
+  std::atomic<bool> ends_{false};
+  std::thread thread_;
+};
+
+TEST(a_thread_that_ends_may_give_memory_back) {
+  Loading file;
+  EXPECT(FileRegistry::add(&file).ok());
+  FileRegistry::park_threads();
+  FileRegistry::resume_threads();
+  FileRegistry::remove(&file);
 }
 
 }  // namespace

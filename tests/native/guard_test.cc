@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <optional>
 #include <thread>
 
 #include "native/sharing.h"
@@ -290,7 +291,7 @@ TEST(a_limit_that_changes_voids_the_credit) {
   Scene scene;
   scene.configure();
   (void)scene.guard.step();
-  scene.set(kMib, kMib - 65536);
+  scene.set(4 * kMib, 4 * kMib - (300 << 10));
   (void)scene.guard.status();  // it notices
   CommitReservation small;
   EXPECT(scene.guard.reserve(4096, small).ok());
@@ -470,10 +471,10 @@ TEST(a_commit_that_exceeds_the_limit_is_refused_after_all_was_tried) {
     Scene scene;
     scene.configure();
     scene.source = {};
-    scene.use(kLimit - 10 * kMib);
+    scene.use(kLimit - 26 * kMib);
     scene.source.on_wait = [&] {
       (void)scene.guard.status();  // no lock is held while this waits
-      if (helps) scene.use(kLimit - 11 * kMib);
+      if (helps) scene.use(kLimit - 27 * kMib);
     };
     const auto before = scene.status();
     CommitReservation reservation;
@@ -482,15 +483,44 @@ TEST(a_commit_that_exceeds_the_limit_is_refused_after_all_was_tried) {
     EXPECT_EQ(scene.source.discards.size(), 2u);
     EXPECT_EQ(scene.status().refusals, before.refusals + !helps);
     if (helps) continue;
-    EXPECT(scene.guard.reserve(10 * kMib, reservation).ok());  // up to the limit
+    EXPECT(scene.guard.reserve(10 * kMib, reservation).ok());  // up to what is kept for the rest
     EXPECT_EQ(scene.source.waits, 1);
   }
+}
+
+TEST(what_is_kept_for_the_rest_is_never_more_than_the_headroom) {
+  Scene scene;
+  scene.configure();
+  scene.use(kLimit - 40 * kMib);
+  CommitReservation reservation;
+  EXPECT(!scene.guard.reserve(24 * kMib + 1, reservation).ok());
+  const uint64_t token = scene.guard.add_headroom({.fraction = 0, .bytes = 4 * kMib});
+  EXPECT(!scene.guard.reserve(36 * kMib + 1, reservation).ok());
+  EXPECT(scene.guard.reserve(36 * kMib, reservation).ok());
+  scene.guard.remove_headroom(token);
+}
+
+TEST(what_others_reserved_is_not_given_twice) {
+  Scene scene;
+  scene.configure();
+  scene.use(kLimit - 40 * kMib);
+  std::optional<CommitReservation> first(std::in_place);
+  EXPECT(scene.guard.reserve(20 * kMib, *first).ok());
+  CommitReservation second;
+  EXPECT(!scene.guard.reserve(20 * kMib, second).ok());
+  // Once it is committed, it does not count twice: the one that waits gets what is left.
+  scene.source.on_discard = [&](uint64_t) {
+    if (first) scene.use(kLimit - 20 * kMib);
+    first.reset();
+    return DiscardSource::Discarded{.exhausted = true};
+  };
+  EXPECT(scene.guard.reserve(4 * kMib, second).ok());
 }
 
 TEST(what_the_kernel_drops_by_itself_is_room_for_a_commit) {
   Scene scene;
   scene.configure();
-  scene.use(kLimit - 10 * kMib);
+  scene.use(kLimit - 26 * kMib);
   scene.cache(5 * kMib);
   CommitReservation fits;
   EXPECT(scene.guard.reserve(15 * kMib, fits).ok());
@@ -513,7 +543,7 @@ TEST(swap_is_a_way_out) {
     scene.write("meminfo", "MemTotal: 99999999 kB\nMemAvailable: 99999999 kB\nSwapFree: " +
                                std::to_string(swap_free / 1024) + " kB\n");
     scene.guard.configure({{Kind::kMachine, scene.folder / "meminfo"}, scene.files()});
-    scene.use(kLimit - 10 * kMib);
+    scene.use(kLimit - 26 * kMib);
     CommitReservation reservation;
     EXPECT_EQ(scene.guard.reserve(20 * kMib, reservation).ok(), swap_free >= 10 * kMib);
   }
