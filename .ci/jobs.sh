@@ -191,9 +191,11 @@ job_limits() {
   "$python" stress/limits.py write_through --runs 2
   "$python" stress/limits.py touch --read-mib 200
   "$python" stress/limits.py lowered --runs 3
+  "$python" stress/limits.py peer
   "$python" stress/limits.py write_through --plant dict
   "$python" stress/limits.py touch --plant guard
   "$python" stress/limits.py lowered --plant guard
+  "$python" stress/limits.py peer --plant guard
   "$root/.venv/bin/pgalloc" demo oom
 }
 

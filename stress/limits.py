@@ -3,6 +3,7 @@
     python stress/limits.py write_through --runs 50
     python stress/limits.py touch --read-mib 200
     python stress/limits.py lowered --runs 30
+    python stress/limits.py peer
     python stress/vm_v2.py --memory-max none -- python stress/limits.py touch
 
 Each run is a fresh process in a fresh group with a limit, made under whatever memory controller is
@@ -16,18 +17,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from limit import write_through
 from limit.trial import Outcome, Setting, run
 
+from pgalloc import MemoryFile
 from pgalloc._processes.memory_group import NoPlaceError, Place, open_place
 
 _MIB = 1 << 20
 # How many times the limit a program goes through.
-_TIMES = {"write_through": 16, "touch": 8, "lowered": 8}
-_PLANTS = {"write_through": write_through.PLANTS, "touch": ("guard",), "lowered": ("guard",)}
+_TIMES = {"write_through": 16, "touch": 8, "lowered": 8, "peer": 4}
+_PLANTS = dict.fromkeys(_TIMES, ("guard",)) | {"write_through": write_through.PLANTS}
 # The limit is lowered to --limit-mib from so much, once so much is in use.
 _LOWERED_FROM = 8192 * _MIB
 _LOWERED_AT = 180 * _MIB
@@ -64,7 +69,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def main() -> int:
     options = arguments()
     try:
-        with open_place() as place:
+        with open_place() as place, _serving() as options.served:
             outcomes = [_one(place, options, number) for number in range(options.runs)]
     except NoPlaceError as error:
         print(f"limits: cannot make a memory cgroup: {error}", file=sys.stderr)
@@ -72,6 +77,15 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps([outcome.as_dict() for outcome in outcomes]))
     return _judge(options, outcomes)
+
+
+@contextmanager
+def _serving() -> Iterator[str]:
+    """A file for peers, which this process owns: it has no limit. Its socket."""
+    with ExitStack() as stack:
+        path = stack.enter_context(tempfile.TemporaryDirectory()) + "/socket"
+        stack.enter_context(stack.enter_context(MemoryFile()).serve(path))
+        yield path
 
 
 def _one(place: Place, options: argparse.Namespace, number: int) -> Outcome:
@@ -82,6 +96,8 @@ def _one(place: Place, options: argparse.Namespace, number: int) -> Outcome:
         value = [options.plant] if options.program == "write_through" else []
         command += ["--plant", *value]
     setting = Setting(limit, options.margin_mib * _MIB, read_mib=options.read_mib)
+    if options.program == "peer":
+        command += ["--served", options.served]
     if options.program == "lowered":
         command += ["--size", str(_LOWERED_SIZES[number % len(_LOWERED_SIZES)])]
         setting = replace(setting, lower_from=_LOWERED_FROM, lower_at=_LOWERED_AT)

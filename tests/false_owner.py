@@ -48,6 +48,7 @@ HONEST: Mapping[Op, Answer] = {
     Op.USAGE: well(bytes(raw_protocol.COUNTS.size)),
     Op.OFFER: well(bytes(protocol.NONCE_BYTES)),
     Op.PING: well(protocol.PROCESS.pack(1)),
+    Op.MAKE_ROOM: well(bytes(8)),  # has nothing to give
 }
 """What Python's own peers ask for."""
 

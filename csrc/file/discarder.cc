@@ -144,11 +144,13 @@ std::optional<uint64_t> Discarder::next_order() const {
   return queue == nullptr ? std::nullopt : queue->front_order();
 }
 
-void Discarder::choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, size_t& left) {
+void Discarder::choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, DiscardQueue* only,
+                       size_t& left) {
   batch.count = batch.bytes = 0;
   while (left > 0 && !batch.full() && batch.bytes < bytes_max && may_discard()) {
-    DiscardQueue* const queue = oldest_queue();
-    if (queue == nullptr || *queue->front_order() > order_max) break;
+    DiscardQueue* const queue = only != nullptr ? only : oldest_queue();
+    const auto order = queue == nullptr ? std::nullopt : queue->front_order();
+    if (!order || *order > order_max) break;
     --left;
     if (Discardable* const victim = queue->take_victim()) batch.add(*victim, *queue);
   }
@@ -191,14 +193,30 @@ bool Discarder::take_run(FileRange range, Batch& batch) try {
 }
 
 Discarder::Discarded Discarder::discard(uint64_t bytes_max, uint64_t order_max) {
+  return discard_of(nullptr, bytes_max, order_max);
+}
+
+Discarder::Discarded Discarder::discard_paid_by(std::string_view payer, uint64_t bytes_max) {
+  std::shared_ptr<DiscardQueue> queue;
+  {
+    FileLock lock(state_);
+    queue = find_paid_by(payer);
+  }
+  return queue == nullptr ? Discarded{} : discard_of(queue.get(), bytes_max, UINT64_MAX);
+}
+
+Discarder::Discarded Discarder::discard_of(DiscardQueue* only, uint64_t bytes_max,
+                                           uint64_t order_max) {
   Batch batch;
   std::optional<Operation> operation;
   FileLock lock(state_);
   size_t left = 0;  // those that cannot go are put off: each entry is looked at once
-  for (const auto& queue : queues_) left += queue->size();
+  for (const auto& queue : queues_) {
+    if (only == nullptr || only == queue.get()) left += queue->size();
+  }
   Discarded result;
   while (true) {
-    choose(batch, bytes_max, order_max, left);
+    choose(batch, bytes_max, order_max, only, left);
     if (batch.count == 0) return result;
     take(batch);
     if (batch.run_count > 0) break;
@@ -340,11 +358,29 @@ void Discarder::resume() {
 std::shared_ptr<DiscardQueue> Discarder::add_queue(DiscardPolicy policy) {
   auto queue = std::make_shared<DiscardQueue>(policy, /*tells_ids=*/true);
   FileLock lock(state_);
-  // Of the others, those stay that are still held.
+  add(queue);
+  return queue;
+}
+
+// Of the others, those stay that are still held.
+void Discarder::add(std::shared_ptr<DiscardQueue> queue) {
   queues_.erase(std::remove_if(queues_.begin() + 1, queues_.end(),
                                [](const auto& old) { return old.use_count() == 1; }),
                 queues_.end());
-  queues_.push_back(queue);
+  queues_.push_back(std::move(queue));
+}
+
+std::shared_ptr<DiscardQueue> Discarder::find_paid_by(std::string_view payer) const {
+  const auto found = std::find_if(queues_.begin() + 1, queues_.end(),
+                                  [&](const auto& queue) { return queue->payer() == payer; });
+  return found == queues_.end() ? nullptr : *found;
+}
+
+std::shared_ptr<DiscardQueue> Discarder::queue_paid_by(const std::string& payer) {
+  FileLock lock(state_);
+  if (auto found = find_paid_by(payer)) return found;
+  auto queue = std::make_shared<DiscardQueue>(DiscardPolicy::kLru, /*tells_ids=*/false, payer);
+  add(queue);
   return queue;
 }
 

@@ -19,6 +19,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backing/backing_file.h"
@@ -65,6 +66,8 @@ class Discarder {
     uint64_t given_back = 0;  // of pages that went to the kernel: some may never have been used
   };
   Discarded discard(uint64_t bytes_max, uint64_t order_max) EXCLUDES(file_lock);
+  // The same of what one payer pays for.
+  Discarded discard_paid_by(std::string_view payer, uint64_t bytes_max) EXCLUDES(file_lock);
   // Gives back unpinned pages by address: what was written to after it was discarded, and with
   // `waiting` what discard() would come to too late. About `bytes_max`; the bytes that went.
   uint64_t sweep(uint64_t bytes_max, bool waiting) EXCLUDES(file_lock);
@@ -77,6 +80,8 @@ class Discarder {
 
   // A queue beside the file's own; it lasts as long as its owner holds it, or entries are in it.
   std::shared_ptr<DiscardQueue> add_queue(DiscardPolicy policy) EXCLUDES(file_lock);
+  // The queue of what this payer pays for: an entry's owner holds it as long as the entry may be in it.
+  std::shared_ptr<DiscardQueue> queue_paid_by(const std::string& payer) EXCLUDES(file_lock);
   std::vector<uint64_t> take_discarded_ids(DiscardQueue& queue) EXCLUDES(file_lock);
   std::vector<uint64_t> take_victims(DiscardQueue& queue, uint64_t bytes) EXCLUDES(file_lock);
   // The file was closed: its entries are forgotten.
@@ -93,8 +98,13 @@ class Discarder {
     return entry.queue == nullptr ? *queues_.front() : *entry.queue;
   }
   DiscardQueue* oldest_queue() const REQUIRES(file_lock);
-  void choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, size_t& left)
-      REQUIRES(file_lock);
+  std::shared_ptr<DiscardQueue> find_paid_by(std::string_view payer) const REQUIRES(file_lock);
+  void add(std::shared_ptr<DiscardQueue> queue) REQUIRES(file_lock);
+  // Of this queue; nullptr: of all.
+  Discarded discard_of(DiscardQueue* only, uint64_t bytes_max, uint64_t order_max)
+      EXCLUDES(file_lock);
+  void choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, DiscardQueue* only,
+              size_t& left) REQUIRES(file_lock);
   void take(Batch& batch) REQUIRES(file_lock);
   bool take_run(FileRange range, Batch& batch) REQUIRES(file_lock);
   std::vector<FileRange> next_unpinned(uint64_t& from, bool waiting) const REQUIRES(file_lock);

@@ -225,6 +225,23 @@ DiscardSource::Discarded AllFiles::discard(uint64_t bytes_max, Time deadline) {
   return result;
 }
 
+}  // namespace
+
+uint64_t FileRegistry::discard_paid_by(std::string_view payer, uint64_t bytes_max,
+                                       DiscardSource::Time deadline) {
+  uint64_t given_back = 0;
+  for (const FileInUse& file : files_in_use()) {
+    while (given_back < bytes_max && std::chrono::steady_clock::now() < deadline) {
+      const auto batch = file->discarder().discard_paid_by(payer, bytes_max - given_back);
+      if (batch.bytes == 0) break;
+      given_back += batch.given_back;
+    }
+  }
+  return given_back;
+}
+
+namespace {
+
 uint64_t AllFiles::sweep(uint64_t bytes_max, bool waiting) {
   uint64_t bytes = 0;
   for (const FileInUse& file : files_in_use()) {

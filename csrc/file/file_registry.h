@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string_view>
 
 #include "base/status.h"
 #include "guard/discard_source.h"
@@ -54,6 +55,10 @@ class FileRegistry {
 
   // All files, as the guard sees them.
   static DiscardSource& all();
+  // Discards of all files what this payer pays for, until `bytes_max` are back with the kernel or the
+  // deadline has passed. The bytes that went.
+  static uint64_t discard_paid_by(std::string_view payer, uint64_t bytes_max,
+                                  DiscardSource::Time deadline);
 
   // The account of this process: its files, and what was booked by hand.
   static LedgerSnapshot account();

@@ -31,6 +31,8 @@ constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
 constexpr uint64_t kCreditMax = uint64_t{4} << 20;
 // Of the page cache that counts as free so much is not relied on: a sixteenth.
 constexpr uint64_t kCacheMargin = 16;
+// So often memory may go without any more being free: others take it, or it is not what counts here.
+constexpr int kVainPasses = 64;
 // What nobody asks room for grows, too: the heap, page tables, what the kernel charges in batches. So
 // much of the headroom is kept for it, even from commits that nothing can be discarded for.
 uint64_t kept_for_the_rest(uint64_t limit) { return std::min(limit / 16, uint64_t{16} << 20); }
@@ -64,6 +66,21 @@ class NoFiles final : public DiscardSource {
   bool any_unpinned() override { return false; }
   void start_evictions() override {}
   void wait_for_reclaim(Time) override {}
+};
+
+// Whether discards bring anything where it counts. What the owner of a peer's pages says that it gave back
+// need not be true.
+class Progress {
+ public:
+  bool seen(uint64_t available) {
+    passes_ = available > best_ ? 0 : passes_ + 1;
+    best_ = std::max(best_, available);
+    return passes_ < kVainPasses;
+  }
+
+ private:
+  uint64_t best_ = 0;
+  int passes_ = 0;
 };
 
 // The guard's thread may outlive statics: this one has no destructor.
@@ -336,6 +353,7 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
   if (bytes <= kSmall && take_credit(bytes)) return {};
   bool waited = false;
   std::optional<Time> others_until;
+  Progress progress;
   MutexLock lock(mu_);
   while (true) {
     notice_changes_if_due();
@@ -357,7 +375,7 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
     const DiscardPass pass = discard(missing);
     mu_.lock();
     count(pass);
-    if (!pass.exhausted || pass.given_back > 0) continue;
+    if ((!pass.exhausted || pass.given_back > 0) && progress.seen(plan.available())) continue;
     const Fit fit = look_for_room(bytes);
     const Time now = std::chrono::steady_clock::now();
     if (fit == Fit::kFits) {
@@ -377,6 +395,14 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
     source_.load()->wait_for_reclaim(now + kPatience);
     mu_.lock();
   }
+}
+
+bool Guard::lacks(uint64_t bytes) {
+  MutexLock lock(mu_);
+  notice_changes_if_due();
+  GuardPlan plan(1);
+  sample(plan);
+  return plan.slack() < bytes;
 }
 
 Status Guard::refuse(uint64_t bytes) {
@@ -496,6 +522,7 @@ GuardPlan::Duration Guard::sample_and_react() {
     return plan_.delay();
   }
   raise(Alarm::kLow);
+  Progress progress;
   while (plan_.crowded() && !stops_) {
     const uint64_t shortfall = plan_.shortfall();
     mu_.unlock();
@@ -505,7 +532,8 @@ GuardPlan::Duration Guard::sample_and_react() {
     notice_changes_if_due();
     sample(plan_);
     // A page here and there is written to again: that is no reason to go round and round.
-    if (pass.exhausted && plan_.crowded() && pass.given_back < shortfall / 64 + 1) {
+    const bool no_more = pass.exhausted && pass.given_back < shortfall / 64 + 1;
+    if (plan_.crowded() && (no_more || !progress.seen(plan_.available()))) {
       plan_.found_nothing(pass.took, pass.nothing_unpinned);
       ++status_.shortfalls;
       exhausted_ = true;
@@ -601,7 +629,8 @@ void Guard::end_yielding_if_due() {
 // Gives back all there is, and keeps it so for a while: the operator will try again.
 void Guard::give_way() {
   raise(Alarm::kLow);
-  for (bool exhausted = false; !exhausted && !stops_;) {
+  const Time until = std::chrono::steady_clock::now() + kYield;
+  for (bool exhausted = false; !exhausted && !stops_ && std::chrono::steady_clock::now() < until;) {
     mu_.unlock();
     const DiscardPass pass = discard(kBatchBytes);
     mu_.lock();

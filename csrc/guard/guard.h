@@ -76,7 +76,7 @@ class Guard final : public CommitGate {
   // The levels that this process is charged to, also when it is moved, and the machine. False if there
   // are none.
   bool follow(const ProcFiles& where) EXCLUDES(mu_);
-  // Where there is memory to give back; for all guards of this process. REQUIRES: called once.
+  // Where there is memory to give back; for all guards of this process. The last one counts.
   static void set_source(DiscardSource& source) { source_ = &source; }
 
   // The largest of all requests counts; without any, a tenth of each limit.
@@ -88,6 +88,8 @@ class Guard final : public CommitGate {
   GuardStatus status() EXCLUDES(mu_);
 
   Status reserve(uint64_t bytes, CommitReservation& reservation) override EXCLUDES(mu_);
+  // Whether so much cannot be committed now without touching the headroom.
+  bool lacks(uint64_t bytes) EXCLUDES(mu_);
 
   // What the thread does between two sleeps, for tests. How long it would sleep.
   GuardPlan::Duration step() EXCLUDES(mu_);

@@ -145,6 +145,16 @@ std::optional<Candidate> best_place(const std::vector<Mount>& mounts, bool is_v1
   return best;
 }
 
+// In the hierarchy that has the memory controller, as far as this file tells.
+const Membership* in_memory_hierarchy(const std::vector<Membership>& memberships) {
+  const Membership* found = nullptr;
+  for (const Membership& each : memberships) {
+    if (contains(each.controllers, "memory")) return &each;
+    if (each.is_v2()) found = &each;
+  }
+  return found;
+}
+
 // The nearest v2 level with the memory controller. The root group has no limit files; its list of
 // controllers says whether memory is v2.
 std::optional<std::string> charged_v2_level(const Candidate& place) {
@@ -194,6 +204,12 @@ std::vector<Membership> parse_memberships(std::string_view text) {
                            std::string(line.substr(second + 1))});
   }
   return memberships;
+}
+
+std::string charged_path(std::string_view memberships) {
+  const std::vector<Membership> parsed = parse_memberships(memberships);
+  const Membership* const membership = in_memory_hierarchy(parsed);
+  return membership == nullptr ? std::string() : membership->path;
 }
 
 std::optional<MemoryGroup> find_memory_group(const ProcFiles& where) {

@@ -66,6 +66,10 @@ struct Membership {
 std::vector<Mount> parse_mountinfo(std::string_view text);
 std::vector<Membership> parse_memberships(std::string_view text);
 
+// The path of the memory cgroup in the text of /proc/PID/cgroup, as its reader sees it; empty if there is no
+// memory controller. (v2: of the process's own group, which may be charged by way of one above.)
+std::string charged_path(std::string_view memberships);
+
 // Nothing if there is no memory controller to be seen.
 std::optional<MemoryGroup> find_memory_group(const ProcFiles& where);
 

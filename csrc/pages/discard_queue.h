@@ -25,7 +25,9 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "pages/discardable.h"
@@ -40,8 +42,11 @@ inline constexpr std::array<std::string_view, 3> kDiscardPolicyNames{"lru", "sie
 class DiscardQueue {
  public:
   // With `tells_ids`, the ids of what was discarded wait in take_discarded_ids().
-  explicit DiscardQueue(DiscardPolicy policy, bool tells_ids = false)
-      : policy_(policy), tells_ids_(tells_ids) {}
+  // `payer`: who pays for the memory of its entries, where that is not this process.
+  explicit DiscardQueue(DiscardPolicy policy, bool tells_ids = false, std::string payer = {})
+      : policy_(policy), tells_ids_(tells_ids), payer_(std::move(payer)) {}
+
+  const std::string& payer() const { return payer_; }
 
   size_t size() const { return small_.size() + main_.size(); }
   // How old the next victim is, about; nothing if the queue is empty, or if no entry could go when
@@ -83,6 +88,7 @@ class DiscardQueue {
 
   const DiscardPolicy policy_;
   const bool tells_ids_;
+  const std::string payer_;
   DiscardList small_;  // s3-fifo only
   DiscardList main_;
   Discardable* hand_ = nullptr;  // sieve: where it looks next; nullptr: at the oldest

@@ -23,9 +23,10 @@ using wire::Op;
 
 namespace {
 
-constexpr std::chrono::milliseconds kSlice{50};       // until Ctrl-C gets through
-constexpr std::chrono::milliseconds kRetryPeriod{5};  // while the owner does not read
-constexpr std::chrono::milliseconds kLinger{1};       // with what is given back
+constexpr std::chrono::milliseconds kSlice{50};          // until Ctrl-C gets through
+constexpr std::chrono::milliseconds kRetryPeriod{5};     // while the owner does not read
+constexpr std::chrono::milliseconds kRoomPatience{100};  // for an owner that makes some
+constexpr std::chrono::milliseconds kLinger{1};          // with what is given back
 constexpr std::chrono::milliseconds kLastFlush{200};
 constexpr int kOwnersEnd_ms = 2000;  // a process without sockets is soon gone
 
@@ -195,6 +196,23 @@ Status OwnerLink::request(Op op, const std::string& payload, Exchange exchange,
   }
   const Question question = ask(op, payload, std::move(exchange));
   return question == nullptr ? owner_gone() : await(question, patience);
+}
+
+uint64_t OwnerLink::ask_for_room(uint64_t bytes) {
+  const Time now = std::chrono::steady_clock::now();
+  if (broken() || now < no_room_until_.load(std::memory_order_relaxed)) return 0;
+  const auto given_back = std::make_shared<uint64_t>(0);
+  const Exchange exchange{
+      [given_back](Reply& reply) { (void)wire::Reader(reply.payload).read_all(*given_back); }, {}};
+  std::string payload;
+  wire::append(payload, bytes);
+  const Status status =
+      request(Op::kMakeRoom, payload, exchange, {now + kRoomPatience, [] { return true; }});
+  if (status.ok() && *given_back > 0) return *given_back;
+  may_have_room_.store(false, std::memory_order_relaxed);
+  no_room_until_.store(now + (status.ok() ? no_room_pause : no_answer_pause),
+                       std::memory_order_relaxed);
+  return 0;
 }
 
 OwnerLink::Question OwnerLink::ask(Op op, const std::string& payload, Exchange exchange) {

@@ -104,6 +104,20 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   // Waits until all that was given back is on its way. False if the deadline passed first.
   bool flush(Time deadline);
 
+  // Asks the owner to discard, and waits for that shortly. The bytes that went: 0 if it has nothing to
+  // give or does not answer, and at once for a while after that.
+  uint64_t ask_for_room(uint64_t bytes);
+  // How long an owner that has none, or that does not answer, is not asked again. For tests: other times.
+  inline static std::chrono::nanoseconds no_room_pause{std::chrono::milliseconds(100)};
+  inline static std::chrono::nanoseconds no_answer_pause{std::chrono::seconds(1)};
+  // Whether it may have some.
+  bool may_have_room() const { return may_have_room_.load(std::memory_order_relaxed); }
+  // Something of its pages was unpinned here.
+  void note_unpinned() {
+    may_have_room_.store(true, std::memory_order_relaxed);
+    no_room_until_.store({}, std::memory_order_relaxed);
+  }
+
   // How long askers wait that do not say it.
   std::chrono::nanoseconds usual_patience() const { return usual_patience_.load(); }
   void set_usual_patience(std::chrono::nanoseconds longest) { usual_patience_ = longest; }
@@ -208,6 +222,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   std::atomic<int> files_{0};
   std::atomic<bool> broken_{false};
   std::atomic<std::chrono::nanoseconds> usual_patience_{std::chrono::seconds(60)};
+  std::atomic<bool> may_have_room_{false};
+  std::atomic<Time> no_room_until_{};
   const bool waits_;  // the socket's timeout is set
   const PeerProcess owner_process_;
   std::atomic<bool> owner_has_ended_{false};

@@ -10,9 +10,11 @@
 
 #include "backing/backing_file.h"
 #include "backing/prefault.h"
+#include "guard/commit_gate.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 #include "os/transfer.h"
+#include "sharing/shared_discards.h"
 
 namespace pgalloc {
 
@@ -53,6 +55,7 @@ Result<std::shared_ptr<PeerFile>> PeerFile::make(std::shared_ptr<ChunkMap> chunk
 Result<std::shared_ptr<PeerFile>> PeerFile::inherit(
     std::shared_ptr<ChunkMap> chunks, int fd, const Identity& identity,
     std::shared_ptr<OwnerLink> link, const std::vector<std::pair<FileRange, uint32_t>>& pages) {
+  SharedDiscards::install();
   auto file = make(std::move(chunks), fd, identity, std::move(link));
   if (!file.ok()) return file;
   MutexLock lock((*file)->mu_);
@@ -371,7 +374,11 @@ Result<bool> PeerFile::unpin(FileRange range, const Patience& patience) {
     unpinned_.insert_or_assign(range.start, range);
   }
   Status status = link_->request(wire::Op::kUnpin, packed(range), {}, patience);
-  if (status.ok()) return true;
+  if (status.ok()) {
+    link_->note_unpinned();
+    commit_gate().note_unpinned();
+    return true;
+  }
   if (generation_ != process_generation()) return status;  // the lock is the parent's
   if (status.code() != ErrorCode::kInterrupted && status.code() != ErrorCode::kTimedOut) {
     MutexLock lock(mu_);  // refused: nothing has changed there

@@ -169,12 +169,14 @@ class Session {
   std::optional<Answer> ping(Request& request);
   std::optional<Answer> served(Request& request);
   std::optional<Answer> value(Request& request);
+  std::optional<Answer> make_room(Request& request);
 
   Offers& offers_;
   std::shared_ptr<PeerUsage> usage_;  // of its process
   std::unordered_map<uint64_t, std::unique_ptr<Held>>
       shares_;                          // of files of which it holds something
   std::unordered_set<uint64_t> known_;  // files it was let into
+  std::optional<std::string> payer_;    // as it was last looked at
   bool forked_ = false;                 // born with leases
   bool knows_all_ = false;              // a child of the owner knows all files that its parent had
   std::vector<std::shared_ptr<MemoryFile>> let_go_;

@@ -13,6 +13,7 @@
 
 #include "os/retry.h"
 #include "os/syscalls.h"
+#include "sharing/payer.h"
 #include "sharing/plant.h"
 
 namespace pgalloc {
@@ -136,6 +137,8 @@ std::optional<Answer> Session::step(Request& request) {
       return served(request);
     case Op::kValue:
       return value(request);
+    case Op::kMakeRoom:
+      return make_room(request);
     case Op::kHello:
     case Op::kPart:
     case Op::kFork:
@@ -462,10 +465,11 @@ std::optional<Answer> Session::unpin(Request& request) {
     return refuse(sharing_error("a peer may have " + std::to_string(scope.limits.unpinned) +
                                 " ranges unpinned at most"));
   }
+  if (!payer_) payer_ = payer_of(pid, usage_->number);
   FileRange rest{pages->range.start + request.progress, pages->range.end};
   for (size_t left = kSegmentsAtOnce; !rest.empty();) {
     if (left == 0) return std::nullopt;
-    Result<FileRange> piece = share.unpin_front(pages->range, rest.start, &left);
+    Result<FileRange> piece = share.unpin_front(pages->range, rest.start, &left, *payer_);
     if (!piece.ok()) return refuse(std::move(piece).status());
     rest.start = piece->end;
     request.progress = rest.start - pages->range.start;
@@ -567,6 +571,20 @@ std::optional<Answer> Session::value(Request& request) {
   }
   if (!kept) scope.lookups->drop(number, &let_go_);
   wire::append(answer.payload, wire::Pages{name, value.range}, value.start, value.stop);
+  return answer;
+}
+
+std::optional<Answer> Session::make_room(Request& request) {
+  uint64_t bytes = 0;
+  if (!wire::Reader(request.payload).read_all(bytes)) return malformed();
+  if (scope.readonly) {
+    return refuse(
+        Status::error(ErrorCode::kPermission,
+                      "these pages are shared for reading only: no room is made for that"));
+  }
+  Answer answer = answer_with_room();
+  payer_ = payer_of(pid, usage_->number);  // anew: it may have been moved
+  wire::append(answer.payload, make_room_for(*payer_, std::min(bytes, kPieceBytes)));
   return answer;
 }
 

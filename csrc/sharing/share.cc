@@ -68,6 +68,7 @@ void Share::split(Unpinned::iterator entry, uint64_t at) {
   if (at >= entry->second->range.end) return;
   const auto rest = unpinned_.emplace(at, std::make_unique<Entry>()).first;
   rest->second->is_rest = true;
+  rest->second->held_queue = entry->second->held_queue;
   file()->discarder().split(*entry->second, *rest->second, at);
 }
 
@@ -110,11 +111,12 @@ Result<FileRange> Share::release_front(FileRange range, size_t* left) {
   return front;
 }
 
-Result<FileRange> Share::unpin_front(FileRange range, uint64_t from, size_t* left) {
+Result<FileRange> Share::unpin_front(FileRange range, uint64_t from, size_t* left,
+                                     const std::string& payer) {
   if (from == range.start && unpinned_at(range) != unpinned_.end()) return range;
   const FileRange front = table_.front({from, range.end}, left);
   if (front != range && unpinned_at(front) != unpinned_.end()) return unpinned_already();
-  PGALLOC_RETURN_IF_ERROR(unpin(front));
+  PGALLOC_RETURN_IF_ERROR(unpin(front, payer));
   if (from == range.start) return front;
   const auto last = unpinned_.find(front.start);
   if (last != unpinned_.begin()) join(std::prev(last));
@@ -143,15 +145,20 @@ Result<FileRange> Share::pin_front(FileRange range, uint64_t from, size_t* left,
   return front;
 }
 
-Status Share::unpin(FileRange range) {
+Status Share::unpin(FileRange range, const std::string& payer) {
   if (unpinned_at(range) != unpinned_.end()) return {};
   if (const auto other = first_unpinned(range);
       other != unpinned_.end() && other->second->range.start < range.end) {
     return unpinned_already();
   }
   if (!table_.has(range)) return not_held();
-  const auto entry = unpinned_.emplace(range.start, std::make_unique<Entry>()).first;
-  entry->second->range = range;
+  auto made = std::make_unique<Entry>();
+  made->range = range;
+  if (!payer.empty()) {
+    made->held_queue = file()->discarder().queue_paid_by(payer);
+    made->queue = made->held_queue.get();
+  }
+  const auto entry = unpinned_.emplace(range.start, std::move(made)).first;
   Status status;
   try {
     status = table_.hand_over(range);

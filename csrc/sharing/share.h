@@ -42,8 +42,8 @@ class Share {
   // it has to be asked again: pages are being discarded just now.
   Result<bool> release(FileRange range);
 
-  // A lease becomes an unpinned reference: the contents may be discarded.
-  Status unpin(FileRange range);
+  // A lease becomes an unpinned reference: the contents may be discarded. `payer`: see payer.h.
+  Status unpin(FileRange range, const std::string& payer = {});
   // And back. Whether the contents are what they were; nothing if it has to be asked again.
   Result<std::optional<bool>> pin(FileRange range);
 
@@ -55,7 +55,8 @@ class Share {
   Status need(FileRange range, FileRange piece) const;
   Result<FileRange> release_front(FileRange range, size_t* left);
   // From `from` on: what comes before was done so.
-  Result<FileRange> unpin_front(FileRange range, uint64_t from, size_t* left);
+  Result<FileRange> unpin_front(FileRange range, uint64_t from, size_t* left,
+                                const std::string& payer = {});
   // When it comes to the end, *intact says if all of the contents are what they were.
   Result<FileRange> pin_front(FileRange range, uint64_t from, size_t* left, bool* intact);
 
@@ -67,7 +68,8 @@ class Share {
 
  private:
   struct Entry : Discardable {
-    bool is_rest = false;  // of a longer one, whose front is pinned already
+    std::shared_ptr<DiscardQueue> held_queue;  // `queue`, unless that is the file's own
+    bool is_rest = false;                      // of a longer one, whose front is pinned already
   };
   using Unpinned = std::map<uint64_t, std::unique_ptr<Entry>>;  // by start
   Unpinned::iterator first_unpinned(FileRange range);

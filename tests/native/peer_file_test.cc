@@ -11,6 +11,7 @@
 
 #include "native/memory.h"
 #include "native/sharing.h"
+#include "sharing/shared_discards.h"
 
 namespace pgalloc::peer_file_test {
 namespace {
@@ -95,6 +96,17 @@ struct Scene {
     }
   }
   void adopt(FileRange range) const { EXPECT(file->adopt(range).ok()); }
+  // How many such requests came that were not heard yet.
+  int count(Op op) {
+    int found = 0;
+    buffer.resize(1 << 16);
+    for (;;) {
+      const ssize_t size = ::recv(owner.fd(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+      if (size <= 0) return found;
+      const auto packet = wire::parse({buffer.data(), static_cast<size_t>(size)}, nullptr);
+      found += packet->kind == static_cast<uint8_t>(op);
+    }
+  }
 
   os::Descriptor owner;
   os::Descriptor memory;
@@ -458,6 +470,43 @@ TEST(what_was_lost_is_forgotten_with_its_handle_or_when_it_is_unpinned_again) {
     }
     scene.answer_next(uint8_t{1});
     EXPECT(*scene.file->pin(pages(0, 2), patient()));
+  }
+}
+
+TEST(an_owner_is_asked_for_room_until_it_has_none) {
+  OwnerLink::no_room_pause = std::chrono::hours(1);
+  Scene scene;
+  SharedDiscards room;
+  const auto discard = [&](uint64_t bytes) {
+    return room.discard(bytes, std::chrono::steady_clock::now() + std::chrono::minutes(1));
+  };
+  scene.answer_next(uint64_t{3});
+  scene.answer_next(uint64_t{100});  // more than it was asked for
+  scene.answer_next(uint64_t{0});
+  EXPECT_EQ(discard(10).given_back, 3u);
+  EXPECT_EQ(discard(10).given_back, 10u);
+  EXPECT(discard(10).exhausted);
+  EXPECT(!room.any_unpinned());
+  EXPECT(discard(10).exhausted);  // at once: it has not got the time to have some again
+  EXPECT_EQ(scene.count(Op::kMakeRoom), 3);
+  // What is unpinned it can discard.
+  scene.adopt(pages(0, 1));
+  scene.answer_next(uint8_t{1});
+  EXPECT(*scene.file->unpin(pages(0, 1), patient()));
+  EXPECT(room.any_unpinned());
+  scene.answer_next(page_size());
+  EXPECT_EQ(discard(page_size()).given_back, page_size());
+}
+
+TEST(an_owner_without_room_to_give_is_not_waited_for_again) {
+  for (const bool refuses : {true, false}) {
+    OwnerLink::no_answer_pause = std::chrono::hours(1);
+    Scene scene;
+    if (refuses) scene.refuse_next(ErrorCode::kPermission);
+    EXPECT_EQ(scene.link->ask_for_room(1), 0u);  // or it says nothing
+    scene.answer(2, uint64_t{1});
+    EXPECT_EQ(scene.link->ask_for_room(1), 0u);
+    EXPECT_EQ(scene.count(Op::kMakeRoom), 1);
   }
 }
 

@@ -6,9 +6,13 @@
 #include <fcntl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <vector>
 
+#include "file/file_registry.h"
+#include "native/fake_level.h"
 #include "native/memory.h"
+#include "native/payers.h"
 #include "native/sharing.h"
 
 namespace pgalloc::session_test {
@@ -103,9 +107,9 @@ TEST(payloads_of_the_wrong_size_are_malformed) {
   Scene scene;
   const wire::Pages pages = scene.allocate(1);
   for (const auto op : {Op::kOpen, Op::kOffer, Op::kAllocate, Op::kDecommit, Op::kUnique,
-                        Op::kUnpin, Op::kPin, Op::kUsage, Op::kRelease}) {
+                        Op::kUnpin, Op::kPin, Op::kUsage, Op::kRelease, Op::kMakeRoom}) {
     std::string payload;
-    if (op == Op::kOpen) {
+    if (op == Op::kOpen || op == Op::kMakeRoom) {
       wire::append(payload, pages.file);
     } else if (op == Op::kAllocate) {
       wire::append(payload, pages.file, page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0});
@@ -614,6 +618,73 @@ TEST(unpinned_pages_are_pinned_with_what_was_in_them_or_without) {
   EXPECT_EQ(scene.yes_or_no(Op::kPin, other), uint8_t{0});
   EXPECT_EQ(scene.yes_or_no(Op::kPin, other), uint8_t{1});
   EXPECT_EQ(scene.session->bytes_of(pages.file), 4 * page_size());
+}
+
+// Room that is made for a peer in a memory cgroup of its own.
+struct RoomScene : Scene {
+  RoomScene() { payers.write(::getpid(), "0::/theirs\n"); }
+  // A page with something in it, unpinned.
+  wire::Pages unpinned_page() {
+    const wire::Pages pages = allocate(1);
+    EXPECT(file->write(pages.range.start, "x", 1).ok());
+    EXPECT_EQ(yes_or_no(Op::kUnpin, pages), 1);
+    return pages;
+  }
+  uint64_t made(uint64_t bytes) {
+    return yes_or_no<uint64_t>(Op::kMakeRoom, bytes).value_or(UINT64_MAX);
+  }
+  const native_tests::Payers payers{"0::/ours\n"};
+};
+
+TEST(room_is_made_of_what_the_peers_memory_group_pays_for) {
+  RoomScene scene;
+  const wire::Pages first = scene.unpinned_page();
+  const wire::Pages second = scene.unpinned_page();
+  Discardable own;
+  own.range = take_pages(*scene.file, 1);
+  EXPECT(scene.file->write(own.range.start, "x", 1).ok());
+  EXPECT(scene.file->unpin(own).ok());
+  EXPECT_EQ(scene.made(1), page_size());
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, first), 0);
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, second), 1);
+  EXPECT_EQ(scene.made(1), 0u);  // the rest does not count against its limit
+  EXPECT_EQ(scene.yes_or_no(Op::kUnpin, second), 1);
+  EXPECT_EQ(scene.made(UINT64_MAX), page_size());
+  EXPECT(!own.discarded);
+  // The guard may discard all of them.
+  const wire::Pages third = scene.unpinned_page();
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  EXPECT_EQ(FileRegistry::all().discard(2 * page_size(), deadline).given_back, 2 * page_size());
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, third), 0);
+  EXPECT(scene.file->end_handle(own).ok());
+}
+
+TEST(a_peer_that_was_moved_gets_room_of_where_it_is) {
+  RoomScene scene;
+  const wire::Pages pages = scene.unpinned_page();
+  scene.payers.write(::getpid(), "0::/elsewhere\n");
+  EXPECT_EQ(scene.made(1), 0u);
+  const wire::Pages later = scene.unpinned_page();
+  EXPECT_EQ(scene.made(UINT64_MAX), page_size());
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), 1);
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, later), 0);
+}
+
+TEST(in_the_owners_memory_group_room_is_made_as_far_as_it_lacks) {
+  RoomScene scene;
+  scene.payers.write(::getpid(), "0::/ours\n");
+  const wire::Pages pages = scene.unpinned_page();
+  EXPECT_EQ(scene.made(page_size()), 0u);  // no limit is known
+  const native_tests::FakeLevel level(uint64_t{100} << 20, uint64_t{99} << 20);
+  EXPECT_EQ(scene.made(page_size()), page_size());
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), 0);
+}
+
+TEST(who_may_only_read_asks_for_no_room) {
+  Scope scope;
+  scope.readonly = true;
+  Scene scene(scope);
+  EXPECT_EQ(scene.error(Op::kMakeRoom, uint64_t{1}), ErrorCode::kPermission);
 }
 
 TEST(a_peer_unpins_so_many_ranges_at_most_in_all_files) {

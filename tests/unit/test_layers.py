@@ -230,6 +230,7 @@ CLOCKS = {
     "sharing/owner_link.cc",
     "sharing/owner_link.h",
     "sharing/owner_link_forks.cc",
+    "sharing/payer.cc",
     "sharing/peers.cc",
     "sharing/peers_forks.cc",
 }
