@@ -243,8 +243,10 @@ class ModelFile:
         self.counts["allocated_bytes"] += pages * PAGE
         self._zero(start, end)
         prefaulted = mode is POPULATE and (recycled is not None or pages > 1)  # B15
-        if mode is COMMIT or prefaulted:
+        if mode is COMMIT or prefaulted or not self.in_memory:
             self.stored.update(range(start, end))
+        if not self.in_memory:  # B12
+            self.change(start, end, lambda page: replace(page, known_committed=True))
         return start, end
 
     def _free_place(self, pages: int, direction: Direction) -> int:

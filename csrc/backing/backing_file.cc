@@ -146,14 +146,14 @@ Status BackingFile::commit(FileRange range) {
   return result == 0 ? Status() : Status::system_error(errno, "fallocate");
 }
 
-// On disk what is reserved would count as stored; there it is only looked at what is free.
-Status BackingFile::need_blocks(FileRange range) {
-  if (in_memory_) return commit(range);
-  PGALLOC_RETURN_IF_ERROR(check());
+Result<bool> BackingFile::need_blocks(FileRange range) {
+  Status status = commit(range);
+  if (status.ok()) return true;
+  if (status.code() != ErrorCode::kSystem || status.error_number() != EOPNOTSUPP) return status;
   struct statfs filesystem{};
-  if (sys().fstatfs(fd(), &filesystem) != 0) return {};
+  if (sys().fstatfs(fd(), &filesystem) != 0) return false;
   const auto block = static_cast<uint64_t>(filesystem.f_bsize);
-  if (filesystem.f_bavail >= (range.length() + block - 1) / block) return {};
+  if (filesystem.f_bavail >= (range.length() + block - 1) / block) return false;
   return Status::system_error(ENOSPC, "fallocate");
 }
 

@@ -63,8 +63,9 @@ class BackingFile {
   // What this process may make of a file (ulimit -f), in whole pages; nothing if any size.
   static std::optional<uint64_t> size_limit();
   Status commit(FileRange range);  // fallocate
-  // ENOSPC if the file system has no room for these pages. In a tmpfs they are reserved.
-  Status need_blocks(FileRange range);
+  // Reserves the blocks of these pages; ENOSPC if the file system has no room for them. False if it
+  // cannot reserve any (NFS), and seems to have that many.
+  Result<bool> need_blocks(FileRange range);
   Status punch(FileRange range);  // gives the pages back; they read as zero afterwards
   Status write(FileRange range, const char* data);
   // Writes zeros over whatever is stored in `range`; holes stay holes.

@@ -123,9 +123,27 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
   }
   // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
   if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
-  if (request.mode == AllocationMode::kAllocateAndCommit) return file_.commit(range);
-  if (file_.needs_blocks() && !recycled) PGALLOC_RETURN_IF_ERROR(file_.need_blocks(range));
+  if (file_.needs_blocks()) {
+    PGALLOC_RETURN_IF_ERROR(take_blocks(request, range));
+  } else if (request.mode == AllocationMode::kAllocateAndCommit) {
+    return file_.commit(range);
+  }
   if (request.mode == AllocationMode::kAllocateAndWritePopulate) return populate(range, recycled);
+  return {};
+}
+
+// On disk what is reserved is stored, and no later look would tell: see CommitProbe.
+Status Allocator::take_blocks(const AllocateRequest& request, FileRange range) {
+  const Result<bool> reserved = file_.need_blocks(range);
+  if (!reserved.ok()) return reserved.status().clone();
+  if (!*reserved) {
+    return request.mode == AllocationMode::kAllocateAndCommit
+               ? Status::system_error(EOPNOTSUPP, "fallocate")
+               : Status();
+  }
+  if (file_.in_memory()) return {};
+  FileLock lock(state_);
+  state_.pages.mark_committed(range, nullptr);
   return {};
 }
 

@@ -44,6 +44,7 @@ class Allocator {
   std::optional<Place> find(const AllocateRequest& request, uint64_t capacity) REQUIRES(file_lock);
   Status prepare(const AllocateRequest& request, FileRange range, bool recycled)
       EXCLUDES(file_lock);
+  Status take_blocks(const AllocateRequest& request, FileRange range) EXCLUDES(file_lock);
   Status populate(FileRange range, bool recycled);
 
   FileState& state_;

@@ -99,6 +99,7 @@ def main() -> None:
         os.makedirs(job["directory"], exist_ok=True)
         make_group(job["limits"])
         begin = time.monotonic()
+        say({"up": begin})
         status = run(job, say)
         seconds = time.monotonic() - begin
         result = {"status": status, "seconds": seconds, "booted_in": begin, "events": events()}

@@ -23,10 +23,16 @@ _KERNEL_OPTIONS = (
     "console=ttyS0 loglevel=4 panic=-1 oops=panic psi=1 mitigations=off init_on_alloc=0"
 )
 _PROCESSOR = "max,-erms,-fsrm"
+_BOOT_S_MAX = 100.0  # ten to thirty as a rule
+_BOOTS = 2  # as often as it may be tried
 
 
 class MachineError(Exception):
     """The machine did not do what it is for; says nothing about the command."""
+
+
+class NotUpError(MachineError):
+    """It never ran the command: an emulated machine hangs in its boot now and then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +88,36 @@ def boot(
         # The first serial port is the kernel's console, the second the report.
         command += ["-serial", f"file:{console}", "-chardev", "stdio,id=report,signal=off"]
         command += ["-serial", "chardev:report"]
-        try:
-            return _attend(command, timeout_s, output)
-        except (MachineError, TimeoutError) as error:
-            text = console.read_text(errors="backslashreplace") if console.exists() else ""
-            error.add_note("the kernel's console:\n" + "\n".join(text.splitlines()[-40:]))
-            raise
+        for attempt in range(_BOOTS):
+            try:
+                return _attend(command, timeout_s, output)
+            except (MachineError, TimeoutError) as error:
+                text = console.read_text(errors="backslashreplace") if console.exists() else ""
+                error.add_note("the kernel's console:\n" + "\n".join(text.splitlines()[-40:]))
+                if not isinstance(error, NotUpError) or attempt == _BOOTS - 1:
+                    raise
+                print(f"{error}: once more", file=sys.stderr)
+        raise AssertionError("unreachable")
 
 
 def _attend(command: list[str], timeout_s: float, output: Callable[[str], object]) -> Result:
     # The emulator's complaints go to standard error, as they are.
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     late = threading.Event()
+    is_up = threading.Event()
 
     def give_up() -> None:
         late.set()
         process.kill()
 
+    def give_up_booting() -> None:
+        if not is_up.is_set():
+            process.kill()
+
     timer = threading.Timer(timeout_s, give_up)
+    boot_timer = threading.Timer(_BOOT_S_MAX, give_up_booting)
     timer.start()
+    boot_timer.start()
     result: Result | None = None
     try:
         assert process.stdout is not None
@@ -108,7 +125,9 @@ def _attend(command: list[str], timeout_s: float, output: Callable[[str], object
             said = json.loads(line)
             if "failure" in said:
                 raise MachineError(said["failure"])
-            if "result" in said:
+            if "up" in said:
+                is_up.set()
+            elif "result" in said:
                 result = Result(**said["result"])
             else:
                 output(said["output"])
@@ -117,13 +136,17 @@ def _attend(command: list[str], timeout_s: float, output: Callable[[str], object
             raise MachineError(f"not a report: {error.doc!r}") from error
     finally:
         timer.cancel()
+        boot_timer.cancel()
         if result is None:
             process.kill()
         process.wait()
         timer.join()
+        boot_timer.join()
     if result is None:
         if late.is_set():
             raise TimeoutError(f"no result within {timeout_s:.0f} s")
+        if not is_up.is_set():
+            raise NotUpError(f"the machine did not come up within {_BOOT_S_MAX:.0f} s")
         raise MachineError("the machine ended without a result")
     return result
 

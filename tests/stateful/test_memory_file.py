@@ -31,7 +31,6 @@ from hypothesis.stateful import (
 )
 from model import (
     CHUNK,
-    COMMIT,
     HUGE,
     PAGE,
     POPULATE,
@@ -237,8 +236,10 @@ class MemoryFileMachine(RuleBasedStateMachine):
         as_handle: bool,
         reader: Reader | None,
     ) -> None:
-        if pages in BIG or (self.on_disk and mode is COMMIT):
+        if pages in BIG:
             mode = AllocationMode.ALLOCATE_ONLY
+            if self.on_disk:  # all of it is stored there
+                pages = MIDDLE[-1]
         if pages > FILL_MAX:
             reader = None
         self.settle()

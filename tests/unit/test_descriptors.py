@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -216,17 +217,22 @@ shared = pgalloc.share([2], file=small)
     assert run(program, before="ulimit -v 4000000;") == "True\n"
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB."""
+@pytest.fixture(params=["tmpfs", "ext4"])
+def small_disk(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of 16 MiB, in memory or on a disk."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)],
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(folder)]
+    if request.param == "ext4":
+        image = tmp_path / "image"
+        with image.open("wb") as file:
+            file.truncate(17 * MIB)
+        make = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", str(image)]
+        if shutil.which(make[0]) is None:
+            pytest.skip("no mkfs.ext4")
+        subprocess.run(make, check=True)
+        mount = ["mount", "-o", "loop", str(image), str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("may not mount")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -245,6 +251,30 @@ def test_a_full_file_system_is_an_error_when_pages_are_allocated(small_disk: Pat
         assert bytes(kept.view()) == b"x" * (8 * MIB)
         with pytest.raises(OSError, match="No space left"):
             file.allocate(4 * MIB, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE)
+
+
+def test_what_was_allocated_can_be_touched_in_a_full_file_system(small_disk: Path) -> None:
+    """Its blocks are reserved: what comes later gets none of them."""
+    with MemoryFile(small_disk / "file") as file:
+        early = [file.allocate(MIB) for _ in range(8)]
+        with pytest.raises(OSError, match="No space left"):
+            (small_disk / "other").write_bytes(bytes(12 * MIB))
+        with pytest.raises(OSError, match="No space left"):
+            file.allocate(8 * MIB)
+        for part in early:
+            part.view()[:] = b"x" * MIB
+
+
+def test_a_file_system_that_cannot_reserve_is_asked_what_is_free(tmp_path: Path) -> None:
+    with (
+        MemoryFile(tmp_path / "file", disk_backed=True, capacity=1 << 44) as file,
+        testing.FaultPlan("fallocate", errno.EOPNOTSUPP),
+    ):
+        file.allocate(MIB).view()[:1] = b"x"
+        with pytest.raises(OSError, match="No space left"):
+            file.allocate(1 << 43)
+        with pytest.raises(OSError, match="fallocate"):
+            file.allocate(MIB, mode=AllocationMode.ALLOCATE_AND_COMMIT)
 
 
 def test_a_cache_in_a_full_file_system(small_disk: Path) -> None:

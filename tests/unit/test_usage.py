@@ -298,12 +298,14 @@ def test_disk_files_count_what_is_stored(tmp_path: Path) -> None:
         pytest.skip("this file system's blocks are not pages")
     with MemoryFile(tmp_path / "backing", disk_backed=True) as mf:
         range_ = mf.allocate_range(8 * PAGE)
+        assert mf.usage()[MemoryKind.ANONYMOUS] == 8 * PAGE == stored(mf), "the blocks are reserved"
+        mf.decommit(range_)
+        assert sum(mf.usage().values()) == 0 == stored(mf)
+        assert bytes(mf.map_range(range_)) == bytes(8 * PAGE)
         touch(mf, FileRange(range_.start, range_.start + 3 * PAGE))
         os.fsync(mf.fileno())
         update_usage(mf)
-        assert mf.usage()[MemoryKind.ANONYMOUS] == 3 * PAGE
-        mf.decommit(range_)
-        assert bytes(mf.map_range(range_)) == bytes(8 * PAGE)
+        assert mf.usage()[MemoryKind.ANONYMOUS] == 3 * PAGE == stored(mf)
         mf.dec_ref(range_)
         mf.wait_for_reclaim()
         assert sum(mf.usage().values()) == 0
