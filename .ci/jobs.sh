@@ -192,20 +192,24 @@ job_limits() {
   "$python" stress/limits.py touch --read-mib 200
   "$python" stress/limits.py lowered --runs 3
   "$python" stress/limits.py peer
+  "$python" stress/limits.py kept
   "$python" stress/limits.py write_through --plant dict
   "$python" stress/limits.py touch --plant guard
   "$python" stress/limits.py lowered --plant guard
   "$python" stress/limits.py peer --plant guard
+  "$python" stress/limits.py kept --plant headroom
   "$root/.venv/bin/pgalloc" demo oom
 }
 
 # The same under the other memory controller, in a virtual machine.
 job_vm() {
   local vm=("$python" stress/vm_v2.py --cache "$work/vm")
-  local limits=("${vm[@]}" --timeout 240 --memory-max none -- python stress/limits.py)
+  local machine=("${vm[@]}" --timeout 240 --memory-max none)
+  local limits=("${machine[@]}" -- python stress/limits.py)
   "${vm[@]}" --timeout 60 --oom -- python -c 'x = bytearray(b"x") * 2**30'
   "${limits[@]}" write_through --times 4 --moment 0.5 -- --copy-mib 16
   "${limits[@]}" touch -- --orders backwards
+  "${machine[@]}" --disk-mib 200 -- python stress/limits.py kept --read-file /dev/loop0
   "${limits[@]}" touch --plant guard -- --way stride --orders forwards
 }
 

@@ -4,12 +4,13 @@
     python stress/limits.py touch --read-mib 200
     python stress/limits.py lowered --runs 30
     python stress/limits.py peer
+    python stress/limits.py kept
     python stress/vm_v2.py --memory-max none -- python stress/limits.py touch
 
 Each run is a fresh process in a fresh group with a limit, made under whatever memory controller is
 here, v1 or v2. Exit status 0 only if no run was killed, none failed, and none stayed near the limit
 for longer than a moment. With ``--plant`` something that protects is switched off, and the status
-is 0 only if the kernel killed every run.
+is 0 only if the kernel killed every run (of ``kept``: if every run failed).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from limit import write_through
+from limit.reader import big_file
 from limit.trial import Outcome, Setting, run
 
 from pgalloc import MemoryFile
@@ -31,11 +33,16 @@ from pgalloc._processes.memory_group import NoPlaceError, Place, open_place
 
 _MIB = 1 << 20
 # How many times the limit a program goes through.
-_TIMES = {"write_through": 16, "touch": 8, "lowered": 8, "peer": 4}
-_PLANTS = dict.fromkeys(_TIMES, ("guard",)) | {"write_through": write_through.PLANTS}
+_TIMES = {"write_through": 16, "touch": 8, "lowered": 8, "peer": 4, "kept": 0}
+_PLANTS = dict.fromkeys(_TIMES, ("guard",)) | {
+    "write_through": write_through.PLANTS,
+    "kept": ("headroom",),
+}
 # The limit is lowered to --limit-mib from so much, once so much is in use.
 _LOWERED_FROM = 8192 * _MIB
 _LOWERED_AT = 180 * _MIB
+_KEPT = 150 * _MIB  # beside a file of so many MiB
+_KEPT_READ_MIB = 200
 _LOWERED_SIZES = [4096 << shift for shift in range(9)]  # of values: 4 KiB to 1 MiB
 _TRIES = 20  # of a run that does not count
 
@@ -50,7 +57,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--moment", type=float, default=0.1, help="seconds that near may last")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--read-mib", type=int, default=0, help="read such a file beside it")
-    parser.add_argument("--plant", help="dict (write_through) or guard (all)")
+    parser.add_argument("--read-file", default="", help="or this one")
+    parser.add_argument("--plant", help="guard; dict (write_through), headroom (kept)")
     parser.add_argument("--json", type=Path, help="write all outcomes here")
     parser.epilog = "What follows -- is for the program itself."
     own, theirs = _split(sys.argv[1:])
@@ -69,7 +77,8 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def main() -> int:
     options = arguments()
     try:
-        with open_place() as place, _serving() as options.served:
+        with open_place() as place, _serving() as options.served, _file(options) as path:
+            options.read_file = path
             outcomes = [_one(place, options, number) for number in range(options.runs)]
     except NoPlaceError as error:
         print(f"limits: cannot make a memory cgroup: {error}", file=sys.stderr)
@@ -88,16 +97,30 @@ def _serving() -> Iterator[str]:
         yield path
 
 
+@contextmanager
+def _file(options: argparse.Namespace) -> Iterator[str]:
+    """The file that is read, if there is to be one."""
+    mib = options.read_mib or (_KEPT_READ_MIB if options.program == "kept" else 0)
+    if options.read_file or not mib:
+        yield options.read_file
+        return
+    with big_file(mib) as path:
+        yield path
+
+
 def _one(place: Place, options: argparse.Namespace, number: int) -> Outcome:
     limit = options.limit_mib * _MIB
-    nbytes = limit * (options.times or _TIMES[options.program])
+    nbytes = limit * (options.times or _TIMES[options.program]) or _KEPT
     command = ["--nbytes", str(nbytes), "--seed", str(options.seed + number)]
     if options.plant:
         value = [options.plant] if options.program == "write_through" else []
         command += ["--plant", *value]
-    setting = Setting(limit, options.margin_mib * _MIB, read_mib=options.read_mib)
+    setting = Setting(limit, options.margin_mib * _MIB, read=options.read_file)
     if options.program == "peer":
         command += ["--served", options.served]
+    if options.program == "kept":
+        command += ["--read", options.read_file]
+        setting = replace(setting, read="")
     if options.program == "lowered":
         command += ["--size", str(_LOWERED_SIZES[number % len(_LOWERED_SIZES)])]
         setting = replace(setting, lower_from=_LOWERED_FROM, lower_at=_LOWERED_AT)
@@ -125,11 +148,11 @@ def _judge(options: argparse.Namespace, outcomes: list[Outcome]) -> int:
         f"longest stretch near the limit {stretch * 1e3:.0f} ms"
     )
     if options.plant:
-        found = killed == len(outcomes)
-        print(f"planted {options.plant}: {'killed, as it must be' if found else 'NOT found'}")
+        found = (failed if options.program == "kept" else killed) == len(outcomes)
+        print(f"planted {options.plant}: {'found, as it must be' if found else 'NOT found'}")
         return 0 if found else 1
     # Page cache fills a group to its limit, and goes when it has to.
-    too_near = stretch > options.moment and not options.read_mib
+    too_near = stretch > options.moment and not options.read_file
     return 0 if not killed and not failed and not too_near else 1
 
 

@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="where the kernel is")
     parser.add_argument("--memory-mib", type=int, default=2048, help="of the whole machine")
     parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--disk-mib", type=int, default=0, help="make a disk, /dev/loop0")
     parser.epilog = "What follows -- is the command."
     at = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:at], argparse.Namespace(command=sys.argv[at + 1 :]))
@@ -54,6 +55,7 @@ def main() -> int:
         [HERE, *options.add],
         options.memory_mib,
         options.cpus,
+        options.disk_mib,
     )
     try:
         result = boot(job, options.cache, timeout_s=options.timeout, output=show)

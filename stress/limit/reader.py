@@ -23,11 +23,8 @@ while True:
 
 
 @contextlib.contextmanager
-def reading(group: MemoryGroup, mib: int) -> Iterator[None]:
-    """While it lasts, the group has a process that reads a file of so many MiB; 0: none."""
-    if not mib:
-        yield
-        return
+def big_file(mib: int) -> Iterator[str]:
+    """A file of so many MiB, none of which is in the page cache."""
     with tempfile.NamedTemporaryFile() as file:
         for _ in range(mib):
             file.write(os.urandom(_MIB))
@@ -35,10 +32,18 @@ def reading(group: MemoryGroup, mib: int) -> Iterator[None]:
         os.fsync(file.fileno())
         # What was written is page cache of this process's group.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        command = group.command([sys.executable, "-I", "-S", "-c", _READ, file.name])
-        process = subprocess.Popen(command)
-        try:
-            yield
-        finally:
-            process.kill()
-            process.wait()
+        yield file.name
+
+
+@contextlib.contextmanager
+def reading(group: MemoryGroup, path: str) -> Iterator[None]:
+    """While it lasts, the group has a process that reads this file; "": none."""
+    if not path:
+        yield
+        return
+    process = subprocess.Popen(group.command([sys.executable, "-I", "-S", "-c", _READ, path]))
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()

@@ -70,14 +70,14 @@ class Setting:
         margin: usage within it is near the limit.
         lower_from: the limit that the group has first, if it is to be lowered; 0: it is not.
         lower_at: the usage at which it is lowered.
-        read_mib: the size of a file that is read beside it all the while.
+        read: a file that is read beside it all the while; "": none.
     """
 
     limit: int
     margin: int
     lower_from: int = 0
     lower_at: int = 0
-    read_mib: int = 0
+    read: str = ""
 
 
 def run(place: Place, program: str, arguments: list[str], setting: Setting) -> Outcome:
@@ -87,7 +87,7 @@ def run(place: Place, program: str, arguments: list[str], setting: Setting) -> O
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     with (
         place.make("pgalloc-limit", setting.lower_from or setting.limit) as group,
-        reading(group, setting.read_mib),
+        reading(group, setting.read),
         tempfile.TemporaryFile("w+") as out,
         tempfile.TemporaryFile("w+") as errors,
     ):

@@ -1,11 +1,12 @@
 """Process 1 in the machine: mounts, makes a cgroup, runs one command in it, reports, switches off.
 
 Runs without anything of this folder beside it. The report goes to the second serial port, a JSON
-object in each line: ``{"output": text}`` while the command runs, then ``{"result": ...}``, or
-``{"failure": text}`` if this program itself failed.
+object in each line: ``{"up": seconds}``, then ``{"output": text}`` while the command runs, then
+``{"result": ...}``, or ``{"failure": text}`` if this program itself failed.
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import subprocess
@@ -27,6 +28,8 @@ MOUNTS = [
     ("cgroup2", CGROUPS),
 ]
 RB_AUTOBOOT = 0x01234567
+_FINIT_MODULE = 313  # x86-64
+_LOOP_SET_FD = 0x4C00
 
 # Enters the group and becomes the command: all the command's memory is charged to the group.
 ENTER = "import os, sys; open(sys.argv[1], 'w').write('0'); os.execvp(sys.argv[2], sys.argv[2:])"
@@ -39,6 +42,17 @@ def mount_all(libc: ctypes.CDLL) -> None:
         # A kernel may have mounted devtmpfs by itself.
         if failed and kind != "devtmpfs":
             raise OSError(ctypes.get_errno(), f"mount {kind}")
+
+
+def make_disk(libc: ctypes.CDLL, mib: int) -> None:
+    """A loop device of zeros. It stays open: with its last user the page cache of it would go."""
+    with open("/loop.ko", "rb") as module:
+        if libc.syscall(_FINIT_MODULE, module.fileno(), b"", 0):
+            raise OSError(ctypes.get_errno(), "finit_module")
+    device = os.open("/dev/loop0", os.O_RDWR)
+    with open("/disk", "w+b") as file:
+        file.truncate(mib << 20)
+        fcntl.ioctl(device, _LOOP_SET_FD, file.fileno())
 
 
 def put(file: str, text: str) -> None:
@@ -97,6 +111,8 @@ def main() -> None:
             job = json.load(file)
         # Or what the command cannot see would depend on how long this machine took to boot.
         os.makedirs(job["directory"], exist_ok=True)
+        if job["disk_mib"]:
+            make_disk(libc, job["disk_mib"])
         make_group(job["limits"])
         begin = time.monotonic()
         say({"up": begin})

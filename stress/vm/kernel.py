@@ -1,7 +1,7 @@
 """Debian's cloud kernel: its package is downloaded with apt and unpacked, nothing is installed.
 
 Everything that the machine needs (cgroup v2 with the memory controller, tmpfs, memfd, the serial
-ports) is built into that kernel: no modules.
+ports) is built into that kernel, but for a disk: that is a loop device, a module.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ def find_kernel(cache: Path) -> Path:
     if not found:
         raise FileNotFoundError(f"no kernel in the packages that apt gave: {cache}")
     return found[-1]
+
+
+def loop_module(kernel: Path) -> Path:
+    """Of a kernel that find_kernel() gave."""
+    release = kernel.name.removeprefix("vmlinuz-")
+    return kernel.parents[1] / "lib/modules" / release / "kernel/drivers/block/loop.ko"
 
 
 def _fetch(cache: Path) -> None:

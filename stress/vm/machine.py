@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vm import contents
-from vm.kernel import find_kernel
+from vm.kernel import find_kernel, loop_module
 from vm.newc import Archive
 from vm.qemu import find_qemu
 
@@ -63,7 +63,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command and its surroundings; ``limits`` are files of the group and what is written."""
+    """A command and its surroundings; ``limits`` are files of the group and what is written.
+
+    With ``disk_mib`` there is a disk of zeros, /dev/loop0: what is read of it is page cache, which
+    files of the machine are not, being in memory.
+    """
 
     command: list[str]
     limits: dict[str, str]
@@ -71,6 +75,7 @@ class Job:
     folders: Iterable[Path] = ()
     memory_mib: int = 2048
     cpus: int = 2
+    disk_mib: int = 0
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -81,7 +86,7 @@ def boot(
     kernel, qemu = find_kernel(cache), find_qemu()
     with tempfile.TemporaryDirectory(prefix="pgalloc-vm-") as folder:
         initramfs, console = Path(folder, "initramfs"), Path(folder, "console")
-        _write_initramfs(job, initramfs)
+        _write_initramfs(job, kernel, initramfs)
         command = [qemu, "-accel", "tcg", "-cpu", _PROCESSOR, "-smp", str(job.cpus)]
         command += ["-m", f"{job.memory_mib}M", "-no-reboot", "-nodefaults", "-display", "none"]
         command += ["-kernel", str(kernel), "-initrd", str(initramfs), "-append", _KERNEL_OPTIONS]
@@ -151,7 +156,7 @@ def _attend(command: list[str], timeout_s: float, output: Callable[[str], object
     return result
 
 
-def _write_initramfs(job: Job, file: Path) -> None:
+def _write_initramfs(job: Job, kernel: Path, file: Path) -> None:
     with file.open("wb") as out:
         archive = Archive(out)
         contents.write(archive, contents.python_files())
@@ -165,6 +170,8 @@ def _write_initramfs(job: Job, file: Path) -> None:
         archive.add_symlink("/usr/bin/python", python)
         for name in ("/proc", "/sys", "/dev", "/tmp", contents.HOME):
             archive.add_directory(name)
+        if job.disk_mib:
+            archive.add_bytes("/loop.ko", loop_module(kernel).read_bytes())
         archive.add_bytes("/job.json", json.dumps(_plan(job, python)).encode())
         archive.close()
 
@@ -184,6 +191,7 @@ def _plan(job: Job, python: str) -> dict[str, object]:
         "python": python,
         "command": job.command,
         "limits": job.limits,
+        "disk_mib": job.disk_mib,
         "directory": contents.HOME,
         "environment": environment,
     }
