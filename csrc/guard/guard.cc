@@ -10,7 +10,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "os/retry.h"
+#include "guard/event.h"
+#include "guard/progress.h"
 #include "os/syscalls.h"
 #include "os/thread.h"
 
@@ -20,43 +21,12 @@ using os::sys;
 
 namespace {
 
-// So much may be committed without a sample, as long as there is credit.
-constexpr uint64_t kSmall = uint64_t{256} << 10;
-// So much is given back before the next sample, or what there is to find in so much time.
-constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
-constexpr std::chrono::milliseconds kPass{4};
 constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
-// Credit: how much may be committed at most without a look at the limits. A limit that is lowered by
-// gigabytes must not find more than that on its way.
-constexpr uint64_t kCreditMax = uint64_t{4} << 20;
 // Of the page cache that counts as free so much is not relied on: a sixteenth.
 constexpr uint64_t kCacheMargin = 16;
-// So often memory may go without any more being free: others take it, or it is not what counts here.
-constexpr int kVainPasses = 64;
-// What nobody asks room for grows, too: the heap, page tables, what the kernel charges in batches. So
-// much of the headroom is kept for it, even from commits that nothing can be discarded for.
-uint64_t kept_for_the_rest(uint64_t limit) { return std::min(limit / 16, uint64_t{16} << 20); }
-// How long a commit that is refused waits before: for freed pages to get to the kernel, and for what
-// others reserved to be committed.
-constexpr std::chrono::seconds kPatience{1};
 // How often an idle process is looked after, and what it computes less than in that time.
 constexpr std::chrono::milliseconds kIdlePeriod{120};
 constexpr std::chrono::milliseconds kWork{2};
-// A limit that was refused is tried again: so long usage does not grow by more than so much.
-constexpr std::chrono::seconds kYield{10};
-constexpr uint64_t kYieldRoom = uint64_t{32} << 20;
-
-void signal_event(int event_fd) {
-  const uint64_t one = 1;
-  (void)os::retry_interrupted([&] { return sys().write(event_fd, &one, sizeof one); });
-}
-
-// Whether it was written to. What has got the number of one that was closed is not read.
-bool clear_event(const os::Descriptor& event) {
-  if (!event.intact()) return false;
-  uint64_t count = 0;
-  return os::retry_interrupted([&] { return sys().read(event.fd(), &count, sizeof count); }) > 0;
-}
 
 // Until there are files.
 class NoFiles final : public DiscardSource {
@@ -66,21 +36,6 @@ class NoFiles final : public DiscardSource {
   bool any_unpinned() override { return false; }
   void start_evictions() override {}
   void wait_for_reclaim(Time) override {}
-};
-
-// Whether discards bring anything where it counts. What the owner of a peer's pages says that it gave back
-// need not be true.
-class Progress {
- public:
-  bool seen(uint64_t available) {
-    passes_ = available > best_ ? 0 : passes_ + 1;
-    best_ = std::max(best_, available);
-    return passes_ < kVainPasses;
-  }
-
- private:
-  uint64_t best_ = 0;
-  int passes_ = 0;
 };
 
 // The guard's thread may outlive statics: this one has no destructor.
@@ -156,89 +111,6 @@ uint64_t Guard::add_headroom(Headroom headroom) {
   return token;
 }
 
-// v1: the kernel says when usage gets near, between two samples, and when it looks for memory in vain.
-// Without the lock: registering waits for a grace period of the kernel, tens of milliseconds, in which
-// the guard must not stand still.
-void Guard::arm() {
-  struct Wish {
-    LevelFiles files;
-    uint64_t threshold = 0;  // none
-    bool vain_reclaim = false;
-  };
-  std::vector<Wish> wishes;
-  uint64_t generation = 0;
-  {
-    MutexLock lock(mu_);
-    GuardPlan plan(1);
-    sample(plan);
-    generation = limits_.generation();
-    for (const Watched& watched : limits_.levels()) {
-      if (!watched.level.is_v1_group()) continue;
-      Wish wish{watched.level.files()};
-      if (watched.reading.limited()) wish.threshold = watched.reading.limit - headroom_of(watched);
-      if (wish.threshold == watched.threshold_bytes) wish.threshold = 0;
-      wish.vain_reclaim = !watched.vain_reclaim.open();
-      if (wish.threshold != 0 || wish.vain_reclaim) wishes.push_back(std::move(wish));
-    }
-  }
-  for (const Wish& wish : wishes) {
-    const auto level = MemoryLevel::open(wish.files);
-    if (!level) continue;
-    const auto registered = [](auto registers) {
-      os::Descriptor event(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-      return event.open() && registers(event.fd()) ? std::move(event) : os::Descriptor{};
-    };
-    os::Descriptor threshold, vain_reclaim;
-    if (wish.threshold != 0) {
-      threshold =
-          registered([&](int fd) { return level->set_usage_threshold(fd, wish.threshold); });
-    }
-    // Of the root group it would tell of the whole machine.
-    if (wish.vain_reclaim && !level->is_root()) {
-      vain_reclaim = registered([&](int fd) { return level->tell_of_vain_reclaim(fd); });
-    }
-    MutexLock lock(mu_);
-    if (limits_.generation() != generation) return;
-    for (Watched& watched : limits_.levels()) {
-      if (watched.level.files() != wish.files) continue;
-      if (threshold.open()) {
-        watched.threshold = std::move(threshold);
-        watched.threshold_bytes = wish.threshold;
-      }
-      if (vain_reclaim.open()) {
-        watched.vain_reclaim = std::move(vain_reclaim);
-        watched.hits = watched.hits_before = watched.level.hits().value_or(0);
-      }
-      break;
-    }
-  }
-}
-
-// Has another thread arm what changed.
-void Guard::start_arming() {
-  arms_again_ = true;
-  if (arms_ || parks_ > 0) return;
-  if (arming_.joinable()) arming_.join();  // at its end
-  try {
-    const os::WithoutSignals quiet;
-    arms_ = true;
-    arming_ = std::thread([this] {
-      MutexLock lock(mu_);
-      while (std::exchange(arms_again_, false)) {
-        mu_.unlock();
-        try {
-          arm();
-        } catch (const std::bad_alloc&) {  // NOLINT: it samples all the same
-        }
-        mu_.lock();
-      }
-      arms_ = false;
-    });
-  } catch (const std::exception&) {  // no thread, or no memory for one: the next change tries again
-    arms_ = false;
-  }
-}
-
 void Guard::remove_headroom(uint64_t token) {
   MutexLock lock(mu_);
   headroom_requests_.erase(token);
@@ -302,139 +174,6 @@ Guard::GuardStatus Guard::status() {
         {watched.level.files(), reading, reading.limited() ? headroom_of(watched) : 0});
   }
   return status;
-}
-
-// --- Room for what is about to be committed ------------------------------------------------------
-
-bool Guard::take_credit(uint64_t bytes) {
-  const auto wanted = static_cast<int64_t>(bytes);
-  return credit_.load(std::memory_order_relaxed) >= wanted &&
-         std::chrono::steady_clock::now() < credit_ends_.load(std::memory_order_relaxed) &&
-         credit_.fetch_sub(wanted, std::memory_order_relaxed) >= wanted;
-}
-
-void Guard::set_credit(uint64_t slack) {
-  credit_ends_.store(std::chrono::steady_clock::now() + kPeriod, std::memory_order_relaxed);
-  // Half: others use memory, too.
-  credit_.store(static_cast<int64_t>(std::min(slack / 2, kCreditMax)), std::memory_order_relaxed);
-}
-
-void Guard::admit(uint64_t bytes, CommitReservation& reservation) {
-  if (bytes <= kSmall) return;  // what credit is for
-  reservation.begin(reserved_bytes_, bytes);
-}
-
-Guard::DiscardPass Guard::discard(uint64_t bytes) try {
-  const auto begin = clock_.now();
-  DiscardPass pass;
-  const auto deadline = std::chrono::steady_clock::now() + kPass;
-  DiscardSource& source = *source_.load();
-  const DiscardSource::Discarded discarded = source.discard(bytes, deadline);
-  pass.given_back = discarded.given_back;
-  if (discarded.no_use()) {
-    const uint64_t missing = bytes - std::min(bytes, pass.given_back);
-    pass.given_back += source.sweep(missing, discarded.fruitless);
-    pass.exhausted = pass.given_back < bytes;
-    pass.nothing_unpinned = !source.any_unpinned();
-  }
-  pass.took = std::chrono::duration_cast<GuardPlan::Duration>(clock_.now() - begin);
-  return pass;
-} catch (const std::bad_alloc&) {
-  return {.exhausted = true};
-}
-
-void Guard::count(const DiscardPass& pass) {
-  if (pass.given_back > 0) ++status_.discards;
-  status_.discarded_bytes += pass.given_back;
-}
-
-Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
-  if (!configured_.load(std::memory_order_acquire)) return {};
-  if (bytes <= kSmall && take_credit(bytes)) return {};
-  bool waited = false;
-  std::optional<Time> others_until;
-  Progress progress;
-  MutexLock lock(mu_);
-  while (true) {
-    notice_changes_if_due();
-    GuardPlan plan(1);
-    sample(plan);
-    if (plan.slack() >= bytes) {
-      set_credit(plan.slack() - bytes);
-      admit(bytes, reservation);
-      return {};
-    }
-    // What no discarding can make room for must not cost other allocations anything.
-    if (can_never_fit(bytes)) {
-      if (notice_changes()) continue;
-      return refuse(bytes);
-    }
-    credit_ = 0;
-    const uint64_t missing = std::max(bytes - plan.slack(), kBatchBytes / 8);
-    mu_.unlock();
-    const DiscardPass pass = discard(missing);
-    mu_.lock();
-    count(pass);
-    if ((!pass.exhausted || pass.given_back > 0) && progress.seen(plan.available())) continue;
-    const Fit fit = look_for_room(bytes);
-    const Time now = std::chrono::steady_clock::now();
-    if (fit == Fit::kFits) {
-      admit(bytes, reservation);
-      return {};
-    }
-    if (fit == Fit::kWithoutOthers) {
-      if (!others_until) others_until = now + kPatience;
-      if (now >= *others_until) return refuse(bytes);
-      mu_.unlock();
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      mu_.lock();
-      continue;
-    }
-    if (std::exchange(waited, true)) return refuse(bytes);
-    mu_.unlock();
-    source_.load()->wait_for_reclaim(now + kPatience);
-    mu_.lock();
-  }
-}
-
-bool Guard::lacks(uint64_t bytes) {
-  MutexLock lock(mu_);
-  notice_changes_if_due();
-  GuardPlan plan(1);
-  sample(plan);
-  return plan.slack() < bytes;
-}
-
-Status Guard::refuse(uint64_t bytes) {
-  ++status_.refusals;
-  return Status::error(
-      ErrorCode::kOutOfMemory,
-      "committing " + std::to_string(bytes) +
-          " bytes would exceed the memory limit, and nothing more can be discarded");
-}
-
-bool Guard::can_never_fit(uint64_t bytes) const {
-  const uint64_t smallest = limits_.smallest_of_groups();
-  return bytes > smallest && bytes - smallest > limits_.swap_room();
-}
-
-// After the kernel has dropped all that it can, and swapped out what it may.
-Guard::Fit Guard::look_for_room(uint64_t bytes) const {
-  const uint64_t swap_room = limits_.swap_room();
-  const uint64_t promised = reserved_bytes_.load();
-  Fit fit = Fit::kFits;
-  for (const Watched& watched : limits_.levels()) {
-    // What the machine has left is an estimate: no reason to refuse anything.
-    if (watched.is_machine()) continue;
-    const auto reading = limits_.look_at(watched);
-    if (!reading || !reading->limited()) continue;
-    const uint64_t kept = std::min(headroom_of(watched), kept_for_the_rest(reading->limit));
-    const uint64_t needed = reading->usage - std::min(reading->cache, reading->usage) + kept;
-    const uint64_t room = reading->limit + std::min(swap_room, UINT64_MAX - reading->limit);
-    if (needed > room || bytes > room - needed) return Fit::kNever;
-    if (promised > room - needed - bytes) fit = Fit::kWithoutOthers;
-  }
-  return fit;
 }
 
 // --- The thread ----------------------------------------------------------------------------------
@@ -607,42 +346,6 @@ bool Guard::doze(std::chrono::milliseconds longest) {
   hear_of_vain_reclaim();
   if (limits_.take_written()) notice_changes();
   return true;
-}
-
-// v1 refuses a limit below the usage after it looked for memory at that level. No charge has met the
-// limit then; where one did lately, it is no sign of that.
-void Guard::hear_of_vain_reclaim() {
-  for (Watched& watched : limits_.levels()) {
-    if (!clear_event(watched.vain_reclaim)) continue;
-    const auto hits = watched.level.hits();
-    if (!hits || *hits != watched.hits_before) continue;
-    watched.yields_to = 0;  // until it is known how far it can
-    gives_way_ = true;
-  }
-}
-
-void Guard::end_yielding_if_due() {
-  if (std::chrono::steady_clock::now() < yields_until_) return;
-  for (Watched& watched : limits_.levels()) watched.yields_to = UINT64_MAX;
-}
-
-// Gives back all there is, and keeps it so for a while: the operator will try again.
-void Guard::give_way() {
-  raise(Alarm::kLow);
-  const Time until = std::chrono::steady_clock::now() + kYield;
-  for (bool exhausted = false; !exhausted && !stops_ && std::chrono::steady_clock::now() < until;) {
-    mu_.unlock();
-    const DiscardPass pass = discard(kBatchBytes);
-    mu_.lock();
-    count(pass);
-    exhausted = pass.exhausted;
-  }
-  yields_until_ = std::chrono::steady_clock::now() + kYield;
-  for (Watched& watched : limits_.levels()) {
-    if (watched.yields_to == UINT64_MAX) continue;
-    const auto reading = watched.level.read(MemoryLevel::Depth::kUsage);
-    watched.yields_to = reading ? reading->usage + kYieldRoom : UINT64_MAX;
-  }
 }
 
 // --- fork ----------------------------------------------------------------------------------------

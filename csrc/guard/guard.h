@@ -104,6 +104,8 @@ class Guard final : public CommitGate {
   static void after_fork_in_child();
 
  private:
+  // So much is given back before the next sample.
+  static constexpr uint64_t kBatchBytes = uint64_t{8} << 20;
   using Watched = Limits::Watched;
   using Time = std::chrono::steady_clock::time_point;
 
