@@ -411,7 +411,7 @@ job_stress_sharing() {
   "$python" stress/stalled.py gil --seconds 5
   "$python" stress/stalled.py stop --seconds 6 --timeout 2
   "$python" stress/forks.py --forks 500
-  "$python" stress/interrupted.py --interrupts 200
+  "$python" stress/interrupted.py --interrupts 50
 }
 
 job_stress_snapshots() {

@@ -1,9 +1,10 @@
-"""Signal handlers that raise, at any moment of each public call of an owner and of a peer.
+"""Signal handlers that raise, at any moment of every public call, and of a peer's calls once more.
 
 Each call is made again and again until its handler has raised so many times. Then all is quiet, and
-the account is exact: no reference, lease, offer, descriptor, thread or socket file is left. Bare
-ranges (``allocate_range()``) are left out: one whose call is interrupted before it is assigned has
-no owner in any library. Exits with 0 if all is well, with 1 if something was found.
+the account is exact: no reference, lease, offer, descriptor, thread or socket file is left. The
+calls are those of tests/public_calls.py, but for bare ranges: one whose call is interrupted before
+it is assigned has no owner in any library; and some that another process owns. Exits with 0 if all
+is well, with 1 if something was found.
 """
 
 from __future__ import annotations
@@ -22,15 +23,20 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any
 
 from sharing_api.leftovers import Leftovers, expect
 
 import pgalloc
-from pgalloc import PAGE_SIZE, Cache, MemoryFile, SharedList, SharingError, _core, testing
-from pgalloc.pressure import default_guard
+from pgalloc import PAGE_SIZE, Cache, MemoryFile, SharingError, testing
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from public_calls import CALLS, Call, Things, start_what_stays
 
 _SETTLE_S_MAX = 30.0
+# By threading.Thread, whose start() turns what a handler raises into a RuntimeError, at times.
+_STARTS_THREADS = ("memory pressure", "default_monitor", "PressureLevelListener")
 _OFFERS = 200  # that are received before new ones are asked for
 
 Calls = dict[str, Callable[[], Any]]
@@ -131,48 +137,18 @@ def _calls_of_a_peer(folder: str, line: Connection, file: Any) -> Calls:
     }
 
 
-def _calls_of_an_owner(folder: str) -> Calls:
-    file = MemoryFile(capacity=1 << 30)
-    kept = file.allocate(4 * PAGE_SIZE)
-    cache: Cache[str, bytes] = Cache("8M")
-
-    def offer() -> None:
-        ForkingPickler.dumps(kept)
-        file.drop_unclaimed()
-
-    return {
-        "serve": lambda: file.serve(f"{folder}/own").close(),
-        "serve a cache": lambda: cache.serve(f"{folder}/own").close(),
-        "share": lambda: pgalloc.share({"a": 1}).release(),
-        "share a list": lambda: SharedList([b"a", 1], file=file).release(),
-        "allocate": lambda: file.allocate(PAGE_SIZE).release(),
-        "clone": lambda: kept.clone().release(),
-        "slice": lambda: kept.slice(0, PAGE_SIZE).release(),
-        "offer": offer,
-        "leases": file.leases,
-        "drop_unclaimed": file.drop_unclaimed,
-        "put": lambda: cache.__setitem__("k", b"v" * PAGE_SIZE),
-        "end": lambda: (kept.release(), cache.close(), _check_own(file), file.close()),
-    }
-
-
-def _check_own(file: MemoryFile) -> None:
-    gc.collect()
-    file.drop_unclaimed()
-    testing.verify(file)
-    if used := [segment for segment in file.segments() if segment.refs]:
-        raise BrokenPromiseError(f"references without a holder: {used}")
-
-
 # --- Interrupts -----------------------------------------------------------------------------------
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
 def _interrupt(name: str, call: Callable[[], Any], count: int, source: random.Random) -> int:
     """How often it was made until its handler had raised so many times."""
-    begin = time.perf_counter()
-    for _ in range(5):
-        call()
-    usual = (time.perf_counter() - begin) / 5
+    usual = min(_seconds(call) for _ in range(5))
     made = hits = 0
     while hits < count:
         try:
@@ -194,19 +170,32 @@ def _torture(calls: Calls, options: argparse.Namespace, source: random.Random) -
     end = calls.pop("end")
     for name, call in calls.items():
         if options.only in name:
-            made = _interrupt(name, call, options.interrupts, source)
-            gc.collect()
-            print(f"  {name:<20} {options.interrupts:>7} interrupts of {made:>8} calls", flush=True)
+            _torture_one(name, call, options, source)
     end()
 
 
-def _start_what_stays() -> None:
-    """The guard and its thread, the broker, and the file for objects."""
-    default_guard.ensure()
-    with MemoryFile() as file, file.allocate(PAGE_SIZE) as pages:
-        pages.unpin()
-    _core.broker_address()
-    pgalloc.share(None).release()
+def _torture_one(
+    name: str, call: Callable[[], Any], options: argparse.Namespace, source: random.Random
+) -> None:
+    made = _interrupt(name, call, options.interrupts, source)
+    gc.collect()
+    print(f"  {name:<24} {options.interrupts:>7} interrupts of {made:>8} calls", flush=True)
+
+
+def _torture_public(
+    name: str, call: Call, folder: Path, options: argparse.Namespace, source: random.Random
+) -> None:
+    things = Things(folder)
+    call.make(things)
+    before = things.left()
+    _torture_one(name, lambda: call.make(things), options, source)
+    call.make(things)
+    deadline = time.monotonic() + _SETTLE_S_MAX
+    while not things.is_back(before):
+        if time.monotonic() > deadline:  # time: a bound on a hang
+            raise BrokenPromiseError(f"{name}: left {things.left()} instead of {before}")
+        time.sleep(0.01)  # time: it polls
+    things.close()
 
 
 def run(options: argparse.Namespace, folder: str) -> None:
@@ -217,7 +206,9 @@ def run(options: argparse.Namespace, folder: str) -> None:
     other = context.Process(target=_other, args=(folder, theirs))
     other.start()
     theirs.close()
-    _start_what_stays()
+    start_what_stays()
+    with MemoryFile() as file, file.allocate(PAGE_SIZE) as pages:
+        pages.unpin()
     first = line.recv()
     file = first.file
     first.release()
@@ -231,8 +222,11 @@ def run(options: argparse.Namespace, folder: str) -> None:
     if held := line.recv():
         raise BrokenPromiseError(held)
     expect(before)
-    print("an owner:")
-    _torture(_calls_of_an_owner(folder), options, source)
+    print("every public call:")
+    for name, call in CALLS.items():
+        if not call.bare and name not in _STARTS_THREADS and options.only in name:
+            with tempfile.TemporaryDirectory(prefix="pgalloc-") as own:
+                _torture_public(name, call, Path(own), options, source)
     gc.collect()
     expect(before)
     if names := sorted(os.listdir(folder)) != ["cache", "file"]:

@@ -40,7 +40,8 @@ class FakeGuard:
 
     def guard_unwatch(self, fd: int) -> None:
         os.fstat(fd)  # not closed yet
-        self.watched.remove(fd)
+        if fd in self.watched:
+            self.watched.remove(fd)
 
     def guard_status(self) -> dict[str, Any]:
         level = {

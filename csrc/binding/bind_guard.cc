@@ -43,12 +43,16 @@ py::object amount(uint64_t bytes) {
 
 py::dict described(const LevelFiles& files, const MemoryLevel::Reading& reading) {
   static constexpr const char* kKinds[] = {"v1", "v2", "above", "machine"};
-  return py::dict(
-      py::arg("kind") = kKinds[static_cast<size_t>(files.kind)],
-      py::arg("directory") = name(files.path), py::arg("limit") = amount(reading.limit),
-      py::arg("usage") = reading.usage, py::arg("reclaimable") = reading.reclaimable,
-      py::arg("kernel") = reading.kernel, py::arg("swap_room") = amount(reading.swap_room),
-      py::arg("available") = reading.limited() ? py::cast(reading.available()) : py::none());
+  py::dict found;  // item by item: py::arg() turns a MemoryError into a RuntimeError
+  found["kind"] = kKinds[static_cast<size_t>(files.kind)];
+  found["directory"] = name(files.path);
+  found["limit"] = amount(reading.limit);
+  found["usage"] = reading.usage;
+  found["reclaimable"] = reading.reclaimable;
+  found["kernel"] = reading.kernel;
+  found["swap_room"] = amount(reading.swap_room);
+  found["available"] = reading.limited() ? py::cast(reading.available()) : py::none();
+  return found;
 }
 
 py::object find_group(const std::string& proc, const std::string& root) {
@@ -84,13 +88,18 @@ py::dict status() {
     entry["headroom"] = level.headroom;
     levels.append(entry);
   }
-  return py::dict(py::arg("running") = status.running,
-                  py::arg("level") = kAlarms[static_cast<size_t>(status.alarm)],
-                  py::arg("available") = status.available, py::arg("looks") = status.samples,
-                  py::arg("crossings") = status.crossings,
-                  py::arg("shortfalls") = status.shortfalls, py::arg("discards") = status.discards,
-                  py::arg("discarded_bytes") = status.discarded_bytes,
-                  py::arg("refusals") = status.refusals, py::arg("levels") = levels);
+  py::dict found;
+  found["running"] = status.running;
+  found["level"] = kAlarms[static_cast<size_t>(status.alarm)];
+  found["available"] = status.available;
+  found["looks"] = status.samples;
+  found["crossings"] = status.crossings;
+  found["shortfalls"] = status.shortfalls;
+  found["discards"] = status.discards;
+  found["discarded_bytes"] = status.discarded_bytes;
+  found["refusals"] = status.refusals;
+  found["levels"] = levels;
+  return found;
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from pgalloc import _core, fork
@@ -108,18 +108,19 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self._name: str | None = None
         self._misses = 0
         self._servers = Servers()
-        with ExitStack() as undo:
-            self._monitor = Monitor(headroom)
-            undo.callback(self._monitor.close)
+        self._monitor = Monitor(headroom)
+        try:
             self._file = MemoryFile() if file is None else file
-            if self._owns_file:
-                undo.callback(self._file.close)
             self._store = Store(self._file, self._policy, limit)
-            undo.pop_all()
-        self._store.keep_discarded_keys = on_discard is not None
-        self._entries = self._store.entries
-        self._changes = Changes(self._store)
-        fork.register(self._changes)
+            self._store.keep_discarded_keys = on_discard is not None
+            self._entries = self._store.entries
+            self._changes = Changes(self._store)
+            fork.register(self._changes)
+        except BaseException:
+            if self._owns_file and hasattr(self, "_file"):
+                self._file.close()
+            self._monitor.close()
+            raise
         if name is not None:
             this = weakref.ref(self)  # or the file would keep the cache
             try:

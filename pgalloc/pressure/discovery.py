@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pgalloc.pressure import default_guard, systemd
 from pgalloc.pressure.cgroup import MemoryCgroup, find_memory_cgroup
+from pgalloc.pressure.descriptors import none_left
 from pgalloc.pressure.guard import GuardSource
 from pgalloc.pressure.memcg_sources import open_level
 from pgalloc.pressure.psi import open_psi
@@ -71,10 +72,15 @@ def candidates(
 
 
 def open_candidate(candidate: Candidate) -> PressureSource | None:
-    """Opens one; None, and a line in the debug log, if it cannot be."""
+    """Opens one; None, and a line in the debug log, if it cannot be.
+
+    Raises OSError if there are no descriptors left.
+    """
     try:
         return candidate.open()
     except OSError as error:
+        if none_left(error):
+            raise
         _log.debug("not watching %s: %s", candidate.name, error)
         return None
 

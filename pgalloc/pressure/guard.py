@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pgalloc import _core
+from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.signals import PressureSource
 
 GuardLevel = Literal["none", "low", "medium", "critical"]
@@ -169,12 +170,11 @@ class GuardSource(PressureSource):
     def __init__(self) -> None:
         """Raises OSError when there are no descriptors to be had."""
         self._calls, self._pid = calls, os.getpid()
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        open_into(self, "fd", os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             self._calls.guard_watch(self.fd)
         except BaseException:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+            self.close()  # the guard may have it already
             raise
 
     def take(self, revents: int) -> bool:

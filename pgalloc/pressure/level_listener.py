@@ -66,7 +66,11 @@ class PressureLevelListener(Uncopyable):
             raise NoMemoryCgroupError(errno.ENOENT, "no memory cgroup controller found")
         self._callback = callback
         self._watcher = Watcher(self._call_back)
-        self._watcher.start(lambda: open_sources(group, level))
+        try:
+            self._watcher.start(lambda: open_sources(group, level))
+        except BaseException:
+            self._watcher.stop(wait=False)  # a signal handler may raise when it has started
+            raise
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import collections
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
+from pgalloc.errors import ClosedError, ForkedError
+from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.signals import Level, PressureSource, checked_level
 
 
@@ -33,33 +37,48 @@ class ManualSource(PressureSource):
             raise TypeError(f"name must be a str, not {type(name).__name__}")
         self.name = name
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # signal handlers may call it, too
         self._levels: collections.deque[Level] = collections.deque()
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE  # one read for each signal
-        self.fd = os.eventfd(0, flags)
+        open_into(self, "fd", os.eventfd, 0, flags)
 
     def signal(self, level: Level = "low") -> None:
-        """Makes one event of that level. Raises ValueError once closed."""
+        """Makes one event of that level. Raises ClosedError, and ForkedError in a child."""
         level = checked_level(level)
+        self._check_process()
         with self._lock:
-            if self.fd < 0:
-                raise ValueError("signal of a closed source")
             self._levels.append(level)
-            os.eventfd_write(self.fd, 1)
+            self._ask(os.eventfd_write, 1)
 
     def take(self, revents: int) -> bool:
         """Takes the oldest signal."""
+        self._check_process()
         with self._lock:
             try:
-                os.eventfd_read(self.fd)
+                self._ask(os.eventfd_read)
             except BlockingIOError:
+                return False
+            if not self._levels:  # a signal handler has interrupted signal()
                 return False
             self.level = self._levels.popleft()
             return True
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedError("this ManualSource belongs to the parent process")
+
+    def _ask(self, call: Callable[..., Any], *arguments: int) -> None:
+        """REQUIRES: the lock; but a signal handler may close this meanwhile."""
+        try:
+            call(self.fd, *arguments)
+        except (OSError, ValueError):
+            if self.fd < 0:
+                raise ClosedError("the ManualSource is closed") from None
+            raise
+
     def close(self) -> None:
         """Closes the descriptor; harmless when repeated."""
         if os.getpid() != self._pid:
-            self._lock = threading.Lock()  # another thread of the parent may hold the old one
+            self._lock = threading.RLock()  # another thread of the parent may hold the old one
         with self._lock:
             super().close()

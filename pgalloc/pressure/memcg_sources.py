@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pgalloc.pressure.cgroup import MemoryCgroup
+from pgalloc.pressure.descriptors import none_left
 from pgalloc.pressure.psi import open_psi
 from pgalloc.pressure.signals import (
     LEVELS,
@@ -48,13 +49,16 @@ def open_sources(group: MemoryCgroup, level: Level) -> list[PressureSource]:
                 sources.append(open_level(group, directory, level))
             except OSError as error:
                 # The v2 root group has no event counters; its pressure file may still do.
-                if directory == group.directory and not _is_v2_root(group, directory):
+                own = directory == group.directory and not _is_v2_root(group, directory)
+                if own or none_left(error):
                     raise
                 _log.debug("not watching %s: %s", directory, error)
         if group.version == "v2":
             try:
                 sources.append(open_psi(group.directory / "memory.pressure", level))
             except OSError as error:
+                if none_left(error):
+                    raise
                 _log.debug("no PSI trigger in %s: %s", group.directory, error)
         if not sources:
             raise NoMemoryCgroupError(errno.ENOENT, "no pressure files", str(group.directory))

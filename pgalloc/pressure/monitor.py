@@ -25,6 +25,7 @@ from typing import Self
 from pgalloc import fork
 from pgalloc.errors import ClosedError, ForkedError
 from pgalloc.pressure import default_guard, discovery, guard
+from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.events import Callback, EventStream, Mailbox
 from pgalloc.pressure.limits import PressureInfo, info
 from pgalloc.pressure.memcg_sources import NoPressureSourceError, close_all
@@ -93,9 +94,13 @@ class Monitor(Uncopyable):
         self._subscribers = Subscribers()
         deliver = functools.partial(deliver_to, weakref.ref(self._subscribers))
         self._watcher = Watcher(deliver, given or ())
-        token = guard.calls.guard_add_headroom(self._fraction, self._nbytes)
-        self._end = weakref.finalize(self, _end, self._watcher, guard.calls, token, self._pid)
-        self._end.atexit = False
+        _end_the_lost()
+        self._held = _Held(weakref.ref(self), self._watcher)
+        _held[id(self._held)] = self._held
+        weakref.finalize(self, self._held.end).atexit = False
+        open_into(
+            self._held, "token", self._held.calls.guard_add_headroom, self._fraction, self._nbytes
+        )
         fork.register(self)
 
     # --- subscribers -----------------------------------------------------------------------------
@@ -110,14 +115,20 @@ class Monitor(Uncopyable):
         so the caller must not hold a lock that the callback takes. It is harmless when repeated,
         and does not keep the monitor alive.
 
-        Raises TypeError, ValueError for an unknown level, ClosedError, ForkedError, and
-        NoPressureSourceError if there is nothing to watch.
+        Raises TypeError, ValueError for an unknown level, ClosedError, ForkedError,
+        NoPressureSourceError if there is nothing to watch, and OSError if the process can have no
+        more descriptors.
         """
         if not callable(callback):
             raise TypeError(f"callback must be callable, not {type(callback).__name__}")
         subscription = Subscription(checked_level(level), callback)
-        self._add(subscription)
-        return self._subscribers.unsubscriber(subscription)
+        unsubscribe = self._subscribers.unsubscriber(subscription)
+        try:
+            self._add(subscription)
+        except BaseException:  # a signal handler may raise when it was added
+            self._subscribers.remove(subscription)
+            raise
+        return unsubscribe
 
     def events(self, level: Level = "low") -> EventStream:
         """The events of that level and above, for ``async for``, in any asyncio loop.
@@ -126,8 +137,9 @@ class Monitor(Uncopyable):
         for the callback.
         """
         mailbox = Mailbox(checked_level(level))
+        stream = EventStream(mailbox, self)  # first: one that is dropped ends its subscription
         self._add(Subscription(mailbox.level, mailbox))
-        return EventStream(mailbox, self)
+        return stream
 
     def _add(self, subscription: Subscription) -> None:
         self._check_usable()
@@ -169,7 +181,7 @@ class Monitor(Uncopyable):
         that the callback takes. Harmless when repeated, and in a forked child.
         """
         self._subscribers.end()
-        self._end()
+        self._held.end()
         self._watcher.stop()
 
     def __enter__(self) -> Self:
@@ -204,11 +216,34 @@ class Monitor(Uncopyable):
             raise ClosedError("the Monitor is closed")
 
 
-def _end(watcher: Watcher, calls: guard.GuardCalls, token: int, pid: int) -> None:
-    """Lets go of everything outside of Python, without waiting for anything."""
-    if os.getpid() == pid:  # a child has neither the thread nor the guard
-        calls.guard_remove_headroom(token)
-        watcher.stop(wait=False)
+class _Held:
+    """What a monitor has outside of Python: a wish for headroom, and a thread."""
+
+    token: int | None = None
+
+    def __init__(self, monitor: weakref.ref[Monitor], watcher: Watcher) -> None:
+        self.monitor, self.watcher = monitor, watcher
+        self.calls, self.pid = guard.calls, os.getpid()
+
+    def end(self) -> None:
+        """Lets go of it, without waiting for anything. Harmless when repeated."""
+        if os.getpid() == self.pid:  # a child has neither the thread nor the guard
+            if self.token is not None:
+                self.calls.guard_remove_headroom(self.token)
+                self.token = None
+            self.watcher.stop(wait=False)
+        _held.pop(id(self), None)
+
+
+# No lock: each use is one operation of a dict.
+_held: dict[int, _Held] = {}
+
+
+def _end_the_lost() -> None:
+    """Ends what a finalizer would have ended, had no signal handler interrupted it."""
+    for held in list(_held.values()):
+        if held.monitor() is None:
+            held.end()
 
 
 class _Shared:

@@ -16,6 +16,7 @@ import select
 from pathlib import Path
 from typing import Literal
 
+from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.signals import Level, PressureSource
 
 # Low is systemd's default, 200 ms in 2 s (DefaultMemoryPressureThresholdSec=). Without
@@ -77,7 +78,7 @@ class PsiTrigger(PressureSource):
         """Raises OSError: no PSI (CONFIG_PSI, psi=0), no permission, refused figures."""
         self.name = f"psi {file} {kind} {stall_us}/{window_us} us"
         self.level = level
-        self.fd = os.open(file, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        open_into(self, "fd", os.open, file, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._total = StallTotal(file, kind, stall_us)
             # The kernel puts a NUL over the last byte written, which so must not be a digit.

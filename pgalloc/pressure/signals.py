@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
+from pgalloc.pressure.descriptors import Descriptor, open_into
 from pgalloc.uncopyable import Uncopyable
 
 Level = Literal["low", "medium", "critical"]
@@ -103,14 +104,12 @@ class V1PressureLevel(PressureSource):
         self.name = f"v1 {directory}/memory.pressure_level {level}"
         self.level = level
         self._file = directory / "memory.pressure_level"
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        open_into(self, "fd", os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            file_fd = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
             asked = f"{level},local" if local else level
-            try:
-                _write(directory / "cgroup.event_control", f"{self.fd} {file_fd} {asked}".encode())
-            finally:
-                os.close(file_fd)  # the registration keeps what it needs
+            # The registration keeps what it needs of the file.
+            with Descriptor(os.open, self._file, os.O_RDONLY | os.O_CLOEXEC) as file:
+                _write(directory / "cgroup.event_control", f"{self.fd} {file.fd} {asked}".encode())
         except BaseException:
             self.close()
             raise
@@ -139,7 +138,7 @@ class V2Events(PressureSource):
         """Raises OSError: no such file (the root group has none), no permission."""
         self._counters = frozenset(counters)
         self.name = f"v2 {file} {' '.join(sorted(self._counters))}"
-        self.fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        open_into(self, "fd", os.open, file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._last = self._read()
         except BaseException:
@@ -163,8 +162,5 @@ class V2Events(PressureSource):
 
 
 def _write(file: Path, request: bytes) -> None:
-    fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, request)
-    finally:
-        os.close(fd)
+    with Descriptor(os.open, file, os.O_WRONLY | os.O_CLOEXEC) as opened:
+        os.write(opened.fd, request)

@@ -13,12 +13,14 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
+import operator
 import os
 import select
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.psi import StallTotal
 from pgalloc.pressure.signals import PressureSource
 
@@ -52,7 +54,7 @@ class SystemdPressure(PressureSource):
         except (binascii.Error, ValueError):
             raise OSError(errno.EINVAL, f"{WRITE} is not base64", path) from None
         self._total: StallTotal | None = None
-        self.fd = _open(path, bool(request))
+        _open_into(self, path, bool(request))
         try:
             if stat.S_ISREG(os.fstat(self.fd).st_mode):
                 self.poll_mask = select.POLLPRI
@@ -79,7 +81,7 @@ class SystemdPressure(PressureSource):
         return True
 
 
-def _open(path: str, writes: bool) -> int:
+def _open_into(source: SystemdPressure, path: str, writes: bool) -> None:
     mode = os.stat(path).st_mode
     if stat.S_ISSOCK(mode):
         import socket  # hardly ever needed, and slow to import
@@ -87,14 +89,13 @@ def _open(path: str, writes: bool) -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(1.0)  # a full backlog must not hold up the program
             connection.connect(path)
-            return connection.detach()
-    if stat.S_ISFIFO(mode):
-        # Also for writing, or it would end with the first writer that closes it.
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISREG(mode):
-        access = os.O_RDWR if writes else os.O_RDONLY
-        return os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC)
-    raise OSError(errno.EINVAL, f"{WATCH} is no file, FIFO or socket", path)
+            open_into(source, "fd", operator.methodcaller("detach"), connection)
+    elif stat.S_ISFIFO(mode) or stat.S_ISREG(mode):
+        # A FIFO also for writing, or it would end with the first writer that closes it.
+        access = os.O_RDWR if writes or stat.S_ISFIFO(mode) else os.O_RDONLY
+        open_into(source, "fd", os.open, path, access | os.O_NONBLOCK | os.O_CLOEXEC)
+    else:
+        raise OSError(errno.EINVAL, f"{WATCH} is no file, FIFO or socket", path)
 
 
 def _total_of(file: Path, request: bytes) -> StallTotal | None:

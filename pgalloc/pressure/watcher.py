@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.memcg_sources import close_all
 from pgalloc.pressure.signals import Level, PressureSource
 
@@ -105,7 +106,7 @@ class Watcher:
                 if not self._sources:
                     self._close()
                     return False
-                self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                open_into(self, "_wake_fd", os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._start_thread()
             except BaseException:
                 self._close()
@@ -187,7 +188,23 @@ class Watcher:
             raise
 
     def _run(self) -> None:
-        """The thread. In a child that ``deliver`` forked it ends without touching anything."""
+        """The thread."""
+        with self._lock:
+            if self._thread is not threading.current_thread():
+                return  # what started it was interrupted, and has closed all
+        while not self._has_run():
+            pass
+
+    def _has_run(self) -> bool:
+        """Whether it ran to its end. If not, there was no memory for what Python needs here."""
+        try:
+            self._watch()
+        except MemoryError:
+            return False
+        return True
+
+    def _watch(self) -> None:
+        """In a child that ``deliver`` forked it ends without touching anything."""
         poller = select.poll()
         poller.register(self._wake_fd, select.POLLIN)
         by_fd = {source.fd: source for source in self._sources}

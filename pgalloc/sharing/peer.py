@@ -8,7 +8,7 @@ from pgalloc import _core
 from pgalloc.allocation import Allocation
 from pgalloc.arguments import checked_int, checked_memcg_id, checked_timeout
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
-from pgalloc.errors import OptionError
+from pgalloc.errors import OptionError, OwnerGoneError
 from pgalloc.filling import Reader
 from pgalloc.raised import is_ours
 from pgalloc.sharing import protocol, remote
@@ -153,7 +153,12 @@ class PeerFile(Uncopyable, _core.PeerFile):
         timeout = checked_timeout(timeout)
         if self.closed:
             return True
-        return self._connection.flush(timeout)
+        try:
+            return self._connection.flush(timeout)
+        except OwnerGoneError:
+            if self.closed:  # meanwhile: it has given all back
+                return True
+            raise
 
     def close(self) -> None:
         """Give everything back, but what is viewed: its lease lives as long as the view.
