@@ -1,5 +1,6 @@
 #include "guard/kernel_file.h"
 
+#include <errno.h>
 #include <fcntl.h>
 
 #include <charconv>
@@ -14,6 +15,8 @@ using os::sys;
 
 namespace {
 
+thread_local uint64_t without_descriptors = 0;
+
 std::optional<uint64_t> number_at(std::string_view text) {
   uint64_t value = 0;
   const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -24,9 +27,13 @@ std::optional<uint64_t> number_at(std::string_view text) {
 }  // namespace
 
 os::Descriptor open_kernel_file(const std::string& path) {
-  return os::Descriptor(
+  os::Descriptor file(
       retry_interrupted([&] { return sys().open(path.c_str(), O_RDONLY | O_CLOEXEC, 0); }));
+  if (!file.open() && (errno == EMFILE || errno == ENFILE)) ++without_descriptors;
+  return file;
 }
+
+uint64_t opens_without_descriptors() { return without_descriptors; }
 
 KernelText::KernelText(const os::Descriptor& file) {
   if (!file.open()) return;

@@ -18,6 +18,8 @@ inline constexpr uint64_t kUnlimited = uint64_t{1} << 62;
 
 // Not open if it cannot be opened.
 os::Descriptor open_kernel_file(const std::string& path);
+// How often that failed in this thread because no descriptor could be had: then the file may be there.
+uint64_t opens_without_descriptors();
 
 // What a file says at the moment: at most 8 KiB (memory.stat of Linux 6 has about 2, meminfo 1.5).
 // Allocates nothing.

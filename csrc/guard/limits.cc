@@ -46,6 +46,7 @@ void Limits::watch(const std::vector<LevelFiles>& files) {
   }
   levels_ = std::move(opened);
   follows_.reset();
+  incomplete_ = false;
   ++generation_;
   watch_writes();
 }
@@ -72,14 +73,16 @@ bool Limits::take_written() const {
 }
 
 bool Limits::follow(const ProcFiles& where) {
-  membership_ = open_kernel_file(where.proc + "/self/cgroup");
   follows_ = where;
+  membership_ = {};
   find();
-  return !levels_.empty();
+  return !empty();
 }
 
 void Limits::find() {
   const ProcFiles where = *follows_;
+  const uint64_t before = opens_without_descriptors();
+  if (!membership_.intact()) membership_ = open_kernel_file(where.proc + "/self/cgroup");
   std::string seen(KernelText(membership_).text());  // before it looks: a move meanwhile is another
   const auto group = find_memory_group(where);
   auto files = group ? charged_levels(*group) : std::vector<LevelFiles>{};
@@ -87,6 +90,7 @@ void Limits::find() {
   watch(files);
   follows_ = where;
   memberships_ = std::move(seen);
+  incomplete_ = opens_without_descriptors() != before;
 }
 
 // What cannot be read says nothing of a move.
@@ -118,7 +122,7 @@ bool Limits::refresh(Time now) {
     reopen();
     return true;
   }
-  if (moved()) {
+  if (moved() || (incomplete_ && follows_)) {
     find();
     return true;
   }

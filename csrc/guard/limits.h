@@ -66,7 +66,7 @@ class Limits {
   // Whether it was. To be followed by refresh().
   bool take_written() const;
   // Whether a limit changed or the process was moved since the last time, or files of this were closed
-  // from outside, which are opened anew. Costs a short file for each limit and one more.
+  // from outside or could not be opened for want of descriptors: they are opened anew. Costs a short file for each limit and one more.
   bool refresh(Time now);
   // The last of it alone.
   bool moved() const;
@@ -97,7 +97,8 @@ class Limits {
 
   std::vector<Watched>& levels() { return levels_; }
   const std::vector<Watched>& levels() const { return levels_; }
-  bool empty() const { return levels_.empty(); }
+  // Whether there is nothing to watch, as far as is known.
+  bool empty() const { return levels_.empty() && !incomplete_; }
   uint64_t generation() const { return generation_; }
 
  private:
@@ -116,6 +117,7 @@ class Limits {
   os::Descriptor written_;
   os::Descriptor membership_;
   std::string memberships_;
+  bool incomplete_ = false;  // no descriptors could be had for some
   uint64_t generation_ = 0;
   unsigned refreshes_ = 0;
   Time hits_taken_;

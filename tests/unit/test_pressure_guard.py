@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from fake_guard import FakeGuard, fake_guard
 from waiting import environment, eventually, removed
 
-from pgalloc import MemoryFile, OptionError, OutOfMemoryError, RangeError, _core
+from pgalloc import MemoryFile, OptionError, OutOfMemoryError, RangeError, _core, testing
 from pgalloc.pressure import configure, default_guard, find_memory_cgroup, guard, info
 
 MIB = 1 << 20
@@ -171,6 +172,23 @@ def test_a_process_that_is_moved_is_followed(host: FakeHost, v1: bool) -> None:
         _core.CommitReservation(11 * MIB)
     host.move("4:memory:/a" if v1 else "0::/a")
     _core.CommitReservation(11 * MIB)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4, 5, 6])
+def test_limits_are_found_once_there_are_descriptors(host: FakeHost, first: int) -> None:
+    """Where none could be had when they were looked for, or for a part of what is to be opened."""
+    host.describe("1 2 0:1 / /cg rw - cgroup2 cgroup2 rw", "0::/a")
+    a = host.level("a", memory__current="1", memory__max=str(100 * MIB))
+    b = host.level("b", memory__current="1", memory__max=str(10 * MIB))
+    with testing.FaultPlan("open", errno.EMFILE, first=first):
+        host.configure()
+    assert host.watched() == [a]
+    with testing.FaultPlan("open", errno.EMFILE, first=first):
+        host.move("0::/b")
+        host.watched()
+    assert host.watched() == [b]
+    with pytest.raises(OutOfMemoryError):
+        _core.CommitReservation(11 * MIB)
 
 
 def test_the_thread_notices_a_move_by_itself(host: FakeHost) -> None:
