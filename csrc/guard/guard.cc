@@ -355,9 +355,14 @@ void Guard::after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS { instance().mu_.un
 void Guard::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
   Guard& parents = instance();
   // Only the descriptors can be given back: the thread object stands for a thread that is not here.
+  auto* const own = new Guard;
+  if (parents.limits_.followed()) {
+    own->limits_.follow_later(*parents.limits_.followed());
+    own->configured_ = true;
+  }
   parents.limits_.clear();
   parents.wake_ = {};
-  instance_.store(new Guard, std::memory_order_release);
+  instance_.store(own, std::memory_order_release);
   parents.mu_.unlock();
 }
 

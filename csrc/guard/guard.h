@@ -14,7 +14,7 @@
 //      as it was at the last sample; it is a few MiB at most, good for kPeriod, and void once a limit
 //      changed.
 //   3. reserved_bytes_ is the sum of all reservations: what is about to be committed counts as used.
-//   4. A forked child has a guard of its own that knows no limits yet.
+//   4. A forked child has a guard of its own, which looks for the child's limits when it is first needed.
 //   5. A limit that changed, and a process that was moved to other ones, are noticed within kPeriod and
 //      a little, by the thread and by every commit.
 #pragma once

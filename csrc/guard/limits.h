@@ -57,6 +57,12 @@ class Limits {
   void watch(const std::vector<LevelFiles>& files);
   // The levels of this process, and again when it is moved; and the machine. False if there are none.
   bool follow(const ProcFiles& where);
+  // The same at the next refresh().
+  void follow_later(ProcFiles where) {
+    follows_ = std::move(where);
+    incomplete_ = true;
+  }
+  const std::optional<ProcFiles>& followed() const { return follows_; }
   void clear() { *this = {}; }
 
   using Time = std::chrono::steady_clock::time_point;
@@ -117,7 +123,7 @@ class Limits {
   os::Descriptor written_;
   os::Descriptor membership_;
   std::string memberships_;
-  bool incomplete_ = false;  // no descriptors could be had for some
+  bool incomplete_ = false;  // they are still to be found, or no descriptors could be had for some
   uint64_t generation_ = 0;
   unsigned refreshes_ = 0;
   Time hits_taken_;

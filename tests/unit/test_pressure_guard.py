@@ -203,6 +203,20 @@ def test_the_thread_notices_a_move_by_itself(host: FakeHost) -> None:
         eventually(lambda: file.stats().discarded_bytes == 4096, "the pages are discarded")
 
 
+def test_a_forked_child_is_guarded_from_the_first(host: FakeHost) -> None:
+    """It commits memory before any Python of pgalloc's has told its guard of limits."""
+    host.describe("1 2 0:1 / /cg rw - cgroup2 cgroup2 rw", "0::/a")
+    host.level("a", memory__current="1", memory__max=str(10 * MIB))
+    host.configure()
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(OutOfMemoryError):
+            _core.CommitReservation(11 * MIB)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 # --- once in each process ------------------------------------------------------------------------
 
 
