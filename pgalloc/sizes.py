@@ -48,8 +48,8 @@ def parse_size(size: str | SupportsIndex, name: str = "size") -> int:
 def parse_headroom(headroom: Headroom) -> tuple[float, int]:
     """How much to keep free below a limit: (fraction of the limit, bytes), one of them 0.
 
-    "10%", 0.1 and "0.1" are (0.1, 0); "32M" and 33554432 are (0.0, 33554432). A fraction is below
-    1; bytes are whole.
+    "10%", 0.1 and "0.1" are (0.1, 0); "32M" and 33554432 are (0.0, 33554432). A fraction is at
+    most a half, which is also what is kept of a smaller limit if more bytes are asked for.
 
     Raises TypeError, OptionError or RangeError as :func:`parse_size`.
     """
@@ -70,6 +70,6 @@ def parse_headroom(headroom: Headroom) -> tuple[float, int]:
 
 
 def _fraction(fraction: float) -> float:
-    if not 0 <= fraction < 1:  # nor is NaN
-        raise RangeError(f"headroom must be less than 1 (100%) of the limit, not {fraction}")
+    if not 0 <= fraction <= 0.5:  # nor is NaN
+        raise RangeError(f"headroom must be at most 0.5 (50%) of the limit, not {fraction}")
     return fraction
