@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <new>
+#include <utility>
 
 #include "file/operation.h"
 
@@ -127,12 +128,18 @@ struct Discarder::Batch {
 
 bool Discarder::may_discard() const { return enabled_ && !state_.closed() && held_ == 0; }
 
-// The queue whose next victim was unpinned before those of the others.
+// The queue whose next victim was unpinned before those of the others. What others pay for comes last: it
+// brings nothing, unless their memory cgroup lies below this process's limit.
 DiscardQueue* Discarder::oldest_queue() const {
   DiscardQueue* oldest = nullptr;
+  std::pair<bool, uint64_t> its_turn;
   for (const auto& queue : queues_) {
     const auto order = queue->front_order();
-    if (order && (oldest == nullptr || *order < *oldest->front_order())) oldest = queue.get();
+    if (!order) continue;
+    const std::pair turn(!queue->payer().empty(), *order);
+    if (oldest != nullptr && its_turn <= turn) continue;
+    oldest = queue.get();
+    its_turn = turn;
   }
   return oldest;
 }

@@ -198,6 +198,10 @@ Status OwnerLink::request(Op op, const std::string& payload, Exchange exchange,
   return question == nullptr ? owner_gone() : await(question, patience);
 }
 
+bool OwnerLink::is_to_this_process() const {
+  return owner_process_.is_same(PeerProcess(::getpid()));
+}
+
 uint64_t OwnerLink::ask_for_room(uint64_t bytes) {
   const Time now = std::chrono::steady_clock::now();
   if (broken() || now < no_room_until_.load(std::memory_order_relaxed)) return 0;

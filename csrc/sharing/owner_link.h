@@ -104,6 +104,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   // Waits until all that was given back is on its way. False if the deadline passed first.
   bool flush(Time deadline);
 
+  // Whether this process is its own peer.
+  bool is_to_this_process() const;
   // Asks the owner to discard, and waits for that shortly. The bytes that went: 0 if it has nothing to
   // give or does not answer, and at once for a while after that.
   uint64_t ask_for_room(uint64_t bytes);

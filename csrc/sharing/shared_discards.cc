@@ -1,7 +1,9 @@
 #include "sharing/shared_discards.h"
 
 #include <algorithm>
+#include <memory>
 #include <type_traits>
+#include <vector>
 
 #include "file/file_registry.h"
 #include "guard/guard.h"
@@ -12,6 +14,12 @@ namespace pgalloc {
 namespace {
 
 DiscardSource& own_files() { return FileRegistry::all(); }
+
+std::vector<std::shared_ptr<OwnerLink>> other_owners() {
+  auto links = OwnerLink::all();
+  std::erase_if(links, [](const auto& link) { return link->is_to_this_process(); });
+  return links;
+}
 
 // The guard's thread may outlive statics.
 static_assert(std::is_trivially_destructible_v<SharedDiscards>);
@@ -27,7 +35,7 @@ void SharedDiscards::install() {
 DiscardSource::Discarded SharedDiscards::discard(uint64_t bytes_max, Time deadline) {
   Discarded result = own_files().discard(bytes_max, deadline);
   if (result.given_back >= bytes_max || !result.no_use()) return result;
-  for (const auto& link : OwnerLink::all()) {
+  for (const auto& link : other_owners()) {
     const uint64_t given_back = link->ask_for_room(bytes_max - result.given_back);
     if (given_back == 0) continue;
     result.given_back = std::min(bytes_max, result.given_back + given_back);
@@ -43,7 +51,7 @@ uint64_t SharedDiscards::sweep(uint64_t bytes_max, bool waiting) {
 
 bool SharedDiscards::any_unpinned() {
   if (own_files().any_unpinned()) return true;
-  const auto links = OwnerLink::all();
+  const auto links = other_owners();
   return std::any_of(links.begin(), links.end(),
                      [](const auto& link) { return link->may_have_room(); });
 }

@@ -476,26 +476,29 @@ TEST(what_was_lost_is_forgotten_with_its_handle_or_when_it_is_unpinned_again) {
 TEST(an_owner_is_asked_for_room_until_it_has_none) {
   OwnerLink::no_room_pause = std::chrono::hours(1);
   Scene scene;
-  SharedDiscards room;
-  const auto discard = [&](uint64_t bytes) {
-    return room.discard(bytes, std::chrono::steady_clock::now() + std::chrono::minutes(1));
-  };
   scene.answer_next(uint64_t{3});
-  scene.answer_next(uint64_t{100});  // more than it was asked for
   scene.answer_next(uint64_t{0});
-  EXPECT_EQ(discard(10).given_back, 3u);
-  EXPECT_EQ(discard(10).given_back, 10u);
-  EXPECT(discard(10).exhausted);
-  EXPECT(!room.any_unpinned());
-  EXPECT(discard(10).exhausted);  // at once: it has not got the time to have some again
-  EXPECT_EQ(scene.count(Op::kMakeRoom), 3);
+  EXPECT_EQ(scene.link->ask_for_room(10), 3u);
+  EXPECT_EQ(scene.link->ask_for_room(10), 0u);
+  EXPECT(!scene.link->may_have_room());
+  EXPECT_EQ(scene.link->ask_for_room(10),
+            0u);  // at once: it has not got the time to have some again
+  EXPECT_EQ(scene.count(Op::kMakeRoom), 2);
   // What is unpinned it can discard.
   scene.adopt(pages(0, 1));
   scene.answer_next(uint8_t{1});
   EXPECT(*scene.file->unpin(pages(0, 1), patient()));
-  EXPECT(room.any_unpinned());
+  EXPECT(scene.link->may_have_room());
   scene.answer_next(page_size());
-  EXPECT_EQ(discard(page_size()).given_back, page_size());
+  EXPECT_EQ(scene.link->ask_for_room(page_size()), page_size());
+}
+
+TEST(this_process_itself_is_not_asked_for_room) {
+  Scene scene;
+  EXPECT(scene.link->is_to_this_process());
+  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+  EXPECT(SharedDiscards().discard(1, end).exhausted);
+  EXPECT_EQ(scene.count(Op::kMakeRoom), 0);
 }
 
 TEST(an_owner_without_room_to_give_is_not_waited_for_again) {

@@ -659,6 +659,20 @@ TEST(room_is_made_of_what_the_peers_memory_group_pays_for) {
   EXPECT(scene.file->end_handle(own).ok());
 }
 
+TEST(what_others_pay_for_is_discarded_last) {
+  RoomScene scene;
+  const wire::Pages theirs = scene.unpinned_page();
+  Discardable own;
+  own.range = take_pages(*scene.file, 1);
+  EXPECT(scene.file->write(own.range.start, "x", 1).ok());
+  EXPECT(scene.file->unpin(own).ok());
+  EXPECT_EQ(scene.file->discarder().discard(1, UINT64_MAX).given_back, page_size());
+  EXPECT(own.list == nullptr);
+  EXPECT_EQ(scene.file->discarder().discard(1, UINT64_MAX).given_back, page_size());
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, theirs), 0);
+  EXPECT(scene.file->end_handle(own).ok());
+}
+
 TEST(a_peer_that_was_moved_gets_room_of_where_it_is) {
   RoomScene scene;
   const wire::Pages pages = scene.unpinned_page();
