@@ -152,27 +152,12 @@ Ledger& FileRegistry::booked_by_hand() { return registry().booked_by_hand; }
 
 namespace {
 
-// A file that cannot be closed meanwhile.
-class FileInUse {
- public:
-  explicit FileInUse(RegisteredFile* file) : file_(file) {}
-  FileInUse(FileInUse&& other) noexcept : file_(std::exchange(other.file_, nullptr)) {}
-  FileInUse& operator=(FileInUse&&) = delete;
-  ~FileInUse() {
-    if (file_ != nullptr) file_->end_use();
-  }
-  RegisteredFile* operator->() const { return file_; }
-
- private:
-  RegisteredFile* file_;
-};
-
 std::vector<FileInUse> files_in_use() {
   std::vector<FileInUse> files;
   MutexLock lock(registry().mu);
   files.reserve(registry().files.size());
   for (RegisteredFile* file : registry().files) {
-    if (file->begin_use()) files.emplace_back(file);
+    if (auto use = FileInUse::begin(*file)) files.push_back(std::move(*use));
   }
   return files;
 }
@@ -194,8 +179,7 @@ std::optional<FileInUse> file_to_discard_from(uint64_t* order_max) {
       *order_max = std::min(*order_max, *order);
     }
   }
-  if (oldest == nullptr || !oldest->begin_use()) return std::nullopt;
-  return FileInUse(oldest);
+  return oldest == nullptr ? std::nullopt : FileInUse::begin(*oldest);
 }
 
 DiscardSource::Discarded AllFiles::discard(uint64_t bytes_max, Time deadline) {

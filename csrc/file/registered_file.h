@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "base/status.h"
 #include "file/discarder.h"
@@ -43,6 +44,27 @@ class RegisteredFile {
 
  protected:
   ~RegisteredFile() = default;
+};
+
+// A file that is not closed meanwhile: close() waits.
+class FileInUse {
+ public:
+  // Nothing if it is closed.
+  static std::optional<FileInUse> begin(RegisteredFile& file) {
+    if (!file.begin_use()) return std::nullopt;
+    return FileInUse(&file);
+  }
+  FileInUse(FileInUse&& other) noexcept : file_(std::exchange(other.file_, nullptr)) {}
+  FileInUse& operator=(FileInUse&&) = delete;
+  ~FileInUse() {
+    if (file_ != nullptr) file_->end_use();
+  }
+  RegisteredFile* operator->() const { return file_; }
+
+ private:
+  explicit FileInUse(RegisteredFile* file) : file_(file) {}
+
+  RegisteredFile* file_;
 };
 
 }  // namespace pgalloc

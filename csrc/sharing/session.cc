@@ -131,8 +131,8 @@ uint64_t Session::bytes_of(uint64_t file) const {
 std::vector<FileIdentity> Session::files() const {
   std::vector<FileIdentity> files;
   for (const auto& [name, held] : shares_) {
-    const MemoryFile& file = *held->share.file();
-    if (!file.closed()) files.push_back(FileIdentity::of(file.fd()));
+    MemoryFile& file = *held->share.file();
+    if (const auto use = FileInUse::begin(file)) files.push_back(FileIdentity::of(file.fd()));
   }
   return files;
 }

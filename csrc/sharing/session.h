@@ -149,8 +149,8 @@ class Session {
   InUse hold(const std::shared_ptr<MemoryFile>& file);
   void end_use(Held& held) noexcept;
   uint64_t bytes_max(const MemoryFile& file) const;
-  void describe(const MemoryFile& file, Answer* answer) const;
-  void add_description(const MemoryFile& file, Answer* answer) const;
+  void describe(MemoryFile& file, Answer* answer) const;
+  void add_description(MemoryFile& file, Answer* answer) const;
   bool drop_views(Held& held, FileRange range, size_t count_max);
   static size_t cut_at_views(const Held& held, size_t count_max, FileRange* range);
 

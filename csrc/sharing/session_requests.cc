@@ -186,10 +186,15 @@ std::optional<Answer> Session::open(Request& request) {
 }
 
 // What a peer needs to know of a file to map it. Without a descriptor, the status says why.
-void Session::describe(const MemoryFile& file, Answer* answer) const {
+void Session::describe(MemoryFile& file, Answer* answer) const {
   constexpr size_t kLabelMax = 1000;
   wire::append(answer->payload, file.id(), file.capacity(), uint8_t{scope.readonly},
                std::string_view(file.options().label).substr(0, kLabelMax));
+  const auto use = FileInUse::begin(file);
+  if (!use) {
+    answer->status = Status::error(ErrorCode::kClosed, "the owner has closed the MemoryFile");
+    return;
+  }
   Result<os::Descriptor> descriptor = reopen(file.descriptor(), scope.readonly);
   if (descriptor.ok()) {
     answer->descriptor = std::move(*descriptor);
@@ -245,7 +250,7 @@ std::optional<Answer> Session::claim(Request& request) {
 
 // Of a file that the peer has nothing of: what kOpen would bring, so that the owner may end once all it
 // sent is claimed. Where that fails, the peer asks.
-void Session::add_description(const MemoryFile& file, Answer* answer) const try {
+void Session::add_description(MemoryFile& file, Answer* answer) const try {
   Answer description;
   describe(file, &description);
   if (!description.status.ok()) return;
