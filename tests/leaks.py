@@ -17,6 +17,7 @@ import pytest
 
 import pgalloc
 from pgalloc import _core
+from pgalloc.sharing import connection
 
 PATIENCE_S = 5.0  # threads that were told to end, and what the last reference to a file lets go
 
@@ -39,6 +40,7 @@ def freeze() -> None:
 
 def begin() -> Holdings:
     """What there is before a test."""
+    connection.forget_the_gone()
     gc.collect()
     return holdings()
 
@@ -65,6 +67,7 @@ def check(before: Holdings) -> None:
         return
     deadline = time.monotonic() + PATIENCE_S
     while True:
+        connection.forget_the_gone()
         gc.collect()
         left = grown(before, holdings())
         if not left:

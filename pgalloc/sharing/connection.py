@@ -350,11 +350,18 @@ def connection_to(address: Address) -> Connection:
     return known
 
 
-def _known(its: _Connections, address: Address) -> Connection | None:
+def forget_the_gone() -> None:
+    """Lets go of connections to owners that have gone: nothing else ends one that is not used."""
+    its = settled()
     with its.lock:
         for each in list(its.by_owner.values()):
             if each.has_hung_up():
                 each.break_off()
+
+
+def _known(its: _Connections, address: Address) -> Connection | None:
+    forget_the_gone()
+    with its.lock:
         if (known := its.by_owner.get(address.owner)) is not None:
             known.note(address)
         return known
