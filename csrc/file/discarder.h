@@ -66,7 +66,7 @@ class Discarder {
     uint64_t given_back = 0;  // of pages that went to the kernel: some may never have been used
   };
   Discarded discard(uint64_t bytes_max, uint64_t order_max) EXCLUDES(file_lock);
-  // The same of what one payer pays for.
+  // The same, only of the queue of this payer (see sharing/payer.h).
   Discarded discard_paid_by(std::string_view payer, uint64_t bytes_max) EXCLUDES(file_lock);
   // Gives back unpinned pages by address: what was written to after it was discarded, and with
   // `waiting` what discard() would come to too late. About `bytes_max`; the bytes that went.

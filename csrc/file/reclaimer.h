@@ -1,6 +1,7 @@
 // Purpose: returns freed pages to the kernel, on a thread of its own (section F).
 //
-// Thread safety: any thread. start() and stop() are externally synchronised (the registry's lock over threads).
+// Thread safety: any thread. start() and stop() are externally synchronised (the registry's lock over
+// threads).
 //
 // Invariants
 //   1. A range that was taken is punched without the lock, and is nothing else's until it is settled.

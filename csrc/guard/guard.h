@@ -113,7 +113,9 @@ class Guard final : public CommitGate {
 
   enum class Fit : uint8_t {
     kFits,
-    kWithoutOthers,  // but for what is reserved, part of which may count twice: it is being committed
+    // It would fit if other threads had reserved nothing. Part of that may be committed already, and so
+    // count twice: it is worth waiting.
+    kWithoutOthers,
     kNever,
   };
   // What was found to give back.

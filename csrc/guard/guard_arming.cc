@@ -1,4 +1,4 @@
-// What the kernel is asked to tell of: usage that gets near a limit, and memory that it looks for in vain.
+// What the kernel is asked to report: usage near a limit, and reclaim that found nothing.
 
 #include <sys/eventfd.h>
 

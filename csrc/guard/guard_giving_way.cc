@@ -1,4 +1,4 @@
-// A limit that an operator lowers, and that v1 refuses because more is in use: the guard lets the next try succeed.
+// An operator lowers a limit below what is in use, and v1 refuses: the guard lets the next try succeed.
 
 #include <chrono>
 

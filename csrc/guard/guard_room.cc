@@ -20,11 +20,11 @@ constexpr uint64_t kSmall = uint64_t{256} << 10;
 // Credit: how much may be committed at most without a look at the limits. A limit that is lowered by
 // gigabytes must not find more than that on its way.
 constexpr uint64_t kCreditMax = uint64_t{4} << 20;
-// What nobody asks room for grows, too: the heap, page tables, what the kernel charges in batches. So
-// much of the headroom is kept for it, even from commits that nothing can be discarded for.
+// The heap, page tables and what the kernel charges in batches grow without asking for room. So much of
+// the headroom is kept for them, even if a commit is refused for it.
 uint64_t kept_for_the_rest(uint64_t limit) { return std::min(limit / 16, uint64_t{16} << 20); }
-// How long a commit that is refused waits before: for freed pages to get to the kernel, and for what
-// others reserved to be committed.
+// How long a commit waits before it is refused: for freed pages to get to the kernel, and for other
+// threads to commit what they reserved.
 constexpr std::chrono::seconds kPatience{1};
 // What is looked for in one pass.
 constexpr std::chrono::milliseconds kPass{4};

@@ -72,7 +72,8 @@ class Limits {
   // Whether it was. To be followed by refresh().
   bool take_written() const;
   // Whether a limit changed or the process was moved since the last time, or files of this were closed
-  // from outside or could not be opened for want of descriptors: they are opened anew. Costs a short file for each limit and one more.
+  // from outside or could not be opened for want of descriptors: they are opened anew. Costs a short
+  // file for each limit and one more.
   bool refresh(Time now);
   // The last of it alone.
   bool moved() const;

@@ -11,9 +11,9 @@
 
 namespace pgalloc {
 
-// What the discard queue is called of those that this process, as it is now, pays with: the path of its
-// memory cgroup; empty if that is also ours, or if there is no memory controller. A process whose cgroup
-// cannot be seen (pid <= 0, another PID namespace) pays alone: `number` tells such apart.
+// The name of the discard queue for what process `pid` unpins: the path of its memory cgroup at this
+// moment; empty if it is in the cgroup of this process, or if there is no memory controller. A process
+// whose cgroup cannot be read (pid <= 0, another PID namespace) has a queue of its own, by `number`.
 std::string payer_of(pid_t pid, uint64_t number);
 
 // Discards of all files what counts against this payer's limit, in about 2 ms at most. The bytes that went.
