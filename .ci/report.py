@@ -1,4 +1,7 @@
-"""What CI prints: the end of each job, the jobs beforehand, and the table afterwards."""
+"""What CI prints: the jobs beforehand, the end of each job, the table, and why what failed did so.
+
+Of a long output often only the end is kept, so that is where failures are told again, in short.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,15 @@ _SHORT = 60
 _TAIL_PASSED = 40
 _TAIL_FAILED = 200
 _LATE = 1.5
+_AGAIN = 25
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job; ``failure`` is empty if it passed. ``cpu_s`` is measured."""
+    """What came of a job; ``failure`` is empty if it passed. ``cpu_s`` is measured.
+
+    ``why`` are the lines that tell most about a failure, and are printed again at the end.
+    """
 
     job: Job
     failure: str = ""
@@ -25,6 +32,7 @@ class Outcome:
     started: float = 0
     seconds: float = 0
     cpu_s: float = 0
+    why: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.ran:
@@ -42,6 +50,12 @@ def block(outcome: Outcome, log: Path) -> Iterator[str]:
         yield f"(the last {tail} of {len(lines)} lines)"
         lines = lines[-tail:]
     yield from lines
+
+
+def shortly(log: Path, *telling: Sequence[str]) -> tuple[str, ...]:
+    """Why a job failed: the first lines of what tells something, and the last of its log."""
+    first = [line for lines in telling for line in lines[:_AGAIN]]
+    return (*first, *lines_of(log)[-_AGAIN:])
 
 
 def listing(jobs: Sequence[Job]) -> Iterator[str]:
@@ -80,6 +94,10 @@ def table(outcomes: Sequence[Outcome], wall_s: float, cores: int) -> Iterator[st
                 f"warning: {one.job.name} took {one.seconds:.0f} s, "
                 f"{one.job.seconds:.0f} s were expected"
             )
+    for one in outcomes:
+        if one.why:
+            yield f"\n--- {one.job.name} {one}:"
+            yield from one.why
     failed = [one.job.name for one in outcomes if one.failure]
     if failed:
         yield f"CI FAILED in {wall_s:.0f} s: {' '.join(failed)}"

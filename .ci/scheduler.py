@@ -107,18 +107,20 @@ class Scheduler:
 
     def _finish(self, running: Running, failure: str, seconds: float, notes: list[str]) -> None:
         failure = failure or ("left processes behind" if notes else "")
+        known = list(autopsy.what_it_knows(running.log, running.own_logs)) if failure else []
         outcome = Outcome(
             running.job,
             failure,
             started=running.started,
             seconds=seconds,
             cpu_s=running.cpu_s,
+            why=report.shortly(running.log, known, notes) if failure else (),
         )
         self.running.remove(running)
         self.outcomes[running.job.name] = outcome
         say([*report.block(outcome, running.log), *notes])
         if failure:
-            say(autopsy.what_it_knows(running.log, running.own_logs))
+            say(known)
             self._give_up_after(running.job)
         say([""])
 

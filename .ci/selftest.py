@@ -231,6 +231,11 @@ def test_a_failed_job(toys: Toys) -> None:
     assert "=== unset FAILED (exit " in done.block("unset")  # bash -u
     assert "=== reads passed" in done.block("reads")  # the end of its input
 
+    again = done.output[done.output.index("\njob ") :]  # from the table on
+    assert re.search(r"^--- bad FAILED \(exit 7\):$", again, re.M)
+    assert "own.log:1: its seed is 4711" in again
+    assert "all is well" not in again
+
     assert done.status == 1
     verdict, _, names = done.output.splitlines()[-1].partition(": ")
     assert verdict.startswith("CI FAILED in ")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 
 from pgalloc import _core
 from pgalloc.threads import PARK_TIMEOUT_S, Thread
+from pgalloc.unpatched import rlock
 
 _log = logging.getLogger("pgalloc")
 
@@ -61,7 +61,7 @@ class Evictor:
 
     def __init__(self, core: _core.Evictables) -> None:
         self._core = core
-        self._lock = threading.RLock()
+        self._lock = rlock()
         self._known: dict[int, _Known] = {}  # by id
         self._by_hash: dict[int, tuple[_Known, ...]] = {}
         self._last_id = 0
@@ -132,7 +132,7 @@ class Evictor:
 
     def reset_in_child(self) -> None:
         """In a forked child: the threads are not there, and one of them may have had the lock."""
-        self._lock = threading.RLock()
+        self._lock = rlock()
         self._threads.clear()
         self._waiting.clear()
         self._calling.clear()

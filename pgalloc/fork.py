@@ -24,13 +24,13 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
 import time
 import weakref
 from typing import Protocol
 
 from pgalloc import _core
 from pgalloc.threads import known
+from pgalloc.unpatched import rlock
 
 
 class Parkable(Protocol):
@@ -53,7 +53,7 @@ _log = logging.getLogger("pgalloc")
 # By id, with the process that they were made in. No lock: a finalizer or a signal handler may
 # register something, whatever its thread is doing here; each use is one operation of a dict.
 _parkables: dict[int, tuple[weakref.ref[Parkable], int]] = {}
-_lock = threading.RLock()  # several threads may fork, and a finalizer while one does
+_lock = rlock()  # several threads may fork, and a finalizer while one does
 _parked = 0
 _TRIES = 10  # to start a thread again, a hundredth of a second apart
 
@@ -117,7 +117,7 @@ def _resume_one(parkable: Parkable) -> None:
 
 def _begin_child() -> list[Parkable]:
     global _lock, _parked
-    _lock = threading.RLock()  # another thread of the parent may hold the old one
+    _lock = rlock()  # another thread of the parent may hold the old one
     _parked = 0
     return _all(of_parents=True)
 

@@ -1,8 +1,8 @@
-"""Threads that wait in the core.
+"""Threads of the kernel.
 
 A threading.Thread will not do. Where gevent has patched threading it is a greenlet, and a wait in
 the core would stop the one thread that runs the whole program. And a signal handler that raises
-while one starts can leave the starter waiting for ever.
+while one starts, or a lack of memory, can leave the starter waiting for ever.
 """
 
 from __future__ import annotations
@@ -15,13 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pgalloc import _core
-
-
-def _unpatched(name: str) -> Any:
-    """What _thread has under this name, without gevent."""
-    monkey = sys.modules.get("gevent.monkey")
-    return getattr(_thread, name) if monkey is None else monkey.get_original("_thread", name)
-
+from pgalloc.unpatched import unpatched
 
 # How long a fork waits for a thread that is in a callback; then it goes on beside it.
 PARK_TIMEOUT_S = 1.0
@@ -49,11 +43,13 @@ class Thread:
     Thread safety: start() and join() are the owner's, the rest is for any thread.
     """
 
-    def __init__(self, run: Callable[[], object]) -> None:
+    def __init__(self, run: Callable[[], object], name: str = "") -> None:
+        """Makes one that is to run this. With a name, ``threading`` lists it while it runs."""
         self._run = run
+        self._name = name
         self._native_id = 0
         self._process = -1  # as process_generation() says; -1: none
-        self._alive = _unpatched("allocate_lock")()  # held from start() to the end
+        self._alive = unpatched(_thread, "allocate_lock")()  # held from start() to the end
 
     def start(self) -> None:
         """Start it, and wait until it runs. Raises RuntimeError if there is no thread to be had.
@@ -61,9 +57,9 @@ class Thread:
         If a signal handler raises here it may run all the same, and join() does not wait for it.
         """
         self._alive.acquire()
-        runs = _unpatched("allocate_lock")()
+        runs = unpatched(_thread, "allocate_lock")()
         runs.acquire()
-        _unpatched("start_new_thread")(self._begin, (_Releaser(runs),))
+        unpatched(_thread, "start_new_thread")(self._begin, (_Releaser(runs),))
         runs.acquire()
         if self._native_id == 0:  # there was no memory for its first steps
             raise RuntimeError("can't start new thread")
@@ -90,15 +86,17 @@ class Thread:
         return bool(self._native_id == _core.thread_id())
 
     def _begin(self, started: _Releaser) -> None:
-        self._native_id = _core.thread_id()
-        started.release()
-        # As in any thread of Python: debuggers and coverage see what is called here.
-        if (trace := threading.gettrace()) is not None:
-            sys.settrace(trace)
-        if (profile := threading.getprofile()) is not None:
-            sys.setprofile(profile)
         try:
             with known():
+                if self._name:
+                    threading.current_thread().name = self._name
+                self._native_id = _core.thread_id()
+                started.release()
+                # As in any thread of Python: debuggers and coverage see what is called here.
+                if (trace := threading.gettrace()) is not None:
+                    sys.settrace(trace)
+                if (profile := threading.getprofile()) is not None:
+                    sys.setprofile(profile)
                 self._run()
         finally:
             del self._run  # what it knows may know this

@@ -30,11 +30,6 @@ _OF_PYTHON = (
     "can't start new thread",
     "error return without exception set",
 )
-
-
-# They start a thread by threading.Thread, whose start() waits for ever if there is no memory for
-# the first steps of the thread.
-NOT_TRIED = ("memory pressure", "default_monitor", "PressureLevelListener")
 # CPython loses the arguments of a call that it has no memory for; here they are descriptors.
 LOSES_ARGUMENTS = ("Monitor",)
 

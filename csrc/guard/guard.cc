@@ -25,7 +25,7 @@ constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
 // Of the page cache that counts as free so much is not relied on: a sixteenth.
 constexpr uint64_t kCacheMargin = 16;
 // How often an idle process is looked after, and what it computes less than in that time.
-constexpr std::chrono::milliseconds kIdlePeriod{120};
+constexpr std::chrono::milliseconds kIdlePeriod{150};
 constexpr std::chrono::milliseconds kWork{2};
 
 // Until there are files.
@@ -296,22 +296,23 @@ void Guard::raise(Alarm alarm) {
   source_.load()->start_evictions();
 }
 
-// In pieces, so that a move is noticed, and a limit of which the kernel does not tell. A process that
+// In pieces, so that a move or a new limit is noticed of which the kernel does not tell. A process that
 // does nothing is looked after less often: waking up is what costs.
 void Guard::sleep(GuardPlan::Duration delay) {
-  auto left = std::chrono::ceil<std::chrono::milliseconds>(delay);
+  const auto due = std::chrono::steady_clock::now() + delay;
   bool works = true;
   while (!stops_) {
-    const auto piece = std::min(left, works ? kPeriod : kIdlePeriod);
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(due - std::chrono::steady_clock::now());
+    if (left.count() <= 0) return;
     const auto begin = os::process_time();
-    if (doze(piece) || left <= piece) return;
-    works = os::process_time() - begin > kWork || !limits_.written().open();
+    if (doze(std::min(left, works ? kPeriod : kIdlePeriod))) return;
+    works = os::process_time() - begin > kWork || !limits_.writes().open();
     if (works ? notice_changes() : limits_.moved() && notice_changes()) return;
-    left -= piece;
   }
 }
 
-// Whether it was woken.
+// Whether there is a reason to sample.
 bool Guard::doze(std::chrono::milliseconds longest) {
   std::array<pollfd, 64>
       files;  // of more levels than that it does not hear; it samples all the same
@@ -320,6 +321,8 @@ bool Guard::doze(std::chrono::milliseconds longest) {
     if (file.intact() && count < files.size()) files[count++] = {file.fd(), events, 0};
   };
   if (!wake_.intact()) wake_ = os::Descriptor(sys().eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  add(limits_.writes(), POLLIN);
+  const bool listens = count > 0;
   add(wake_, POLLIN);
   for (const Watched& watched : limits_.levels()) {
     add(watched.vain_reclaim, POLLIN);
@@ -327,7 +330,6 @@ bool Guard::doze(std::chrono::milliseconds longest) {
     add(watched.threshold, POLLIN);
     add(watched.level.events(), POLLPRI);
   }
-  add(limits_.written(), POLLIN);
   mu_.unlock();
   const auto due = std::chrono::steady_clock::now() + longest;
   const int ready = sys().poll(files.data(), count, static_cast<int>(longest.count()));
@@ -344,8 +346,10 @@ bool Guard::doze(std::chrono::milliseconds longest) {
     watched.level.read_events();
   }
   hear_of_vain_reclaim();
-  if (limits_.take_written()) notice_changes();
-  return true;
+  // Of other processes, too, which are moved from here to there.
+  const bool heard = listens && files.front().revents != 0;
+  const bool changed = heard && limits_.take_writes() && notice_changes();
+  return changed || !heard || ready > 1;
 }
 
 // --- fork ----------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@
 //      changed.
 //   3. reserved_bytes_ is the sum of all reservations: what is about to be committed counts as used.
 //   4. A forked child has a guard of its own, which looks for the child's limits when it is first needed.
-//   5. A limit that changed, and a process that was moved to other ones, are noticed within kPeriod and
-//      a little, by the thread and by every commit.
+//   5. A limit that changed, and a process that was moved to other ones, are noticed at once where the
+//      kernel tells of it; else within kPeriod and a little, by the thread and by every commit. Only of
+//      an idle process a move is noticed later then.
 #pragma once
 
 #include <atomic>

@@ -1,15 +1,11 @@
 #include "guard/limits.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 
 #include "guard/kernel_file.h"
-#include "os/syscalls.h"
 
 namespace pgalloc {
-
-using os::sys;
 
 namespace {
 
@@ -24,6 +20,7 @@ constexpr std::chrono::milliseconds kHitsAge{40};
 std::vector<std::pair<LevelFiles, MemoryLevel::Reading>> Limits::look_around(
     const ProcFiles& where) {
   Limits limits;
+  limits.listens_ = false;
   limits.follow(where);
   limits.read([](const Watched&) { return uint64_t{0}; });
   std::vector<std::pair<LevelFiles, MemoryLevel::Reading>> found;
@@ -37,6 +34,13 @@ std::vector<std::pair<LevelFiles, MemoryLevel::Reading>> Limits::look_around(
 }
 
 void Limits::watch(const std::vector<LevelFiles>& files) {
+  open_levels(files);
+  follows_.reset();
+  incomplete_ = false;
+  listen(std::nullopt);
+}
+
+void Limits::open_levels(const std::vector<LevelFiles>& files) {
   std::vector<Watched> opened;
   for (const LevelFiles& level_files : files) {
     auto level = MemoryLevel::open(level_files);
@@ -45,31 +49,18 @@ void Limits::watch(const std::vector<LevelFiles>& files) {
     opened.push_back({.level = std::move(*level), .reading = {}, .limit = limit});
   }
   levels_ = std::move(opened);
-  follows_.reset();
-  incomplete_ = false;
   ++generation_;
-  watch_writes();
 }
 
 // The kernel tells of what is written to a cgroup's file like of any other.
-void Limits::watch_writes() {
-  written_ = {};
-  if (levels_.empty()) return;
-  written_ = os::Descriptor(sys().watch_writes());
-  if (!written_.open()) return;
+void Limits::listen(const std::optional<MemoryGroup>& group) {
+  writes_ = {};
+  if (levels_.empty() || !listens_) return;
+  writes_ = WriteWatch::open();
   for (const Watched& watched : levels_) {
-    for (const std::string& path : watched.level.limit_files()) {
-      (void)sys().watch_writes_to(written_.fd(), path.c_str());
-    }
+    for (const std::string& path : watched.level.limit_files()) writes_.add_file(path);
   }
-}
-
-bool Limits::take_written() const {
-  if (!written_.intact()) return false;
-  std::array<char, 1024> events;
-  bool any = false;
-  while (sys().read(written_.fd(), events.data(), events.size()) > 0) any = true;
-  return any;
+  if (group) writes_.add_groups(group->mount_point);
 }
 
 bool Limits::follow(const ProcFiles& where) {
@@ -87,10 +78,10 @@ void Limits::find() {
   const auto group = find_memory_group(where);
   auto files = group ? charged_levels(*group) : std::vector<LevelFiles>{};
   files.push_back({LevelFiles::Kind::kMachine, where.proc + "/meminfo"});
-  watch(files);
-  follows_ = where;
+  open_levels(files);
   memberships_ = std::move(seen);
   incomplete_ = opens_without_descriptors() != before;
+  listen(group);
 }
 
 // What cannot be read says nothing of a move.
@@ -101,7 +92,7 @@ bool Limits::moved() const {
 }
 
 bool Limits::intact() const {
-  return (!written_.open() || written_.intact()) && (!membership_.open() || membership_.intact()) &&
+  return (!writes().open() || writes().intact()) && (!membership_.open() || membership_.intact()) &&
          std::all_of(levels_.begin(), levels_.end(),
                      [](const Watched& watched) { return watched.level.intact(); });
 }

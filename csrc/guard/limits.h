@@ -19,6 +19,7 @@
 
 #include "guard/memory_group.h"
 #include "guard/memory_level.h"
+#include "guard/write_watch.h"
 #include "os/descriptor.h"
 
 namespace pgalloc {
@@ -67,10 +68,11 @@ class Limits {
 
   using Time = std::chrono::steady_clock::time_point;
 
-  // To be polled for POLLIN: a limit was written to. Not open where the kernel does not tell.
-  const os::Descriptor& written() const { return written_; }
-  // Whether it was. To be followed by refresh().
-  bool take_written() const;
+  // To be polled for POLLIN: a limit was written to, or a process was moved, this one perhaps. Not open
+  // where the kernel does not tell.
+  const os::Descriptor& writes() const { return writes_.events(); }
+  // Whether that is so. To be followed by refresh().
+  bool take_writes() { return writes_.take(); }
   // Whether a limit changed or the process was moved since the last time, or files of this were closed
   // from outside or could not be opened for want of descriptors: they are opened anew. Costs a short
   // file for each limit and one more.
@@ -112,7 +114,8 @@ class Limits {
   using Depth = MemoryLevel::Depth;
 
   void find();
-  void watch_writes();
+  void open_levels(const std::vector<LevelFiles>& files);
+  void listen(const std::optional<MemoryGroup>& group);
   void take_hits(Time now);
   bool intact() const;
   void reopen();
@@ -121,7 +124,8 @@ class Limits {
 
   std::vector<Watched> levels_;
   std::optional<ProcFiles> follows_;
-  os::Descriptor written_;
+  bool listens_ = true;
+  WriteWatch writes_;
   os::Descriptor membership_;
   std::string memberships_;
   bool incomplete_ = false;  // they are still to be found, or no descriptors could be had for some

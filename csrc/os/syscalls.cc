@@ -64,6 +64,10 @@ int watch_writes_call() { return above_standard(::inotify_init1(IN_CLOEXEC | IN_
 int watch_writes_to_call(int fd, const char* path) {
   return ::inotify_add_watch(fd, path, IN_MODIFY);
 }
+// Tells of folders that are made in it. Returns a number that events have.
+int watch_folder_call(int fd, const char* path) {
+  return ::inotify_add_watch(fd, path, IN_CREATE | IN_ONLYDIR);
+}
 
 // Gives a file that was opened without a name (O_TMPFILE) one, as open(2) says.
 int link_descriptor_call(int fd, const char* path) {
@@ -258,6 +262,7 @@ constexpr Syscalls kKernel = {
     .eventfd = eventfd_call,
     .watch_writes = watch_writes_call,
     .watch_writes_to = watch_writes_to_call,
+    .watch_folder = watch_folder_call,
     .poll = ::poll,
     .getrandom = ::getrandom,
     .socketpair = socketpair_call,

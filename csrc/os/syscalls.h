@@ -95,6 +95,7 @@ inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
   X(int, eventfd, (unsigned value, int flags), (value, flags))                                    \
   X(int, watch_writes, (), ())                                                                    \
   X(int, watch_writes_to, (int fd, const char* path), (fd, path))                                 \
+  X(int, watch_folder, (int fd, const char* path), (fd, path))                                    \
   X(int, poll, (struct pollfd * files, nfds_t count, int timeout_ms), (files, count, timeout_ms)) \
   X(ssize_t, getrandom, (void* data, size_t size, unsigned flags), (data, size, flags))           \
   X(int, socketpair, (int* fds), (fds))                                                           \

@@ -12,7 +12,6 @@ Invariants:
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from pgalloc import _core
 from pgalloc.cache.integrity import mend
 from pgalloc.cache.store import Store
 from pgalloc.errors import ClosedError, Error, ForkedError
+from pgalloc.unpatched import rlock
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Changes:
         self._store = store
         self.closed = False
         self._process = _core.process_generation()
-        self.lock = threading.RLock()
+        self.lock = rlock()
         self._busy = self._broken = False
         self._waiting: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
 
@@ -95,7 +95,7 @@ class Changes:
 
     def reset_in_child(self) -> None:
         """In a forked child, where another thread may have had the lock."""
-        self.lock = threading.RLock()
+        self.lock = rlock()
         self._busy = False
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 
 from pgalloc import fork
 from pgalloc.pressure import guard
 from pgalloc.sizes import Headroom, parse_headroom
+from pgalloc.unpatched import rlock
 
 DEFAULT_HEADROOM = "10%"
 """What a Monitor asks for, and what the guard keeps free without being asked."""
@@ -30,7 +30,7 @@ class _Configuration:
         self._reset()
 
     def _reset(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = rlock()
         self.done = False
         self.watches = False
         self.token: int | None = None

@@ -7,7 +7,6 @@ lock may be taken again by its owner, because finalizers may run anywhere.
 from __future__ import annotations
 
 import contextlib
-import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from pgalloc.pressure.signals import LEVELS, Level
 from pgalloc.uncopyable import Uncopyable
+from pgalloc.unpatched import rlock
 
 if TYPE_CHECKING:
     import asyncio
@@ -61,7 +61,7 @@ class Mailbox:
 
     def __init__(self, level: Level) -> None:
         self.level = level
-        self._lock = threading.RLock()
+        self._lock = rlock()
         self._event: PressureEvent | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
@@ -87,7 +87,7 @@ class Mailbox:
 
     def reset_in_child(self) -> None:
         """In a forked child: ends it without waking the reader, which is the parent's."""
-        self._lock = threading.RLock()
+        self._lock = rlock()
         self._ended = True
         self._event = self._waiter = None
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import collections
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from pgalloc.errors import ClosedError, ForkedError
 from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.signals import Level, PressureSource, checked_level
+from pgalloc.unpatched import rlock
 
 
 class ManualSource(PressureSource):
@@ -37,7 +37,7 @@ class ManualSource(PressureSource):
             raise TypeError(f"name must be a str, not {type(name).__name__}")
         self.name = name
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # signal handlers may call it, too
+        self._lock = rlock()  # signal handlers may call it, too
         self._levels: collections.deque[Level] = collections.deque()
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK | os.EFD_SEMAPHORE  # one read for each signal
         open_into(self, "fd", os.eventfd, 0, flags)
@@ -79,6 +79,6 @@ class ManualSource(PressureSource):
     def close(self) -> None:
         """Closes the descriptor; harmless when repeated."""
         if os.getpid() != self._pid:
-            self._lock = threading.RLock()  # another thread of the parent may hold the old one
+            self._lock = rlock()  # another thread of the parent may hold the old one
         with self._lock:
             super().close()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from pgalloc.pressure.subscribers import MonitorStats, Subscribers, Subscription
 from pgalloc.pressure.watcher import Watcher
 from pgalloc.sizes import Headroom, parse_headroom
 from pgalloc.uncopyable import Uncopyable
+from pgalloc.unpatched import rlock
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,7 @@ class _Shared:
 
     def reset_in_child(self) -> None:
         """In a forked child, where another thread of the parent may have the lock."""
-        self.lock = threading.RLock()
+        self.lock = rlock()
         self.monitor: weakref.ref[Monitor] | None = None
 
 

@@ -24,6 +24,7 @@ from pgalloc.pressure.events import Callback, Mailbox, PressureEvent, is_at_leas
 from pgalloc.pressure.limits import info
 from pgalloc.pressure.signals import LEVELS, Level
 from pgalloc.pressure.watcher import Signal
+from pgalloc.unpatched import rlock
 
 _log = logging.getLogger("pgalloc.pressure")
 
@@ -72,7 +73,7 @@ class Subscribers:
     """The subscriptions of a monitor. Ended once, it takes no more."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.RLock())
+        self._condition = threading.Condition(rlock())
         # A dict for its order, changed by single steps only: a finalizer may come between.
         self._all: dict[Subscription, None] = {}
         self._ended = False
@@ -123,7 +124,7 @@ class Subscribers:
 
     def reset_in_child(self) -> None:
         """In a forked child: ends all subscriptions, without the parent's lock."""
-        self._condition = threading.Condition(threading.RLock())
+        self._condition = threading.Condition(rlock())
         self._ended = True
         self._running = None
         subscriptions, self._all = self._all, {}

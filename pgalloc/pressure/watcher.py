@@ -21,21 +21,16 @@ from __future__ import annotations
 import logging
 import os
 import select
-import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from pgalloc.pressure.descriptors import open_into
 from pgalloc.pressure.memcg_sources import close_all
 from pgalloc.pressure.signals import Level, PressureSource
+from pgalloc.threads import PARK_TIMEOUT_S, Thread
+from pgalloc.unpatched import rlock, unpatched
 
 _log = logging.getLogger("pgalloc.pressure")
-
-# How long a fork waits for a running callback; then it goes on beside it.
-_PARK_TIMEOUT_S = 1.0
-# How long to wait for the kernel to reap a thread that Python has already joined.
-_REAP_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +54,10 @@ class Watcher:
         self._deliver = deliver
         self._given = list(given)
         self._pid = os.getpid()
-        self._lock = threading.RLock()
+        self._lock = rlock()
         self._sources: list[PressureSource] = []
         self._signals: list[Signal] = []
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._wake_fd = -1
         self._stopped = False
         self._parks = 0
@@ -86,7 +81,8 @@ class Watcher:
     @property
     def is_current_thread(self) -> bool:
         """Whether the caller is ``deliver``."""
-        return self._thread is threading.current_thread()
+        thread = self._thread
+        return thread is not None and thread.is_current()
 
     def start(self, open_sources: Callable[[], Iterable[PressureSource]] | None = None) -> bool:
         """Opens sources, or takes the given ones, and starts the thread; harmless when repeated.
@@ -98,6 +94,7 @@ class Watcher:
             if self._stopped:
                 return False
             if self._wake_fd >= 0:
+                self._start_thread()
                 return True
             try:
                 for source in self._given if open_sources is None else open_sources():
@@ -127,13 +124,18 @@ class Watcher:
             return
         with self._lock:
             self._stopped = True
+            self._forget_thread_that_is_gone()
             thread = self._thread
             if thread is None:
                 self._close()
-            elif thread is not threading.current_thread():
+            elif not thread.is_current():
                 self._wake()
-        if wait and thread is not None and thread is not threading.current_thread():
+        if wait and thread is not None and not thread.is_current():
             thread.join()
+            with self._lock:
+                self._forget_thread_that_is_gone()
+                if self._thread is None:
+                    self._close()
 
     def park(self) -> None:
         """Before a fork: ends the thread but keeps the sources open.
@@ -143,7 +145,7 @@ class Watcher:
         """
         if self.is_current_thread:
             return
-        if not self._lock.acquire(timeout=_PARK_TIMEOUT_S):
+        if not self._lock.acquire(timeout=PARK_TIMEOUT_S):
             return  # by the thread that forks: its signal handler does
         try:
             self._parks += 1
@@ -153,9 +155,7 @@ class Watcher:
         finally:
             self._lock.release()
         if thread is not None:
-            thread.join(_PARK_TIMEOUT_S)
-            if not thread.is_alive():
-                _wait_until_reaped(thread)
+            thread.join(PARK_TIMEOUT_S)
 
     def resume(self) -> None:
         """After a fork, in the parent: starts the thread again unless it was stopped."""
@@ -172,25 +172,32 @@ class Watcher:
 
         The parent's registrations are untouched.
         """
-        self._lock = threading.RLock()  # another thread of the parent may hold the old one
+        self._lock = rlock()  # another thread of the parent may hold the old one
         self._stopped = True
         self._close()
 
     def _start_thread(self) -> None:
         """REQUIRES: the lock."""
+        self._forget_thread_that_is_gone()
         if self._thread is not None or self._parks or self._stopped or self._wake_fd < 0:
             return
-        self._thread = threading.Thread(target=self._run, name="pgalloc-pressure", daemon=True)
+        thread = Thread(lambda: self._run(thread), "pgalloc-pressure")
+        self._thread = thread
         try:
-            self._thread.start()
+            thread.start()
         except BaseException:
             self._thread = None
             raise
 
-    def _run(self) -> None:
+    def _forget_thread_that_is_gone(self) -> None:
+        """There may have been no memory for its first steps. REQUIRES: the lock."""
+        if self._thread is not None and self._thread.is_gone():
+            self._thread = None
+
+    def _run(self, thread: Thread) -> None:
         """The thread."""
         with self._lock:
-            if self._thread is not threading.current_thread():
+            if self._thread is not thread:
                 return  # what started it was interrupted, and has closed all
         while not self._has_run():
             pass
@@ -205,7 +212,7 @@ class Watcher:
 
     def _watch(self) -> None:
         """In a child that ``deliver`` forked it ends without touching anything."""
-        poller = select.poll()
+        poller = unpatched(select, "poll")()
         poller.register(self._wake_fd, select.POLLIN)
         by_fd = {source.fd: source for source in self._sources}
         for source in self._sources:
@@ -266,11 +273,3 @@ class Watcher:
         wake_fd, self._wake_fd = self._wake_fd, -1
         if wake_fd >= 0:
             os.close(wake_fd)
-
-
-def _wait_until_reaped(thread: threading.Thread) -> None:
-    """Waits until the kernel's task is gone too: os.fork() counts tasks, and warns from 3.12 on."""
-    task = f"/proc/self/task/{thread.native_id}"
-    deadline = time.monotonic() + _REAP_TIMEOUT_S
-    while os.path.exists(task) and time.monotonic() < deadline:
-        time.sleep(0.0001)

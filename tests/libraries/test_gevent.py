@@ -84,9 +84,27 @@ with pgalloc.pressure.Monitor() as monitor:
     gevent.sleep(0.2)  # time: turns of others
 """
 
+SUBSCRIBER = """
+told = []
+def tell(event):
+    told.append(event.level)
+    gevent.sleep(0.1)  # time: a callback that waits
+source = pgalloc.pressure.ManualSource()
+with pgalloc.pressure.Monitor(sources=[source]) as monitor:
+    unsubscribe = monitor.subscribe(tell)
+    for level in "low", "critical":
+        source.signal(level)
+        while level not in told:
+            gevent.sleep(0.01)  # time: it polls
+    unsubscribe()  # waits for the callback
+    source.signal("low")
+    gevent.sleep(0.1)  # time: enough for a callback, were there one
+assert told == ["low", "critical"], told
+"""
+
 
 @pytest.mark.parametrize(
-    "program", [OWNER, SERVED_CACHE, EVICTABLE_USER, IMAGE_IN_THE_BACKGROUND, MONITOR]
+    "program", [OWNER, SERVED_CACHE, EVICTABLE_USER, IMAGE_IN_THE_BACKGROUND, MONITOR, SUBSCRIBER]
 )
 def test_other_greenlets_go_on(program: str, tmp_path: object) -> None:
     script = f"{tmp_path}/program.py"

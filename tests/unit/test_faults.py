@@ -66,6 +66,7 @@ MORE_ERRNOS = {
     "eventfd": [errno.EMFILE, errno.ENFILE],
     "watch_writes": [errno.EMFILE, errno.ENFILE],
     "watch_writes_to": [errno.ENOENT, errno.ENOSPC, errno.EACCES],
+    "watch_folder": [errno.ENOENT, errno.ENOSPC, errno.EACCES],
     "getrandom": [errno.EFAULT],
     "socketpair": [errno.EMFILE, errno.ENFILE],
     "socket": [errno.EMFILE, errno.ENFILE],

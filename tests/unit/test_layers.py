@@ -282,7 +282,7 @@ def test_a_header_says_what_it_is_for(path: Path) -> None:
 
 # From the ground up; a module uses what is listed before it. A package stands for all in it.
 PYTHON_ORDER = [
-    ("errors", "enums", "raised"),
+    ("errors", "enums", "raised", "unpatched"),
     ("named_errors",),
     ("_core", "arguments", "sizes", "uncopyable"),
     ("threads",),
@@ -304,11 +304,12 @@ LEVEL = {name: level for level, names in enumerate(PYTHON_ORDER) for name in nam
 OPTIONAL = {"click", "rich"}  # in cli only
 NUMPYS_OWN = "arrays"  # a package, imported when a user asks for an array
 # What finds limits and sources uses only what is pure; these few know more of pgalloc.
-PURE = {"arguments", "enums", "errors", "raised", "sizes", "uncopyable"}
+PURE = {"arguments", "enums", "errors", "raised", "sizes", "uncopyable", "unpatched"}
 PRESSURE_OF_PGALLOC = {
     "default_guard.py": {"fork"},
     "guard.py": {"_core"},
     "monitor.py": {"fork"},
+    "watcher.py": {"threads"},
 }
 # Within the command line, a command may use its own package and what all commands share.
 CLI = f"{PACKAGE.name}.cli"

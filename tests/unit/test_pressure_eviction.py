@@ -10,7 +10,7 @@ import pytest
 from waiting import TIMEOUT_S, eventually
 
 from pgalloc import EvictableRange, MemoryFile
-from pgalloc.pressure import ManualSource, default_monitor, discovery
+from pgalloc.pressure import ManualSource, default_monitor, discovery, watcher
 from pgalloc.pressure.discovery import Candidate
 
 KINDS = ("guard", "v1", "v2", "systemd", "psi")
@@ -92,11 +92,11 @@ def test_a4_a_closed_file_leaves_no_thread(sources: dict[str, ManualSource]) -> 
 def test_a4_construction_that_fails_leaves_no_thread(
     sources: dict[str, ManualSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(thread: watcher.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as context:
-        context.setattr(threading.Thread, "start", refuse)
+        context.setattr(watcher.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="start"):
             MemoryFile(use_host_memcg_pressure=True)
     assert all(source.fd == -1 for source in sources.values())

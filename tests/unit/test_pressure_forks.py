@@ -114,7 +114,7 @@ def test_a_fork_does_not_wait_for_ever_for_a_callback(
     source: ManualSource, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A callback that needs what the forking thread holds: it goes on beside the fork."""
-    monkeypatch.setattr(watcher, "_PARK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(watcher, "PARK_TIMEOUT_S", 0.01)
     held, entered = threading.Lock(), threading.Event()
     seen: list[int] = []
 
@@ -181,7 +181,7 @@ def test_forks_of_the_callback_and_of_another_thread_at_once(
 def test_a_callback_may_make_things_with_threads_during_a_fork(
     source: ManualSource, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "_PARK_TIMEOUT_S", TIMEOUT_S)  # the fork waits, and not in vain
+    monkeypatch.setattr(watcher, "PARK_TIMEOUT_S", TIMEOUT_S)  # the fork waits, and not in vain
     entered, made = threading.Event(), threading.Event()
 
     def callback(event: PressureEvent) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from waiting import TIMEOUT_S, environment, eventually, is_inside, join
 
-from pgalloc.pressure import MemoryCgroup, NoMemoryCgroupError, PressureLevelListener
+from pgalloc.pressure import MemoryCgroup, NoMemoryCgroupError, PressureLevelListener, watcher
 from pgalloc.pressure.memcg_sources import open_sources
 from pgalloc.pressure.psi import PsiTrigger
 from pgalloc.pressure.signals import Level, V1PressureLevel, V2Events
@@ -105,10 +105,10 @@ def test_n1_a_refused_write_leaves_nothing_open() -> None:
 def test_n1_a_thread_that_cannot_start_leaves_nothing_open(
     fake: FakeGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(thread: watcher.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr(watcher.Thread, "start", refuse)
     with pytest.raises(RuntimeError, match="start"):
         PressureLevelListener(lambda: None, cgroup=fake.group)
 

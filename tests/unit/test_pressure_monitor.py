@@ -34,6 +34,7 @@ from pgalloc.pressure import (
     PressureEvent,
     PressureSource,
     default_monitor,
+    watcher,
 )
 
 # --- what it asks the guard for ------------------------------------------------------------------
@@ -387,11 +388,11 @@ def test_nothing_to_watch_is_an_error_of_subscribing(source: ManualSource) -> No
 def test_a_thread_that_cannot_start_leaves_no_subscription(
     monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
+    def refuse(thread: watcher.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as context:
-        context.setattr(threading.Thread, "start", refuse)
+        context.setattr(watcher.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="start"):
             monitor.subscribe(print)
     assert monitor.stats().subscribers == 0
