@@ -278,6 +278,12 @@ WORKLOADS = (
         "guard_idle", "the guard's thread, far from the limit, per second", goals=(_core(MS),)
     ),
     Workload("guard_reaction", "out of the headroom again, limit of 256 MiB"),
+    Workload(
+        "guard_move", "an idle process is moved: until its guard says so", goals=(_core(50 * MS),)
+    ),
+    Workload(
+        "guard_limit", "its limit is lowered: until its guard says so", goals=(_core(50 * MS),)
+    ),
     *_handing_over(),
     Workload(
         "round_trip",

@@ -25,7 +25,7 @@ constexpr Headroom kDefaultHeadroom{.fraction = 0.1, .bytes = 0};
 // Of the page cache that counts as free so much is not relied on: a sixteenth.
 constexpr uint64_t kCacheMargin = 16;
 // How often an idle process is looked after, and what it computes less than in that time.
-constexpr std::chrono::milliseconds kIdlePeriod{150};
+constexpr std::chrono::milliseconds kIdlePeriod{200};
 constexpr std::chrono::milliseconds kWork{2};
 
 // Until there are files.
@@ -207,16 +207,18 @@ void Guard::wake() {
 }
 
 void Guard::park() {
-  std::thread thread, arming;
+  std::thread thread;
+  pid_t arming_id = 0;
   {
     MutexLock lock(mu_);
     ++parks_;
     stops_ = true;
     wake();
     thread = std::move(thread_);
-    arming = std::move(arming_);
+    while (arms_) armed_.wait(mu_);
+    arming_id = std::exchange(arming_id_, 0);
   }
-  if (arming.joinable()) arming.join();
+  if (arming_id != 0) os::wait_until_gone(arming_id);
   if (!thread.joinable()) return;
   thread.join();
   os::wait_until_gone(thread_id_);

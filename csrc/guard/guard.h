@@ -20,6 +20,8 @@
 //      an idle process a move is noticed later then.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <map>
@@ -172,9 +174,12 @@ class Guard final : public CommitGate {
   int parks_ GUARDED_BY(mu_) = 0;
   bool stops_ GUARDED_BY(mu_) = false;
   std::thread thread_ GUARDED_BY(mu_);
-  std::thread arming_ GUARDED_BY(mu_);
-  bool arms_ GUARDED_BY(mu_) = false;        // arming_ is at work
+  // Another thread arms. Nothing joins it but park(), which a process need not come to: so it is
+  // detached.
+  bool arms_ GUARDED_BY(mu_) = false;
   bool arms_again_ GUARDED_BY(mu_) = false;  // and has to begin anew
+  CondVar armed_;
+  pid_t arming_id_ GUARDED_BY(mu_) = 0;  // the last one's; 0: it is known to be gone
   bool gives_way_ GUARDED_BY(mu_) = false;
   Time yields_until_ GUARDED_BY(mu_);
   std::atomic<pid_t> thread_id_{0};

@@ -76,12 +76,12 @@ void Guard::arm() {
 void Guard::start_arming() {
   arms_again_ = true;
   if (arms_ || parks_ > 0) return;
-  if (arming_.joinable()) arming_.join();  // at its end
   try {
     const os::WithoutSignals quiet;
     arms_ = true;
-    arming_ = std::thread([this] {
+    std::thread([this] {
       MutexLock lock(mu_);
+      arming_id_ = os::thread_id();
       while (std::exchange(arms_again_, false)) {
         mu_.unlock();
         try {
@@ -91,7 +91,8 @@ void Guard::start_arming() {
         mu_.lock();
       }
       arms_ = false;
-    });
+      armed_.notify_all();
+    }).detach();
   } catch (const std::exception&) {  // no thread, or no memory for one: the next change tries again
     arms_ = false;
   }
