@@ -373,12 +373,14 @@ Result<bool> PeerFile::unpin(FileRange range, const Patience& patience) {
     lost_.erase(range.start);
     unpinned_.insert_or_assign(range.start, range);
   }
-  Status status = link_->request(wire::Op::kUnpin, packed(range), {}, patience);
-  if (status.ok()) {
-    link_->note_unpinned();
-    commit_gate().note_unpinned();
-    return true;
-  }
+  // Also when the answer comes after the caller has given up.
+  OwnerLink::Exchange unpinning{[link = link_](OwnerLink::Reply&) {
+                                  link->note_unpinned();
+                                  commit_gate().note_unpinned();
+                                },
+                                {}};
+  Status status = link_->request(wire::Op::kUnpin, packed(range), std::move(unpinning), patience);
+  if (status.ok()) return true;
   if (generation_ != process_generation()) return status;  // the lock is the parent's
   if (status.code() != ErrorCode::kInterrupted && status.code() != ErrorCode::kTimedOut) {
     MutexLock lock(mu_);  // refused: nothing has changed there

@@ -425,6 +425,16 @@ TEST(pages_with_one_handle_here_are_unpinned) {
   EXPECT_EQ(scene.file->pin(pages(0, 2), patient()).status().code(), ErrorCode::kRefCount);
 }
 
+// The guard of this process has to know that there is something to discard.
+TEST(an_unpin_whose_answer_comes_late_is_heard_of) {
+  Scene scene;
+  scene.adopt(pages(0, 2));
+  EXPECT_EQ(scene.file->unpin(pages(0, 2), impatient()).status().code(), ErrorCode::kTimedOut);
+  EXPECT(!scene.link->may_have_room());
+  scene.answer_next(uint8_t{1});
+  while (!scene.link->may_have_room()) std::this_thread::yield();
+}
+
 // Handles that come are preceded by a pin of what they touch; what was lost by then is remembered.
 TEST(what_another_handle_touches_is_pinned_for_it) {
   Scene scene;
