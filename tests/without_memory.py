@@ -1,16 +1,19 @@
-"""Each allocation of Python's fails once in some calls, and nothing is left.
+"""Each allocation fails once in some calls, and nothing is left.
 
-To be run in a process of its own, with the names of the calls.
+To be run in a process of its own, with the kind of allocations, ``python`` or ``native``, and the
+names of the calls. Native ones fail where tests/preload/failing_new.cc is preloaded.
 """
 
 from __future__ import annotations
 
 import _testcapi
+import ctypes
 import faulthandler
 import gc
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from public_calls import CALLS, Call, Left, Things, start_what_stays
@@ -18,7 +21,7 @@ from public_calls import CALLS, Call, Left, Things, start_what_stays
 import pgalloc
 from pgalloc import _core, testing
 
-_ALLOCATIONS_MAX = 1000
+_ALLOCATIONS_MAX = 10_000
 _SETTLE_S_MAX = 5.0
 # CPython's own and numpy's, where they have no memory for a lock, a thread, a frame, a method that
 # they look up, a module that they know, or a buffer that can be written to.
@@ -42,34 +45,54 @@ NOT_PUBLIC = {
 }
 
 
-def _fails(call: Call, things: Things, number: int) -> str:
-    """What a call says of its allocation with that number that failed; empty if it makes none."""
+# Makes a call whose allocation with that number fails: whether there was one, and what is wrong.
+Fails = Callable[[Call, Things, int], tuple[bool, str]]
+
+
+def _without_python_s(call: Call, things: Things, number: int) -> tuple[bool, str]:
     try:
         _testcapi.set_nomemory(number, number + 1)
         call.make(things)
         _testcapi.remove_mem_hooks()
     except (MemoryError, OSError, KeyError, pgalloc.Error):
-        return "typed"
+        return True, ""
     except Exception as error:
         _testcapi.remove_mem_hooks()
-        if any(text in str(error) for text in _OF_PYTHON):
-            return "typed"
-        return repr(error)
+        return True, "" if any(text in str(error) for text in _OF_PYTHON) else repr(error)
     finally:
         _testcapi.remove_mem_hooks()
-    return ""
+    return False, ""
 
 
-def _try(name: str, call: Call, folder: Path) -> None:
+def _without_native(call: Call, things: Things, number: int) -> tuple[bool, str]:
+    """The call may do without, too."""
+    preloaded = ctypes.CDLL(None)
+    preloaded.fail_allocation.argtypes = [ctypes.c_int64]
+    wrong = ""
+    preloaded.fail_allocation(number)
+    try:
+        call.make(things)
+    except (MemoryError, OSError, KeyError, pgalloc.Error):
+        pass
+    except Exception as error:
+        wrong = repr(error)
+    failed = bool(preloaded.allocation_failed())
+    preloaded.fail_allocation(-1)
+    return failed, wrong
+
+
+def _try(name: str, call: Call, fails: Fails, folder: Path) -> None:
     things = Things(folder)
     call.make(things)
     before = things.left()
     for number in range(_ALLOCATIONS_MAX):
-        said = _fails(call, things, number)
-        if not said:
+        failed, wrong = fails(call, things, number)
+        if wrong:
+            print(f"{name}, allocation {number}: {wrong}")
+        if not failed:
             break  # it needs no more
-        if said != "typed":
-            print(f"{name}, allocation {number}: {said}")
+    else:
+        print(f"{name}: there are more allocations than are tried")
     call.make(things)
     if not call.bare and name not in LOSES_ARGUMENTS:
         _expect(name, things, before)
@@ -91,10 +114,11 @@ def main() -> None:
     sys.unraisablehook = lambda _: None  # it fails in finalizers, too
     start_what_stays()
     calls = {**CALLS, **NOT_PUBLIC}
-    for name in sys.argv[1:]:
+    fails = {"python": _without_python_s, "native": _without_native}[sys.argv[1]]
+    for name in sys.argv[2:]:
         print(name, file=sys.stderr, flush=True)  # which one hangs
         with tempfile.TemporaryDirectory() as folder:
-            _try(name, calls[name], Path(folder))
+            _try(name, calls[name], fails, Path(folder))
     print("all")
 
 

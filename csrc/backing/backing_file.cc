@@ -37,15 +37,15 @@ Result<std::unique_ptr<BackingFile>> BackingFile::create_memfd() {
 Result<std::unique_ptr<BackingFile>> BackingFile::open_path(const std::string& path) {
   constexpr mode_t kOwnerOnly = 0600;
   constexpr int kFlags = O_RDWR | O_CLOEXEC;
-  bool created = true;
+  std::string created_path = path;
   int fd = retry_interrupted(
       [&] { return sys().open(path.c_str(), kFlags | O_CREAT | O_EXCL, kOwnerOnly); });
   if (fd < 0 && errno == EEXIST) {
-    created = false;
+    created_path.clear();
     fd = retry_interrupted([&] { return sys().open(path.c_str(), kFlags, kOwnerOnly); });
   }
   if (fd < 0) return Status::system_error(errno, "open");
-  return truncated(fd, /*adopted=*/false, created ? path : "");
+  return truncated(fd, /*adopted=*/false, std::move(created_path));
 }
 
 Result<std::unique_ptr<BackingFile>> BackingFile::adopt(int fd) {
@@ -73,8 +73,15 @@ Result<std::unique_ptr<BackingFile>> BackingFile::truncated(int fd, bool adopted
     if (!created_path.empty()) sys().unlink(created_path.c_str());
     return Status::system_error(error, "fstat");
   }
-  std::unique_ptr<BackingFile> file(new BackingFile(std::move(descriptor), in_memory, needs_blocks,
-                                                    adopted, std::move(created_path)));
+  std::unique_ptr<BackingFile> file;
+  try {
+    file.reset(new BackingFile(std::move(descriptor), in_memory, needs_blocks, adopted,
+                               std::move(created_path)));
+  } catch (const std::bad_alloc&) {  // nothing has moved
+    if (adopted) (void)descriptor.release();
+    if (!created_path.empty()) sys().unlink(created_path.c_str());
+    throw;
+  }
   const auto fail = [&](int error_number, const char* call) {
     file->disown();
     return Status::system_error(error_number, call);

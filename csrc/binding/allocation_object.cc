@@ -5,6 +5,7 @@
 #include <new>
 #include <optional>
 
+#include "base/reserve.h"
 #include "binding/errors.h"
 #include "binding/patience.h"
 #include "binding/range_type.h"
@@ -29,7 +30,8 @@ void give_back(AllocationObject* self) {
   if (!self->owned) return;
   self->owned = false;
   if (self->unpinned && self->generation != process_generation()) return;  // invariant 4
-  const auto status = try_call([&] { return pages_of(self).end_handle(self->entry); });
+  const auto status = try_call(
+      [&] { return with_reserve([&] { return pages_of(self).end_handle(self->entry); }); });
   // A closed file has let go of everything; a forked child never owned it.
   if (status && (status->ok() || status->code() == ErrorCode::kClosed ||
                  status->code() == ErrorCode::kForked || status->code() == ErrorCode::kOwnerGone)) {
@@ -116,7 +118,9 @@ void drop_export(AllocationObject* self) {
   self->mapping.reset();
   if (self->viewed) {
     self->viewed = false;
-    if (pages_of(self).is_remote()) peer_of(self).end_view(self->range);
+    if (pages_of(self).is_remote()) {
+      (void)try_call([&] { return peer_of(self).end_view(self->range), Status(); });
+    }
   }
   if (self->released) {
     give_back(self);

@@ -133,15 +133,34 @@ bool harden_attribute(PyObject* value) {
 using InitInstance = void (*)(py::detail::instance*, const void*);
 std::unordered_map<const py::detail::type_info*, InitInstance> init_instances;
 
-// In the place of pybind11's, which registers the object before it takes the C++ object over from
-// `holder`: without memory for that, both would delete it.
+// After there was no memory to register an object, or for its holder: the C++ object is destroyed once, with
+// the object of Python's or by whatever holds it already.
+void give_up(py::detail::instance* object, py::detail::value_and_holder& part, const void* holder) {
+  const bool registered = part.instance_registered();
+  if (registered) py::detail::deregister_instance(object, part.value_ptr(), part.type);
+  bool destroyed = registered;  // by the holder that could not be made
+  if (holder == nullptr && !registered) {
+    part.set_instance_registered(true);  // so that nothing is registered
+    try {
+      init_instances.at(part.type)(object, nullptr);
+      part.type->dealloc(part);
+    } catch (const std::bad_alloc&) {
+      destroyed = true;
+    }
+  }
+  part.set_instance_registered(false);
+  if (destroyed || holder != nullptr) part.value_ptr() = nullptr;
+}
+
+// In the place of pybind11's, which registers the object before a holder has the C++ object. Without memory
+// for that it would free what `holder` still has, or free it without destroying it.
 void init_instance(py::detail::instance* object, const void* holder) {
   for (py::detail::value_and_holder& part : py::detail::values_and_holders(object)) {
     if (!part || part.holder_constructed()) continue;
     try {
       init_instances.at(part.type)(object, holder);
     } catch (...) {
-      if (holder != nullptr) part.value_ptr() = nullptr;
+      give_up(object, part, holder);
       throw;
     }
   }

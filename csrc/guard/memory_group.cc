@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "guard/kernel_file.h"
+#include "os/folder.h"
 
 namespace pgalloc {
 
@@ -91,13 +92,12 @@ std::optional<std::string> search(const std::string& folder, size_t depth,
     const bool found = contains(words_in(directory + "/cgroup.procs"), std::to_string(::getpid()));
     return found ? std::optional(std::move(directory)) : std::nullopt;
   }
-  std::error_code error;
-  for (std::filesystem::directory_iterator at(folder, error), end; !error && at != end;
-       at.increment(error)) {
-    if (!is_directory(at->path().string())) continue;
-    if (auto found = search(at->path().string(), depth - 1, below)) return found;
-  }
-  return std::nullopt;
+  std::optional<std::string> found;
+  os::visit_folder(folder, [&](const os::FolderEntry& entry) {
+    if (entry.may_be_folder) found = search(joined(folder, entry.name), depth - 1, below);
+    return !found;
+  });
+  return found;
 }
 
 std::optional<Candidate> place_of(const Mount& mount, const std::string& path,

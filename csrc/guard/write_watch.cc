@@ -4,11 +4,10 @@
 
 #include <array>
 #include <cstring>
-#include <filesystem>
-#include <system_error>
 #include <utility>
 #include <vector>
 
+#include "os/folder.h"
 #include "os/syscalls.h"
 
 namespace pgalloc {
@@ -43,12 +42,10 @@ void WriteWatch::add_groups(std::string directory) {
     if (number < 0) continue;
     groups_[number] = group;
     for (const char* list : kLists) add_file(group + list);
-    std::error_code error;
-    for (std::filesystem::directory_iterator at(group, error), end; !error && at != end;
-         at.increment(error)) {
-      std::error_code ignored;
-      if (at->is_directory(ignored)) found.push_back(at->path().string());
-    }
+    os::visit_folder(group, [&](const os::FolderEntry& entry) {
+      if (entry.may_be_folder) found.push_back(group + "/" + std::string(entry.name));
+      return true;
+    });
   }
 }
 

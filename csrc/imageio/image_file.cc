@@ -9,6 +9,7 @@
 #include "base/crc32c.h"
 #include "image/checks.h"
 #include "image/decode.h"
+#include "imageio/lost_image.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 #include "os/transfer.h"
@@ -27,27 +28,27 @@ constexpr int kOpenFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
 }  // namespace
 
 Result<std::shared_ptr<const ImageFile>> ImageFile::open_path(const std::string& path) {
-  const int fd = retry_interrupted([&] { return sys().open(path.c_str(), kOpenFlags, 0); });
-  if (fd < 0) return Status::system_error(errno, "open");
-  Result<std::shared_ptr<ImageFile>> image = opened(fd, 0);
+  os::Descriptor file(retry_interrupted([&] { return sys().open(path.c_str(), kOpenFlags, 0); }));
+  if (!file.open()) return Status::system_error(errno, "open");
+  Result<std::shared_ptr<ImageFile>> image = opened(std::move(file), 0);
   if (!image.ok()) return std::move(image).status();
   PGALLOC_RETURN_IF_ERROR((*image)->read_back());
   return std::shared_ptr<const ImageFile>(*image);
 }
 
 Result<std::shared_ptr<const ImageFile>> ImageFile::open_duplicate(int fd, uint64_t offset) {
-  const int own = sys().duplicate(fd);
-  if (own < 0) return Status::system_error(errno, "fcntl");
-  Result<std::shared_ptr<ImageFile>> image = opened(own, offset);
+  os::Descriptor own(sys().duplicate(fd));
+  if (!own.open()) return Status::system_error(errno, "fcntl");
+  Result<std::shared_ptr<ImageFile>> image = opened(std::move(own), offset);
   if (!image.ok()) return std::move(image).status();
   PGALLOC_RETURN_IF_ERROR((*image)->read_back_before_others());
   return std::shared_ptr<const ImageFile>(*image);
 }
 
-Result<std::shared_ptr<ImageFile>> ImageFile::opened(int fd, uint64_t begin) {
-  std::shared_ptr<ImageFile> image(new ImageFile(fd, begin));
+Result<std::shared_ptr<ImageFile>> ImageFile::opened(os::Descriptor file, uint64_t begin) {
+  std::shared_ptr<ImageFile> image(new ImageFile(std::move(file), begin));
   struct stat status{};
-  if (sys().fstat(fd, &status) != 0) return Status::system_error(errno, "fstat");
+  if (sys().fstat(image->file_.fd(), &status) != 0) return Status::system_error(errno, "fstat");
   if (!S_ISREG(status.st_mode)) return Status::error(ErrorCode::kOption, "not a regular file");
   const auto end = static_cast<uint64_t>(status.st_size);
   image->size_ = end - std::min(end, begin);
@@ -55,10 +56,9 @@ Result<std::shared_ptr<ImageFile>> ImageFile::opened(int fd, uint64_t begin) {
   return image;
 }
 
-ImageFile::~ImageFile() { sys().close(fd_); }
-
 Status ImageFile::read_at(uint64_t offset, char* data, size_t size) const {
-  Result<size_t> count = os::read_at(fd_, begin_ + offset, data, size);
+  if (!file_.intact()) return lost_image(file_.fd());
+  Result<size_t> count = os::read_at(file_.fd(), begin_ + offset, data, size);
   if (!count.ok()) return std::move(count).status();
   return *count == size ? Status() : corrupt("the image became shorter while it was read");
 }

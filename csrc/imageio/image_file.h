@@ -9,12 +9,14 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backing/buffer.h"
 #include "base/status.h"
 #include "file/extent_source.h"
 #include "image/format.h"
+#include "os/descriptor.h"
 
 namespace pgalloc {
 
@@ -25,7 +27,7 @@ class ImageFile final : public ExtentSource {
   // The image that begins at `offset`; other bytes may follow it. On a descriptor of its own; `fd`
   // stays the caller's.
   static Result<std::shared_ptr<const ImageFile>> open_duplicate(int fd, uint64_t offset);
-  ~ImageFile() override;
+  ~ImageFile() override = default;
   ImageFile(const ImageFile&) = delete;
   ImageFile& operator=(const ImageFile&) = delete;
 
@@ -40,8 +42,8 @@ class ImageFile final : public ExtentSource {
   Result<image::ExtentHead> read_extent(size_t i, Buffer& buffer) const override;
 
  private:
-  ImageFile(int fd, uint64_t begin) : fd_(fd), begin_(begin) {}
-  static Result<std::shared_ptr<ImageFile>> opened(int fd, uint64_t begin);
+  ImageFile(os::Descriptor file, uint64_t begin) : file_(std::move(file)), begin_(begin) {}
+  static Result<std::shared_ptr<ImageFile>> opened(os::Descriptor file, uint64_t begin);
   Status read_front();
   Status read_back();
   Status read_back_before_others();
@@ -52,7 +54,7 @@ class ImageFile final : public ExtentSource {
   // nothing, and should cost us nothing either.
   Status read_part(FileRange part, uint32_t crc, const char* wrong, Buffer& buffer) const;
 
-  const int fd_;
+  const os::Descriptor file_;
   const uint64_t begin_;  // in the file; all other offsets are in the image
   uint64_t size_ = 0;
   image::Header header_;

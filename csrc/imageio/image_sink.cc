@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "imageio/lost_image.h"
 #include "os/transfer.h"
 
 namespace pgalloc {
 
 Status FileSink::write(uint64_t offset, std::span<const char> bytes) {
-  return os::write_at(file_->fd(), offset, bytes.data(), bytes.size());
+  if (!file_->file().intact()) return lost_image(file_->file().fd());
+  return os::write_at(file_->file().fd(), offset, bytes.data(), bytes.size());
 }
 
 Status StreamSink::write(uint64_t, std::span<const char> bytes) {

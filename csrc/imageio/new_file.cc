@@ -12,6 +12,7 @@
 #include <random>
 #include <vector>
 
+#include "imageio/lost_image.h"
 #include "os/path.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -112,20 +113,26 @@ Result<std::unique_ptr<NewFile>> NewFile::create(const std::string& path) {
 }
 
 Result<std::unique_ptr<NewFile>> NewFile::open(const std::string& path, mode_t mode) {
-  const int unnamed = retry_interrupted([&] {
-    return sys().open(os::folder_of(path).c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
-  });
-  if (unnamed >= 0) {
-    if (can_be_linked(unnamed)) return std::unique_ptr<NewFile>(new NewFile(path, unnamed, ""));
-    sys().close(unnamed);
+  std::unique_ptr<NewFile> made(new NewFile(path));
+  const auto opened = [&](const std::string& name, int flags) {
+    return retry_interrupted(
+        [&] { return sys().open(name.c_str(), flags | O_RDWR | O_CLOEXEC, mode); });
+  };
+  made->file_ = os::Descriptor(opened(os::folder_of(path), O_TMPFILE));
+  if (made->file_.open()) {
+    if (can_be_linked(made->file_.fd())) return made;
   } else if (!has_no_unnamed_files(errno)) {
     return Status::system_error(errno, "open");
   }
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     std::string temporary = temporary_name(path);
-    const int fd = retry_interrupted(
-        [&] { return sys().open(temporary.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, mode); });
-    if (fd >= 0) return std::unique_ptr<NewFile>(new NewFile(path, fd, std::move(temporary)));
+    const int fd = opened(temporary, O_CREAT | O_EXCL);
+    if (fd >= 0) {
+      made->temporary_ = std::move(temporary);
+      made->file_ = os::Descriptor(fd);
+      if (!made->file_.open()) return Status::system_error(errno, "fstat");
+      return made;
+    }
     if (errno != EEXIST) break;
   }
   return Status::system_error(errno, "open");
@@ -133,21 +140,21 @@ Result<std::unique_ptr<NewFile>> NewFile::open(const std::string& path, mode_t m
 
 Status NewFile::become_like(const struct statx& old) {
   struct stat mine{};
-  if (sys().fstat(fd_, &mine) != 0) return Status::system_error(errno, "fstat");
+  if (sys().fstat(file_.fd(), &mine) != 0) return Status::system_error(errno, "fstat");
   PGALLOC_RETURN_IF_ERROR(check_not_sticky(path_, old, mine.st_uid));
   Result<std::vector<char>> acl = acl_of(path_);
   if (!acl.ok()) return std::move(acl).status();
   mode_t mode = old.stx_mode & kPermissions;
-  if (sys().fchown(fd_, old.stx_uid, old.stx_gid) != 0) {
+  if (sys().fchown(file_.fd(), old.stx_uid, old.stx_gid) != 0) {
     // EINVAL: a user or group that this user namespace does not know.
     if (errno != EPERM && errno != EINVAL) return Status::system_error(errno, "fchown");
-    if (sys().fchown(fd_, static_cast<uid_t>(-1), old.stx_gid) != 0) {
+    if (sys().fchown(file_.fd(), static_cast<uid_t>(-1), old.stx_gid) != 0) {
       if (errno != EPERM && errno != EINVAL) return Status::system_error(errno, "fchown");
       mode &= ~kGroupPermissions;  // they were for another group
     }
   }
-  PGALLOC_RETURN_IF_ERROR(set_acl(fd_, *acl));
-  return sys().fchmod(fd_, mode) == 0 ? Status() : Status::system_error(errno, "fchmod");
+  PGALLOC_RETURN_IF_ERROR(set_acl(file_.fd(), *acl));
+  return sys().fchmod(file_.fd(), mode) == 0 ? Status() : Status::system_error(errno, "fchmod");
 }
 
 NewFile::~NewFile() {
@@ -155,23 +162,22 @@ NewFile::~NewFile() {
   if (!temporary_.empty() && generation_ == process_generation()) {
     sys().unlink(temporary_.c_str());
   }
-  sys().close(fd_);
 }
 
 Status NewFile::publish() {
-  if (retry_interrupted([&] { return sys().fsync(fd_); }) != 0) {
+  if (!file_.intact()) return lost_image(file_.fd());
+  if (retry_interrupted([&] { return sys().fsync(file_.fd()); }) != 0) {
     return Status::system_error(errno, "fsync");
   }
   // Opened while the old file is still in place.
-  const int folder = retry_interrupted([&] {
-    return sys().open(os::folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-  });
-  if (folder < 0) return Status::system_error(errno, "open");
+  const std::string name = os::folder_of(path_);
+  const os::Descriptor folder(retry_interrupted(
+      [&] { return sys().open(name.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); }));
+  if (!folder.open()) return Status::system_error(errno, "open");
   Status status = take_place();
-  if (status.ok() && retry_interrupted([&] { return sys().fsync(folder); }) != 0) {
+  if (status.ok() && retry_interrupted([&] { return sys().fsync(folder.fd()); }) != 0) {
     status = Status::system_error(errno, "fsync");
   }
-  sys().close(folder);
   return status;
 }
 
@@ -187,7 +193,7 @@ Status NewFile::take_place() {
 Status NewFile::name_it() {
   for (int attempt = 0; attempt < kAttempts; ++attempt) {
     std::string temporary = temporary_name(path_);
-    if (sys().link_descriptor(fd_, temporary.c_str()) == 0) {
+    if (sys().link_descriptor(file_.fd(), temporary.c_str()) == 0) {
       temporary_ = std::move(temporary);
       return {};
     }

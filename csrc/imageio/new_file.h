@@ -18,6 +18,7 @@
 
 #include "base/process_generation.h"
 #include "base/status.h"
+#include "os/descriptor.h"
 
 struct statx;
 
@@ -33,14 +34,14 @@ class NewFile {
   NewFile(const NewFile&) = delete;
   NewFile& operator=(const NewFile&) = delete;
 
-  int fd() const { return fd_; }
+  // To be looked at before each use.
+  const os::Descriptor& file() const { return file_; }
   // Everything on disk, then under the name, then the name on disk. If only the last step fails, the
   // new file has taken its place, but a crash of the machine may undo that.
   Status publish();
 
  private:
-  NewFile(std::string path, int fd, std::string temporary)
-      : path_(std::move(path)), fd_(fd), temporary_(std::move(temporary)) {}
+  explicit NewFile(std::string path) : path_(std::move(path)) {}
   static Result<std::unique_ptr<NewFile>> open(const std::string& path, mode_t mode);
   Status become_like(const struct statx& old);
   Status take_place();
@@ -48,7 +49,7 @@ class NewFile {
 
   const std::string path_;
   const uint32_t generation_ = process_generation();
-  const int fd_;
+  os::Descriptor file_;
   std::string temporary_;  // empty while the file has no name
 };
 

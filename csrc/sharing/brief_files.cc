@@ -1,19 +1,15 @@
 #include "sharing/brief_files.h"
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <cstddef>
 #include <cstdio>
 #include <cstring>
 #include <string_view>
 
-#include "os/descriptor.h"
+#include "os/folder.h"
 #include "os/syscalls.h"
 #include "sharing/wire.h"
 
@@ -25,7 +21,6 @@ namespace {
 
 constexpr std::string_view kStart = ".pgalloc-";
 constexpr size_t kDigits = 16;
-constexpr int kPortions = 16;  // of the list of files
 constexpr int kRemovedMax = 64;
 constexpr time_t kAge_s = 60;
 
@@ -57,24 +52,15 @@ Result<std::string> name_of_brief_file() {
 }
 
 void remove_left_files(const std::string& folder) {
-  const os::Descriptor directory(
-      sys().open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_CLOEXEC, 0));
-  if (!directory.open()) return;
-  alignas(dirent64) std::array<char, 32768> entries;
   int removed = 0;
-  for (int i = 0; i < kPortions; ++i) {
-    const ssize_t size = sys().getdents(directory.fd(), entries.data(), entries.size());
-    if (size <= 0) return;
-    for (ssize_t at = 0; at < size;) {
-      const auto* const entry = reinterpret_cast<const dirent64*>(entries.data() + at);
-      at += entry->d_reclen;
-      if (!is_brief(entry->d_name)) continue;
-      const std::string path = folder + "/" + entry->d_name;
-      if (!is_left(path)) continue;
-      if (removed++ == kRemovedMax) return;
-      sys().unlink(path.c_str());
-    }
-  }
+  os::visit_folder(folder, [&](const os::FolderEntry& entry) {
+    if (!is_brief(entry.name)) return true;
+    const std::string path = folder + "/" + std::string(entry.name);
+    if (!is_left(path)) return true;
+    if (removed++ == kRemovedMax) return false;
+    sys().unlink(path.c_str());
+    return true;
+  });
 }
 
 }  // namespace pgalloc

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <utility>
 
+#include "base/reserve.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 #include "os/thread.h"
@@ -145,7 +146,11 @@ void OwnerLink::give_back(uint64_t file, FileRange range) {
   if (forked()) return;
   MutexLock lock(mu_);
   if (broken()) return;
-  outgoing_.add({file, range});
+  try {
+    with_reserve([&] { outgoing_.add({file, range}); });
+  } catch (const std::bad_alloc&) {
+    return;  // it is given back with the connection
+  }
   if (idle_ || thread_ == nullptr) wake_thread();
 }
 

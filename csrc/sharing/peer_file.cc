@@ -10,6 +10,7 @@
 
 #include "backing/backing_file.h"
 #include "backing/prefault.h"
+#include "base/reserve.h"
 #include "guard/commit_gate.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
@@ -457,12 +458,18 @@ void PeerFile::end_view(FileRange range) {
   std::vector<FileRange> given_back;
   {
     MutexLock lock(mu_);
-    (void)viewed_.remove(range, &gone);
-    for (const FileRange& part : gone) {
-      kept_.set().visit_range(part,
-                              [&](FileRange kept, const uint32_t&) { given_back.push_back(kept); });
+    with_reserve([&] { (void)viewed_.remove(range, &gone); });
+    if (kept_.empty()) return;
+    with_reserve([&] {
+      given_back.clear();
+      for (const FileRange& part : gone) {
+        kept_.set().visit_range(
+            part, [&](FileRange kept, const uint32_t&) { given_back.push_back(kept); });
+      }
+    });
+    for (const FileRange& part : given_back) {
+      with_reserve([&] { (void)kept_.remove(part, nullptr); });
     }
-    for (const FileRange& part : given_back) (void)kept_.remove(part, nullptr);
   }
   for (const FileRange& part : given_back) link_->give_back(identity_.id, part);
 }

@@ -10,7 +10,6 @@
 #include <thread>
 
 #include "os/descriptor.h"
-#include "os/path.h"
 #include "os/retry.h"
 #include "os/syscalls.h"
 #include "sharing/brief_files.h"
@@ -73,6 +72,23 @@ void remove_at(const std::string& path) {
   }
 }
 
+// A file that is removed at the end, unless it is to stay.
+class Removal {
+ public:
+  explicit Removal(const std::string& path) : path_(path) {}
+  ~Removal() {
+    if (!stays_) remove_at(path_);
+  }
+  Removal(const Removal&) = delete;
+  Removal& operator=(const Removal&) = delete;
+
+  void let_it_stay() { stays_ = true; }
+
+ private:
+  const std::string& path_;
+  bool stays_ = false;
+};
+
 }  // namespace
 
 Result<std::unique_ptr<Server>> Server::create(const std::string& path, Scope scope) {
@@ -82,14 +98,12 @@ Result<std::unique_ptr<Server>> Server::create(const std::string& path, Scope sc
                              std::to_string(path.size()) + ": " + path);
   }
   std::unique_ptr<Server> server(new Server(path, scope.lookups));
-  Status status = server->listen(std::move(scope));
-  if (status.ok()) return server;
-  server->closed_ = true;
-  return status;
+  PGALLOC_RETURN_IF_ERROR(server->listen(std::move(scope)));
+  return server;
 }
 
 Status Server::listen(Scope scope) {
-  const FolderLock lock(os::folder_of(path_), kServeMax_ms);
+  const FolderLock lock(folder_, kServeMax_ms);
   if (lock.held()) return listen_locked(std::move(scope));
   return listen_unlocked(std::move(scope),
                          lock.others()
@@ -108,8 +122,9 @@ Status Server::listen_locked(Scope scope) {
     error = errno;
   }
   if (fd < 0) return Status::system_error(error, "bind");
+  Removal file(path_);
   Status status = hand_over(fd, path_, std::move(scope));
-  if (!status.ok()) remove_at(path_);
+  if (status.ok()) file.let_it_stay();
   return status;
 }
 
@@ -117,10 +132,9 @@ Status Server::listen_locked(Scope scope) {
 // behind. So it gets its path when it listens; if the path is free, which link() finds out. `why` is what
 // is said of a socket that may have been left there.
 Status Server::listen_unlocked(Scope scope, const char* why) {
-  const os::Descriptor folder(
-      sys().open(os::folder_of(path_).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
+  const os::Descriptor folder(sys().open(folder_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC, 0));
   if (!folder.open()) return Status::system_error(errno, "open");
-  remove_left_files(os::folder_of(path_));
+  remove_left_files(folder_);
   Result<std::string> name = name_of_brief_file();
   if (!name.ok()) return std::move(name).status();
   // The folder's own path may leave no room for the name in the address of a socket.
@@ -130,17 +144,14 @@ Status Server::listen_unlocked(Scope scope, const char* why) {
     return Status::system_error(
         errno, errno == ENOENT ? "bind (through /proc, without the folder's lock)" : "bind");
   }
-  Status status = hand_over(fd, file, std::move(scope));
-  if (status.ok()) {
-    const os::Descriptor socket(sys().open(file.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC, 0));
-    if (!socket.open() || sys().link_descriptor(socket.fd(), path_.c_str()) != 0) {
-      const int error = errno == EEXIST ? EADDRINUSE : errno;
-      Broker::instance().stop_serving(number_);
-      status = Status::system_error(error, is_deserted(path_) ? why : "bind");
-    }
-  }
-  remove_at(file);
-  return status;
+  const Removal removal(file);
+  PGALLOC_RETURN_IF_ERROR(hand_over(fd, file, std::move(scope)));
+  const os::Descriptor socket(sys().open(file.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC, 0));
+  if (socket.open() && sys().link_descriptor(socket.fd(), path_.c_str()) == 0) return {};
+  const int error = errno == EEXIST ? EADDRINUSE : errno;
+  closed_ = true;
+  Broker::instance().stop_serving(number_);
+  return Status::system_error(error, is_deserted(path_) ? why : "bind");
 }
 
 // To the broker, once it is known which file is the socket's.
@@ -155,6 +166,7 @@ Status Server::hand_over(int fd, const std::string& file, Scope scope) {
   Result<uint64_t> number = Broker::instance().serve(fd, std::move(scope));
   if (!number.ok()) return std::move(number).status();
   number_ = *number;
+  closed_ = false;
   return {};
 }
 
@@ -175,7 +187,7 @@ void Server::close() {
   if (closed_.exchange(true) || generation_ != process_generation()) return;
   {
     // No lock is needed as long as it listens (invariant 3). A program may have closed the socket.
-    const FolderLock lock(os::folder_of(path_), kCloseMax_ms);
+    const FolderLock lock(folder_, kCloseMax_ms);
     if (lock.held() || !is_deserted(path_)) remove_file();
   }
   Broker::instance().stop_serving(number_);

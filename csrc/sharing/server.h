@@ -21,6 +21,7 @@
 
 #include "base/process_generation.h"
 #include "base/status.h"
+#include "os/path.h"
 #include "sharing/session.h"
 
 namespace pgalloc {
@@ -44,7 +45,7 @@ class Server {
   };
 
   Server(std::string path, std::shared_ptr<Lookups> lookups)
-      : path_(std::move(path)), lookups_(std::move(lookups)) {}
+      : path_(std::move(path)), folder_(os::folder_of(path_)), lookups_(std::move(lookups)) {}
   Status listen(Scope scope);
   Status listen_locked(Scope scope);
   Status listen_unlocked(Scope scope, const char* why);
@@ -52,11 +53,12 @@ class Server {
   void remove_file() const;
 
   const std::string path_;
+  const std::string folder_;                // close() needs no memory
   const std::shared_ptr<Lookups> lookups_;  // of a cache; else nullptr
   const uint32_t generation_ = process_generation();
-  Identity identity_;    // of the file
-  uint64_t number_ = 0;  // of the listener
-  std::atomic<bool> closed_{false};
+  Identity identity_;               // of the file
+  uint64_t number_ = 0;             // of the listener
+  std::atomic<bool> closed_{true};  // until it listens
 };
 
 }  // namespace pgalloc

@@ -129,7 +129,7 @@ TEST(what_is_done_at_once_is_bounded) {
   kernel.begin();
   remove_left_files(scene.folder);
   EXPECT_EQ(scene.count(), 0u);
-  EXPECT_EQ(portions, 16);
+  EXPECT_EQ(portions, 64);
 }
 
 TEST(what_fails_is_left_to_the_next) {
