@@ -135,6 +135,20 @@ TEST(an_image_that_becomes_shorter_is_an_error) {
   EXPECT(image->read_extent(1, buffer).status().message().find("shorter") != std::string::npos);
 }
 
+TEST(a_file_that_got_the_number_of_an_image_is_not_read) {
+  const SomeImage some(3);
+  const File file(some.bytes);
+  const File others(some.bytes);
+  const int number = ::dup(file.fd());
+  ::close(number);
+  auto image = std::move(*file.open());  // it has the lowest number that is free
+  EXPECT_EQ(::dup2(others.fd(), number), number);
+  Buffer buffer;
+  EXPECT_EQ(image->read_extent(0, buffer).status().error_number(), EBADF);
+  image.reset();
+  EXPECT_EQ(::close(number), 0);
+}
+
 TEST(one_encoded_extent_is_enough_to_need_a_decoder) {
   SomeImage some(2);
   some.reopen();

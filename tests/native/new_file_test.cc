@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "imageio/image_sink.h"
 #include "native/support.h"
 #include "sharing/forks.h"
 
@@ -292,6 +293,25 @@ TEST(what_could_not_be_published_leaves_nothing) {
     EXPECT_EQ(folder.names(), std::vector<std::string>{"image"});
     EXPECT_EQ(std::filesystem::file_size(folder.path("image")), 3u);
   }
+}
+
+// A program may close descriptors that are not its own, and get the number for a file of its own.
+TEST(a_file_that_got_the_number_is_neither_written_nor_published_nor_closed) {
+  const Folder folder;
+  auto file = std::move(*NewFile::create(folder.path("image")));
+  NewFile& written = *file;
+  const int number = file->file().fd();
+  auto sink = std::make_unique<FileSink>(std::move(file));
+  EXPECT(sink->write(0, std::string("ours")).ok());
+  const int others = ::open(folder.path("others").c_str(), O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+  EXPECT_EQ(::dup2(others, number), number);
+  EXPECT_EQ(sink->write(4, std::string("more")).error_number(), EBADF);
+  EXPECT_EQ(written.publish().error_number(), EBADF);
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"others"});
+  EXPECT_EQ(std::filesystem::file_size(folder.path("others")), 0u);
+  sink.reset();
+  EXPECT_EQ(::close(number), 0);
+  EXPECT_EQ(::close(others), 0);
 }
 
 TEST(a_forked_child_leaves_the_name_of_its_parent_alone) {
