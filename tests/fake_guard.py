@@ -35,6 +35,11 @@ class FakeGuard:
     def guard_remove_headroom(self, token: int) -> None:
         del self.headrooms[token]
 
+    def guard_set_headroom(self, headroom: tuple[float, int] | None) -> None:
+        self.headrooms.pop(0, None)
+        if headroom is not None:
+            self.headrooms[0] = headroom
+
     def guard_watch(self, fd: int) -> None:
         self.watched.append(fd)
 

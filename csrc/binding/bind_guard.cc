@@ -118,6 +118,15 @@ void bind_guard(py::module_& module) {
       py::arg("fraction"), py::arg("nbytes"));
   module.def("guard_remove_headroom",
              [](uint64_t token) { Guard::instance().remove_headroom(token); });
+  module.def(
+      "guard_set_headroom",
+      [](std::optional<std::pair<double, uint64_t>> wish) {
+        py::gil_scoped_release release;
+        std::optional<Headroom> headroom;
+        if (wish) headroom = Headroom{wish->first, wish->second};
+        Guard::instance().set_headroom(headroom);
+      },
+      py::arg("headroom"));
   module.def("guard_watch", [](int fd) { Guard::instance().watch(fd); });
   module.def("guard_unwatch", [](int fd) { Guard::instance().unwatch(fd); });
   module.def("guard_status", &status);

@@ -116,6 +116,17 @@ void Guard::remove_headroom(uint64_t token) {
   headroom_requests_.erase(token);
 }
 
+void Guard::set_headroom(std::optional<Headroom> headroom) {
+  if (!headroom) return remove_headroom(kOfProcess);
+  {
+    MutexLock lock(mu_);
+    headroom_requests_.insert_or_assign(kOfProcess, *headroom);
+    credit_ = 0;
+    wake();
+  }
+  arm();
+}
+
 void Guard::watch(int event_fd) {
   MutexLock lock(mu_);
   watchers_.push_back(os::Descriptor::adopt(event_fd));
@@ -366,6 +377,7 @@ void Guard::after_fork_in_child() NO_THREAD_SAFETY_ANALYSIS {
     own->limits_.follow_later(*parents.limits_.followed());
     own->configured_ = true;
   }
+  own->headroom_requests_.insert(parents.headroom_requests_.extract(kOfProcess));
   parents.limits_.clear();
   parents.wake_ = {};
   instance_.store(own, std::memory_order_release);

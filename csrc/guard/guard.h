@@ -85,6 +85,8 @@ class Guard final : public CommitGate {
   // The largest of all requests counts; without any, a tenth of each limit.
   uint64_t add_headroom(Headroom headroom) EXCLUDES(mu_);
   void remove_headroom(uint64_t token) EXCLUDES(mu_);
+  // What this process asks for as long as it lives, and the children that it forks from now on.
+  void set_headroom(std::optional<Headroom> headroom) EXCLUDES(mu_);
   // An eventfd of the caller's that is written to whenever the alarm rises, until unwatch().
   void watch(int event_fd) EXCLUDES(mu_);
   void unwatch(int event_fd) EXCLUDES(mu_);
@@ -163,6 +165,7 @@ class Guard final : public CommitGate {
   Mutex mu_{LockRank::kGuard};
   Limits limits_ GUARDED_BY(mu_);
   Time noticed_ GUARDED_BY(mu_);
+  static constexpr uint64_t kOfProcess = 0;  // a token
   std::map<uint64_t, Headroom> headroom_requests_ GUARDED_BY(mu_);
   uint64_t last_token_ GUARDED_BY(mu_) = 0;
   std::vector<os::Descriptor> watchers_ GUARDED_BY(mu_);  // they are their owners'

@@ -145,13 +145,14 @@ std::optional<Candidate> best_place(const std::vector<Mount>& mounts, bool is_v1
   return best;
 }
 
-// In the hierarchy that has the memory controller, as far as this file tells.
-const Membership* in_memory_hierarchy(const std::vector<Membership>& memberships) {
-  const Membership* found = nullptr;
-  for (const Membership& each : memberships) {
-    if (contains(each.controllers, "memory")) return &each;
-    if (each.is_v2()) found = &each;
-  }
+// Those whose hierarchy may have the memory controller: v1's, which says so, before v2's.
+std::vector<Membership> with_memory(std::string_view text) {
+  std::vector<Membership> found = parse_memberships(text);
+  std::erase_if(found, [](const Membership& each) {
+    return !each.is_v2() && !contains(each.controllers, "memory");
+  });
+  std::stable_partition(found.begin(), found.end(),
+                        [](const Membership& each) { return !each.is_v2(); });
   return found;
 }
 
@@ -207,9 +208,8 @@ std::vector<Membership> parse_memberships(std::string_view text) {
 }
 
 std::string charged_path(std::string_view memberships) {
-  const std::vector<Membership> parsed = parse_memberships(memberships);
-  const Membership* const membership = in_memory_hierarchy(parsed);
-  return membership == nullptr ? std::string() : membership->path;
+  const std::vector<Membership> found = with_memory(memberships);
+  return found.empty() ? std::string() : found.front().path;
 }
 
 std::optional<MemoryGroup> find_memory_group(const ProcFiles& where) {
@@ -217,17 +217,14 @@ std::optional<MemoryGroup> find_memory_group(const ProcFiles& where) {
   const auto cgroup = whole_file(joined(where.proc, "self/cgroup"));
   if (!mountinfo || !cgroup) return std::nullopt;
   const std::vector<Mount> mounts = parse_mountinfo(*mountinfo);
-  const std::vector<Membership> memberships = parse_memberships(*cgroup);
-  for (const bool is_v1 : {true, false}) {
-    for (const Membership& membership : memberships) {
-      if (is_v1 ? !contains(membership.controllers, "memory") : !membership.is_v2()) continue;
-      auto place = best_place(mounts, is_v1, membership.path, where.root);
-      if (!place) continue;
-      auto charged = is_v1 ? std::optional(place->directory) : charged_v2_level(*place);
-      if (!charged) continue;
-      return MemoryGroup{is_v1, membership.path, std::move(*charged), place->mount_point,
-                         place->missing == 0};
-    }
+  for (const Membership& membership : with_memory(*cgroup)) {
+    const bool is_v1 = !membership.is_v2();
+    auto place = best_place(mounts, is_v1, membership.path, where.root);
+    if (!place) continue;
+    auto charged = is_v1 ? std::optional(place->directory) : charged_v2_level(*place);
+    if (!charged) continue;
+    return MemoryGroup{is_v1, membership.path, std::move(*charged), place->mount_point,
+                       place->missing == 0};
   }
   return std::nullopt;
 }

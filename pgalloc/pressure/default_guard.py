@@ -4,7 +4,8 @@ Thread safety: all functions may be called from any thread.
 
 Invariants:
   1. :func:`ensure` never raises, and costs one look at a flag once the guard is configured.
-  2. A forked child configures anew: it has a guard of its own.
+  2. A forked child, which has a guard of its own, configures it anew. That guard follows the
+     child's limits before, too, with the headroom that its parent configured.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ class _Configuration:
         self.lock = rlock()
         self.done = False
         self.watches = False
-        self.token: int | None = None
 
     def park(self) -> None:
         """For :mod:`pgalloc.fork`: nothing to do, the guard has no Python thread."""
@@ -56,7 +56,7 @@ def ensure() -> None:
     try:
         with _configuration.lock:
             if not _configuration.done:
-                _configure(None, "/proc", "/")
+                _configure("/proc", "/")
     except Exception:  # an allocation must succeed, guarded or not
         _configuration.done = True
         _log.warning("the memory guard could not be configured", exc_info=True)
@@ -72,7 +72,8 @@ def configure(
 
     The first MemoryFile has it find them by itself, and the guard follows by itself when a limit is
     changed or this process is moved to another cgroup. Call it to ask for headroom for as long as
-    the process lives, or after it got another mount of its cgroup.
+    the process lives, and for the children that it forks, or after it got another mount of its
+    cgroup.
 
     Args:
         headroom: "10%" or 0.1 of every limit, or bytes, as an int or as "32M"; None takes back what
@@ -83,10 +84,10 @@ def configure(
 
     Raises TypeError, OptionError or RangeError for a bad headroom.
     """
-    if headroom is not None:
-        parse_headroom(headroom)
+    wish = None if headroom is None else parse_headroom(headroom)
     with _configuration.lock:
-        _configure(headroom, proc, root)
+        _configure(proc, root)
+        guard.calls.guard_set_headroom(wish)
 
 
 def has_something_to_watch() -> bool:
@@ -95,16 +96,8 @@ def has_something_to_watch() -> bool:
     return _configuration.watches
 
 
-def _configure(
-    headroom: Headroom | None, proc: str | os.PathLike[str], root: str | os.PathLike[str]
-) -> None:
+def _configure(proc: str | os.PathLike[str], root: str | os.PathLike[str]) -> None:
     watches = guard.calls.guard_follow(*guard.place_to_look(proc, root))
-    before = _configuration.token
-    _configuration.token = (
-        None if headroom is None else guard.calls.guard_add_headroom(*parse_headroom(headroom))
-    )
-    if before is not None:
-        guard.calls.guard_remove_headroom(before)
     _configuration.watches = watches
     _configuration.done = True
     fork.register(_configuration)

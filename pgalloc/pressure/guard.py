@@ -35,6 +35,9 @@ class GuardCalls(Protocol):
     def guard_remove_headroom(self, token: int, /) -> None:
         """Take a wish back."""
 
+    def guard_set_headroom(self, headroom: tuple[float, int] | None) -> None:
+        """Another wish, of this process and the children that it forks; None: no more."""
+
     def guard_watch(self, fd: int, /) -> None:
         """Write 1 to this eventfd at each crossing."""
 

@@ -217,6 +217,23 @@ def test_a_forked_child_is_guarded_from_the_first(host: FakeHost) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_a_forked_child_keeps_the_headroom_of_its_parent(host: FakeHost) -> None:
+    """That of configure(), and not those of its parent's Monitors."""
+    host.describe("1 2 0:1 / /cg rw - cgroup2 cgroup2 rw", "0::/a")
+    host.level("a", memory__current="1", memory__max=str(10 * MIB))
+    configure("3M", proc=host.proc, root=host.root)
+    token = _core.guard_add_headroom(0.0, 4 * MIB)
+    try:
+        child = os.fork()
+        if child == 0:
+            found = [level.headroom for level in guard.status().levels if level.limit == 10 * MIB]
+            os._exit(0 if found == [3 * MIB] else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        _core.guard_remove_headroom(token)
+        host.configure()
+
+
 # --- once in each process ------------------------------------------------------------------------
 
 
