@@ -54,7 +54,9 @@ def fill(allocation: Allocation, reader: Reader) -> Allocation:
         while filled < allocation.nbytes:
             rest = view[filled:]
             try:
-                filled += _read_once(reader, rest)
+                count = _read_once(reader, rest)
+                reservation.settle(count)
+                filled += count
             finally:
                 _release_if_unused(rest)
     except Exception as error:

@@ -148,6 +148,7 @@ void bind_guard(py::module_& module) {
              return reservation;
            }),
            py::arg("nbytes"))
+      .def("settle", [](Self<CommitReservation> self, uint64_t nbytes) { self->settle(nbytes); })
       .def("end", [](Self<CommitReservation> self) { self->end(); });
 }
 

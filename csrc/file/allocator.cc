@@ -2,6 +2,7 @@
 
 #include <errno.h>
 
+#include <algorithm>
 #include <string>
 
 #include "backing/prefault.h"
@@ -112,6 +113,25 @@ std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t ca
                                            .capacity = capacity});
 }
 
+namespace {
+
+// What is committed counts as used; and so does what is reserved. So that a large range does not count
+// twice for a moment, and costs others their memory, it is committed in pieces.
+constexpr uint64_t kPiece = uint64_t{16} << 20;
+
+template <class Commit>
+Status in_pieces(FileRange range, CommitReservation& reservation, Commit commit) {
+  while (!range.empty()) {
+    const uint64_t length = std::min(range.length(), kPiece);
+    PGALLOC_RETURN_IF_ERROR(commit(FileRange{range.start, range.start + length}));
+    reservation.settle(length);
+    range.start += length;
+  }
+  return {};
+}
+
+}  // namespace
+
 Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled) {
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
@@ -126,10 +146,18 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
   if (file_.needs_blocks()) {
     PGALLOC_RETURN_IF_ERROR(take_blocks(request, range));
   } else if (request.mode == AllocationMode::kAllocateAndCommit) {
-    return file_.commit(range);
+    return in_pieces(range, reservation, [&](FileRange piece) { return file_.commit(piece); });
   }
-  if (request.mode == AllocationMode::kAllocateAndWritePopulate) return populate(range, recycled);
-  return {};
+  if (request.mode != AllocationMode::kAllocateAndWritePopulate) return {};
+  if (!chunks_.is_mapped(range)) PGALLOC_RETURN_IF_ERROR(file_.map(chunks_, range));
+  if (recycled) {
+    clear_memory(chunks_.address(range.start), range.length());
+    return {};
+  }
+  return in_pieces(range, reservation, [&](FileRange piece) {
+    prefault(chunks_.address(piece.start), piece.length());
+    return Status();
+  });
 }
 
 // On disk what is reserved is stored, and no later look would tell: see CommitProbe.
@@ -144,17 +172,6 @@ Status Allocator::take_blocks(const AllocateRequest& request, FileRange range) {
   if (file_.in_memory()) return {};
   FileLock lock(state_);
   state_.pages.mark_committed(range, nullptr);
-  return {};
-}
-
-Status Allocator::populate(FileRange range, bool recycled) {
-  if (!chunks_.is_mapped(range)) PGALLOC_RETURN_IF_ERROR(file_.map(chunks_, range));
-  char* const address = chunks_.address(range.start);
-  if (recycled) {
-    clear_memory(address, range.length());
-  } else {
-    prefault(address, range.length());
-  }
   return {};
 }
 

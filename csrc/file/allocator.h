@@ -45,7 +45,6 @@ class Allocator {
   Status prepare(const AllocateRequest& request, FileRange range, bool recycled)
       EXCLUDES(file_lock);
   Status take_blocks(const AllocateRequest& request, FileRange range) EXCLUDES(file_lock);
-  Status populate(FileRange range, bool recycled);
 
   FileState& state_;
   BackingFile& file_;

@@ -4,9 +4,9 @@
 // Thread safety: any thread, without any lock of a file.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <utility>
 
 #include "base/status.h"
 
@@ -26,9 +26,13 @@ class CommitReservation {
     bytes_ = bytes;
     reserved_bytes_->fetch_add(bytes);
   }
-  void end() {
-    if (bytes_ > 0) reserved_bytes_->fetch_sub(std::exchange(bytes_, 0));
+  // So much of it is committed by now, and counts by itself.
+  void settle(uint64_t bytes) {
+    bytes = std::min(bytes, bytes_);
+    if (bytes > 0) reserved_bytes_->fetch_sub(bytes);
+    bytes_ -= bytes;
   }
+  void end() { settle(bytes_); }
 
  private:
   std::atomic<uint64_t>* reserved_bytes_ = nullptr;

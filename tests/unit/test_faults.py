@@ -289,6 +289,16 @@ def _with_errors(name: str, sites: list[Site]) -> Iterator[tuple[Site, list[int]
         yield site, [errors[(i * each + k) % len(errors)] for k in range(each)]
 
 
+def test_a_commit_that_fails_in_its_second_piece_leaves_nothing(mf: MemoryFile) -> None:
+    with FaultPlan("fallocate", errno.ENOMEM, first=2, times=1), pytest.raises(OSError) as caught:
+        mf.allocate(40 << 20, mode=pgalloc.AllocationMode.ALLOCATE_AND_COMMIT)
+    assert caught.value.errno == errno.ENOMEM
+    assert mf.wait_for_reclaim(20)
+    assert mf.segments() == []
+    assert mf.total_usage() == 0
+    mf.allocate(40 << 20, mode=pgalloc.AllocationMode.ALLOCATE_AND_COMMIT)
+
+
 @pytest.mark.parametrize("name", ["ftruncate", "fallocate", "pwrite", "open", "madvise"])
 def test_interruptions_are_retried(directory: Path, name: str) -> None:
     """One EINTR is not noticed."""

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 from fake_guard import FakeGuard, fake_guard
+from memory_groups import in_a_group
 from waiting import environment, eventually, removed
 
 from pgalloc import MemoryFile, OptionError, OutOfMemoryError, RangeError, _core, testing
+from pgalloc._processes.memory_group import open_place
 from pgalloc.pressure import configure, default_guard, find_memory_cgroup, guard, info
 
 MIB = 1 << 20
@@ -360,6 +362,46 @@ def test_a_real_crossing_reaches_monitors_and_evictable_users() -> None:
         eventually(lambda: removed(directory), f"removing {directory}")
     expected = [str(128 * MIB), str(32 * MIB), "True", "guard", "True", "True"]
     assert run.stdout.split() == expected, run.stderr
+
+
+# In 256 MiB: a commit of 100 MiB beside a Cache of 150 MiB.
+BESIDE_A_CACHE = """
+import os, sys
+from pathlib import Path
+import pgalloc
+cache = pgalloc.Cache()
+value = os.urandom(1 << 20)
+for key in range(150):
+    cache[key] = value
+file = pgalloc.MemoryFile()
+def reader(rest):
+    rest[: 1 << 20] = value
+    return 1 << 20
+if sys.argv[1] == "reader":
+    kept = file.allocate(100 << 20, reader=reader)
+else:
+    kept = file.allocate(100 << 20, mode=pgalloc.AllocationMode[sys.argv[1]])
+print(len(cache))
+"""
+
+
+@in_a_group
+@pytest.mark.parametrize("how", ["ALLOCATE_AND_COMMIT", "ALLOCATE_AND_WRITE_POPULATE", "reader"])
+def test_a_large_commit_does_not_count_twice(how: str) -> None:
+    """As reserved and as used: others lost their memory to that, 115 MiB and more of it.
+
+    About 110 MiB fit beside it; fewer if the machine is busy, and the guard keeps more free.
+    """
+    with open_place() as place, place.make("pgalloc-test", 256 * MIB) as group:
+        run = subprocess.run(
+            group.command([sys.executable, "-c", BESIDE_A_CACHE, how]),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+            env=environment(),
+        )
+    assert int(run.stdout or 0) >= 55, run
 
 
 def test_the_log_of_a_configuration_says_nothing(
