@@ -130,6 +130,7 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
                 checked_flag(disable_ima_workaround, "disable_ima_workaround"),
                 _checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
                 restore_id.encode(errors="replace"),
+                name,
             )
         self._evictor = Evictor(self._evictables)
         files.add(self)

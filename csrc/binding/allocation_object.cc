@@ -155,7 +155,7 @@ char* add_export(AllocationObject* self) {
       }
       return *address;
     }
-    set_error(address.status());
+    set_file_error(address.status(), "view", self->memory_file);
   }
   const py::error_scope keep_error;
   drop_export(self);

@@ -229,7 +229,8 @@ PyObject* get_address(PyObject* object, void*) {
     return nullptr;
   }
   const Result<char*> address = pages_of(self).map(self->range);
-  return address.ok() ? PyLong_FromVoidPtr(*address) : set_error(address.status());
+  return address.ok() ? PyLong_FromVoidPtr(*address)
+                      : set_file_error(address.status(), "address", self->memory_file);
 }
 
 PyGetSetDef properties[] = {
@@ -329,7 +330,7 @@ bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data, 
   }
   if (status.ok()) std::memset(address + offset + size, 0, zeros);
   drop_export(self);
-  if (!status.ok()) set_error(status);
+  if (!status.ok()) set_file_error(status, "write", self->memory_file);
   // What is told when the last export goes may have failed.
   return PyErr_Occurred() == nullptr;
 }

@@ -148,7 +148,7 @@ bool await_claims(double seconds) {
 [[noreturn]] void throw_named(const Status& status, const py::bytes& path) {
   if (status.code() != ErrorCode::kSystem) throw_if_error(status);
   PyErr_SetObject(PyExc_OSError,
-                  py::make_tuple(status.error_number(), status.describe(),
+                  py::make_tuple(status.error_number(), "serve: " + status.describe(),
                                  py::reinterpret_steal<py::object>(
                                      PyUnicode_DecodeFSDefault(std::string(path).c_str())))
                       .ptr());

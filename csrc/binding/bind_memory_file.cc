@@ -23,13 +23,14 @@ FileRange evictable_range(const py::object& object) {
   throw py::error_already_set();
 }
 
-// The facade has checked types and values; `backing` is None, a path as bytes, or a descriptor.
+// The facade has checked types and values; `backing` is None, a path as bytes, or a descriptor, and `name`
+// what errors call it, or None.
 std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
                                    std::optional<uint64_t> capacity, int delayed_eviction,
                                    bool use_host_memcg_pressure, bool decommit_on_destroy,
                                    bool manual_zeroing, bool disable_ima_workaround,
-                                   std::optional<uint64_t> max_allocatable_bytes,
-                                   std::string label) {
+                                   std::optional<uint64_t> max_allocatable_bytes, std::string label,
+                                   const py::object& name) {
   Backing core_backing;
   if (py::isinstance<py::bytes>(backing)) {
     core_backing = BackingPath{backing.cast<std::string>()};
@@ -50,7 +51,8 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
     WithoutGil release;
     return MemoryFile::create(core_backing, options);
   }();
-  return std::make_unique<FileHandle>(value_or_throw(std::move(file)));
+  return std::make_unique<FileHandle>(value_or_throw(std::move(file)),
+                                      name.is_none() ? nullptr : name.ptr());
 }
 
 void decommit(Self<FileHandle> handle, const py::object& range_object) {
@@ -62,7 +64,7 @@ void decommit(Self<FileHandle> handle, const py::object& range_object) {
     WithoutGil release;
     status = file.decommit(range);
   }
-  throw_if_error(status);
+  throw_if_error(status, "decommit", handle->name());
 }
 
 bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
@@ -71,7 +73,8 @@ bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint3
     WithoutGil release;
     return file.scanner().update(memcg_ids ? &*memcg_ids : nullptr);
   }();
-  return value_or_throw(std::move(current));
+  throw_if_error(current.status(), "update_usage", handle->name());
+  return *current;
 }
 
 py::list segments(Self<FileHandle> handle) {
@@ -169,7 +172,11 @@ void bind_memory_file(py::module_& module) {
       .def("_update_usage", &update_usage)
       .def(
           "total_usage",
-          [](Self<FileHandle> handle) { return value_or_throw(handle->core().total_usage()); },
+          [](Self<FileHandle> handle) {
+            const auto bytes = handle->core().total_usage();
+            throw_if_error(bytes.status(), "total_usage", handle->name());
+            return *bytes;
+          },
           "Bytes the backing file occupies, as its file system counts them (st_blocks x 512).")
       .def_property_readonly(
           "total_size", [](Self<FileHandle> handle) { return handle->facts().total_size(); },
@@ -193,8 +200,10 @@ void bind_memory_file(py::module_& module) {
            [](Self<FileHandle> handle) {
              return handle->ask([](MemoryFile& file) { return file.take_warnings(); });
            })
-      .def("_close", [](Self<FileHandle> handle,
-                        bool keep_descriptor) { throw_if_error(handle->close(keep_descriptor)); })
+      .def("_close",
+           [](Self<FileHandle> handle, bool keep_descriptor) {
+             throw_if_error(handle->close(keep_descriptor), "close", handle->name());
+           })
       .def_property_readonly(
           "closed", [](Self<FileHandle> handle) { return handle->closed(); },
           "Whether close() was called.")

@@ -209,8 +209,9 @@ py::tuple connect_to_owner(const py::bytes& name, const std::string& shown, uint
   });
   if (!connected.ok() && connected.status().code() == ErrorCode::kSystem) {
     const Status& status = connected.status();
-    PyErr_SetObject(PyExc_OSError,
-                    py::make_tuple(status.error_number(), status.describe(), filename).ptr());
+    PyErr_SetObject(
+        PyExc_OSError,
+        py::make_tuple(status.error_number(), "connect: " + status.describe(), filename).ptr());
     throw py::error_already_set();
   }
   throw_if_error(connected.status());

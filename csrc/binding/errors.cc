@@ -56,24 +56,32 @@ PyObject* error_type(ErrorCode code) {
   return types[static_cast<size_t>(code)];
 }
 
-PyObject* set_error(const Status& status) {
+PyObject* set_error(const Status& status) { return set_error(status, nullptr, nullptr); }
+
+PyObject* set_error(const Status& status, const char* operation, PyObject* name) {
   if (status.code() == ErrorCode::kInterrupted) return nullptr;  // what interrupted is set already
   if (status.code() != ErrorCode::kSystem) {
     PyErr_SetString(error_type(status.code()), status.message().c_str());
     return nullptr;
   }
-  const std::string text = status.describe();
-  // OSError picks its subclass (PermissionError, ...) by errno when called with two arguments.
-  PyObject* error = PyObject_CallFunction(PyExc_OSError, "is", status.error_number(), text.c_str());
+  std::string text = status.describe();
+  if (operation != nullptr) text = std::string(operation) + ": " + text;
+  // OSError picks its subclass (PermissionError, ...) by errno when called with two arguments or more.
+  PyObject* error =
+      name == nullptr
+          ? PyObject_CallFunction(PyExc_OSError, "is", status.error_number(), text.c_str())
+          : PyObject_CallFunction(PyExc_OSError, "isO", status.error_number(), text.c_str(), name);
   if (error == nullptr) return nullptr;
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error)), error);
   Py_DECREF(error);
   return nullptr;
 }
 
-void throw_if_error(const Status& status) {
+void throw_if_error(const Status& status) { throw_if_error(status, nullptr, nullptr); }
+
+void throw_if_error(const Status& status, const char* operation, PyObject* name) {
   if (status.ok()) return;
-  set_error(status);
+  set_error(status, operation, name);
   throw py::error_already_set();
 }
 

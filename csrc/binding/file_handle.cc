@@ -19,6 +19,7 @@ PagesHandle::~PagesHandle() {
 
 FileHandle::~FileHandle() {
   views_.clear();
+  Py_XDECREF(name_);
   WithoutGil release;
   seat_.reset();
   file_.reset();
@@ -90,6 +91,12 @@ std::shared_ptr<FileSeat> seat_of(PyObject* object) {
   if (const PeerHandle* peer = peer_handle_of(object)) return peer->seat();
   const FileHandle* handle = handle_of(object);
   return handle == nullptr ? nullptr : handle->seat();
+}
+
+PyObject* set_file_error(const Status& status, const char* operation, PyObject* object) {
+  const FileHandle* const handle =
+      object != nullptr && is_bound<FileHandle>(object) ? constructed<FileHandle>(object) : nullptr;
+  return set_error(status, operation, handle == nullptr ? nullptr : handle->name());
 }
 
 bool await_pages(PyObject* memory_file, const Pages& pages, FileRange range) {

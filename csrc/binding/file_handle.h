@@ -63,8 +63,9 @@ class PagesHandle {
 
 class FileHandle : public PagesHandle {
  public:
-  explicit FileHandle(const std::shared_ptr<MemoryFile>& file)
-      : PagesHandle(std::make_shared<FileSeat>(file)), file_(file) {}
+  // `name` is what errors call the file; nullptr for one without a name.
+  FileHandle(const std::shared_ptr<MemoryFile>& file, PyObject* name)
+      : PagesHandle(std::make_shared<FileSeat>(file)), file_(file), name_(Py_XNewRef(name)) {}
   ~FileHandle();
 
   // The file in the process that owns it; elsewhere nullptr, or ForkedError.
@@ -79,6 +80,7 @@ class FileHandle : public PagesHandle {
   }
   // For what never changes, and is known without a lock: in a forked child, too.
   const MemoryFile& facts() const { return *file_; }
+  PyObject* name() const { return name_; }  // borrowed
 
   bool closed() const;
   // Closes the file, and lets go of its mapping: what is still viewed keeps it (row I2). In a peer,
@@ -87,6 +89,7 @@ class FileHandle : public PagesHandle {
 
  private:
   std::shared_ptr<MemoryFile> file_;
+  PyObject* const name_;
 };
 
 class PeerHandle : public PagesHandle {
@@ -112,6 +115,10 @@ PeerHandle* peer_handle_of(PyObject* object);
 
 // Where a handle on pages of `object`, a MemoryFile or a PeerFile, finds them; nullptr as above.
 std::shared_ptr<FileSeat> seat_of(PyObject* object);
+
+// Sets the exception for `status`, which an operation of pgalloc's on pages of `object` ended with: a
+// MemoryFile, whose name it gets, a PeerFile, or nullptr. Returns nullptr.
+PyObject* set_file_error(const Status& status, const char* operation, PyObject* object);
 
 // Waits, without the GIL, until `range` has come from the image that is being loaded. False with an
 // exception set. To be called before the core's map() wherever that must not block.

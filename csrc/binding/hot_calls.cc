@@ -114,7 +114,7 @@ PyObject* allocate_range(PyObject* self, PyObject* const* args, Py_ssize_t count
   MemoryFile* const file = handle->owned();
   if (file == nullptr) return ask_owner(self, handle, "_allocate_range_remote", args, count, names);
   const Result<FileRange> range = allocate(*file, arguments.request);
-  if (!range.ok()) return set_error(range.status());
+  if (!range.ok()) return set_error(range.status(), "allocate", handle->name());
   PyObject* result = new_file_range(*range);
   if (result == nullptr) {
     (void)file->dec_ref(*range);
@@ -137,7 +137,7 @@ PyObject* allocate_handle(PyObject* self, PyObject* const* args, Py_ssize_t coun
   MemoryFile* const file = handle->owned();
   if (file == nullptr) return ask_owner(self, handle, "_allocate_remote", args, count, names);
   const Result<FileRange> range = allocate(*file, arguments.request);
-  if (!range.ok()) return set_error(range.status());
+  if (!range.ok()) return set_error(range.status(), "allocate", handle->name());
   PyObject* result = new_allocation(self, handle->seat(), *range);
   if (result == nullptr) {
     (void)file->dec_ref(*range);
@@ -154,7 +154,7 @@ PyObject* allocate_and_fill(PyObject* self, FileHandle* handle, const AllocateRe
   MemoryFile* const file = handle->owned();
   if (file == nullptr) return set_error(OrphanedPages::refuse());
   const Result<FileRange> range = allocate(*file, request);
-  if (!range.ok()) return set_error(range.status());
+  if (!range.ok()) return set_error(range.status(), "allocate", handle->name());
   PyObject* result = new_allocation(self, handle->seat(), *range);
   if (result == nullptr) {
     (void)file->dec_ref(*range);
@@ -261,7 +261,8 @@ PyObject* map_range(PyObject* self, PyObject* const* args, Py_ssize_t count, PyO
   if (!await_pages(self, handle->pages(), range)) return nullptr;
   MemoryFile* const file = handle->owned();
   const Result<char*> address = file != nullptr ? file->map(range) : handle->pages().map(range);
-  return address.ok() ? handle->view(range, readonly) : set_error(address.status());
+  return address.ok() ? handle->view(range, readonly)
+                      : set_file_error(address.status(), "map_range", self);
 }
 
 std::array hot_methods = {

@@ -204,6 +204,7 @@ class MemoryFile:
         disable_ima_workaround: bool,
         max_allocatable_bytes: int | None,
         label: bytes,
+        name: Any,
         /,
     ) -> None: ...
     def allocate(
@@ -346,6 +347,7 @@ class DiscardQueue:
 
 class CommitReservation:
     def __init__(self, nbytes: int) -> None: ...
+    def settle(self, nbytes: int) -> None: ...
     def end(self) -> None: ...
 
 class HeldDiscards:

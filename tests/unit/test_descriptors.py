@@ -9,8 +9,9 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import PAGE
@@ -283,6 +284,38 @@ def test_a_cache_in_a_full_file_system(small_disk: Path) -> None:
             cache.update((key, bytes(MIB)) for key in range(32))
         assert len(cache) >= 10
         assert all(bytes(value) == bytes(MIB) for _, value in cache.items())
+
+
+@pytest.mark.parametrize("form", [str, os.fsencode, Path])
+def test_errors_name_the_file_and_the_operation(tmp_path: Path, form: Callable[[str], Any]) -> None:
+    """As those of the constructor do: a program may have many files, on many disks."""
+    path = form(str(tmp_path / "file"))
+    with MemoryFile(path) as file:
+        kept = file.allocate(PAGE)
+        cache = Cache[str, bytes]("64M", file=file)
+        cases: list[tuple[str, str, Callable[[], Any]]] = [
+            ("allocate", "ftruncate", lambda: file.allocate(1 << 31)),
+            ("allocate", "fallocate", lambda: file.allocate(PAGE)),
+            ("allocate", "ftruncate", lambda: file.allocate_range(1 << 31)),
+            ("allocate", "fallocate", lambda: file.array(512)),
+            ("allocate", "fallocate", lambda: cache.put("key", bytes(8 * PAGE))),
+            ("allocate", "fallocate", lambda: pgalloc.share([bytes(PAGE)], file=file)),
+            ("decommit", "fallocate", lambda: file.decommit(kept.range)),
+            ("decommit", "fallocate", kept.decommit),
+            ("view", "mmap", kept.view),
+            ("map_range", "mmap", lambda: file.map_range(kept.range)),
+        ]
+        for operation, call, attempt in cases:
+            assert file.wait_for_reclaim(20)  # it punches holes, too
+            with testing.FaultPlan(call, errno.EIO, times=1), pytest.raises(OSError) as caught:
+                attempt()
+            assert (caught.value.errno, caught.value.filename) == (errno.EIO, os.fspath(path))
+            assert caught.value.strerror.startswith(f"{operation}: {call}: ")
+        cache.close()
+    with MemoryFile() as file, testing.FaultPlan("ftruncate", errno.ENOSPC):
+        with pytest.raises(OSError, match="allocate: ftruncate: ") as caught:
+            file.allocate(PAGE)
+        assert caught.value.filename is None
 
 
 def test_memory_files_have_no_blocks_to_reserve() -> None:
