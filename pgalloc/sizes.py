@@ -31,13 +31,13 @@ def parse_size(size: str | SupportsIndex, name: str = "size") -> int:
     Raises TypeError for other types, OptionError for text that is no size, RangeError for what is
     negative or above 2^63-1. ``name`` is what the message calls it.
     """
+    accepted = f'{name} must be bytes, or text such as "512M" or "8G", not '
     if not isinstance(size, str):
+        _check_number(size, accepted)
         return checked_int(size, name, high=SIZE_MAX)
     match = _SIZE.fullmatch(size)
     if match is None:
-        raise OptionError(
-            f'{name} must be bytes, or text such as "512M" or "8G", not {size[:40]!r}'
-        )
+        raise OptionError(f"{accepted}{size[:40]!r}")
     whole, fraction, unit = match[1], match[2] or "", (match[3] or " ").lower()
     value = (int(whole + fraction) << 10 * _UNITS.index(unit)) // int("1" + "0" * len(fraction))
     if value > SIZE_MAX:
@@ -60,13 +60,20 @@ def parse_headroom(headroom: Headroom) -> tuple[float, int]:
             return _fraction(float(f"{match[1]}.{match[2] or 0}") / 100), 0
         if _DECIMAL.fullmatch(headroom):
             return _fraction(float(headroom)), 0
+    accepted = (
+        'headroom must be "10%" or 0.1 of the limit, or bytes, such as 33554432 or "32M", not '
+    )
+    if not isinstance(headroom, str):
+        _check_number(headroom, accepted)
     try:
         return 0.0, parse_size(headroom, "headroom")
     except OptionError:
-        raise OptionError(
-            f'headroom must be "10%" or 0.1 of the limit, or bytes, such as 33554432 or "32M", '
-            f"not {str(headroom)[:40]!r}"
-        ) from None
+        raise OptionError(f"{accepted}{str(headroom)[:40]!r}") from None
+
+
+def _check_number(value: object, accepted: str) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{accepted}{type(value).__name__}")
 
 
 def _fraction(fraction: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, overload
 from pgalloc.arguments import checked_flag
 from pgalloc.cache.flights import MISSING, Flights
 from pgalloc.cache.functions import Identity
-from pgalloc.cache.keys import Key, check_key, why_no_key
+from pgalloc.cache.keys import Key, check_tag, why_no_key
 from pgalloc.cache.mapping import Cache
 from pgalloc.cache.values import Expire, TooLargeError, buffer_of, expiry
 from pgalloc.errors import ForkedError, OutOfMemoryError
@@ -116,21 +116,22 @@ def cached(
     checked_flag(wait, "wait")
     expiry(expire)
     if tag is not None:
-        check_key(tag)
+        check_tag(tag)
 
     def decorate(function: Any) -> Any:
         if isinstance(function, (staticmethod, classmethod)):
             return type(function)(decorate(function.__func__))
         if not callable(function):
             raise TypeError(f"what is cached must be callable, not {type(function).__name__}")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        call = getattr(type(function), "__call__", None)  # noqa: B004 (of an object's class)
+        if any(map(inspect.isgeneratorfunction, (function, call))) or any(
+            map(inspect.isasyncgenfunction, (function, call))
+        ):
             raise TypeError("the results of a generator cannot be cached: return bytes")
         results = _Results(cache, Identity(function, name), key, expire, tag, result is bytes)
         flights = Flights(results.look_again, results.keep)
 
-        if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(type(function), "__call__", None)  # noqa: B004
-        ):
+        if any(map(inspect.iscoroutinefunction, (function, call))):
 
             async def wrapper_async(*args: Any, **kwargs: Any) -> Any:
                 made = results.key(*args, **kwargs)

@@ -34,6 +34,12 @@ def check_key(key: object) -> None:
         raise TypeError(why_no_key(key))
 
 
+def check_tag(tag: object) -> None:
+    """Raises TypeError unless ``tag`` can be one: what a key may be."""
+    if not is_key(tag):
+        raise TypeError(f"a tag is like a key, and {why_no_key(tag)}")
+
+
 def why_no_key(key: object, depth: int = _DEPTH_MAX) -> str | None:
     """What is wrong with a key; None if nothing is."""
     kind = type(key)

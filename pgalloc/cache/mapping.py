@@ -27,7 +27,7 @@ from pgalloc.allocation import whole_pages
 from pgalloc.cache.changes import Changes
 from pgalloc.cache.entry import Entry, index_cost
 from pgalloc.cache.integrity import broken_invariant
-from pgalloc.cache.keys import Key, check_key, is_key
+from pgalloc.cache.keys import Key, check_key, check_tag, is_key
 from pgalloc.cache.policy import Policy
 from pgalloc.cache.serving import CacheReader, serve
 from pgalloc.cache.slabs import slab_size
@@ -265,7 +265,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         """
         check_key(key)
         if tag is not None:
-            check_key(tag)
+            check_tag(tag)
         expires = expiry(expire)
         with buffer_of(data) as view:
             self._put(key, view, expires, tag)
@@ -384,7 +384,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
 
     def evict_tag(self, tag: Key) -> int:
         """Remove all values with this tag. Their number."""
-        check_key(tag)
+        check_tag(tag)
         count = self._changes.make(self._store.remove_tagged, tag, otherwise=0)
         self._tell()
         return count

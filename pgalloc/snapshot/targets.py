@@ -105,7 +105,7 @@ def opened(target: Any, path: bytes | None, backings: Collection[MemoryFile]) ->
         return _opened_path(path, backings)
     status = _status_of(target)
     if status is not None:
-        _check_no_backing(status, backings)
+        _check_no_backing(status, backings, name_of(target))
     if isinstance(target, FILES) and not target.writable():
         raise io.UnsupportedOperation(errno.EBADF, "the target is not open for writing")
     return Target(None, target, None)
@@ -125,7 +125,7 @@ def _opened_path(path: bytes, backings: Collection[MemoryFile]) -> Target:
     if descriptor is not None:
         # From where it is. Opened by its path, a file would be replaced or written over, while
         # other programs go on writing to it.
-        _check_no_backing(os.fstat(descriptor), backings)
+        _check_no_backing(os.fstat(descriptor), backings, os.fsdecode(path))
         return _stream(io.FileIO(path, "w", opener=lambda path, flags: os.dup(descriptor)))
     try:
         status = os.stat(path)
@@ -135,7 +135,7 @@ def _opened_path(path: bytes, backings: Collection[MemoryFile]) -> Target:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(status.st_mode):
         return _stream(io.FileIO(path, "w", opener=lambda path, flags: _core.open_stream(path)))
-    _check_no_backing(status, backings)
+    _check_no_backing(status, backings, os.fsdecode(path))
     # Through symbolic links: what they lead to is replaced, not they.
     real = os.path.realpath(path)
     if not os.path.samestat(status, os.stat(real)):
@@ -151,10 +151,12 @@ def _stream(file: io.FileIO) -> Target:
     return Target(None, file, file)
 
 
-def _check_no_backing(status: os.stat_result, backings: Collection[MemoryFile]) -> None:
+def _check_no_backing(
+    status: os.stat_result, backings: Collection[MemoryFile], name: object
+) -> None:
     if not stat.S_ISREG(status.st_mode):
         return
     for file in backings:
         with contextlib.suppress(ClosedError, OSError):
             if os.path.samestat(status, os.fstat(file.fileno())):
-                raise OptionError("the target is the backing of a MemoryFile")
+                raise OptionError(f"the target {name!r} is the backing of a MemoryFile")

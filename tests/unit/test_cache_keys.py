@@ -69,6 +69,9 @@ def test_what_is_no_key_is_never_there(cache: Cache, value: Any) -> None:
     for write in writes:
         with pytest.raises(TypeError, match="a key is"):
             write()
+    if value is not None:  # None is no tag
+        with pytest.raises(TypeError, match="a tag is like a key"):
+            cache.put("k", b"x", tag=value)
     assert len(cache) == len(equal)
     assert (cache.stats().hits, cache.stats().misses) == (before.hits, before.misses + 5)
 

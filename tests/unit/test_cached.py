@@ -355,7 +355,11 @@ def test_generators_are_refused(cache: Cache) -> None:
     async def items_async(x: int) -> Any:
         yield b""
 
-    for function in (items, items_async, functools.partial(items, 1)):
+    class Items:
+        def __call__(self, x: int) -> Iterator[bytes]:
+            yield b""
+
+    for function in (items, items_async, functools.partial(items, 1), Items()):
         with pytest.raises(TypeError, match="generator"):
             cached(cache)(function)
 

@@ -63,10 +63,11 @@ def test_sizes_out_of_range(size: str | int) -> None:
 
 @pytest.mark.parametrize("size", [None, True, 1.0, b"8G", [8], object()])
 def test_other_types(size: Any) -> None:
-    with pytest.raises(TypeError, match="must be an int"):
-        parse_size(size)
+    kind = type(size).__name__
+    with pytest.raises(TypeError, match=f"maxsize must be bytes, or text such as .*, not {kind}$"):
+        parse_size(size, "maxsize")
     if not isinstance(size, float):
-        with pytest.raises(TypeError, match="must be an int"):
+        with pytest.raises(TypeError, match=f'"10%" or 0.1 of the limit, .*"32M", not {kind}$'):
             parse_headroom(size)
 
 
