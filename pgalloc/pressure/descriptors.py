@@ -2,17 +2,22 @@
 
 Between the call that opens one and the assignment of what it returns such a handler may run.
 Native code that calls native code has no such moment.
+
+None is 0, 1 or 2: a program may have closed its standard streams, and what it prints must not land
+in a file of ours that got its number.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
+_FIRST_OF_OURS = 3
 
 
 def none_left(error: OSError) -> bool:
@@ -23,8 +28,24 @@ def none_left(error: OSError) -> bool:
 def open_into(owner: object, name: str, opens: Callable[..., int], *arguments: Any) -> None:
     """Set the attribute of that name to the descriptor that ``opens(*arguments)`` returns.
 
-    ``opens`` is a native function. Raises what it raises; the attribute is then as it was.
+    ``opens`` is a native function. Raises what it raises, or OSError; the attribute is then as it
+    was.
     """
+    before = vars(owner).get(name)
+    _set(owner, name, opens, *arguments)
+    low = vars(owner)[name]
+    if low >= _FIRST_OF_OURS:
+        return
+    try:
+        _set(owner, name, fcntl.fcntl, low, fcntl.F_DUPFD_CLOEXEC, _FIRST_OF_OURS)
+    except OSError:
+        vars(owner)[name] = before
+        raise
+    finally:
+        os.close(low)
+
+
+def _set(owner: object, name: str, opens: Callable[..., int], *arguments: Any) -> None:
     opened = map(opens, *((argument,) for argument in arguments))
     vars(owner).update(zip((name,), opened, strict=True))
 
