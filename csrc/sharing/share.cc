@@ -137,7 +137,7 @@ Result<FileRange> Share::pin_front(FileRange range, uint64_t from, size_t* left,
   split(entry, front.end);
   const std::optional<bool> was_intact = pin_entry(entry);
   if (!was_intact) {
-    join(entry);
+    if (front.end < rest.end) join(entry);  // what was split, not the neighbour's
     return FileRange{from, from};
   }
   *intact = *was_intact;

@@ -19,8 +19,9 @@ from typing import Any
 import peers
 import pytest
 from conftest import PAGE
+from held_call import HeldCall
 from peers import Peer
-from waiting import TIMEOUT_S, any_is_inside, eventually
+from waiting import TIMEOUT_S, any_is_inside, eventually, join
 
 import pgalloc
 from pgalloc import Cache, MemoryFile, PeerFile, SharingError, testing
@@ -44,6 +45,38 @@ def connected(mf: MemoryFile, path: Path) -> Iterator[PeerFile]:
     with mf.serve(path), pgalloc.connect(path) as peer:
         yield peer
     eventually(lambda: mf.leases() == [])
+
+
+def test_a_pin_that_waits_for_a_discard_leaves_its_neighbour_alone(
+    mf: MemoryFile, path: Path
+) -> None:
+    """What is unpinned right behind it stays an entry of its own."""
+    with connected(mf, path) as peer, testing.ManualPressure() as pressure:
+        pages = [peer.allocate(PAGE) for _ in range(2)]
+        assert pages[0].range.end == pages[1].range.start
+        for number, one in enumerate(pages):
+            one.view()[:] = bytes([number + 1]) * PAGE
+            one.unpin()
+        pinned: list[bool] = []
+
+        def pin_first() -> None:
+            pinned.append(pages[0].pin())
+
+        with HeldCall("fallocate") as punch:
+            discards = threading.Thread(target=lambda: pressure.demand(PAGE))
+            discards.start()
+            punch.wait()
+            pins = threading.Thread(target=pin_first)
+            pins.start()
+            eventually(lambda: any_is_inside(pin_first.__qualname__))
+            for _ in range(500):  # the owner has seen the pin meanwhile, and lets it wait
+                peer.usage()
+            punch.let_go()
+            join([discards, pins])
+        assert (pinned, pages[1].pin()) == ([False], True)
+        assert bytes(pages[1].view()) == b"\2" * PAGE
+        del one
+        pages.clear()
 
 
 @contextlib.contextmanager
