@@ -83,8 +83,7 @@ bool parse_allocate(const char* function, PyObject* const* args, Py_ssize_t coun
 
 Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request) {
   Broker::start_if_it_lacks_its_thread();  // no other call may come
-  const bool touches_kernel =
-      request.mode != AllocationMode::kAllocateOnly || file.options().manual_zeroing;
+  const bool touches_kernel = request.mode != AllocationMode::kAllocateOnly || file.prepares_all();
   bool must_wait = touches_kernel;
   if (!touches_kernel) {
     Result<FileRange> range = file.allocate(request, /*may_wait=*/false, &must_wait);

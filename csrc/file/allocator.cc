@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 
 #include "backing/prefault.h"
@@ -11,6 +12,10 @@
 
 namespace pgalloc {
 namespace {
+
+// How long blocks of freed pages are waited for, once; and where others wait meanwhile.
+constexpr std::chrono::milliseconds kPatience{1000};
+constexpr std::chrono::milliseconds kBriefPatience{100};
 
 Status out_of_memory(const AllocateRequest& request, const char* why) {
   return Status::error(ErrorCode::kOutOfMemory,
@@ -35,7 +40,7 @@ Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_w
   Result<FileRange> range = reserve(request, may_wait, must_wait, &recycled);
   if (!range.ok()) return range;
   if (request.mode != AllocationMode::kAllocateOnly || manual_zeroing_ || file_.needs_blocks()) {
-    if (Status status = prepare(request, *range, recycled); !status.ok()) {
+    if (Status status = prepare(request, *range, recycled, may_wait); !status.ok()) {
       // A concurrent close() has released the pages already.
       (void)references_.dec_ref(*range);
       return status;
@@ -132,7 +137,8 @@ Status in_pieces(FileRange range, CommitReservation& reservation, Commit commit)
 
 }  // namespace
 
-Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled) {
+Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled,
+                          bool may_wait) {
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
   CommitReservation reservation;
@@ -144,7 +150,7 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
   // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
   if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
   if (file_.needs_blocks()) {
-    PGALLOC_RETURN_IF_ERROR(take_blocks(request, range));
+    PGALLOC_RETURN_IF_ERROR(take_blocks(request, range, may_wait));
   } else if (request.mode == AllocationMode::kAllocateAndCommit) {
     return in_pieces(range, reservation, [&](FileRange piece) { return file_.commit(piece); });
   }
@@ -161,8 +167,8 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
 }
 
 // On disk what is reserved is stored, and no later look would tell: see CommitProbe.
-Status Allocator::take_blocks(const AllocateRequest& request, FileRange range) {
-  const Result<bool> reserved = file_.need_blocks(range);
+Status Allocator::take_blocks(const AllocateRequest& request, FileRange range, bool may_wait) {
+  const Result<bool> reserved = reserve_blocks(range, may_wait);
   if (!reserved.ok()) return reserved.status().clone();
   if (!*reserved) {
     return request.mode == AllocationMode::kAllocateAndCommit
@@ -173,6 +179,25 @@ Status Allocator::take_blocks(const AllocateRequest& request, FileRange range) {
   FileLock lock(state_);
   state_.pages.mark_committed(range, nullptr);
   return {};
+}
+
+// What was freed has its blocks until it is punched: a file system that is full only of that is not.
+Result<bool> Allocator::reserve_blocks(FileRange range, bool may_wait) {
+  uint64_t punches = 0;
+  {
+    FileLock lock(state_);
+    punches = state_.stats.punches;
+  }
+  Result<bool> reserved = file_.need_blocks(range);
+  const int error = reserved.ok() ? 0 : reserved.status().error_number();
+  if (error != ENOSPC && error != EDQUOT) return reserved;
+  {
+    FileLock lock(state_);
+    if (state_.stats.punches == punches && !reclaimer_.pending()) return reserved;
+    const auto patience = may_wait ? kPatience : kBriefPatience;
+    (void)reclaimer_.wait_until_done(std::chrono::steady_clock::now() + patience);
+  }
+  return file_.need_blocks(range);
 }
 
 }  // namespace pgalloc

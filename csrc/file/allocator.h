@@ -32,7 +32,8 @@ class Allocator {
   Allocator& operator=(const Allocator&) = delete;
 
   // With may_wait false, a request that would have to wait for the reclaimer before it is refused
-  // fails with kOutOfMemory and sets *must_wait.
+  // fails with kOutOfMemory and sets *must_wait. For blocks of a full file system it waits all the same,
+  // but not long.
   Result<FileRange> allocate(const AllocateRequest& request, bool may_wait,
                              bool* must_wait = nullptr) EXCLUDES(file_lock);
 
@@ -42,9 +43,11 @@ class Allocator {
   std::optional<FileRange> recycle(const AllocateRequest& request) REQUIRES(file_lock);
   Result<FileRange> place(const AllocateRequest& request) REQUIRES(file_lock);
   std::optional<Place> find(const AllocateRequest& request, uint64_t capacity) REQUIRES(file_lock);
-  Status prepare(const AllocateRequest& request, FileRange range, bool recycled)
+  Status prepare(const AllocateRequest& request, FileRange range, bool recycled, bool may_wait)
       EXCLUDES(file_lock);
-  Status take_blocks(const AllocateRequest& request, FileRange range) EXCLUDES(file_lock);
+  Status take_blocks(const AllocateRequest& request, FileRange range, bool may_wait)
+      EXCLUDES(file_lock);
+  Result<bool> reserve_blocks(FileRange range, bool may_wait) EXCLUDES(file_lock);
 
   FileState& state_;
   BackingFile& file_;

@@ -126,6 +126,8 @@ class MemoryFile final : public Pages,
     return std::min(capacity_, options_.max_allocatable_bytes.value_or(UINT64_MAX));
   }
   const MemoryFileOptions& options() const { return options_; }
+  // Whether every allocation takes a system call for its pages, which may take long.
+  bool prepares_all() const { return options_.manual_zeroing || file_->needs_blocks(); }
   Result<uint64_t> total_usage() const EXCLUDES(file_lock);
   std::vector<PageSegment> segments() const EXCLUDES(file_lock);
   MemoryFileStats stats() const EXCLUDES(file_lock);

@@ -9,13 +9,15 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import PAGE
-from waiting import environment
+from held_call import HeldCall
+from waiting import environment, join
 
 import pgalloc
 from pgalloc import AllocationMode, Cache, MemoryFile, testing
@@ -264,6 +266,33 @@ def test_what_was_allocated_can_be_touched_in_a_full_file_system(small_disk: Pat
             file.allocate(8 * MIB)
         for part in early:
             part.view()[:] = b"x" * MIB
+
+
+def test_what_was_freed_just_now_is_no_reason_to_refuse(small_disk: Path) -> None:
+    """Its blocks are on their way back to the file system."""
+    with MemoryFile(small_disk / "file") as file:
+        kept: list[pgalloc.Allocation] = []
+        with pytest.raises(OSError, match="No space left"):
+            kept.extend(file.allocate(MIB) for _ in range(32))
+        assert kept
+        assert file.wait_for_reclaim(20)
+        for mode in AllocationMode:
+            for _ in range(20):
+                kept.pop()
+                kept.append(file.allocate(MIB, mode=mode))
+
+
+def test_blocks_are_reserved_without_the_gil(tmp_path: Path) -> None:
+    """Which may take long, and wait for others that need it."""
+    with (
+        MemoryFile(tmp_path / "file", disk_backed=True) as file,
+        HeldCall("fallocate") as reserving,
+    ):
+        thread = threading.Thread(target=lambda: file.allocate(MIB))
+        thread.start()
+        reserving.wait()
+        reserving.let_go()
+        join([thread])
 
 
 def test_a_file_system_that_cannot_reserve_is_asked_what_is_free(tmp_path: Path) -> None:
