@@ -82,7 +82,8 @@ void Guard::start_arming() {
     std::thread([this] {
       MutexLock lock(mu_);
       arming_id_ = os::thread_id();
-      while (std::exchange(arms_again_, false)) {
+      // park() waits for one round at most: what changes meanwhile is armed when it is over.
+      while (parks_ == 0 && std::exchange(arms_again_, false)) {
         mu_.unlock();
         try {
           arm();

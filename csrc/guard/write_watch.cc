@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstring>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -52,13 +53,13 @@ void WriteWatch::add_groups(std::string directory) {
 bool WriteWatch::take() {
   if (!events_.intact()) return false;
   alignas(inotify_event) std::array<char, 4096> buffer;
-  bool any = false;
-  while (true) {
-    const ssize_t length = sys().read(events_.fd(), buffer.data(), buffer.size());
-    if (length <= 0) return any;
-    any = true;
+  const ssize_t length = sys().read(events_.fd(), buffer.data(), buffer.size());
+  if (length <= 0) return false;
+  try {
     hear({buffer.data(), static_cast<size_t>(length)});
+  } catch (const std::bad_alloc&) {  // NOLINT: invariant 1
   }
+  return true;
 }
 
 void WriteWatch::hear(std::string_view events) {

@@ -34,7 +34,8 @@ class WriteWatch {
 
   // To be polled for POLLIN, and taken from then. Not open if nothing is heard.
   const os::Descriptor& events() const { return events_; }
-  // Whether anything was written, or groups were made.
+  // Whether anything was written, or groups were made. Where memory runs out it misses some of those. It
+  // takes a few KiB of events, however many come: the caller has a lock that others wait for.
   bool take();
 
  private:

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "native/memory.h"
 #include "native/support.h"
 
 namespace pgalloc::write_watch_test {
@@ -73,6 +74,33 @@ TEST(groups_that_are_made_later_are_watched) {
   scene.make_group("a/b/c/d");
   EXPECT(scene.watch.take());
   scene.move_into("a/b/c/d");
+  EXPECT(scene.watch.take());
+}
+
+TEST(a_flood_is_taken_in_pieces) {
+  Scene scene;
+  scene.watch.add_file(scene.path_of("") + "/memory.max");
+  scene.watch.add_groups(scene.path_of(""));
+  for (int i = 0; i < 1000; ++i) {  // two by two: equal ones that follow each other are one
+    scene.write("", "memory.max", "1\n");
+    scene.move_into("");
+  }
+  EXPECT(scene.watch.take());
+  EXPECT(scene.heard());
+  while (scene.watch.take()) {
+  }
+  EXPECT(!scene.heard());
+}
+
+TEST(without_memory_it_misses_groups_and_goes_on) {
+  Scene scene;
+  scene.watch.add_groups(scene.path_of(""));
+  scene.make_group("a_name_that_is_too_long_to_lie_in_the_string_itself");
+  native_tests::all_fail = true;
+  const bool taken = scene.watch.take();
+  native_tests::all_fail = false;
+  EXPECT(taken);
+  scene.move_into("");
   EXPECT(scene.watch.take());
 }
 
