@@ -22,6 +22,11 @@ class DiscardSource {
     bool no_use() const { return exhausted || fruitless; }
   };
   virtual Discarded discard(uint64_t bytes_max, Time deadline) = 0;
+  // The same so that `commit` bytes fit: what others do that give memory back for this process.
+  virtual Discarded discard_for(uint64_t commit, uint64_t bytes_max, Time deadline) {
+    (void)commit;
+    return discard(bytes_max, deadline);
+  }
   // Gives back unpinned pages by address, see Discarder::sweep(). The bytes that went.
   virtual uint64_t sweep(uint64_t bytes_max, bool waiting) = 0;
   // Whether any page is unpinned.

@@ -153,7 +153,7 @@ uint64_t Guard::headroom_of(const Watched& watched) const {
   return watched.is_machine() ? std::min(bytes, limits_.smallest_of_groups()) : bytes;
 }
 
-void Guard::sample(GuardPlan& plan) {
+void Guard::sample(GuardPlan& plan, const std::vector<LevelFiles>* only) {
   limits_.read([this](const Watched& watched)
                    NO_THREAD_SAFETY_ANALYSIS { return headroom_of(watched); });
   plan.begin();
@@ -161,6 +161,11 @@ void Guard::sample(GuardPlan& plan) {
   for (const Watched& watched : limits_.levels()) {
     const MemoryLevel::Reading figures = watched.figures();
     if (!figures.limited()) continue;
+    const auto is_it = [&](const LevelFiles& other) {
+      const LevelFiles& files = watched.level.files();
+      return files.kind == other.kind && files.path == other.path;
+    };
+    if (only != nullptr && std::none_of(only->begin(), only->end(), is_it)) continue;
     const uint64_t available = figures.available();
     plan.see(available - std::min(available, promised),
              headroom_of(watched) + figures.reclaimable / kCacheMargin);
@@ -278,7 +283,7 @@ GuardPlan::Duration Guard::sample_and_react() {
   while (plan_.crowded() && !stops_) {
     const uint64_t shortfall = plan_.shortfall();
     mu_.unlock();
-    const DiscardPass pass = discard(std::min(shortfall, kBatchBytes));
+    const DiscardPass pass = discard(std::min(shortfall, kBatchBytes), 0);
     mu_.lock();
     count(pass);
     notice_changes_if_due();

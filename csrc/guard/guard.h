@@ -93,8 +93,10 @@ class Guard final : public CommitGate {
   GuardStatus status() EXCLUDES(mu_);
 
   Status reserve(uint64_t bytes, CommitReservation& reservation) override EXCLUDES(mu_);
-  // Whether so much cannot be committed now without touching the headroom.
+  // Whether so much cannot be committed now without touching the headroom: of any level, or of those
+  // groups among them.
   bool lacks(uint64_t bytes) EXCLUDES(mu_);
+  bool lacks(uint64_t bytes, const std::vector<LevelFiles>& groups) EXCLUDES(mu_);
 
   // What the thread does between two sleeps, for tests. How long it would sleep.
   GuardPlan::Duration step() EXCLUDES(mu_);
@@ -130,7 +132,8 @@ class Guard final : public CommitGate {
     bool nothing_unpinned = false;
     GuardPlan::Duration took{0};
   };
-  DiscardPass discard(uint64_t bytes) EXCLUDES(mu_);
+  // So that `commit` fits, or, if that is 0, for the headroom.
+  DiscardPass discard(uint64_t bytes, uint64_t commit) EXCLUDES(mu_);
 
   void on_unpinned() override EXCLUDES(mu_);
   void start_if_wanted() REQUIRES(mu_);
@@ -147,7 +150,8 @@ class Guard final : public CommitGate {
   bool notice_changes() REQUIRES(mu_);
   void notice_changes_if_due() REQUIRES(mu_);
   uint64_t headroom_of(const Watched& watched) const REQUIRES(mu_);
-  void sample(GuardPlan& plan) REQUIRES(mu_);
+  // Of all levels, or of some.
+  void sample(GuardPlan& plan, const std::vector<LevelFiles>* only = nullptr) REQUIRES(mu_);
   void arm() EXCLUDES(mu_);
   void start_arming() REQUIRES(mu_);
   void raise(Alarm alarm) REQUIRES(mu_);

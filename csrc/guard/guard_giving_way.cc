@@ -38,7 +38,7 @@ void Guard::give_way() {
   const Time until = std::chrono::steady_clock::now() + kYield;
   for (bool exhausted = false; !exhausted && !stops_ && std::chrono::steady_clock::now() < until;) {
     mu_.unlock();
-    const DiscardPass pass = discard(kBatchBytes);
+    const DiscardPass pass = discard(kBatchBytes, 0);
     mu_.lock();
     count(pass);
     exhausted = pass.exhausted;

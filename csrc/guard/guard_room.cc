@@ -49,12 +49,12 @@ void Guard::admit(uint64_t bytes, CommitReservation& reservation) {
   reservation.begin(reserved_bytes_, bytes);
 }
 
-Guard::DiscardPass Guard::discard(uint64_t bytes) try {
+Guard::DiscardPass Guard::discard(uint64_t bytes, uint64_t commit) try {
   const auto begin = clock_.now();
   DiscardPass pass;
   const auto deadline = std::chrono::steady_clock::now() + kPass;
   DiscardSource& source = *source_.load();
-  const DiscardSource::Discarded discarded = source.discard(bytes, deadline);
+  const DiscardSource::Discarded discarded = source.discard_for(commit, bytes, deadline);
   pass.given_back = discarded.given_back;
   if (discarded.no_use()) {
     const uint64_t missing = bytes - std::min(bytes, pass.given_back);
@@ -96,8 +96,9 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
     }
     credit_ = 0;
     const uint64_t missing = std::max(bytes - plan.slack(), kBatchBytes / 8);
+    const uint64_t promised = reserved_bytes_.load();
     mu_.unlock();
-    const DiscardPass pass = discard(missing);
+    const DiscardPass pass = discard(missing, bytes + promised);
     mu_.lock();
     count(pass);
     if ((!pass.exhausted || pass.given_back > 0) && progress.seen(plan.available())) continue;
@@ -127,6 +128,14 @@ bool Guard::lacks(uint64_t bytes) {
   notice_changes_if_due();
   GuardPlan plan(1);
   sample(plan);
+  return plan.slack() < bytes;
+}
+
+bool Guard::lacks(uint64_t bytes, const std::vector<LevelFiles>& groups) {
+  MutexLock lock(mu_);
+  notice_changes_if_due();
+  GuardPlan plan(1);
+  sample(plan, &groups);
   return plan.slack() < bytes;
 }
 

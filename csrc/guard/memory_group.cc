@@ -212,9 +212,9 @@ std::string charged_path(std::string_view memberships) {
   return found.empty() ? std::string() : found.front().path;
 }
 
-std::optional<MemoryGroup> find_memory_group(const ProcFiles& where) {
+std::optional<MemoryGroup> find_memory_group(const ProcFiles& where, const std::string& process) {
   const auto mountinfo = whole_file(joined(where.proc, "self/mountinfo"));
-  const auto cgroup = whole_file(joined(where.proc, "self/cgroup"));
+  const auto cgroup = whole_file(joined(where.proc, process + "/cgroup"));
   if (!mountinfo || !cgroup) return std::nullopt;
   const std::vector<Mount> mounts = parse_mountinfo(*mountinfo);
   for (const Membership& membership : with_memory(*cgroup)) {

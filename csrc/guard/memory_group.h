@@ -71,7 +71,9 @@ std::vector<Membership> parse_memberships(std::string_view text);
 std::string charged_path(std::string_view memberships);
 
 // Nothing if there is no memory controller to be seen.
-std::optional<MemoryGroup> find_memory_group(const ProcFiles& where);
+// `process` is its number, or "self".
+std::optional<MemoryGroup> find_memory_group(const ProcFiles& where,
+                                             const std::string& process = "self");
 
 // The levels whose usage counts what this process commits, its own first. Where v1 betrays a limit
 // above the mount point, that is the last.

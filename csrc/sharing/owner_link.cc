@@ -207,14 +207,14 @@ bool OwnerLink::is_to_this_process() const {
   return owner_process_.is_same(PeerProcess(::getpid()));
 }
 
-uint64_t OwnerLink::ask_for_room(uint64_t bytes) {
+uint64_t OwnerLink::ask_for_room(uint64_t bytes, uint64_t commit) {
   const Time now = std::chrono::steady_clock::now();
   if (broken() || now < no_room_until_.load(std::memory_order_relaxed)) return 0;
   const auto given_back = std::make_shared<uint64_t>(0);
   const Exchange exchange{
       [given_back](Reply& reply) { (void)wire::Reader(reply.payload).read_all(*given_back); }, {}};
   std::string payload;
-  wire::append(payload, bytes);
+  wire::append(payload, bytes, commit);
   const Status status =
       request(Op::kMakeRoom, payload, exchange, {now + kRoomPatience, [] { return true; }});
   if (status.ok() && *given_back > 0) return *given_back;

@@ -106,9 +106,9 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
 
   // Whether this process is its own peer.
   bool is_to_this_process() const;
-  // Asks the owner to discard, and waits for that shortly. The bytes that went: 0 if it has nothing to
-  // give or does not answer, and at once for a while after that.
-  uint64_t ask_for_room(uint64_t bytes);
+  // Asks the owner to discard so many bytes, so that `commit` bytes fit, and waits for that shortly. The
+  // bytes that went: 0 if it has nothing to give or does not answer, and at once for a while after that.
+  uint64_t ask_for_room(uint64_t bytes, uint64_t commit);
   // How long an owner that has none, or that does not answer, is not asked again. For tests: other times.
   inline static std::chrono::nanoseconds no_room_pause{std::chrono::milliseconds(100)};
   inline static std::chrono::nanoseconds no_answer_pause{std::chrono::seconds(1)};

@@ -16,11 +16,13 @@ namespace pgalloc {
 // whose cgroup cannot be read (pid <= 0, another PID namespace) has a queue of its own, by `number`.
 std::string payer_of(pid_t pid, uint64_t number);
 
-// Discards of all files what counts against this payer's limit, in about 2 ms at most. The bytes that went.
+// Discards of all files what counts against the limits of this payer, which process `pid` belongs to, in
+// about 2 ms at most, until `commit` bytes fit there. The bytes that went.
 //
-// A payer elsewhere gets what its own group has unpinned: nothing else counts there. In the group of this
-// process its guard watches the same limit, and no peer can have more discarded than that needs.
-uint64_t make_room_for(const std::string& payer, uint64_t bytes_max);
+// First what its own memory cgroup has unpinned. In the cgroup of this process, and in those above that both
+// are in, anything counts; the guard of this process watches these limits, and no more is discarded than
+// they need.
+uint64_t make_room_for(const std::string& payer, pid_t pid, uint64_t bytes_max, uint64_t commit);
 
 namespace testing {
 // Where /proc is. REQUIRES: a string that lives as long as it is used.

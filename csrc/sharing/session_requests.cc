@@ -581,7 +581,8 @@ std::optional<Answer> Session::value(Request& request) {
 
 std::optional<Answer> Session::make_room(Request& request) {
   uint64_t bytes = 0;
-  if (!wire::Reader(request.payload).read_all(bytes)) return malformed();
+  uint64_t commit = 0;
+  if (!wire::Reader(request.payload).read_all(bytes, commit)) return malformed();
   if (scope.readonly) {
     return refuse(
         Status::error(ErrorCode::kPermission,
@@ -589,7 +590,7 @@ std::optional<Answer> Session::make_room(Request& request) {
   }
   Answer answer = answer_with_room();
   payer_ = payer_of(pid, usage_->number);  // anew: it may have been moved
-  wire::append(answer.payload, make_room_for(*payer_, std::min(bytes, kPieceBytes)));
+  wire::append(answer.payload, make_room_for(*payer_, pid, std::min(bytes, kPieceBytes), commit));
   return answer;
 }
 

@@ -32,11 +32,12 @@ void SharedDiscards::install() {
   Guard::set_source(instance);
 }
 
-DiscardSource::Discarded SharedDiscards::discard(uint64_t bytes_max, Time deadline) {
+DiscardSource::Discarded SharedDiscards::discard_for(uint64_t commit, uint64_t bytes_max,
+                                                     Time deadline) {
   Discarded result = own_files().discard(bytes_max, deadline);
   if (result.given_back >= bytes_max || !result.no_use()) return result;
   for (const auto& link : other_owners()) {
-    const uint64_t given_back = link->ask_for_room(bytes_max - result.given_back);
+    const uint64_t given_back = link->ask_for_room(bytes_max - result.given_back, commit);
     if (given_back == 0) continue;
     result.given_back = std::min(bytes_max, result.given_back + given_back);
     result.exhausted = result.fruitless = false;

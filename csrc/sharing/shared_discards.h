@@ -16,7 +16,10 @@ class SharedDiscards final : public DiscardSource {
   // From here on the guard of this process asks it. May be repeated.
   static void install();
 
-  Discarded discard(uint64_t bytes_max, Time deadline) override;
+  Discarded discard(uint64_t bytes_max, Time deadline) override {
+    return discard_for(0, bytes_max, deadline);
+  }
+  Discarded discard_for(uint64_t commit, uint64_t bytes_max, Time deadline) override;
   uint64_t sweep(uint64_t bytes_max, bool waiting) override;
   bool any_unpinned() override;
   void start_evictions() override;

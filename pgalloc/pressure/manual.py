@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pgalloc.errors import ClosedError, ForkedError
-from pgalloc.pressure.descriptors import open_into
+from pgalloc.pressure.descriptors import is_intact, open_into
 from pgalloc.pressure.signals import Level, PressureSource, checked_level
 from pgalloc.unpatched import rlock
 
@@ -69,6 +69,8 @@ class ManualSource(PressureSource):
 
     def _ask(self, call: Callable[..., Any], *arguments: int) -> None:
         """REQUIRES: the lock; but a signal handler may close this meanwhile."""
+        if not is_intact(self, "fd"):
+            raise ClosedError("the descriptor of the ManualSource was closed from outside")
         try:
             call(self.fd, *arguments)
         except (OSError, ValueError):

@@ -24,7 +24,7 @@ from typing import Self
 from pgalloc import fork
 from pgalloc.errors import ClosedError, ForkedError
 from pgalloc.pressure import default_guard, discovery, guard
-from pgalloc.pressure.descriptors import open_into
+from pgalloc.pressure.descriptors import set_to
 from pgalloc.pressure.events import Callback, EventStream, Mailbox
 from pgalloc.pressure.limits import PressureInfo, info
 from pgalloc.pressure.memcg_sources import NoPressureSourceError, close_all
@@ -98,7 +98,7 @@ class Monitor(Uncopyable):
         self._held = _Held(weakref.ref(self), self._watcher)
         _held[id(self._held)] = self._held
         weakref.finalize(self, self._held.end).atexit = False
-        open_into(
+        set_to(
             self._held, "token", self._held.calls.guard_add_headroom, self._fraction, self._nbytes
         )
         fork.register(self)

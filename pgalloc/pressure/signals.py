@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
-from pgalloc.pressure.descriptors import Descriptor, open_into
+from pgalloc.pressure.descriptors import Descriptor, close_of, open_into
 from pgalloc.uncopyable import Uncopyable
 
 Level = Literal["low", "medium", "critical"]
@@ -80,9 +80,7 @@ class PressureSource(Uncopyable, abc.ABC):
 
     def close(self) -> None:
         """Closes the descriptor, which also ends the registration; harmless when repeated."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+        close_of(self, "fd")
 
     def __del__(self) -> None:
         if getattr(self, "fd", -1) >= 0:

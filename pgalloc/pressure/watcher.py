@@ -18,19 +18,23 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from pgalloc.pressure.descriptors import open_into
+from pgalloc.pressure.descriptors import close_of, is_intact, open_into
 from pgalloc.pressure.memcg_sources import close_all
 from pgalloc.pressure.signals import Level, PressureSource
 from pgalloc.threads import PARK_TIMEOUT_S, Thread
 from pgalloc.unpatched import rlock, unpatched
 
 _log = logging.getLogger("pgalloc.pressure")
+
+# How often the thread looks whether it is to end: a program may have closed what wakes it.
+_LOOK_EVERY_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +232,17 @@ class Watcher:
                 if os.getpid() != self._pid:
                     return
                 continue
-            for fd, revents in poller.poll():
+            for fd, revents in poller.poll(_LOOK_EVERY_MS):
                 if fd == self._wake_fd:
-                    os.eventfd_read(fd)
+                    if is_intact(self, "_wake_fd"):
+                        os.eventfd_read(fd)
+                    else:
+                        poller.unregister(fd)
                     continue
                 source = by_fd[fd]
                 try:
+                    if not is_intact(source, "fd"):
+                        raise OSError(errno.EBADF, "its descriptor was closed from outside")
                     if source.take(revents):
                         self._signals.append(Signal(source, source.level))
                 except Exception as error:
@@ -261,7 +270,7 @@ class Watcher:
 
     def _wake(self) -> None:
         """REQUIRES: the lock."""
-        if self._wake_fd >= 0:
+        if self._wake_fd >= 0 and is_intact(self, "_wake_fd"):
             os.eventfd_write(self._wake_fd, 1)
 
     def _close(self) -> None:
@@ -270,6 +279,4 @@ class Watcher:
         self._given = []
         close_all(sources)
         self._signals = []
-        wake_fd, self._wake_fd = self._wake_fd, -1
-        if wake_fd >= 0:
-            os.close(wake_fd)
+        close_of(self, "_wake_fd")

@@ -488,10 +488,10 @@ TEST(an_owner_is_asked_for_room_until_it_has_none) {
   Scene scene;
   scene.answer_next(uint64_t{3});
   scene.answer_next(uint64_t{0});
-  EXPECT_EQ(scene.link->ask_for_room(10), 3u);
-  EXPECT_EQ(scene.link->ask_for_room(10), 0u);
+  EXPECT_EQ(scene.link->ask_for_room(10, 0), 3u);
+  EXPECT_EQ(scene.link->ask_for_room(10, 0), 0u);
   EXPECT(!scene.link->may_have_room());
-  EXPECT_EQ(scene.link->ask_for_room(10),
+  EXPECT_EQ(scene.link->ask_for_room(10, 0),
             0u);  // at once: it has not got the time to have some again
   EXPECT_EQ(scene.count(Op::kMakeRoom), 2);
   // What is unpinned it can discard.
@@ -500,7 +500,7 @@ TEST(an_owner_is_asked_for_room_until_it_has_none) {
   EXPECT(*scene.file->unpin(pages(0, 1), patient()));
   EXPECT(scene.link->may_have_room());
   scene.answer_next(page_size());
-  EXPECT_EQ(scene.link->ask_for_room(page_size()), page_size());
+  EXPECT_EQ(scene.link->ask_for_room(page_size(), 0), page_size());
 }
 
 TEST(this_process_itself_is_not_asked_for_room) {
@@ -516,9 +516,9 @@ TEST(an_owner_without_room_to_give_is_not_waited_for_again) {
     OwnerLink::no_answer_pause = std::chrono::hours(1);
     Scene scene;
     if (refuses) scene.refuse_next(ErrorCode::kPermission);
-    EXPECT_EQ(scene.link->ask_for_room(1), 0u);  // or it says nothing
+    EXPECT_EQ(scene.link->ask_for_room(1, 0), 0u);  // or it says nothing
     scene.answer(2, uint64_t{1});
-    EXPECT_EQ(scene.link->ask_for_room(1), 0u);
+    EXPECT_EQ(scene.link->ask_for_room(1, 0), 0u);
     EXPECT_EQ(scene.count(Op::kMakeRoom), 1);
   }
 }

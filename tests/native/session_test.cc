@@ -109,8 +109,10 @@ TEST(payloads_of_the_wrong_size_are_malformed) {
   for (const auto op : {Op::kOpen, Op::kOffer, Op::kAllocate, Op::kDecommit, Op::kUnique,
                         Op::kUnpin, Op::kPin, Op::kUsage, Op::kRelease, Op::kMakeRoom}) {
     std::string payload;
-    if (op == Op::kOpen || op == Op::kMakeRoom) {
+    if (op == Op::kOpen) {
       wire::append(payload, pages.file);
+    } else if (op == Op::kMakeRoom) {
+      wire::append(payload, uint64_t{1}, uint64_t{1});
     } else if (op == Op::kAllocate) {
       wire::append(payload, pages.file, page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0});
     } else if (op == Op::kUsage) {
@@ -630,8 +632,8 @@ struct RoomScene : Scene {
     EXPECT_EQ(yes_or_no(Op::kUnpin, pages), 1);
     return pages;
   }
-  uint64_t made(uint64_t bytes) {
-    return yes_or_no<uint64_t>(Op::kMakeRoom, bytes).value_or(UINT64_MAX);
+  uint64_t made(uint64_t bytes, uint64_t commit = 0) {
+    return yes_or_no<uint64_t>(Op::kMakeRoom, bytes, commit).value_or(UINT64_MAX);
   }
   const native_tests::Payers payers{"0::/ours\n"};
 };
@@ -694,11 +696,25 @@ TEST(in_the_owners_memory_group_room_is_made_as_far_as_it_lacks) {
   EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), 0);
 }
 
+// The guard keeps its headroom free by itself: that the rest of a large commit would fit is no reason to
+// stop.
+TEST(room_is_made_for_the_whole_of_a_commit) {
+  RoomScene scene;
+  scene.payers.write(::getpid(), "0::/ours\n");
+  const wire::Pages pages = scene.unpinned_page();
+  const native_tests::FakeLevel level(uint64_t{100} << 20, uint64_t{50} << 20);
+  EXPECT_EQ(scene.made(page_size(), uint64_t{30} << 20), 0u);
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), 1);
+  EXPECT_EQ(scene.yes_or_no(Op::kUnpin, pages), 1);
+  EXPECT_EQ(scene.made(page_size(), uint64_t{60} << 20), page_size());
+  EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), 0);
+}
+
 TEST(who_may_only_read_asks_for_no_room) {
   Scope scope;
   scope.readonly = true;
   Scene scene(scope);
-  EXPECT_EQ(scene.error(Op::kMakeRoom, uint64_t{1}), ErrorCode::kPermission);
+  EXPECT_EQ(scene.error(Op::kMakeRoom, uint64_t{1}, uint64_t{1}), ErrorCode::kPermission);
 }
 
 TEST(a_peer_unpins_so_many_ranges_at_most_in_all_files) {

@@ -357,3 +357,53 @@ def test_memory_files_have_no_blocks_to_reserve() -> None:
 def test_rlimits_are_as_they_were() -> None:
     """The tests above set theirs in programs of their own."""
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# Like a daemon that closes everything, and goes on; its files get the numbers.
+_CLOSES_ALL = """
+import os, tempfile, time
+from pgalloc.pressure import ManualSource, Monitor
+sources = [ManualSource(), ManualSource()]
+monitors = [Monitor(), Monitor(sources=sources[:1])]
+for monitor in monitors:
+    monitor.subscribe(print)
+os.closerange(3, 400)
+files = [tempfile.TemporaryFile(buffering=0) for _ in range(80)]
+for file in files:
+    file.write(bytes(16))
+    file.seek(0)
+try:
+    sources[1].signal()
+except ValueError as error:
+    assert "closed from outside" in str(error), error
+else:
+    raise AssertionError
+for closing in (*monitors, *sources):
+    closing.close()
+for file in files:
+    assert os.fstat(file.fileno()).st_size == 16 and file.tell() == 0
+"""
+
+# Without the standard streams there are three numbers that others print to.
+_WITHOUT_STREAMS = """
+import os, sys
+from pgalloc.pressure import Monitor
+kept = os.dup(2)
+for number in (0, 1, 2):
+    os.close(number)
+monitor = Monitor()
+monitor.subscribe(print)
+for number in (0, 1, 2):
+    try:
+        os.fstat(number)
+    except OSError:
+        continue
+    os.write(kept, b"%d is ours" % number)
+monitor.close()
+"""
+
+
+@pytest.mark.parametrize("program", [_CLOSES_ALL, _WITHOUT_STREAMS])
+def test_monitors_touch_no_descriptor_that_is_not_theirs(program: str) -> None:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
