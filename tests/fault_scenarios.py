@@ -208,8 +208,13 @@ def rolled_back(run: Run) -> None:
 
 def guarded(run: Run) -> None:
     """A guard that cannot see or sleep protects less; it does no harm and ends when it has to."""
-    tree = run.directory / "cgroup"
-    tree.mkdir(exist_ok=True)
+    mount, proc = run.directory / "cgroup", run.directory / "proc"
+    (proc / "self").mkdir(parents=True, exist_ok=True)
+    mounted = f"1 2 0:1 / {mount} rw - cgroup cgroup rw,memory\n"
+    (proc / "self" / "mountinfo").write_text(mounted)
+    (proc / "self" / "cgroup").write_text("2:memory:/a\n")
+    tree = mount / "a"
+    tree.mkdir(parents=True, exist_ok=True)
     limit = 64 << 20
     figures = {"usage_in_bytes": limit - PAGE, "limit_in_bytes": limit, "stat": "total_dirty 0"}
     for name, figure in figures.items():
@@ -221,7 +226,7 @@ def guarded(run: Run) -> None:
     try:
         if unpinned is not None:
             written = run.attempt(lambda: unpinned._write(0, b"d" * (4 * PAGE)) is None)
-            _core.guard_configure([(str(tree), True)], None)
+            _core.guard_follow(os.fsencode(proc), b"/")
             in_vain = _core.guard_status()["shortfalls"]
             unpinned.unpin()
             _wait_for_shortfalls(in_vain + 2, 0.1 if run.planned else 20)

@@ -36,6 +36,7 @@ std::vector<std::pair<LevelFiles, MemoryLevel::Reading>> Limits::look_around(
 void Limits::watch(const std::vector<LevelFiles>& files) {
   open_levels(files);
   follows_.reset();
+  membership_ = {};
   incomplete_ = false;
   listen(std::nullopt);
 }
