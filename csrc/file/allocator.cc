@@ -14,8 +14,8 @@ namespace pgalloc {
 namespace {
 
 // How long blocks of freed pages are waited for, once; and where others wait meanwhile.
-constexpr std::chrono::milliseconds kPatience{1000};
-constexpr std::chrono::milliseconds kBriefPatience{100};
+constexpr std::chrono::milliseconds kBlocksWait{1000};
+constexpr std::chrono::milliseconds kBlocksWaitBrief{100};
 
 Status out_of_memory(const AllocateRequest& request, const char* why) {
   return Status::error(ErrorCode::kOutOfMemory,
@@ -27,6 +27,21 @@ std::string not_whole_pages(uint64_t length) {
                      std::to_string(page_size()) + " bytes, not " + std::to_string(length);
   const uint64_t fits = length == 0 ? page_size() : align_up(length, page_size());
   return fits > length ? text + ": " + std::to_string(fits) + " would be" : text;
+}
+
+// What is committed counts as used; and so does what is reserved. So that a large range does not count
+// twice for a moment, and costs others their memory, it is committed in pieces.
+constexpr uint64_t kCommittedAtOnce = uint64_t{16} << 20;
+
+template <class Commit>
+Status in_pieces(FileRange range, CommitReservation& reservation, Commit commit) {
+  while (!range.empty()) {
+    const uint64_t length = std::min(range.length(), kCommittedAtOnce);
+    PGALLOC_RETURN_IF_ERROR(commit(FileRange{range.start, range.start + length}));
+    reservation.settle(length);
+    range.start += length;
+  }
+  return {};
 }
 
 }  // namespace
@@ -118,25 +133,6 @@ std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t ca
                                            .capacity = capacity});
 }
 
-namespace {
-
-// What is committed counts as used; and so does what is reserved. So that a large range does not count
-// twice for a moment, and costs others their memory, it is committed in pieces.
-constexpr uint64_t kPiece = uint64_t{16} << 20;
-
-template <class Commit>
-Status in_pieces(FileRange range, CommitReservation& reservation, Commit commit) {
-  while (!range.empty()) {
-    const uint64_t length = std::min(range.length(), kPiece);
-    PGALLOC_RETURN_IF_ERROR(commit(FileRange{range.start, range.start + length}));
-    reservation.settle(length);
-    range.start += length;
-  }
-  return {};
-}
-
-}  // namespace
-
 Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled,
                           bool may_wait) {
   std::optional<Operation> operation;
@@ -194,7 +190,7 @@ Result<bool> Allocator::reserve_blocks(FileRange range, bool may_wait) {
   {
     FileLock lock(state_);
     if (state_.stats.punches == punches && !reclaimer_.pending()) return reserved;
-    const auto patience = may_wait ? kPatience : kBriefPatience;
+    const auto patience = may_wait ? kBlocksWait : kBlocksWaitBrief;
     (void)reclaimer_.wait_until_done(std::chrono::steady_clock::now() + patience);
   }
   return file_.need_blocks(range);
