@@ -29,3 +29,8 @@ def rlock() -> threading.RLock:
     """A threading.RLock of the kernel's threads."""
     lock: threading.RLock = unpatched(_thread, "RLock")()
     return lock
+
+
+def is_held_here(lock: threading.RLock) -> bool:
+    """Whether this thread has it already: a signal handler, say, in the middle of what it does."""
+    return bool(lock._is_owned())  # type: ignore[attr-defined] # as threading.Condition asks

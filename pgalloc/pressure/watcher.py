@@ -29,7 +29,7 @@ from pgalloc.pressure.descriptors import close_of, is_intact, open_into
 from pgalloc.pressure.memcg_sources import close_all
 from pgalloc.pressure.signals import Level, PressureSource
 from pgalloc.threads import PARK_TIMEOUT_S, Thread
-from pgalloc.unpatched import rlock, unpatched
+from pgalloc.unpatched import is_held_here, rlock, unpatched
 
 _log = logging.getLogger("pgalloc.pressure")
 
@@ -119,13 +119,15 @@ class Watcher:
     def stop(self, *, wait: bool = True) -> None:
         """Ends the thread and closes the sources: afterwards ``deliver`` does not run.
 
-        Waits for a running ``deliver``, unless called from it or told not to wait; so the caller
-        must not hold a lock that ``deliver`` takes. Harmless when repeated. In a forked child the
-        same as :meth:`reset_in_child`.
+        Waits for a running ``deliver``, unless called from it or told not to wait, or by a signal
+        handler in the middle of a call of this; so the caller must not hold a lock that
+        ``deliver`` takes. Harmless when repeated. In a forked child the same as
+        :meth:`reset_in_child`.
         """
         if os.getpid() != self._pid:
             self.reset_in_child()
             return
+        wait = wait and not is_held_here(self._lock)
         with self._lock:
             self._stopped = True
             self._forget_thread_that_is_gone()
