@@ -248,6 +248,7 @@ void bind_link(py::module_& module) {
       .def("give_back", [](Self<OwnerLink> link, uint64_t file,
                            const py::object& range) { link->give_back(file, file_range(range)); })
       .def("break_off", [](Self<OwnerLink> link) { link->break_off(); })
+      .def("break_off_when_settled", [](Self<OwnerLink> link) { link->break_off_when_settled(); })
       .def("has_hung_up", [](Self<OwnerLink> link) { return link->has_hung_up(); })
       .def_property_readonly("broken", [](Self<OwnerLink> link) { return link->broken(); })
       .def_property_readonly("number", [](Self<OwnerLink> link) { return link->number(); })

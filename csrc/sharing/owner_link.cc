@@ -327,7 +327,7 @@ bool OwnerLink::read(Time until) {
   reading_ = false;
   if (broken()) socket_.close();
   changed_.notify_all();
-  if (unattended_ > 0) wake_thread();  // it reads on
+  if (unattended_ > 0 || ends_) wake_thread();  // it reads on
   return packet.has_value();
 }
 
@@ -447,6 +447,14 @@ void OwnerLink::break_off() {
   destroy_ended();
 }
 
+void OwnerLink::break_off_when_settled() {
+  if (forked()) return;
+  MutexLock lock(mu_);
+  if (broken()) return;
+  ends_ = true;
+  wake_thread();
+}
+
 void OwnerLink::destroy_ended() {
   if (ended_.empty()) return;
   auto ended = std::exchange(ended_, {});
@@ -533,6 +541,8 @@ void OwnerLink::work() {
     (void)work_.wait_until(mu_, std::chrono::steady_clock::now() + kRetryPeriod);
   } else if (unattended_ > 0 && !reading_) {
     read(std::chrono::steady_clock::now() + kSlice);
+  } else if (ends_ && pending_.empty() && settling_ == 0 && !reading_) {
+    end("the connection was closed here");
   } else if (!stops()) {
     idle_ = true;
     work_.wait(mu_);

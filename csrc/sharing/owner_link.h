@@ -137,6 +137,8 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
 
   // The owner has gone: nothing is sent any more.
   void break_off();
+  // The same once answers that no asker waits for have come, and all is sent. Nothing new is asked.
+  void break_off_when_settled();
   bool broken() const { return broken_.load(std::memory_order_acquire); }
   // Whether the owner has gone: true may come late.
   bool has_hung_up();
@@ -246,6 +248,7 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   bool holding_ GUARDED_BY(mu_) = false;
   std::vector<Held> held_ GUARDED_BY(mu_);
   std::vector<std::shared_ptr<Pending>> ended_ GUARDED_BY(mu_);  // when the owner had gone
+  bool ends_ GUARDED_BY(mu_) = false;                            // once it is settled
   bool parked_ GUARDED_BY(mu_) = false;
   bool idle_ GUARDED_BY(mu_) = false;      // the thread sleeps until it is woken up
   bool runs_ GUARDED_BY(mu_) = false;      // the thread does

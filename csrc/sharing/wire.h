@@ -51,9 +51,8 @@ enum class Op : uint8_t {
   kValue = 15,    // an encoded key -> pages, start and end of the value in them; or nothing
   kPart = 16,  // the beginning of a payload that is too long for one packet, without an answer; the
                // next packet goes on
-  // Bytes, and how many are to be committed in all (u64 each) -> how many were given back (u64): discards
-  // what counts against the peer's limits; 0 if there is nothing, or nothing lacks.
-  kMakeRoom = 17,
+  kMakeRoom = 17,  // bytes, and those of the whole commit (u64) -> how many were given back (u64):
+                   // discards what counts against the peer's limits, until the commit fits
 };
 
 // The status of an answer: 0, or what went wrong. The text is the payload; kSystem has the errno

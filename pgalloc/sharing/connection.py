@@ -182,9 +182,12 @@ class Connection:
             keeps = [file._leave() for file in files.alive(self.files)]
             sent = self.link.flush(1.0)
             self._closed = True
-            if any(keeps) or not sent or self.link.awaits_answers:
-                # The native link ends with what is viewed; and its thread gives back what late
-                # answers bring, and sends what an owner that is stopped has not taken yet.
+            if any(keeps):
+                self.forget()  # the native link ends with what is viewed
+            elif not sent or self.link.awaits_answers:
+                # Its thread gives back what late answers bring, and sends what an owner that is
+                # stopped has not taken yet.
+                self.link.break_off_when_settled()
                 self.forget()
             else:
                 self.break_off()

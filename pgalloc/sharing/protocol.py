@@ -44,7 +44,7 @@ class Op(enum.IntEnum):
     SERVED = 14  # what the server of this path serves
     VALUE = 15  # of a cache
     PART = 16  # of a payload that is too long for one packet; has no answer
-    MAKE_ROOM = 17  # discards what the peer's memory cgroup pays for
+    MAKE_ROOM = 17  # discards what counts against the peer's limits
 
 
 def fields(layout: struct.Struct, payload: bytes) -> tuple[int, ...]:

@@ -331,6 +331,21 @@ TEST(nothing_goes_along_with_parts_and_greetings) {
   OwnerLink::resume_all();
 }
 
+TEST(a_link_that_is_to_end_does_so_when_late_answers_are_here_and_what_they_brought_is_back) {
+  const Ends ends;
+  const auto link = std::move(*OwnerLink::create(ends.peer()));
+  const OwnerLink::Exchange exchange{[](OwnerLink::Reply&) {}, [&] { give_back(*link, 1); }};
+  const OwnerLink::Patience none{{}, [] { return true; }};
+  EXPECT_EQ(link->request(Op::kPing, {}, exchange, none).code(), ErrorCode::kTimedOut);
+  link->break_off_when_settled();
+  EXPECT_EQ(wire::parse(ends.receive(), nullptr)->kind, static_cast<uint8_t>(Op::kPing));
+  EXPECT(!link->broken());
+  ends.answer(1);
+  EXPECT_EQ(wire::parse(ends.receive(), nullptr)->kind, static_cast<uint8_t>(Op::kRelease));
+  while (!link->broken()) std::this_thread::yield();
+  link->break_off_when_settled();  // harmless
+}
+
 TEST(who_does_not_wait_any_more_has_what_comes_undone) {
   const Ends ends;
   const auto link = std::move(*OwnerLink::create(ends.peer()));
