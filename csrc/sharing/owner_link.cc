@@ -147,7 +147,7 @@ void OwnerLink::give_back(uint64_t file, FileRange range) {
   MutexLock lock(mu_);
   if (broken()) return;
   try {
-    with_reserve([&] { outgoing_.add({file, range}); });
+    with_reserve([&]() NO_THREAD_SAFETY_ANALYSIS { outgoing_.add({file, range}); });
   } catch (const std::bad_alloc&) {
     return;  // it is given back with the connection
   }

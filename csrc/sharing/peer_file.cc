@@ -458,9 +458,9 @@ void PeerFile::end_view(FileRange range) {
   std::vector<FileRange> given_back;
   {
     MutexLock lock(mu_);
-    with_reserve([&] { (void)viewed_.remove(range, &gone); });
+    with_reserve([&]() NO_THREAD_SAFETY_ANALYSIS { (void)viewed_.remove(range, &gone); });
     if (kept_.empty()) return;
-    with_reserve([&] {
+    with_reserve([&]() NO_THREAD_SAFETY_ANALYSIS {
       given_back.clear();
       for (const FileRange& part : gone) {
         kept_.set().visit_range(
@@ -468,7 +468,7 @@ void PeerFile::end_view(FileRange range) {
       }
     });
     for (const FileRange& part : given_back) {
-      with_reserve([&] { (void)kept_.remove(part, nullptr); });
+      with_reserve([&]() NO_THREAD_SAFETY_ANALYSIS { (void)kept_.remove(part, nullptr); });
     }
   }
   for (const FileRange& part : given_back) link_->give_back(identity_.id, part);
