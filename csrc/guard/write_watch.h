@@ -6,8 +6,9 @@
 // Invariants
 //   1. It is never relied on: the kernel does not tell of what is written in another cgroup namespace,
 //      and only the first kGroupsMax groups of a hierarchy are watched.
-//   2. When take() returns, the lists of all new groups that it was told of are watched. A process that was
-//      moved into one before that has been moved by then, so a look at its place finds it.
+//   2. When take() returns, the lists of the new groups that it has read of are watched, as far as there was
+//      memory. A process that was moved into one before that has been moved by then, so a look at its
+//      place finds it.
 #pragma once
 
 #include <cstddef>

@@ -39,7 +39,7 @@ peer.allocate(64 << 20, mode=pgalloc.AllocationMode.ALLOCATE_AND_COMMIT)
 def pod() -> Iterator[MemoryGroup]:
     """A group of 128 MiB."""
     with open_place() as place:
-        if place.version == "v2":
+        if place.version == "v2":  # which has the controller in groups one level down only
             pytest.skip("no group that has groups below it")
         with place.make("pod", 128 * MIB) as group:
             yield group
