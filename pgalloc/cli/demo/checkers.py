@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 RETURN_S = 30.0
-"""How long to wait for the pages that workers held, once the workers have ended."""
+"""How long to wait for the pages that workers held, once they are done with them."""
 
 
 class CheckersGoneError(Exception):
@@ -39,12 +39,19 @@ class Checkers:
         except BrokenProcessPool as error:
             raise CheckersGoneError("a worker process has died") from error
 
-    def close(self) -> None:
-        """End the processes, and wait until the file has all of its pages back."""
-        self._pool.shutdown(cancel_futures=True)
+    def wait_for_pages(self) -> None:
+        """Wait until the file has all of its pages back.
+
+        A worker says what it found on a pipe of its own; that it gave the pages back, on another.
+        """
         deadline = time.monotonic() + RETURN_S
         while self._file.leases() and time.monotonic() < deadline:
             time.sleep(0.002)
+
+    def close(self) -> None:
+        """End the processes, and wait for the pages they held."""
+        self._pool.shutdown(cancel_futures=True)
+        self.wait_for_pages()
 
     def __enter__(self) -> Self:
         return self

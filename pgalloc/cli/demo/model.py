@@ -90,6 +90,7 @@ class Demo:
             self.report.digests_checked += self._each(name, what, in_memory, check_one)
         except CheckersGoneError as error:
             self._problem(f"{name}: {error}")
+        checkers.wait_for_pages()
 
     def evict(self) -> None:
         """Marks every second file evictable, on as many users as threads, and evicts them."""
