@@ -21,6 +21,7 @@ calls ``PyOS_AfterFork_Child`` as uWSGI does.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import logging
 import os
@@ -30,7 +31,7 @@ from typing import Protocol
 
 from pgalloc import _core
 from pgalloc.threads import known
-from pgalloc.unpatched import rlock
+from pgalloc.unpatched import rlock, unpatched
 
 
 class Parkable(Protocol):
@@ -122,7 +123,7 @@ def _begin_child() -> list[Parkable]:
     return _all(of_parents=True)
 
 
-_core.set_fork_hooks(_park, _resume, _begin_child)
+_core.set_fork_hooks(_park, _resume, _begin_child, unpatched(_thread, "start_new_thread"))
 os.register_at_fork(
     before=_core.before_fork,
     after_in_parent=_core.after_fork_in_parent,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ class Thread:
         return bool(self._native_id == _core.thread_id())
 
     def _begin(self, started: _Releaser) -> None:
+        process = _core.process_generation()
         try:
             with known():
                 if self._name:
@@ -101,6 +103,11 @@ class Thread:
         finally:
             del self._run  # what it knows may know this
             self._alive.release()
+        if _core.process_generation() != process:
+            # A callback forked, and returned in the child, where there is nothing to return to. Left
+            # to itself the child would live for as long as any thread of the core does, or run what C
+            # code does at an exit, some of which needs a Python that is there.
+            os._exit(0)
 
 
 @contextlib.contextmanager

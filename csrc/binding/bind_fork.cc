@@ -18,12 +18,14 @@ void bind_fork(py::module_& module) {
   Forks::install();
   module.def(
       "set_fork_hooks",
-      [](const py::function& park, const py::function& resume, const py::function& begin_child) {
-        if (!set_fork_hooks(park.ptr(), resume.ptr(), begin_child.ptr())) {
+      [](const py::function& park, const py::function& resume, const py::function& begin_child,
+         const py::function& start_thread) {
+        if (!set_fork_hooks(park.ptr(), resume.ptr(), begin_child.ptr(), start_thread.ptr())) {
           throw py::error_already_set();
         }
       },
-      py::arg("park"), py::arg("resume"), py::arg("begin_child"));
+      py::arg("park"), py::arg("resume"), py::arg("begin_child"),
+      py::arg("start_thread"));
   module.def("before_fork", &before_fork);
   module.def("after_fork_in_parent", &after_fork_in_parent);
   module.def("after_fork_in_child", &after_fork_in_child);

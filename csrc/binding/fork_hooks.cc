@@ -1,7 +1,8 @@
 #include "binding/fork_hooks.h"
 
-#include <pthread.h>
+#include <semaphore.h>
 
+#include <cerrno>
 #include <cstdint>
 
 #include "base/process_generation.h"
@@ -17,6 +18,7 @@ struct Hooks {
   PyObject* park = nullptr;
   PyObject* resume = nullptr;
   PyObject* begin_child = nullptr;
+  PyObject* start_thread = nullptr;  // _thread.start_new_thread
   unsigned long main_thread = 0;
   uint32_t generation = 0;  // that Python knows of
 };
@@ -61,40 +63,65 @@ PyObject* insist(PyObject* context, Attempt attempt) {
   return result;
 }
 
-struct Errand {
-  PyObject* function;
-  pid_t thread_id = 0;
-};
+// A call in a thread of its own. Python makes the thread: one of C would need PyGILState_Ensure(), which
+// holds a lock of the interpreter without the GIL, and in a child that another thread forks just then
+// (before Python 3.12) that lock would stay locked.
+class Errand {
+ public:
+  explicit Errand(PyObject* function) : function_(function) { sem_init(&done_, 0, 0); }
+  ~Errand() { sem_destroy(&done_); }
+  Errand(const Errand&) = delete;
+  Errand& operator=(const Errand&) = delete;
 
-void* run_errand(void* argument) {
-  auto* const errand = static_cast<Errand*>(argument);
-  errand->thread_id = os::thread_id();
-  const PyGILState_STATE gil = PyGILState_Ensure();
-  call(errand->function);
-  PyGILState_Release(gil);
-  return nullptr;
-}
+  // False, with nothing done, if there is no thread to be had.
+  bool run(PyObject* start_thread) {
+    static PyMethodDef method{"run_errand", &Errand::run_in_thread, METH_NOARGS, nullptr};
+    PyObject* const self = PyCapsule_New(this, nullptr, nullptr);
+    PyObject* const body = self == nullptr ? nullptr : PyCFunction_New(&method, self);
+    PyObject* const started =
+        body == nullptr ? nullptr : PyObject_CallFunction(start_thread, "O()", body);
+    Py_XDECREF(body);
+    Py_XDECREF(self);
+    if (started == nullptr) {
+      PyErr_Clear();
+      return false;
+    }
+    Py_DECREF(started);
+    const WithoutGil release;
+    while (sem_wait(&done_) != 0 && errno == EINTR) {
+    }
+    os::wait_until_gone(thread_id_);
+    return true;
+  }
+
+ private:
+  static PyObject* run_in_thread(PyObject* capsule, PyObject*) {
+    auto* const errand = static_cast<Errand*>(PyCapsule_GetPointer(capsule, nullptr));
+    errand->thread_id_ = os::thread_id();
+    call(errand->function_);
+    sem_post(&errand->done_);
+    Py_RETURN_NONE;
+  }
+
+  PyObject* const function_;
+  sem_t done_;
+  pid_t thread_id_ = 0;
+};
 
 // Other threads than the main one run no signal handlers of Python's. (They may take signals: threads that
 // `resume` starts have their mask, and what those start.)
 void call_undisturbed(PyObject* function) {
   if (function == nullptr) return;
   if (PyThread_get_thread_ident() == hooks.main_thread && !is_finalizing()) {
-    const WithoutGil release;
-    Errand errand{function};
-    pthread_t thread;
-    if (::pthread_create(&thread, nullptr, run_errand, &errand) == 0) {
-      ::pthread_join(thread, nullptr);
-      os::wait_until_gone(errand.thread_id);
-      return;
-    }
+    if (Errand(function).run(hooks.start_thread)) return;
   }
   call(function);
 }
 
 }  // namespace
 
-bool set_fork_hooks(PyObject* park, PyObject* resume, PyObject* begin_child) {
+bool set_fork_hooks(PyObject* park, PyObject* resume, PyObject* begin_child,
+                    PyObject* start_thread) {
   PyObject* const threading = PyImport_ImportModule("threading");
   if (threading == nullptr) return false;
   PyObject* const thread = PyObject_CallMethod(threading, "main_thread", nullptr);
@@ -110,6 +137,7 @@ bool set_fork_hooks(PyObject* park, PyObject* resume, PyObject* begin_child) {
   hooks.park = Py_NewRef(park);
   hooks.resume = Py_NewRef(resume);
   hooks.begin_child = Py_NewRef(begin_child);
+  hooks.start_thread = Py_NewRef(start_thread);
   hooks.generation = process_generation();
   return true;
 }

@@ -11,8 +11,10 @@ namespace pgalloc::binding {
 
 // `park` and `resume` are called without arguments, before a fork and after it in the parent;
 // `begin_child` gives a list of objects, of which each is told reset_in_child(). All but `park` and
-// `resume` of one fork may be called again after an exception. False with an exception set.
-bool set_fork_hooks(PyObject* park, PyObject* resume, PyObject* begin_child);
+// `resume` of one fork may be called again after an exception. `start_thread` is
+// _thread.start_new_thread. False with an exception set.
+bool set_fork_hooks(PyObject* park, PyObject* resume, PyObject* begin_child,
+                    PyObject* start_thread);
 
 // The hooks. They never raise.
 void before_fork();

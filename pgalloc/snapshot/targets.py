@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pgalloc.memory_file import MemoryFile
 
 
+# How often a path is looked at while other programs, or other saves, replace the file there.
+_LOOKS = 100
+
+
 class Target:
     """What save() was given, opened.
 
@@ -137,10 +141,24 @@ def _opened_path(path: bytes, backings: Collection[MemoryFile]) -> Target:
         return _stream(io.FileIO(path, "w", opener=lambda path, flags: _core.open_stream(path)))
     _check_no_backing(status, backings, os.fsdecode(path))
     # Through symbolic links: what they lead to is replaced, not they.
-    real = os.path.realpath(path)
-    if not os.path.samestat(status, os.stat(real)):
-        raise OptionError(f"{os.fsdecode(path)!r} leads to a file without a name")
-    return _new(real)
+    return _new(_named(path))
+
+
+def _named(path: bytes) -> bytes:
+    """The path without symbolic links of the file that ``path`` leads to.
+
+    Raises OptionError if it has none, as one that was opened and deleted since.
+    """
+    for _ in range(_LOOKS):
+        real = os.path.realpath(path)
+        try:
+            status = os.stat(path)
+        except FileNotFoundError:
+            return real  # deleted by now: a new one, then
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(status, os.stat(real)):
+                return real
+    raise OptionError(f"{os.fsdecode(path)!r} leads to a file without a name")
 
 
 def _new(path: bytes) -> Target:

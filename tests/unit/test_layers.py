@@ -180,7 +180,6 @@ def _is_member(code: str, at: int) -> bool:
 
 THREADS = {
     "backing/prefault.cc",
-    "binding/fork_hooks.cc",
     "file/loader.cc",
     "imageio/stream_file.cc",
     "imageio/stream_file.h",
@@ -251,6 +250,14 @@ def test_threads_and_clocks_are_where_they_are_expected(path: Path) -> None:
         assert inside(path) in THREADS
     if re.search(r"(steady|system|high_resolution)_clock|clock_gettime|gettimeofday", code):
         assert inside(path) in CLOCKS
+
+
+@for_each(SOURCES)
+def test_no_thread_of_c_gets_a_thread_state(path: Path) -> None:
+    """Making one takes a lock of the interpreter without the GIL: a child forked then hangs in it."""
+    assert not re.search(
+        r"PyGILState_Ensure|PyThreadState_New|gil_scoped_acquire", code_of(path)
+    )
 
 
 def test_the_lists_of_exceptions_have_no_dead_entries() -> None:

@@ -13,7 +13,7 @@ import pytest
 from pressure_by_hand import monitor, native, source, threads  # noqa: F401
 from waiting import TIMEOUT_S, any_is_inside, eventually
 
-from pgalloc import ForkedError, fork
+from pgalloc import PAGE_SIZE, ForkedError, MemoryFile, fork
 from pgalloc.pressure import (
     ManualSource,
     Monitor,
@@ -108,6 +108,23 @@ def test_a_child_that_returns_from_the_callback_ends(
     source.signal()
     eventually(lambda: len(pids) == 2)
     assert os.waitstatus_to_exitcode(os.waitpid(pids[1], 0)[1]) == 0
+
+
+def test_a_child_that_returns_from_the_callback_takes_its_threads_along(
+    source: ManualSource, monitor: Monitor
+) -> None:
+    pids: list[int] = []
+    kept: list[object] = []
+
+    def fork_and_use() -> None:
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            kept.append(MemoryFile().allocate(PAGE_SIZE))  # a file has a thread of the core
+
+    monitor.subscribe(lambda event: fork_and_use())
+    source.signal()
+    eventually(lambda: len(pids) == 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pids[0], 0)[1]) == 0
 
 
 def test_a_fork_does_not_wait_for_ever_for_a_callback(

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +256,37 @@ def test_several_saves_to_one_path(tmp_path: Path) -> None:
     with mf:
         mf.save(tmp_path / "image")
         first = (tmp_path / "image").read_bytes()
-        threads = [threading.Thread(target=mf.save, args=(tmp_path / "image",)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(4) as pool:
+            saves = [pool.submit(mf.save, tmp_path / "image") for _ in range(40)]
+        for save in saves:
+            save.result()
         assert (tmp_path / "image").read_bytes() == first
         assert files_in(tmp_path) == {"image"}
+
+
+def test_the_target_is_replaced_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "image"
+    target.write_bytes(b"before")
+    looks = 0
+
+    def realpath(path: bytes) -> bytes:
+        nonlocal looks
+        looks += 1
+        if looks < 4:  # another save
+            target.with_name("new").write_bytes(b"another")
+            target.with_name("new").rename(target)
+        elif looks == 4:  # another program
+            target.unlink()
+        return real(path)
+
+    real = os.path.realpath
+    with MemoryFile() as mf:
+        monkeypatch.setattr(os.path, "realpath", realpath)
+        mf.save(target)
+    pgalloc.verify_image(target)
+    assert files_in(tmp_path) == {"image"}
 
 
 def test_disk_backed_files(tmp_path: Path) -> None:
