@@ -7,7 +7,7 @@ import os
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from io import FileIO
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
 
 from pgalloc import _core, fork
 from pgalloc.accounting import kinds_to_bytes
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from pgalloc.pressure import Monitor
     from pgalloc.sharing.connection import Connection
+
+HugePages = Literal["auto", "never", "always"]
+_HUGE_PAGES = get_args(HugePages)  # numbered as in the core
 
 _log = logging.getLogger("pgalloc")
 
@@ -73,6 +76,9 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
     * ``disk_backed``, ``restore_id``: labels for the caller's own use.
     * ``max_allocatable_bytes``: allocated bytes, pages on their way back to the kernel included,
       never exceed this.
+    * ``huge_pages``: "auto" gives huge pages to what asks for them (``huge=True``); "always" to each
+      allocation that can hold one; "never" to none. They can be had in memfds, where the kernel
+      allows it: `pgalloc doctor` says whether, and what stands in the way.
 
     All methods may be called from any thread. Lengths and offsets are bytes. After close() they
     raise ClosedError, in a forked child ForkedError. A system call that fails is an OSError.
@@ -96,6 +102,7 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
         disk_backed: bool = False,
         restore_id: str = "",
         max_allocatable_bytes: int | None = None,
+        huge_pages: HugePages = "auto",
     ) -> None:
         if hasattr(self, "_evictor"):
             raise RuntimeError("this MemoryFile is constructed already")
@@ -105,6 +112,10 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
             raise OptionError(f"unknown delayed_eviction: {delayed_eviction!r}")
         if not isinstance(restore_id, str):
             raise TypeError(f"restore_id must be a str, not {type(restore_id).__name__}")
+        if not isinstance(huge_pages, str):
+            raise TypeError(f"huge_pages must be a str, not {type(huge_pages).__name__}")
+        if huge_pages not in _HUGE_PAGES:
+            raise OptionError(f"huge_pages must be one of {_HUGE_PAGES}, not {huge_pages!r}")
         core_backing, duplicate, name = checked_backing(backing)
         self._disk_backed = checked_flag(disk_backed, "disk_backed")
         self._restore_id = restore_id
@@ -129,6 +140,7 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
                 checked_flag(manual_zeroing, "manual_zeroing"),
                 checked_flag(disable_ima_workaround, "disable_ima_workaround"),
                 _checked_size(max_allocatable_bytes, "max_allocatable_bytes"),
+                _HUGE_PAGES.index(huge_pages),
                 restore_id.encode(errors="replace"),
                 name,
             )
@@ -165,6 +177,7 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
             memcg_id: int = 0,
             mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
             reader: Reader | None = None,
+            huge: bool = False,
         ) -> Allocation:
             """Allocate pages, as a handle that owns them: the native method has the details."""
 
@@ -270,8 +283,8 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
         """The usage set: every stretch of pages that are not free, in ascending order."""
         self._check_usable()
         return [
-            Segment(start, end, MemoryKind(kind), committed, refs, memcg_id)
-            for start, end, kind, committed, refs, memcg_id in self._segments()
+            Segment(start, end, MemoryKind(kind), committed, refs, memcg_id, huge)
+            for start, end, kind, committed, refs, memcg_id, huge in self._segments()
         ]
 
     def wait_for_reclaim(self, timeout: float | None = None) -> bool:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgalloc.enums import MemoryKind
 
+if TYPE_CHECKING:
+    from typing import Self
 
-class Segment(NamedTuple):
+
+class _Use(NamedTuple):
+    start: int
+    end: int
+    kind: MemoryKind
+    known_committed: int
+    refs: int
+    memcg_id: int
+
+
+class Segment(_Use):
     """A stretch of pages that are used alike: one entry of the usage set.
+
+    It is a tuple of its attributes but the last.
 
     Attributes:
         start: the offset of its first byte in the file.
@@ -18,14 +32,25 @@ class Segment(NamedTuple):
         known_committed: bytes known to be backed by memory: all of the segment, or 0.
         refs: references on each page; 0 while the pages wait to be reclaimed.
         memcg_id: the memory cgroup that pays for the pages; 0 for none.
+        huge: whether it lies in a part of the file that is for huge pages. Pages there without
+            references that are not committed wait for the rest of their huge page to be freed.
     """
 
-    start: int
-    end: int
-    kind: MemoryKind
-    known_committed: int
-    refs: int
-    memcg_id: int
+    huge: bool
+
+    def __new__(
+        cls,
+        start: int,
+        end: int,
+        kind: MemoryKind,
+        known_committed: int,
+        refs: int,
+        memcg_id: int,
+        huge: bool = False,
+    ) -> Self:
+        self = super().__new__(cls, start, end, kind, known_committed, refs, memcg_id)
+        self.huge = huge
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +62,7 @@ class MemoryFileStats:
         allocated_bytes: bytes of pages that were allocated.
         freed_bytes: bytes of pages whose last reference was dropped.
         recycled_bytes: freed bytes that went to a new owner without passing through the kernel.
+        huge_allocations: how many allocations got a place for huge pages.
         punches: how often freed pages were given back to the kernel.
         punched_bytes: bytes of pages that were given back like that.
         decommitted_bytes: bytes of pages that decommit() gave back.
@@ -55,6 +81,7 @@ class MemoryFileStats:
     allocated_bytes: int
     freed_bytes: int
     recycled_bytes: int
+    huge_allocations: int
     punches: int
     punched_bytes: int
     decommitted_bytes: int

@@ -259,9 +259,9 @@ void bench_aligned(uint64_t gaps) {
   UsageSet set;
   // Gaps of 2 MiB that begin one page too late.
   for (uint64_t i = 0; i < gaps; ++i) {
-    const uint64_t start = i * 2 * pgalloc::kHugePageSize;
-    set.insert({start, start + pgalloc::kHugePageSize + kPage}, kUsed);
-    set.insert({start + 2 * pgalloc::kHugePageSize - kPage, start + 2 * pgalloc::kHugePageSize},
+    const uint64_t start = i * 2 * pgalloc::huge_page_size();
+    set.insert({start, start + pgalloc::huge_page_size() + kPage}, kUsed);
+    set.insert({start + 2 * pgalloc::huge_page_size() - kPage, start + 2 * pgalloc::huge_page_size()},
                kUsed);
   }
   constexpr uint64_t kRounds = 200'000;
@@ -269,13 +269,13 @@ void bench_aligned(uint64_t gaps) {
       "2 MiB past " + std::to_string(gaps) + " misaligned gaps: insert, remove";
   measure(title.c_str(), kRounds, [&] {
     for (uint64_t i = 0; i < kRounds; ++i) {
-      const auto gap = set.first_large_enough_gap(pgalloc::kHugePageSize, pgalloc::kHugePageSize);
-      const uint64_t start = pgalloc::align_up(gap.start(), pgalloc::kHugePageSize);
-      const auto segment = set.insert_at(gap, {start, start + pgalloc::kHugePageSize}, kUsed);
-      if (segment.range().length() == pgalloc::kHugePageSize) {
+      const auto gap = set.first_large_enough_gap(pgalloc::huge_page_size(), pgalloc::huge_page_size());
+      const uint64_t start = pgalloc::align_up(gap.start(), pgalloc::huge_page_size());
+      const auto segment = set.insert_at(gap, {start, start + pgalloc::huge_page_size()}, kUsed);
+      if (segment.range().length() == pgalloc::huge_page_size()) {
         set.remove(segment);
       } else {
-        set.remove_range({start, start + pgalloc::kHugePageSize});
+        set.remove_range({start, start + pgalloc::huge_page_size()});
       }
     }
   });

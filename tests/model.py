@@ -348,10 +348,10 @@ class ModelFile:
 
     # --- F: reclaim -------------------------------------------------------------------------------
 
-    def reclaim_lowest(self) -> None:
+    def reclaim_highest(self) -> None:
         """Rows F1, F3: one punch of the reclaimer."""
-        start, end = self.waste()[0]
-        end = min(end, start + PUNCH_MAX // PAGE)
+        start, end = self.waste()[-1]
+        start = max(start, end - PUNCH_MAX // PAGE)
         first, last = start, end
         if self.manual_zeroing:
             first, last = round_up(start, HUGE // PAGE), round_down(end, HUGE // PAGE)
@@ -365,7 +365,7 @@ class ModelFile:
 
     def reclaim(self) -> None:
         while self.waste():
-            self.reclaim_lowest()
+            self.reclaim_highest()
 
     # --- H: usage ---------------------------------------------------------------------------------
 

@@ -50,17 +50,17 @@ void core_every_second() {
 
 // Gaps of 2 MiB that begin a page past alignment: long enough, and never the place.
 void misaligned(const char* workload, uint64_t gaps) {
-  constexpr uint64_t kPeriod = 2 * kHugePageSize;
+  constexpr uint64_t kPeriod = 2 * huge_page_size();
   constexpr uint64_t kOps = 10'000;
   const auto file = new_file();
   const FileRange all = allocate(*file, (gaps + 1) * kPeriod);
   for (uint64_t i = 0; i < gaps; ++i) {
     const uint64_t start = all.start + i * kPeriod + page_size();
-    free_range(*file, {start, start + kHugePageSize});
+    free_range(*file, {start, start + huge_page_size()});
   }
   drain(*file);
   const double seconds = timed([&] {
-    for (uint64_t i = 0; i < kOps; ++i) allocate(*file, kHugePageSize);
+    for (uint64_t i = 0; i < kOps; ++i) allocate(*file, huge_page_size());
   });
   report({.workload = workload, .implementation = "core", .ops = kOps, .seconds = seconds});
 }

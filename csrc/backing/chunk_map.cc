@@ -22,6 +22,28 @@ constexpr int kReserveFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
 std::atomic<uint64_t> reserved_bytes{0};
 constexpr uint64_t kDefaultMin = uint64_t{2} << 20;
 
+// Each stretch of advice is a mapping of its own for the kernel, which allows some 65,000 in a process.
+constexpr size_t kStretchesMax = 8192;
+
+// Addresses for `size` bytes, from a multiple of the huge page on; MAP_FAILED if there are none.
+char* reserve_addresses(uint64_t size) {
+  const auto reserve = [](uint64_t bytes) {
+    return static_cast<char*>(sys().mmap(nullptr, bytes, PROT_NONE, kReserveFlags, -1, 0));
+  };
+  const auto padding_of = [](char* base) {
+    return (0 - reinterpret_cast<uint64_t>(base)) & (huge_page_size() - 1);
+  };
+  char* const base = reserve(size);
+  if (base == MAP_FAILED || padding_of(base) == 0) return base;
+  sys().munmap(base, size);
+  char* const wider = reserve(size + huge_page_size());
+  if (wider == MAP_FAILED) return wider;
+  const uint64_t padding = padding_of(wider);
+  if (padding > 0) sys().munmap(wider, padding);
+  sys().munmap(wider + padding + size, huge_page_size() - padding);
+  return wider + padding;
+}
+
 }  // namespace
 
 // 4 x the machine's memory, if addresses are plenty: a quarter of them is for files, and each takes at
@@ -44,14 +66,14 @@ uint64_t default_capacity() {
 }
 
 Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity,
-                                                    bool writable) {
+                                                    bool writable, bool advised) {
   uint64_t size = capacity.value_or(default_capacity());
   while (true) {
-    void* base = sys().mmap(nullptr, size, PROT_NONE, kReserveFlags, -1, 0);
+    char* const base = reserve_addresses(size);
     if (base != MAP_FAILED) {
       // Terabytes of nothing do not belong in a core dump. Failure to say so does no harm.
       sys().madvise(base, size, MADV_DONTDUMP);
-      return std::shared_ptr<ChunkMap>(new ChunkMap(static_cast<char*>(base), size, writable));
+      return std::shared_ptr<ChunkMap>(new ChunkMap(base, size, writable, advised));
     }
     if (capacity || size <= kDefaultMin) {
       return Status::system_error(
@@ -62,8 +84,8 @@ Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capa
   }
 }
 
-ChunkMap::ChunkMap(char* base, uint64_t capacity, bool writable)
-    : base_(base), capacity_(capacity), writable_(writable) {
+ChunkMap::ChunkMap(char* base, uint64_t capacity, bool writable, bool advised)
+    : base_(base), capacity_(capacity), writable_(writable), advised_(advised) {
   const uint64_t chunks = (capacity + kChunkSize - 1) / kChunkSize;
   mapped_ = std::make_unique<std::atomic<bool>[]>(chunks);
   reserved_bytes += capacity;
@@ -100,8 +122,38 @@ Status ChunkMap::map_chunk(int fd, uint64_t chunk) {
     return Status::system_error(error_number, "mmap");
   }
   sys().madvise(mapped, length, MADV_DONTDUMP);
+  // Otherwise, where the machine gives huge pages to all, one byte of a small page would commit a huge one.
+  const FileRange range{offset, offset + length};
+  if (advised_) tell_kernel(range, /*huge=*/false);
+  huge_.visit_range(range, [this](FileRange part, const auto&) NO_THREAD_SAFETY_ANALYSIS {
+    tell_kernel(part, /*huge=*/true);
+  });
   mapped_[chunk].store(true, std::memory_order_release);
   return {};
+}
+
+void ChunkMap::advise(FileRange range, bool huge) try {
+  MutexLock lock(mu_);
+  const bool as_asked =
+      huge ? huge_.span_of(range) == range.length() : huge_.is_empty_range(range);
+  if (as_asked) return;
+  const auto around = huge_.find(range.start);
+  const bool splits = !huge && around.ok() && around.start() < range.start && around.end() > range.end;
+  if (splits && huge_.size() >= kStretchesMax) return;
+  huge_.remove_range(range);
+  if (huge) huge_.insert(range, {});
+  if (huge) ever_huge_ = true;
+  for (FileRange rest = range; !rest.empty();) {
+    const FileRange part{rest.start,
+                         std::min(rest.end, align_down(rest.start, kChunkSize) + kChunkSize)};
+    if (mapped_[part.start / kChunkSize].load(std::memory_order_relaxed)) tell_kernel(part, huge);
+    rest.start = part.end;
+  }
+} catch (const std::bad_alloc&) {
+}
+
+void ChunkMap::tell_kernel(FileRange range, bool huge) {
+  sys().madvise(address(range.start), range.length(), huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 }
 
 void ChunkMap::revoke_in_child() {
@@ -115,7 +167,16 @@ void ChunkMap::revoke_in_child() {
   }
 }
 
-void ChunkMap::reset_after_fork() { new (&mu_) Mutex(LockRank::kChunkMap); }
+// The owner advises anew what it uses in part; a child, which never hears of it, does without.
+void ChunkMap::reset_after_fork() {
+  new (&mu_) Mutex(LockRank::kChunkMap);
+  if (!ever_huge_) return;
+  new (&huge_) RangeSet;  // another thread may have been at it
+  for (uint64_t offset = 0; offset < capacity_; offset += kChunkSize) {
+    if (!mapped_[offset / kChunkSize]) continue;
+    tell_kernel({offset, std::min(offset + kChunkSize, capacity_)}, /*huge=*/false);
+  }
+}
 
 void ChunkMap::seal() {
   MutexLock lock(mu_);

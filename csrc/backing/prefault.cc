@@ -41,7 +41,7 @@ void in_parallel(char* address, size_t length, Work work) {
   const unsigned threads = length < kParallelMinimum
                                ? 1
                                : std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
-  const size_t part = align_up((length + threads - 1) / threads, kHugePageSize);
+  const size_t part = align_up((length + threads - 1) / threads, huge_page_size());
   std::vector<std::thread> helpers;
   size_t begin = 0;
   for (unsigned i = 1; i < threads && begin + part < length; ++i) {
@@ -68,15 +68,15 @@ bool populate(char* address, size_t length) {
 
 void lock_and_unlock(char* address, size_t length) {
   if (mlock_unusable.load(std::memory_order_relaxed)) return;
-  const auto begin = align_up(reinterpret_cast<uintptr_t>(address), kHugePageSize);
-  const auto end = align_down(reinterpret_cast<uintptr_t>(address) + length, kHugePageSize);
-  for (uintptr_t page = begin; page < end; page += kHugePageSize) {
+  const auto begin = align_up(reinterpret_cast<uintptr_t>(address), huge_page_size());
+  const auto end = align_down(reinterpret_cast<uintptr_t>(address) + length, huge_page_size());
+  for (uintptr_t page = begin; page < end; page += huge_page_size()) {
     void* const start = reinterpret_cast<void*>(page);  // NOLINT(performance-no-int-to-ptr)
-    if (sys().mlock(start, kHugePageSize) != 0) {
+    if (sys().mlock(start, huge_page_size()) != 0) {
       if (errno == EPERM) mlock_unusable = true;
       return;
     }
-    sys().munlock(start, kHugePageSize);
+    sys().munlock(start, huge_page_size());
   }
 }
 
@@ -87,6 +87,17 @@ void prefault(char* address, size_t length) {
   in_parallel(address, length, [](char* part, size_t size) {
     if (!populate(part, size)) lock_and_unlock(part, size);
   });
+}
+
+Status commit_by_touch(char* address, size_t length) {
+  if (populate(address, length)) return {};
+  if (!populate_unusable.load(std::memory_order_relaxed)) {
+    return Status::system_error(errno, "madvise");
+  }
+  for (size_t offset = 0; offset < length; offset += page_size()) {
+    *const_cast<volatile char*>(address + offset) = 0;
+  }
+  return {};
 }
 
 void clear_memory(char* address, size_t length) {

@@ -2,8 +2,8 @@
 //
 // Thread safety: values only.
 //
-// The page size is the kernel's, read once (64 KiB kernels exist on aarch64). The huge page and the
-// chunk are conventions of this library: alignment and mapping granularity, not kernel settings.
+// The page size is the kernel's, read once (64 KiB kernels exist on aarch64); the huge page follows from
+// it. The chunk is a convention of this library, the unit of growing and mapping.
 #pragma once
 
 #include <unistd.h>
@@ -13,17 +13,22 @@
 
 namespace pgalloc {
 
-inline constexpr uint64_t kHugePageSize = uint64_t{2} << 20;
 inline constexpr uint64_t kChunkSize = uint64_t{1} << 30;
 
 // The largest file offset the kernel can express (off_t).
 inline constexpr uint64_t kMaxOffset = uint64_t{std::numeric_limits<int64_t>::max()};
 
+// What one entry of the second level of page tables maps: as many pages as a page has 8-byte entries.
+// 2 MiB with pages of 4 KiB, 32 MiB with 16 KiB, 512 MiB with 64 KiB.
+constexpr uint64_t huge_page_size_of(uint64_t page) { return page * (page / 8); }
+
 namespace internal {
 inline const uint64_t page_size = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-}
-// Not for static initialisers of other files.
+inline const uint64_t huge_page_size = huge_page_size_of(page_size);
+}  // namespace internal
+// Not for static initialisers of files that do not include this.
 inline uint64_t page_size() { return internal::page_size; }
+inline uint64_t huge_page_size() { return internal::huge_page_size; }
 
 constexpr bool is_aligned(uint64_t value, uint64_t alignment) {
   return (value & (alignment - 1)) == 0;

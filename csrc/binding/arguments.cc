@@ -83,6 +83,15 @@ bool as_direction(PyObject* object, Direction* out) {
   return as_enum(object, "direction", "Direction.BOTTOM_UP or TOP_DOWN", Direction::kTopDown, out);
 }
 
+bool as_flag(PyObject* object, const char* name, bool* out) {
+  if (!PyBool_Check(object)) {
+    PyErr_Format(PyExc_TypeError, "%s must be a bool, not %.100s", name, Py_TYPE(object)->tp_name);
+    return false;
+  }
+  *out = object == Py_True;
+  return true;
+}
+
 bool as_mode(PyObject* object, AllocationMode* out) {
   return as_enum(object, "mode",
                  "AllocationMode.ALLOCATE_ONLY, ALLOCATE_AND_COMMIT or ALLOCATE_AND_WRITE_POPULATE",

@@ -29,7 +29,8 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
                                    std::optional<uint64_t> capacity, int delayed_eviction,
                                    bool use_host_memcg_pressure, bool decommit_on_destroy,
                                    bool manual_zeroing, bool disable_ima_workaround,
-                                   std::optional<uint64_t> max_allocatable_bytes, std::string label,
+                                   std::optional<uint64_t> max_allocatable_bytes, int huge_pages,
+                                   std::string label,
                                    const py::object& name) {
   Backing core_backing;
   if (py::isinstance<py::bytes>(backing)) {
@@ -45,6 +46,7 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
       .manual_zeroing = manual_zeroing,
       .disable_ima_workaround = disable_ima_workaround,
       .max_allocatable_bytes = max_allocatable_bytes,
+      .huge_pages = static_cast<HugePages>(huge_pages),
       .label = std::move(label),
   };
   auto file = [&] {
@@ -83,7 +85,8 @@ py::list segments(Self<FileHandle> handle) {
     result.append(py::make_tuple(segment.range.start, segment.range.end,
                                  static_cast<int>(segment.use.kind),
                                  segment.use.committed ? segment.range.length() : 0,
-                                 segment.use.refs, segment.use.memcg_id));
+                                 segment.use.refs, segment.use.memcg_id,
+                                 segment.size == PageSize::kHuge));
   }
   return result;
 }
@@ -96,6 +99,7 @@ py::dict stats(Self<FileHandle> handle) {
   PGALLOC_STAT(allocated_bytes);
   PGALLOC_STAT(freed_bytes);
   PGALLOC_STAT(recycled_bytes);
+  PGALLOC_STAT(huge_allocations);
   PGALLOC_STAT(punches);
   PGALLOC_STAT(punched_bytes);
   PGALLOC_STAT(decommitted_bytes);

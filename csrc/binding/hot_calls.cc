@@ -50,6 +50,9 @@ bool set_keyword(const char* function, PyObject* name, PyObject* value, Allocate
   if (PyUnicode_CompareWithASCIIString(name, "mode") == 0) {
     return as_mode(value, &out->request.mode);
   }
+  if (PyUnicode_CompareWithASCIIString(name, "huge") == 0) {
+    return as_flag(value, "huge", &out->request.huge);
+  }
   if (PyUnicode_CompareWithASCIIString(name, "reader") == 0) {
     out->reader = value == Py_None ? nullptr : value;
     return true;
@@ -83,7 +86,7 @@ bool parse_allocate(const char* function, PyObject* const* args, Py_ssize_t coun
 
 Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request) {
   Broker::start_if_it_lacks_its_thread();  // no other call may come
-  const bool touches_kernel = request.mode != AllocationMode::kAllocateOnly || file.prepares_all();
+  const bool touches_kernel = file.prepares(request);
   bool must_wait = touches_kernel;
   if (!touches_kernel) {
     Result<FileRange> range = file.allocate(request, /*may_wait=*/false, &must_wait);
@@ -269,10 +272,12 @@ std::array hot_methods = {
         "allocate", erased(guarded<allocate_handle>), METH_FASTCALL | METH_KEYWORDS,
         "allocate($self, length, *, kind=MemoryKind.ANONYMOUS, "
         "direction=Direction.BOTTOM_UP, memcg_id=0, mode=AllocationMode.ALLOCATE_ONLY, "
-        "reader=None)\n--\n\n"
+        "reader=None, huge=False)\n--\n\n"
         "Allocate `length` bytes (whole pages) that read as zero, as a handle that owns them.\n\n"
         "With a `reader`, fill them: it is called with the writable rest of the buffer until all\n"
         "bytes are there, like file.readinto.\n\n"
+        "With `huge`, in huge pages (pgalloc.HUGE_PAGE_SIZE) as far as `length` has whole ones and\n"
+        "the kernel gives them: the first touch of one commits all of it.\n\n"
         "Raises RangeError for a bad length, OutOfMemoryError when there is no place or\n"
         "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the memory,\n"
         "FillError (which carries what was filled) when the reader fails or ends early."},
@@ -280,9 +285,10 @@ std::array hot_methods = {
         "allocate_range", erased(guarded<allocate_range>), METH_FASTCALL | METH_KEYWORDS,
         "allocate_range($self, length, *, kind=MemoryKind.ANONYMOUS, "
         "direction=Direction.BOTTOM_UP, memcg_id=0, mode=AllocationMode.ALLOCATE_ONLY, "
-        "reader=None)\n--\n\n"
+        "reader=None, huge=False)\n--\n\n"
         "Allocate `length` bytes (whole pages) that read as zero and return their FileRange.\n\n"
         "Every page has one reference, which the caller owns: balance it with dec_ref().\n"
+        "`huge` as in allocate().\n"
         "Raises RangeError for a bad length, OutOfMemoryError when there is no place or\n"
         "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the\n"
         "memory, FillError when `reader` ends early or fails."},

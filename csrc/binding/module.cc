@@ -20,7 +20,7 @@ PYBIND11_MODULE(_main_core, module) {
     throw py::error_already_set();
   }
   module.attr("PAGE_SIZE") = pgalloc::page_size();
-  module.attr("HUGE_PAGE_SIZE") = pgalloc::kHugePageSize;
+  module.attr("HUGE_PAGE_SIZE") = pgalloc::huge_page_size();
   module.attr("CHUNK_SIZE") = pgalloc::kChunkSize;
   bind_memory_file(module);
   bind_image(module);

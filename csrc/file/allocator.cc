@@ -36,7 +36,8 @@ constexpr uint64_t kCommittedAtOnce = uint64_t{16} << 20;
 template <class Commit>
 Status in_pieces(FileRange range, CommitReservation& reservation, Commit commit) {
   while (!range.empty()) {
-    const uint64_t length = std::min(range.length(), kCommittedAtOnce);
+    const uint64_t length =
+        std::min(range.length(), std::max(kCommittedAtOnce, huge_page_size()));
     PGALLOC_RETURN_IF_ERROR(commit(FileRange{range.start, range.start + length}));
     reservation.settle(length);
     range.start += length;
@@ -51,21 +52,20 @@ Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_w
   if (request.length == 0 || !is_aligned(request.length, page_size())) {
     return Status::error(ErrorCode::kRange, not_whole_pages(request.length));
   }
-  bool recycled = false;
-  Result<FileRange> range = reserve(request, may_wait, must_wait, &recycled);
-  if (!range.ok()) return range;
-  if (request.mode != AllocationMode::kAllocateOnly || manual_zeroing_ || file_.needs_blocks()) {
-    if (Status status = prepare(request, *range, recycled, may_wait); !status.ok()) {
+  const Result<Reserved> reserved = reserve(request, may_wait, must_wait);
+  if (!reserved.ok()) return reserved.status().clone();
+  if (prepares(request)) {
+    if (Status status = prepare(request, *reserved, may_wait); !status.ok()) {
       // A concurrent close() has released the pages already.
-      (void)references_.dec_ref(*range);
+      (void)references_.dec_ref(reserved->range);
       return status;
     }
   }
-  return range;
+  return reserved->range;
 }
 
-Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
-                                     bool* recycled) {
+Result<Allocator::Reserved> Allocator::reserve(const AllocateRequest& request, bool may_wait,
+                                               bool* must_wait) {
   if (request.length > capacity_) return out_of_memory(request, "more than the capacity");
   if (request.length > bytes_max_) return out_of_memory(request, "more than max_allocatable_bytes");
 
@@ -73,39 +73,45 @@ Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wa
   while (true) {
     PGALLOC_RETURN_IF_ERROR(state_.check_open());
     if (request.mode == AllocationMode::kAllocateAndWritePopulate || request.will_be_overwritten) {
-      if (const auto range = recycle(request)) {
-        *recycled = true;
-        return *range;
-      }
+      if (const auto recycled = recycle(request)) return *recycled;
     }
     const bool over_maximum = state_.pages.allocated_bytes() > bytes_max_ - request.length;
-    Result<FileRange> range =
+    Result<Reserved> reserved =
         over_maximum ? out_of_memory(request, "max_allocatable_bytes is reached") : place(request);
-    if (range.ok() || range.status().code() != ErrorCode::kOutOfMemory || !reclaimer_.pending()) {
-      return range;
+    if (reserved.ok() || reserved.status().code() != ErrorCode::kOutOfMemory ||
+        !reclaimer_.pending()) {
+      return reserved;
     }
     // Memory that is on its way out counts against the limits until it is gone: wait for it.
     if (!may_wait) {
       *must_wait = true;
-      return range;
+      return reserved;
     }
     reclaimer_.wait_for_progress();
   }
 }
 
-std::optional<FileRange> Allocator::recycle(const AllocateRequest& request) {
-  const auto range = state_.pages.recycle(request.length, default_alignment(request.length),
-                                          request.direction, request.kind, request.memcg_id);
+PageSize Allocator::page_size_for(const AllocateRequest& request) const {
+  const bool asks = request.huge || huge_pages_ == HugePages::kAlways;
+  return asks && huge_pages_ != HugePages::kNever && request.length >= huge_page_size()
+             ? PageSize::kHuge
+             : PageSize::kSmall;
+}
+
+std::optional<Allocator::Reserved> Allocator::recycle(const AllocateRequest& request) {
+  const PageSize size = page_size_for(request);
+  const auto range =
+      state_.pages.recycle(request.length, default_alignment(request.length), request.direction,
+                           size, request.kind, request.memcg_id);
   if (!range) return std::nullopt;
   reclaimer_.waste_was_recycled();
   state_.changes.note(*range);
-  ++state_.stats.allocations;
-  state_.stats.allocated_bytes += request.length;
+  count(request, size);
   state_.stats.recycled_bytes += request.length;
-  return range;
+  return Reserved{*range, size, /*recycled=*/true};
 }
 
-Result<FileRange> Allocator::place(const AllocateRequest& request) {
+Result<Allocator::Reserved> Allocator::place(const AllocateRequest& request) {
   auto found = find(request, capacity_);
   if (found && found->file_size > file_.size()) {
     if (Status grown = file_.grow(found->file_size); !grown.ok()) {
@@ -118,25 +124,54 @@ Result<FileRange> Allocator::place(const AllocateRequest& request) {
     }
   }
   if (!found) return out_of_memory(request, "no free range below the capacity is long enough");
+  change_areas(*found);
   state_.pages.mark_used(*found, request.kind, request.memcg_id);
   state_.changes.count();
+  count(request, found->size);
+  return Reserved{found->range, found->size, /*recycled=*/false};
+}
+
+void Allocator::count(const AllocateRequest& request, PageSize size) {
   ++state_.stats.allocations;
   state_.stats.allocated_bytes += request.length;
-  return found->range;
+  if (size == PageSize::kHuge) ++state_.stats.huge_allocations;
 }
 
 std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t capacity) {
-  return find_place(state_.pages.usage(), {.length = request.length,
-                                           .alignment = default_alignment(request.length),
-                                           .direction = request.direction,
-                                           .file_size = file_.size(),
-                                           .capacity = capacity});
+  const PlacementRequest wanted{.length = request.length,
+                                .alignment = default_alignment(request.length),
+                                .direction = request.direction,
+                                .file_size = file_.size(),
+                                .capacity = capacity};
+  if (page_size_for(request) == PageSize::kHuge) {
+    if (auto place = state_.pages.find_place(PageSize::kHuge, wanted)) return place;
+  }
+  return state_.pages.find_place(PageSize::kSmall, wanted);
 }
 
-Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool recycled,
-                          bool may_wait) {
+// Under the lock, so that none touches pages there before the kernel is told.
+void Allocator::change_areas(const Place& place) {
+  const Areas& areas = state_.pages.areas();
+  if (areas.are_all(place.range, place.size)) return;
+  state_.pages.set_areas(place.range, place.size);
+  chunks_.advise(areas.around(place.range), place.size == PageSize::kHuge);
+}
+
+// Its huge pages may have been split, or advised against, when they were others'.
+void Allocator::advise(FileRange range) {
+  const FileRange whole{range.start, align_down(range.end, huge_page_size())};
+  chunks_.advise(whole, /*huge=*/true);
+  if (whole.end == range.end) return;
+  chunks_.advise({whole.end, whole.end + huge_page_size()}, /*huge=*/false);
+}
+
+Status Allocator::prepare(const AllocateRequest& request, const Reserved& reserved, bool may_wait) {
+  const FileRange range = reserved.range;
+  const bool recycled = reserved.recycled;
+  const bool huge = reserved.size == PageSize::kHuge;
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
+  if (huge) advise(range);
   CommitReservation reservation;
   const bool in_memory_blocks = file_.needs_blocks() && file_.in_memory();
   if (!recycled &&
@@ -147,14 +182,20 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, bool 
   if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
   if (file_.needs_blocks()) {
     PGALLOC_RETURN_IF_ERROR(take_blocks(request, range, may_wait));
-  } else if (request.mode == AllocationMode::kAllocateAndCommit) {
+  } else if (request.mode == AllocationMode::kAllocateAndCommit && !huge) {
     return in_pieces(range, reservation, [&](FileRange piece) { return file_.commit(piece); });
   }
-  if (request.mode != AllocationMode::kAllocateAndWritePopulate) return {};
+  if (request.mode == AllocationMode::kAllocateOnly) return {};
   if (!chunks_.is_mapped(range)) PGALLOC_RETURN_IF_ERROR(file_.map(chunks_, range));
   if (recycled) {
     clear_memory(chunks_.address(range.start), range.length());
     return {};
+  }
+  if (huge) {
+    return in_pieces(range, reservation, [&](FileRange piece) {
+      Status status = commit_by_touch(chunks_.address(piece.start), piece.length());
+      return request.mode == AllocationMode::kAllocateAndCommit ? std::move(status) : Status();
+    });
   }
   return in_pieces(range, reservation, [&](FileRange piece) {
     prefault(chunks_.address(piece.start), piece.length());

@@ -4,6 +4,11 @@
 //
 // Searching and marking are one step under the lock (row B19); committing, populating and zeroing
 // happen afterwards without it, while no other thread knows the range yet.
+//
+// A huge allocation lies in huge areas. Its whole huge pages are committed by touching them through the
+// mapping: fallocate() knows nothing of its advice. Where it ends inside a huge page, that one is advised
+// against, so that no byte beyond the end is committed. Without a place there, or where huge pages cannot
+// be had, it is an allocation like others.
 #pragma once
 
 #include "backing/backing_file.h"
@@ -27,6 +32,9 @@ class Allocator {
         references_(references),
         capacity_(chunks.capacity()),
         manual_zeroing_(options.manual_zeroing),
+        huge_pages_(file.in_memory() && !file.needs_blocks() && !options.manual_zeroing
+                        ? options.huge_pages
+                        : HugePages::kNever),
         bytes_max_(options.max_allocatable_bytes.value_or(UINT64_MAX)) {}
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
@@ -36,14 +44,30 @@ class Allocator {
   // but not long.
   Result<FileRange> allocate(const AllocateRequest& request, bool may_wait,
                              bool* must_wait = nullptr) EXCLUDES(file_lock);
+  // Whether that takes a system call for the pages, but for growing the file.
+  bool prepares(const AllocateRequest& request) const {
+    return request.mode != AllocationMode::kAllocateOnly || manual_zeroing_ ||
+           file_.needs_blocks() || page_size_for(request) == PageSize::kHuge;
+  }
 
  private:
-  Result<FileRange> reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
-                            bool* recycled) EXCLUDES(file_lock);
-  std::optional<FileRange> recycle(const AllocateRequest& request) REQUIRES(file_lock);
-  Result<FileRange> place(const AllocateRequest& request) REQUIRES(file_lock);
+  // What a request got, before anything was done with it.
+  struct Reserved {
+    FileRange range;
+    PageSize size = PageSize::kSmall;
+    bool recycled = false;  // it comes with what was there
+  };
+
+  Result<Reserved> reserve(const AllocateRequest& request, bool may_wait, bool* must_wait)
+      EXCLUDES(file_lock);
+  PageSize page_size_for(const AllocateRequest& request) const;
+  std::optional<Reserved> recycle(const AllocateRequest& request) REQUIRES(file_lock);
+  Result<Reserved> place(const AllocateRequest& request) REQUIRES(file_lock);
   std::optional<Place> find(const AllocateRequest& request, uint64_t capacity) REQUIRES(file_lock);
-  Status prepare(const AllocateRequest& request, FileRange range, bool recycled, bool may_wait)
+  void change_areas(const Place& place) REQUIRES(file_lock);
+  void count(const AllocateRequest& request, PageSize size) REQUIRES(file_lock);
+  void advise(FileRange range);
+  Status prepare(const AllocateRequest& request, const Reserved& reserved, bool may_wait)
       EXCLUDES(file_lock);
   Status take_blocks(const AllocateRequest& request, FileRange range, bool may_wait)
       EXCLUDES(file_lock);
@@ -56,6 +80,7 @@ class Allocator {
   References& references_;
   const uint64_t capacity_;  // chunks_ may be gone once the file is closed
   const bool manual_zeroing_;
+  const HugePages huge_pages_;
   const uint64_t bytes_max_;
 };
 

@@ -28,6 +28,7 @@
 #include "file/file_state.h"
 #include "file/reclaimer.h"
 #include "pages/discard_queue.h"
+#include "segment/range_set.h"
 
 namespace pgalloc {
 

@@ -20,7 +20,7 @@
 #include <unordered_map>
 
 #include "base/mutex.h"
-#include "pages/page_use.h"
+#include "segment/range_set.h"
 
 namespace pgalloc {
 

@@ -32,6 +32,7 @@ struct MemoryFileStats {
   uint64_t allocated_bytes = 0;
   uint64_t freed_bytes = 0;     // reached 0 references
   uint64_t recycled_bytes = 0;  // went from waste straight to a new owner
+  uint64_t huge_allocations = 0;
   uint64_t punches = 0;
   uint64_t punched_bytes = 0;
   uint64_t decommitted_bytes = 0;
@@ -48,6 +49,8 @@ class CAPABILITY("file lock") FileLockRole {};
 inline constexpr FileLockRole file_lock;
 
 struct FileState {
+  explicit FileState(uint64_t capacity = kMaxOffset) : pages(ledger, capacity) {}
+
   static constexpr uint8_t kClosed = 1;
   static constexpr uint8_t kIncomplete = 2;  // pages are pending
 
@@ -76,7 +79,7 @@ struct FileState {
   Ledger ledger;
   std::atomic<uint8_t> gate{0};
   mutable Mutex mu{LockRank::kMemoryFile};
-  PageStates pages GUARDED_BY(file_lock){ledger};
+  PageStates pages GUARDED_BY(file_lock);
   MemoryFileStats stats GUARDED_BY(file_lock);
   ScanChanges changes GUARDED_BY(file_lock);
   std::vector<std::string> warnings GUARDED_BY(file_lock);

@@ -19,6 +19,9 @@ Status check_options(const MemoryFileOptions& options) {
   if (options.delayed_eviction > DelayedEviction::kManual) {
     return Status::error(ErrorCode::kOption, "unknown delayed_eviction");
   }
+  if (options.huge_pages > HugePages::kAlways) {
+    return Status::error(ErrorCode::kOption, "unknown huge_pages");
+  }
   if (options.capacity && (*options.capacity == 0 || *options.capacity > kMaxOffset ||
                            !is_aligned(*options.capacity, page_size()))) {
     return Status::error(ErrorCode::kOption, "capacity must be a positive number of whole pages");
@@ -82,7 +85,7 @@ MemoryFile::MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkM
       file_(std::move(file)),
       chunks_(std::move(chunks)),
       capacity_(chunks_->capacity()),
-      reclaimer_(state_, *file_, *evictables_, options.manual_zeroing),
+      reclaimer_(state_, *file_, *chunks_, *evictables_, options.manual_zeroing),
       discarder_(state_, *file_, *chunks_, reclaimer_, /*enabled=*/!options.manual_zeroing),
       scanner_(state_, *file_, *chunks_, clock_),
       loader_(state_, *file_, reclaimer_),

@@ -126,8 +126,8 @@ class MemoryFile final : public Pages,
     return std::min(capacity_, options_.max_allocatable_bytes.value_or(UINT64_MAX));
   }
   const MemoryFileOptions& options() const { return options_; }
-  // Whether every allocation takes a system call for its pages, which may take long.
-  bool prepares_all() const { return options_.manual_zeroing || file_->needs_blocks(); }
+  // Whether an allocation takes a system call for its pages, which may take long.
+  bool prepares(const AllocateRequest& request) const { return allocator_.prepares(request); }
   Result<uint64_t> total_usage() const EXCLUDES(file_lock);
   std::vector<PageSegment> segments() const EXCLUDES(file_lock);
   MemoryFileStats stats() const EXCLUDES(file_lock);
@@ -209,7 +209,7 @@ class MemoryFile final : public Pages,
   const uint64_t capacity_;
   const std::shared_ptr<Evictables> evictables_ = std::make_shared<Evictables>();
   Clock clock_;
-  mutable FileState state_;
+  mutable FileState state_{capacity_};
   Reclaimer reclaimer_;
   Discarder discarder_;
   CommitScanner scanner_;

@@ -19,6 +19,9 @@ enum class AllocationMode : uint8_t {
   kAllocateAndWritePopulate = 2,
 };
 
+// Whether huge allocations, which ask for huge pages, get them; kAlways: each that can hold one asks.
+enum class HugePages : uint8_t { kAuto = 0, kNever = 1, kAlways = 2 };
+
 enum class DelayedEviction : uint8_t { kDefault = 0, kDisabled = 1, kEnabled = 2, kManual = 3 };
 
 struct AdoptedDescriptor {
@@ -38,6 +41,7 @@ struct MemoryFileOptions {
   bool manual_zeroing = false;
   bool disable_ima_workaround = false;
   std::optional<uint64_t> max_allocatable_bytes;
+  HugePages huge_pages = HugePages::kAuto;
   std::string label;  // its user's own, and told to peers
 };
 
@@ -49,6 +53,7 @@ struct AllocateRequest {
   uint32_t memcg_id = 0;
   // The caller writes every byte before any is read: pages may come with what was there.
   bool will_be_overwritten = false;
+  bool huge = false;  // in huge pages, if they can be had
 };
 
 }  // namespace pgalloc

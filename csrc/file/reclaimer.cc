@@ -101,8 +101,14 @@ void Reclaimer::run() {
   while (wait_for_waste(ranges_until_coalesce)) {
     const std::optional<FileRange> range = state_.pages.take_waste(kPunchBytesMax);
     if (log_) log_->push_back(*range);
+    const bool splits = state_.pages.is_partial(*range);
 
     lock.unlock();
+    if (splits) {
+      chunks_.advise({align_down(range->start, huge_page_size()),
+                      align_up(range->end, huge_page_size())},
+                     /*huge=*/false);
+    }
     const bool clean = release_pages(*range);
     lock.lock();
 
@@ -127,7 +133,7 @@ bool Reclaimer::release_pages(FileRange range) {
   FileRange inside = range;
   if (manual_zeroing_) {
     // Row F3: pages are zeroed when they are handed out, so only what is cheap is given back.
-    inside = {align_up(range.start, kHugePageSize), align_down(range.end, kHugePageSize)};
+    inside = {align_up(range.start, huge_page_size()), align_down(range.end, huge_page_size())};
     if (inside.empty()) return true;
   }
   const Status punched = file_.punch(inside);

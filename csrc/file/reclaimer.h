@@ -6,7 +6,9 @@
 // Invariants
 //   1. A range that was taken is punched without the lock, and is nothing else's until it is settled.
 //   2. Pages that could be neither punched nor zeroed are quarantined: they are never used again.
-//   3. The thread sleeps only while nothing can be taken; before that it starts due evictions (row F5).
+//   3. Of a huge page that is used in part, the kernel is advised against before anything is punched: else its
+//      own thread (khugepaged) would make it whole again, out of memory that is in no account.
+//   4. The thread sleeps only while nothing can be taken; before that it starts due evictions (row F5).
 #pragma once
 
 #include <chrono>
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "backing/backing_file.h"
+#include "backing/chunk_map.h"
 #include "file/evictables.h"
 #include "file/file_state.h"
 
@@ -26,8 +29,13 @@ class Reclaimer {
  public:
   using Deadline = std::optional<std::chrono::steady_clock::time_point>;
 
-  Reclaimer(FileState& state, BackingFile& file, Evictables& evictables, bool manual_zeroing)
-      : state_(state), file_(file), evictables_(evictables), manual_zeroing_(manual_zeroing) {}
+  Reclaimer(FileState& state, BackingFile& file, ChunkMap& chunks, Evictables& evictables,
+            bool manual_zeroing)
+      : state_(state),
+        file_(file),
+        chunks_(chunks),
+        evictables_(evictables),
+        manual_zeroing_(manual_zeroing) {}
   Reclaimer(const Reclaimer&) = delete;
   Reclaimer& operator=(const Reclaimer&) = delete;
 
@@ -81,6 +89,7 @@ class Reclaimer {
 
   FileState& state_;
   BackingFile& file_;
+  ChunkMap& chunks_;
   Evictables& evictables_;
   const bool manual_zeroing_;
   std::unique_ptr<std::thread> thread_;

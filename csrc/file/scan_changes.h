@@ -11,7 +11,7 @@
 #include <cstdint>
 
 #include "base/units.h"
-#include "pages/page_use.h"
+#include "segment/range_set.h"
 
 namespace pgalloc {
 

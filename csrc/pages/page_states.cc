@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <cstdio>
+#include <new>
 
 #include "segment/front.h"
 
@@ -44,6 +45,11 @@ UsageSet::Iterator find_used(const UsageSet& usage, FileRange range, Accept acce
 
 constexpr auto kAny = [](const PageUse&) { return true; };
 
+// What a huge allocation leaves of its last huge page.
+FileRange tail_of(FileRange range, PageSize size) {
+  return {range.end, size == PageSize::kHuge ? align_up(range.end, huge_page_size()) : range.end};
+}
+
 // Calls visit(part, count) for the parts of `range`, in order; 0 where the set has nothing.
 template <class Set, class CountOf, class Visit>
 void visit_counts(const Set& set, FileRange range, CountOf count_of, Visit visit) {
@@ -72,35 +78,44 @@ void PageStates::unbook(uint64_t bytes, const PageUse& use) {
 }
 
 void PageStates::mark_used(const Place& place, MemoryKind kind, uint32_t memcg_id) {
-  usage_.insert_at(place.gap, place.range, PageUse{1, memcg_id, kind, false});
+  const PageUse use{1, memcg_id, kind, false};
+  const FileRange tail = tail_of(place.range, place.size);
+  if (tail.empty()) {
+    usage_.insert_at(place.gap, place.range, use);
+  } else {
+    usage_.insert(tail, PageUse{});
+    try {
+      waste_.add_subreleased(tail);
+      usage_.insert(place.range, use);
+    } catch (const std::bad_alloc&) {
+      waste_.forget(tail);
+      usage_.remove_range(tail);
+      throw;
+    }
+  }
   used_bytes_ += place.range.length();
 }
 
 std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment,
-                                             Direction direction, MemoryKind kind,
+                                             Direction direction, PageSize size, MemoryKind kind,
                                              uint32_t memcg_id) {
-  constexpr int kCandidates = 16;
-  const bool up = direction == Direction::kBottomUp;
-  auto waste = up ? waste_.first() : waste_.last();
-  for (int i = 0; i < kCandidates && waste.ok(); ++i, waste = up ? waste.next() : waste.prev()) {
-    if (waste.end() - waste.start() < length) continue;
-    const uint64_t start =
-        up ? align_up(waste.start(), alignment) : align_down(waste.end() - length, alignment);
-    if (start < waste.start() || start > waste.end() - length) continue;
-    const FileRange range{start, start + length};
-    if (pending_.find(range, Arrival::kArriving)) continue;
-    waste_.remove_range(range);
-    usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
-      const PageUse before = use;
-      use = PageUse{1, memcg_id, kind, before.committed};
-      if (!before.committed) return;
-      unbook(part.length(), before);
-      book(part.length(), use);
-    });
-    used_bytes_ += length;
-    return range;
-  }
-  return std::nullopt;
+  const bool from_below = direction == Direction::kBottomUp;
+  const uint64_t whole = size == PageSize::kHuge ? align_up(length, huge_page_size()) : length;
+  const auto place = waste_.find(whole, alignment, from_below, size, pending_);
+  if (!place) return std::nullopt;
+  const FileRange range{place->start, place->start + length};
+  waste_.remove(*place);
+  // What it ends in has been touched: it is given back as a part.
+  if (range.end < place->end) waste_.add({range.end, place->end});
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    const PageUse before = use;
+    use = PageUse{1, memcg_id, kind, before.committed};
+    if (!before.committed) return;
+    unbook(part.length(), before);
+    book(part.length(), use);
+  });
+  used_bytes_ += length;
+  return range;
 }
 
 template <class Change>
@@ -173,7 +188,7 @@ uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32
       use.memcg_id = 0;
     }
     use.kind = MemoryKind::kSystem;
-    waste_.insert(part, {});
+    waste_.add(part);
     wasted += part.length();
   });
   used_bytes_ -= wasted;
@@ -218,18 +233,14 @@ uint64_t PageStates::mark_committed(FileRange range, const std::vector<uint32_t>
   return booked;
 }
 
-std::optional<FileRange> PageStates::next_waste() const {
-  for (auto waste = waste_.first(); waste.ok(); waste = waste.next()) {
-    if (const auto range = pending_.first_at_rest(waste.range())) return range;
-  }
-  return std::nullopt;
-}
-
-std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max) {
-  std::optional<FileRange> range = next_waste();
+std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max, bool partial) {
+  std::optional<FileRange> range = next_waste(partial);
   if (!range) return std::nullopt;
-  range->end = range->start + std::min(bytes_max, range->length());
-  waste_.remove_range(*range);
+  const uint64_t unit = waste_.is_partial(*range) || areas_.at(range->start) == PageSize::kSmall
+                            ? page_size()
+                            : huge_page_size();
+  range->start = range->end - std::min(std::max(align_down(bytes_max, unit), unit), range->length());
+  waste_.remove(*range);
   releasing_bytes_ += range->length();
   return range;
 }
@@ -243,7 +254,12 @@ void PageStates::finish_release(FileRange range) {
     covered_bytes += part.length();
   });
   PGALLOC_CHECK_OP(covered_bytes, ==, range.length());
-  usage_.remove_range(range);
+  if (waste_.is_partial(range)) {
+    usage_.mutate_range(range, [](FileRange, PageUse& use) { use = PageUse{}; });
+    waste_.add_subreleased(range);
+  } else {
+    usage_.remove_range(range);
+  }
   releasing_bytes_ -= range.length();
 }
 
@@ -254,7 +270,7 @@ void PageStates::quarantine(FileRange range) {
 
 void PageStates::restore(const std::vector<PageSegment>& segments) {
   PGALLOC_CHECK(usage_.empty());
-  for (const auto& [range, use] : segments) {
+  for (const auto& [range, use, size] : segments) {
     PGALLOC_CHECK(use.refs > 0 && !use.committed);
     usage_.insert(range, use);
     unadopted_.record(range, use.refs);
@@ -375,6 +391,7 @@ void PageStates::clear() {
   ledger_.clear();
   usage_.clear();
   waste_.clear();
+  areas_.clear();
   pending_.clear();
   unadopted_.clear();
   leased_.clear();
@@ -386,9 +403,23 @@ std::vector<PageSegment> PageStates::segments() const {
   std::vector<PageSegment> result;
   result.reserve(usage_.size());
   for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
-    result.push_back({segment.range(), segment.value()});
+    areas_.visit(segment.range(), [&](FileRange part, PageSize size) {
+      result.push_back({part, segment.value(), size});
+    });
   }
   return result;
+}
+
+std::optional<std::string> PageStates::verify_waste() const {
+  std::optional<std::string> broken;
+  waste_.visit([&](FileRange range, bool given_back) {
+    uint64_t dead = 0;
+    usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
+      if (use.refs == 0 && !(given_back && use.committed)) dead += part.length();
+    });
+    if (dead != range.length()) broken = "waste range " + text(range) + " is in use";
+  });
+  return broken;
 }
 
 std::optional<std::string> PageStates::verify_restored() const {
@@ -439,17 +470,18 @@ std::optional<std::string> PageStates::verify_unpinned() const {
 
 std::optional<std::string> PageStates::verify(uint64_t file_size) const {
   if (auto broken = usage_.verify()) return "usage set: " + *broken;
-  if (auto broken = waste_.verify()) return "waste set: " + *broken;
+  if (auto broken = waste_.verify()) return "waste: " + *broken;
 
   uint64_t used = 0;
   uint64_t unreferenced = 0;
   LedgerSnapshot booked;
   std::optional<PageSegment> previous;
   for (const PageSegment& segment : segments()) {
-    const auto& [range, use] = segment;
+    const auto& [range, use, size] = segment;
     if (!check_shape(range).ok()) return "segment " + text(range) + " is empty or misaligned";
     if (range.end > file_size) return "segment " + text(range) + " reaches beyond the file";
-    if (previous && previous->range.end == range.start && previous->use == use) {
+    if (previous && previous->range.end == range.start && previous->use == use &&
+        previous->size == size) {
       return "segments " + text(previous->range) + " and " + text(range) + " are equal neighbours";
     }
     (use.refs > 0 ? used : unreferenced) += range.length();
@@ -465,16 +497,11 @@ std::optional<std::string> PageStates::verify(uint64_t file_size) const {
     previous = segment;
   }
   if (used != used_bytes_) return "used_bytes differs from the referenced segments";
-  if (waste_.span() + releasing_bytes_ + quarantined_bytes_ != unreferenced) {
-    return "waste, releasing and quarantined bytes differ from the unreferenced segments";
+  if (waste_.bytes() + waste_.subreleased_bytes() + releasing_bytes_ + quarantined_bytes_ !=
+      unreferenced) {
+    return "waste, subreleased, releasing and quarantined bytes differ from the unreferenced segments";
   }
-  for (auto waste = waste_.first(); waste.ok(); waste = waste.next()) {
-    uint64_t dead = 0;
-    usage_.visit_range(waste.range(), [&](FileRange part, const PageUse& use) {
-      if (use.refs == 0) dead += part.length();
-    });
-    if (dead != waste.range().length()) return "waste range " + text(waste.range()) + " is in use";
-  }
+  if (auto broken = verify_waste()) return broken;
   if (auto broken = verify_restored()) return broken;
   if (auto broken = verify_counts(unadopted_, "unadopted references")) return broken;
   if (auto broken = verify_counts(leased_, "leases")) return broken;

@@ -5,9 +5,10 @@
 // lock of its own with a higher rank.
 //
 // Invariants, proved by verify()
-//   1. Every waste range is covered by usage segments with 0 references, kind SYSTEM.
-//   2. used_bytes + unreferenced bytes = usage.span(), and
-//      waste bytes + releasing_bytes + quarantined_bytes = the unreferenced bytes.
+//   1. Every waste range is covered by usage segments with 0 references, kind SYSTEM; every subreleased
+//      range too, and these are not committed.
+//   2. used_bytes + unreferenced bytes = usage.span(), and waste bytes + subreleased bytes +
+//      releasing_bytes + quarantined_bytes = the unreferenced bytes.
 //   3. No segment is empty, overlaps another or reaches beyond the file size; all are page-aligned.
 //   4. Neighbouring segments differ: the set is minimal.
 //   5. known_committed_bytes = the bytes of committed segments, and the ledger holds exactly these,
@@ -31,37 +32,51 @@
 #include "pages/pending_pages.h"
 #include "pages/placement.h"
 #include "pages/unpinned_pages.h"
+#include "pages/waste.h"
 
 namespace pgalloc {
 
 struct PageSegment {
   FileRange range;
   PageUse use;
+  PageSize size = PageSize::kSmall;  // of the areas it lies in
 };
 
 class PageStates {
  public:
-  explicit PageStates(Ledger& ledger) : ledger_(ledger) {}
+  explicit PageStates(Ledger& ledger, uint64_t capacity = kMaxOffset)
+      : ledger_(ledger), areas_(capacity) {}
   PageStates(const PageStates&) = delete;
   PageStates& operator=(const PageStates&) = delete;
 
   const UsageSet& usage() const { return usage_; }
+  const Areas& areas() const { return areas_; }
   uint64_t used_bytes() const { return used_bytes_; }
-  uint64_t waste_bytes() const { return waste_.span(); }
-  size_t waste_ranges() const { return waste_.size(); }
+  uint64_t waste_bytes() const { return waste_.bytes(); }
+  size_t waste_ranges() const { return waste_.ranges(); }
+  uint64_t partial_waste_bytes() const { return waste_.partial_bytes(); }
+  uint64_t subreleased_bytes() const { return waste_.subreleased_bytes(); }
   uint64_t releasing_bytes() const { return releasing_bytes_; }
   uint64_t quarantined_bytes() const { return quarantined_bytes_; }
-  // Everything that is not free: what the maximum of row B3 limits.
-  uint64_t allocated_bytes() const { return usage_.span(); }
+  // Everything that is used or has yet to be given back: what the maximum of row B3 limits.
+  uint64_t allocated_bytes() const { return usage_.span() - waste_.subreleased_bytes(); }
   uint64_t known_committed_bytes() const { return known_committed_bytes_; }
 
-  // free -> used with one reference. REQUIRES: find_place() has just found `place` in usage().
+  // A place for pages of this size. `request.window` is the default.
+  std::optional<Place> find_place(PageSize size, const PlacementRequest& request) const {
+    return pgalloc::find_place(usage_, areas_, size, request);
+  }
+  // The areas of `range` are for pages of this size from here on. REQUIRES: nothing is allocated in those
+  // that were not.
+  void set_areas(FileRange range, PageSize size) { areas_.set(range, size); }
+  // free -> used with one reference. REQUIRES: find_place() has just found `place` in usage(), and its
+  // areas are for pages of its size.
   void mark_used(const Place& place, MemoryKind kind, uint32_t memcg_id);
   // waste -> used with one reference, contents unchanged: a place for `length` bytes inside waste,
   // so that pages that are about to be written need not leave and come back. Nothing if no waste
   // range of the few nearest to the asked end of the file has room.
   std::optional<FileRange> recycle(uint64_t length, uint64_t alignment, Direction direction,
-                                   MemoryKind kind, uint32_t memcg_id);
+                                   PageSize size, MemoryKind kind, uint32_t memcg_id);
 
   // Row C1: the whole range is page-aligned, not empty, and every page has at least one reference.
   Status check_used(FileRange range) const;
@@ -83,11 +98,16 @@ class PageStates {
   // filter restricts it to pages that one of `memcg_ids` pays for. The bytes newly booked.
   uint64_t mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids);
 
-  // Row F1: the lowest waste range that take_waste() would take, if there is one.
-  std::optional<FileRange> next_waste() const;
-  // waste -> releasing: that range, at most `bytes_max` of it.
-  std::optional<FileRange> take_waste(uint64_t bytes_max);
-  // releasing -> free. Checks row F4.
+  // Row F1: the waste range that take_waste() would take, if there is one; with `partial` also parts of
+  // huge pages of which the rest is used.
+  std::optional<FileRange> next_waste(bool partial = true) const {
+    return waste_.next(pending_, partial);
+  }
+  // waste -> releasing: the upper end of that range, about `bytes_max` of it.
+  std::optional<FileRange> take_waste(uint64_t bytes_max, bool partial = true);
+  // Whether these pages, taken by take_waste(), are parts of huge pages that are used otherwise.
+  bool is_partial(FileRange range) const { return waste_.is_partial(range); }
+  // releasing -> free, or subreleased. Checks row F4.
   void finish_release(FileRange range);
   // releasing -> quarantined: the pages could not be emptied (row F2) and are never used again.
   void quarantine(FileRange range);
@@ -137,6 +157,7 @@ class PageStates {
   uint64_t drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count);
   template <class Change>
   void change_used(UsageSet::Iterator first, FileRange range, Change change);
+  std::optional<std::string> verify_waste() const;
   std::optional<std::string> verify_restored() const;
   std::optional<std::string> verify_counts(const CountedPages& counts, const char* what) const;
   std::optional<std::string> verify_unpinned() const;
@@ -147,8 +168,9 @@ class PageStates {
   void unbook(uint64_t bytes, const PageUse& use);
 
   Ledger& ledger_;
+  Areas areas_;
   UsageSet usage_;
-  RangeSet waste_;
+  Waste waste_{areas_};
   PendingPages pending_;
   CountedPages unadopted_;
   CountedPages leased_;

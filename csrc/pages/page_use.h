@@ -6,14 +6,18 @@
 //                 +------------------------------ punched ------------------------------+
 //                                                               (or: quarantined, if it cannot be)
 //
+// Of a huge page (areas.h), parts that are not used beside parts that are do not become free but
+// subreleased: after they were punched, or from the start if the allocation ends inside it. They are waste
+// again when the rest of the huge page is; see waste.h.
+//
 // Who moves a page along which arrow, always under the MemoryFile lock:
 //   grow, allocate, recycle   an allocating thread
 //   last dec_ref              the thread that drops the last reference
 //   take, punched, quarantined the reclaimer, and only the reclaimer
 //
 // A page is void beyond the end of the file; free when no segment of the usage set covers it; used
-// when its segment has references; waste, releasing or quarantined when its segment has none. Which of the
-// three is told by the waste set (waste) and by counters (releasing, quarantined).
+// when its segment has references; waste, releasing, quarantined or subreleased when its segment has none.
+// Which of the four is told by the Waste (waste, subreleased) and by counters (releasing, quarantined).
 //
 // Thread safety: values only.
 #pragma once
@@ -38,21 +42,11 @@ struct PageUse {
 struct UsageTraits {
   using Value = PageUse;
   static constexpr bool kTrackGaps = true;
-  static constexpr uint64_t kGapAlignment = kHugePageSize;
+  static inline const uint64_t kGapAlignment = huge_page_size();
   static bool merge(Value& left, const Value& right) { return left == right; }
   static Value split(Value& value, FileRange, uint64_t) { return value; }
 };
 
-// A set of ranges that carries nothing but membership.
-struct PlainTraits {
-  struct Value {};
-  static constexpr bool kTrackGaps = false;
-  static constexpr uint64_t kGapAlignment = kHugePageSize;
-  static bool merge(Value&, const Value&) { return true; }
-  static Value split(Value&, FileRange, uint64_t) { return {}; }
-};
-
 using UsageSet = segment::SegmentSet<UsageTraits>;
-using RangeSet = segment::SegmentSet<PlainTraits>;
 
 }  // namespace pgalloc

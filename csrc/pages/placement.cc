@@ -31,33 +31,44 @@ uint64_t grown_size(uint64_t end, const PlacementRequest& request) {
 }
 
 std::optional<Place> find_bottom_up(const UsageSet& usage, const PlacementRequest& request) {
-  const auto gap = usage.first_large_enough_gap(request.length, request.alignment);
-  if (!gap.ok()) return std::nullopt;
-  const auto start = lowest_start(gap.start(), std::min(gap.end(), request.capacity), request);
-  if (!start) return std::nullopt;
-  const FileRange range{*start, *start + request.length};
-  return Place{range, grown_size(range.end, request), gap};
+  const uint64_t high = std::min(request.window.end, request.capacity);
+  auto gap = request.window.start == 0
+                 ? usage.first_large_enough_gap(request.length, request.alignment)
+                 : usage.lower_bound_large_enough_gap(request.window.start, request.length,
+                                                      request.alignment);
+  for (; gap.ok() && gap.start() < high;
+       gap = gap.next_large_enough_gap(request.length, request.alignment)) {
+    const auto start = lowest_start(std::max(gap.start(), request.window.start),
+                                    std::min(gap.end(), high), request);
+    if (!start) continue;
+    const FileRange range{*start, *start + request.length};
+    return Place{range, grown_size(range.end, request), gap};
+  }
+  return std::nullopt;
 }
 
 // Below the present end of the file: the highest place in the last gap that has one.
 std::optional<Place> find_top_down_inside(const UsageSet& usage, const PlacementRequest& request) {
-  // The trailing gap reaches beyond the file, so it alone is clipped.
+  const uint64_t low = request.window.start;
+  // The gap at the upper end may reach beyond it, and beyond the file, so it alone is clipped.
+  const uint64_t high = std::min(request.window.end, request.file_size);
+  if (high < low || high - low < request.length) return std::nullopt;
   auto gap = usage.last_gap();
-  const uint64_t clipped = std::min(gap.end(), request.file_size);
-  auto start = highest_start(gap.start(), clipped, request);
-  if (!start) {
-    if (clipped < request.length) return std::nullopt;
+  if (gap.start() > high) gap = usage.upper_bound_gap(high - 1);
+  while (gap.ok() && gap.end() > low) {
+    const auto start =
+        highest_start(std::max(gap.start(), low), std::min(gap.end(), high), request);
+    if (start) return Place{{*start, *start + request.length}, request.file_size, gap};
     gap = gap.prev_large_enough_gap(request.length, request.alignment);
-    if (!gap.ok()) return std::nullopt;
-    start = highest_start(gap.start(), gap.end(), request);
-    if (!start) return std::nullopt;
   }
-  return Place{{*start, *start + request.length}, request.file_size, gap};
+  return std::nullopt;
 }
 
 // Beyond it: double the file until the end of it has a place above everything in use.
 std::optional<Place> find_top_down_grown(const UsageSet& usage, const PlacementRequest& request) {
-  const auto lowest = lowest_start(usage.last_gap().start(), request.capacity, request);
+  if (request.window.end < request.capacity) return std::nullopt;
+  const uint64_t above = std::max(usage.last_gap().start(), request.window.start);
+  const auto lowest = lowest_start(above, request.capacity, request);
   if (!lowest) return std::nullopt;
   uint64_t size = request.file_size;
   while (size < request.capacity) {
@@ -71,16 +82,78 @@ std::optional<Place> find_top_down_grown(const UsageSet& usage, const PlacementR
   return std::nullopt;
 }
 
+// Whether an area may take pages of `size`; with `change`, an empty one of the other size too.
+bool accepts(const UsageSet& usage, const Areas& areas, FileRange area, PageSize size,
+             bool change) {
+  return areas.at(area.start) == size || (change && usage.is_empty_range(area));
+}
+
+// Calls find(window) for each stretch of areas that accept pages of `size`, from the end where the search
+// begins, until it finds a place.
+template <class Find>
+std::optional<Place> search_stretches(const UsageSet& usage, const Areas& areas, PageSize size,
+                                      bool change, Direction direction, Find find) {
+  const uint64_t count = (areas.capacity() + areas.area_bytes() - 1) / areas.area_bytes();
+  std::optional<FileRange> stretch;
+  for (uint64_t i = 0; i <= count; ++i) {
+    if (i < count) {
+      const uint64_t index = direction == Direction::kBottomUp ? i : count - 1 - i;
+      const uint64_t start = index * areas.area_bytes();
+      const FileRange area{start, std::min(start + areas.area_bytes(), areas.capacity())};
+      if (accepts(usage, areas, area, size, change)) {
+        if (!stretch) stretch = area;
+        stretch = {std::min(stretch->start, area.start), std::max(stretch->end, area.end)};
+        continue;
+      }
+    }
+    if (!stretch) continue;
+    if (const auto place = find(*stretch)) return place;
+    stretch.reset();
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 uint64_t default_alignment(uint64_t length) {
-  return length >= kHugePageSize ? kHugePageSize : page_size();
+  return length >= huge_page_size() ? huge_page_size() : page_size();
 }
 
 std::optional<Place> find_place(const UsageSet& usage, const PlacementRequest& request) {
   if (request.direction == Direction::kBottomUp) return find_bottom_up(usage, request);
   if (auto place = find_top_down_inside(usage, request)) return place;
   return find_top_down_grown(usage, request);
+}
+
+std::optional<Place> find_place(const UsageSet& usage, const Areas& areas, PageSize size,
+                                PlacementRequest request) {
+  if (size == PageSize::kSmall && !areas.has_huge()) return find_place(usage, request);
+  const uint64_t length = request.length;
+  if (size == PageSize::kHuge) {
+    if (length > UINT64_MAX - huge_page_size()) return std::nullopt;
+    request.length = align_up(length, huge_page_size());
+    request.alignment = std::max(request.alignment, huge_page_size());
+  }
+  for (const bool change : {false, true}) {
+    const auto search = [&](auto find) {
+      return search_stretches(usage, areas, size, change, request.direction,
+                              [&](FileRange window) {
+                                request.window = window;
+                                auto place = find(usage, request);
+                                if (!place) return place;
+                                place->range.end = place->range.start + length;
+                                place->size = size;
+                                return place;
+                              });
+    };
+    if (request.direction == Direction::kBottomUp) {
+      if (auto place = search(find_bottom_up)) return place;
+    } else {
+      if (auto place = search(find_top_down_inside)) return place;
+      if (auto place = search(find_top_down_grown)) return place;
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace pgalloc

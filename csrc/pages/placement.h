@@ -1,4 +1,5 @@
-// Purpose: where an allocation goes: a pure search over the usage set (rows B4 to B9).
+// Purpose: where an allocation goes: a pure search over the usage set (rows B4 to B9), and over the areas
+// for pages of its size.
 //
 // Thread safety: externally synchronised; the set is only read.
 #pragma once
@@ -7,6 +8,7 @@
 #include <optional>
 
 #include "base/units.h"
+#include "pages/areas.h"
 #include "pages/page_use.h"
 
 namespace pgalloc {
@@ -19,12 +21,14 @@ struct PlacementRequest {
   Direction direction = Direction::kBottomUp;
   uint64_t file_size = 0;
   uint64_t capacity = kMaxOffset;  // no byte at or beyond it is handed out
+  FileRange window{0, UINT64_MAX};  // nor outside this
 };
 
 struct Place {
   FileRange range;
   uint64_t file_size = 0;     // the size the file must have for it; never less than the request's
   UsageSet::GapIterator gap;  // where in the set `range` lies
+  PageSize size = PageSize::kSmall;
 };
 
 // Row B4: huge-page alignment for lengths that can hold a huge page, else page alignment.
@@ -32,5 +36,11 @@ uint64_t default_alignment(uint64_t length);
 
 // Nothing when there is no place below `capacity`.
 std::optional<Place> find_place(const UsageSet& usage, const PlacementRequest& request);
+
+// The same within areas for pages of one size; in huge ones for whole huge pages, of which the range has
+// as much as is asked for. Only if these have no place, areas of the other size in which nothing is
+// allocated count as well: the caller changes them. REQUIRES: request.window is the default.
+std::optional<Place> find_place(const UsageSet& usage, const Areas& areas, PageSize size,
+                                PlacementRequest request);
 
 }  // namespace pgalloc

@@ -26,7 +26,8 @@ Result<std::shared_ptr<PeerFile>> PeerFile::create(int fd, const Identity& ident
   if (identity.capacity == 0 || identity.capacity > kMaxOffset) {
     return Status::error(ErrorCode::kOption, "impossible capacity");
   }
-  auto chunks = ChunkMap::reserve(identity.capacity, /*writable=*/!identity.readonly);
+  auto chunks = ChunkMap::reserve(identity.capacity, /*writable=*/!identity.readonly,
+                                  /*advised=*/false);  // what is there is mapped as it is
   if (!chunks.ok()) return std::move(chunks).status();
   auto file = inherit(std::move(*chunks), fd, identity, std::move(link), {});
   // A lease on its pages may have arrived already. The owner of a connection that ended looks at what is

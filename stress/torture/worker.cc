@@ -185,7 +185,7 @@ uint64_t Worker::random_length() {
   const uint64_t dice = random_.below(100);
   const uint64_t bytes_max = dice < 80   ? 8 * page_size()
                              : dice < 98 ? 64 * page_size()
-                                         : 4 * kHugePageSize;
+                                         : 4 * huge_page_size();
   const uint64_t bytes = std::min(bytes_max, arena_.bytes_per_worker / 4);
   return page_size() * (1 + random_.below(std::max<uint64_t>(bytes / page_size(), 1)));
 }

@@ -67,13 +67,14 @@ TEST(the_default_is_four_times_the_memory_as_a_power_of_two) {
 TEST(less_is_reserved_while_the_kernel_refuses) {
   const Calls calls;
   Calls::refused_above = 3 * kChunkSize;
+  constexpr uint64_t kLeast = uint64_t{2} << 20;
   const auto map = ChunkMap::reserve(std::nullopt);
   EXPECT_EQ((*map)->capacity(), 2 * kChunkSize);
   Calls::refused_above = kChunkSize;
   EXPECT_EQ((*ChunkMap::reserve(std::nullopt))->capacity(), kChunkSize);
-  Calls::refused_above = kHugePageSize;
-  EXPECT_EQ((*ChunkMap::reserve(std::nullopt))->capacity(), kHugePageSize);
-  Calls::refused_above = kHugePageSize - 1;
+  Calls::refused_above = kLeast;
+  EXPECT_EQ((*ChunkMap::reserve(std::nullopt))->capacity(), kLeast);
+  Calls::refused_above = kLeast - 1;
   const auto none = ChunkMap::reserve(std::nullopt);
   EXPECT_EQ(none.status().error_number(), ENOMEM);
   EXPECT(none.status().describe().find("capacity=") != std::string::npos);

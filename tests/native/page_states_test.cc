@@ -224,7 +224,7 @@ class Both {
       if (runs[i].is_superset_of(range)) expected = range;
     }
     const auto range =
-        states_.recycle(length, alignment, up ? Direction::kBottomUp : Direction::kTopDown,
+        states_.recycle(length, alignment, up ? Direction::kBottomUp : Direction::kTopDown, PageSize::kSmall,
                         MemoryKind::kPageCache, 2);
     EXPECT_EQ(range, expected);
     if (range) {
@@ -296,12 +296,12 @@ class Both {
   void take_waste() {
     const std::vector<FileRange> runs = waste_runs();
     const uint64_t bytes_max = random_.between(1, 8) * page_size();
-    EXPECT_EQ(states_.next_waste(), runs.empty() ? std::nullopt : std::optional(runs.front()));
+    EXPECT_EQ(states_.next_waste(), runs.empty() ? std::nullopt : std::optional(runs.back()));
     const auto taken = states_.take_waste(bytes_max);
     EXPECT_EQ(taken.has_value(), !runs.empty());
     if (!taken || runs.empty()) return;
-    const FileRange first = runs.front();
-    EXPECT_EQ(*taken, (FileRange{first.start, std::min(first.end, first.start + bytes_max)}));
+    const FileRange last = runs.back();
+    EXPECT_EQ(*taken, (FileRange{last.end - std::min(bytes_max, last.length()), last.end}));
     change(*taken, [](Page& page) { page.state = State::kReleasing; });
     releasing_.push_back(*taken);
   }
@@ -414,7 +414,7 @@ TEST(pages_that_arrive_are_kept_from_the_reclaimer_and_from_new_owners) {
   EXPECT_EQ(few.states.verify(kFileSize), std::nullopt);
   EXPECT_EQ(few.states.pending().forgotten_bytes(), page_size());
   EXPECT_EQ(
-      few.states.recycle(6 * page_size(), page_size(), Direction::kBottomUp, MemoryKind::kTmpfs, 0),
+      few.states.recycle(6 * page_size(), page_size(), Direction::kBottomUp, PageSize::kSmall, MemoryKind::kTmpfs, 0),
       std::nullopt);
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::optional(pages(0, 2)));
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::optional(pages(3, 6)));

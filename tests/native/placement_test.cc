@@ -102,17 +102,109 @@ TEST(pages_equal_a_search_through_all_places) {
 }
 
 TEST(huge_pages_equal_a_search_through_all_places) {
-  const uint64_t huge = page_of(kHugePageSize);
+  const uint64_t huge = page_of(huge_page_size());
   for (uint64_t seed = 0; seed < 10 && native_tests::failures == 0; ++seed) {
     compare(seed, 8 * huge, 2 * huge, {1, huge - 1, huge, huge + 1, 3 * huge}, {1, huge});
   }
 }
 
+// The same in files of which some areas are for huge pages, against a search through all places.
+struct AreaReference {
+  const UsageSet& usage;
+  const Areas& areas;
+  PageSize size;
+  PlacementRequest request;
+  uint64_t whole = 0;  // bytes that must be free
+
+  bool accepts(FileRange range, bool change) const {
+    for (uint64_t start = align_down(range.start, areas.area_bytes()); start < range.end;
+         start += areas.area_bytes()) {
+      const FileRange area{start, std::min(start + areas.area_bytes(), areas.capacity())};
+      if (areas.at(start) != size && !(change && usage.is_empty_range(area))) return false;
+    }
+    return true;
+  }
+  std::optional<Place> at(uint64_t start, uint64_t file_size, bool change) const {
+    const FileRange range{start, start + whole};
+    if (range.end > request.capacity || !usage.is_empty_range(range)) return std::nullopt;
+    if (!accepts(range, change)) return std::nullopt;
+    return Place{{start, start + request.length}, file_size};
+  }
+  std::optional<Place> bottom_up(bool change) const {
+    for (uint64_t start = 0; start + whole <= request.capacity; start += request.alignment) {
+      const bool grows = start + whole > request.file_size;
+      const uint64_t grown = std::min(align_up(start + whole, kChunkSize), request.capacity);
+      if (auto place = at(start, grows ? grown : request.file_size, change)) return place;
+    }
+    return std::nullopt;
+  }
+  std::optional<Place> top_down(bool change) const {
+    if (request.file_size >= whole) {
+      uint64_t start = align_down(request.file_size - whole, request.alignment);
+      while (true) {
+        if (auto place = at(start, request.file_size, change)) return place;
+        if (start == 0) break;
+        start -= request.alignment;
+      }
+    }
+    uint64_t size = request.file_size;
+    while (size < request.capacity) {
+      size = std::min(size == 0 ? kChunkSize : 2 * size, request.capacity);
+      if (size < whole) continue;
+      const uint64_t start = align_down(size - whole, request.alignment);
+      if (!accepts({start, areas.capacity()}, change)) continue;
+      if (!usage.is_empty_range({start, UINT64_MAX})) continue;
+      if (auto place = at(start, size, change)) return place;
+    }
+    return std::nullopt;
+  }
+};
+
+TEST(areas_equal_a_search_through_all_places) {
+  const uint64_t huge = page_of(huge_page_size());
+  for (uint64_t seed = 0; seed < 60 && native_tests::failures == 0; ++seed) {
+    Random random(seed);
+    const uint64_t file_pages = random.between(1, 32) * huge;
+    Areas areas(64 * huge_page_size());  // areas of 4 huge pages
+    for (uint64_t start = 0; start < areas.capacity(); start += areas.area_bytes()) {
+      if (random.one_in(3)) areas.set({start, start + areas.area_bytes()}, PageSize::kHuge);
+    }
+    UsageSet usage;
+    for (uint64_t i = random.below(12); i > 0; --i) {
+      (void)usage.try_insert(random_pages(random, file_pages, 3 * huge), PageUse{.refs = 1});
+    }
+    for (int i = 0; i < 12; ++i) {
+      const PageSize size = random.one_in(2) ? PageSize::kHuge : PageSize::kSmall;
+      PlacementRequest request;
+      request.length = random.between(1, 6 * huge) * page_size();
+      request.alignment = huge_page_size();
+      request.file_size = file_pages * page_size();
+      request.capacity = areas.capacity();
+      const uint64_t whole =
+          size == PageSize::kHuge ? align_up(request.length, huge_page_size()) : request.length;
+      for (const Direction direction : {Direction::kBottomUp, Direction::kTopDown}) {
+        request.direction = direction;
+        const AreaReference reference{usage, areas, size, request, whole};
+        std::optional<Place> expected;
+        for (const bool change : {false, true}) {
+          if (expected) break;
+          expected = direction == Direction::kBottomUp ? reference.bottom_up(change)
+                                                       : reference.top_down(change);
+        }
+        const auto found = find_place(usage, areas, size, request);
+        EXPECT_EQ(found ? std::optional<Place>({found->range, found->file_size}) : std::nullopt,
+                  expected);
+        if (found) EXPECT(found->size == size);
+      }
+    }
+  }
+}
+
 TEST(b4_lengths_that_hold_a_huge_page_are_aligned_to_it) {
   EXPECT_EQ(default_alignment(page_size()), page_size());
-  EXPECT_EQ(default_alignment(kHugePageSize - page_size()), page_size());
-  EXPECT_EQ(default_alignment(kHugePageSize), kHugePageSize);
-  EXPECT_EQ(default_alignment(kChunkSize), kHugePageSize);
+  EXPECT_EQ(default_alignment(huge_page_size() - page_size()), page_size());
+  EXPECT_EQ(default_alignment(huge_page_size()), huge_page_size());
+  EXPECT_EQ(default_alignment(kChunkSize), huge_page_size());
 }
 
 TEST(b8_b10_files_grow_by_chunks_upwards_and_double_downwards) {
@@ -164,7 +256,7 @@ TEST(b9_enormous_requests_have_no_place) {
     for (const uint64_t length :
          {kMaxOffset - page_size() + 1, kMaxOffset + 1, align_down(UINT64_MAX, page_size())}) {
       EXPECT(!find_place(usage, {.length = length,
-                                 .alignment = kHugePageSize,
+                                 .alignment = huge_page_size(),
                                  .direction = direction,
                                  .file_size = kChunkSize}));
     }

@@ -85,7 +85,7 @@ TEST(from_8_mib_on_each_processor_takes_a_part_of_whole_huge_pages) {
   uint64_t end = 0;
   for (const FileRange& part : Calls::populated) {
     EXPECT_EQ(part.start, end);
-    EXPECT(is_aligned(part.start, kHugePageSize));
+    EXPECT(is_aligned(part.start, huge_page_size()));
     end = part.end;
   }
   EXPECT_EQ(end, length);

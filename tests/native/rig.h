@@ -32,7 +32,7 @@ inline std::chrono::steady_clock::time_point in_a_minute() {
 
 struct Rig {
   explicit Rig(const MemoryFileOptions& options = {})
-      : reclaimer(state, *file, evictables, options.manual_zeroing),
+      : reclaimer(state, *file, *chunks, evictables, options.manual_zeroing),
         discarder(state, *file, *chunks, reclaimer, !options.manual_zeroing),
         scanner(state, *file, *chunks, clock),
         loader(state, *file, reclaimer),

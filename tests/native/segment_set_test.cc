@@ -5,7 +5,7 @@
 #include <set>
 
 #include "native/segment_model.h"
-#include "pages/page_use.h"
+#include "segment/range_set.h"
 
 namespace pgalloc::segment_set_test {
 namespace {

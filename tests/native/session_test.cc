@@ -287,7 +287,7 @@ TEST(what_is_allocated_is_of_the_kind_and_place_that_was_asked_for) {
     const bool two = kind == static_cast<size_t>(MemoryKind::kTmpfs);
     EXPECT_EQ(of_kind[kind], static_cast<int>(page_size()) * (two ? 2 : 1));
   }
-  EXPECT(highest > kHugePageSize / 2);  // from the top
+  EXPECT(highest > huge_page_size() / 2);  // from the top
 }
 
 TEST(a_peer_holds_so_many_bytes_at_most) {

@@ -18,12 +18,15 @@ TEST(alignment) {
 }
 
 TEST(sizes_are_powers_of_two_that_contain_each_other) {
-  for (const uint64_t size : {page_size(), kHugePageSize, kChunkSize}) {
+  for (const uint64_t size : {page_size(), huge_page_size(), kChunkSize}) {
     EXPECT_EQ(size & (size - 1), 0u);
   }
-  EXPECT(is_aligned(kHugePageSize, page_size()));
-  EXPECT(is_aligned(kChunkSize, kHugePageSize));
+  EXPECT(is_aligned(huge_page_size(), page_size()));
+  EXPECT(is_aligned(kChunkSize, huge_page_size()));
   EXPECT_EQ(kMaxOffset, uint64_t{INT64_MAX});
+  EXPECT_EQ(huge_page_size_of(4096), uint64_t{2} << 20);
+  EXPECT_EQ(huge_page_size_of(16384), uint64_t{32} << 20);
+  EXPECT_EQ(huge_page_size_of(65536), uint64_t{512} << 20);
 }
 
 TEST(ranges_are_half_open) {

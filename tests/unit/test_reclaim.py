@@ -36,14 +36,14 @@ def pages(first: int, last: int) -> FileRange:
     return FileRange(first * PAGE, last * PAGE)
 
 
-def test_f1_lowest_first_and_merged(mf: MemoryFile) -> None:
+def test_f1_highest_first_and_merged(mf: MemoryFile) -> None:
     mf.allocate_range(10 * PAGE)
     with testing.reclaim_log(mf) as log:
         with testing.pause_reclaimer(mf):
             for page in (8, 3, 1, 2, 6):
                 mf.dec_ref(pages(page, page + 1))
         mf.wait_for_reclaim()
-    assert log == [pages(1, 4), pages(6, 7), pages(8, 9)]
+    assert log == [pages(8, 9), pages(6, 7), pages(1, 4)]
 
 
 def test_f1_at_most_128_mib_per_punch(mf: MemoryFile) -> None:

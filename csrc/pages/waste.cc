@@ -1,0 +1,149 @@
+#include "pages/waste.h"
+
+#include <algorithm>
+
+namespace pgalloc {
+namespace {
+
+// How many ranges find() looks at.
+constexpr int kCandidates = 16;
+
+// The huge pages that lie wholly inside; empty if none does.
+FileRange whole_pages_in(FileRange range) {
+  const uint64_t start = align_up(range.start, huge_page_size());
+  return {start, std::max(start, align_down(range.end, huge_page_size()))};
+}
+
+// The highest of `set` that rests, cut to whole huge pages if `whole`.
+std::optional<FileRange> last_at_rest(const RangeSet& set, const PendingPages& pending,
+                                      bool whole) {
+  for (auto range = set.last(); range.ok(); range = range.prev()) {
+    auto rest = pending.first_at_rest(range.range());
+    if (rest && whole) rest = whole_pages_in(*rest);
+    if (rest && !rest->empty()) return rest;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+size_t Waste::memory_bytes() const {
+  return small_.memory_bytes() + whole_.memory_bytes() + partial_.memory_bytes() +
+         subreleased_.memory_bytes();
+}
+
+void Waste::add(FileRange range) {
+  areas_.visit(range, [this](FileRange part, PageSize size) {
+    if (size == PageSize::kSmall) {
+      small_.insert(part, {});
+    } else {
+      add_huge(part);
+    }
+  });
+}
+
+void Waste::add_huge(FileRange range) {
+  const FileRange inside = whole_pages_in(range);
+  if (inside.empty()) {
+    partial_.insert(range, {});
+    settle(align_down(range.start, huge_page_size()));
+    settle(align_down(range.end - 1, huge_page_size()));
+    return;
+  }
+  whole_.insert(inside, {});
+  if (range.start < inside.start) {
+    partial_.insert({range.start, inside.start}, {});
+    settle(inside.start - huge_page_size());
+  }
+  if (inside.end < range.end) {
+    partial_.insert({inside.end, range.end}, {});
+    settle(inside.end);
+  }
+}
+
+// If all of it is here by now, it is whole.
+void Waste::settle(uint64_t huge_page) {
+  const FileRange page{huge_page, huge_page + huge_page_size()};
+  if (partial_.span_of(page) + subreleased_.span_of(page) < page.length()) return;
+  partial_.remove_range(page);
+  subreleased_.remove_range(page);
+  if (whole_.span_of(page) == 0) whole_.insert(page, {});
+}
+
+std::optional<FileRange> Waste::next(const PendingPages& pending, bool partial) const {
+  if (const auto range = last_at_rest(small_, pending, /*whole=*/false)) return range;
+  if (const auto range = last_at_rest(whole_, pending, /*whole=*/true)) return range;
+  if (partial) return last_at_rest(partial_, pending, /*whole=*/false);
+  return std::nullopt;
+}
+
+std::optional<FileRange> Waste::find(uint64_t length, uint64_t alignment, bool from_below,
+                                     PageSize size, const PendingPages& pending) const {
+  const RangeSet& set = size == PageSize::kSmall ? small_ : whole_;
+  auto waste = from_below ? set.first() : set.last();
+  for (int i = 0; i < kCandidates && waste.ok(); ++i) {
+    const FileRange range = waste.range();
+    waste = from_below ? waste.next() : waste.prev();
+    if (range.length() < length) continue;
+    const uint64_t start = from_below ? align_up(range.start, alignment)
+                                      : align_down(range.end - length, alignment);
+    if (start < range.start || start > range.end - length) continue;
+    const FileRange place{start, start + length};
+    if (!pending.find(place, Arrival::kArriving)) return place;
+  }
+  return std::nullopt;
+}
+
+void Waste::remove(FileRange range) {
+  small_.remove_range(range);
+  if (whole_.empty() && partial_.empty()) return;
+  whole_.remove_range(range);
+  partial_.remove_range(range);
+}
+
+bool Waste::is_partial(FileRange range) const {
+  return areas_.at(range.start) == PageSize::kHuge && whole_pages_in(range) != range;
+}
+
+void Waste::add_subreleased(FileRange range) {
+  subreleased_.insert(range, {});
+  settle(align_down(range.start, huge_page_size()));
+  settle(align_down(range.end - 1, huge_page_size()));
+}
+
+void Waste::clear() {
+  small_.clear();
+  whole_.clear();
+  partial_.clear();
+  subreleased_.clear();
+}
+
+std::optional<std::string> Waste::verify() const {
+  for (const RangeSet* set : {&small_, &whole_, &partial_, &subreleased_}) {
+    if (auto broken = set->verify()) return broken;
+  }
+  for (auto range = small_.first(); range.ok(); range = range.next()) {
+    if (!areas_.are_all(range.range(), PageSize::kSmall)) return "small waste in a huge area";
+  }
+  for (auto range = whole_.first(); range.ok(); range = range.next()) {
+    if (!areas_.are_all(range.range(), PageSize::kHuge)) return "whole waste in a small area";
+    if (whole_pages_in(range.range()) != range.range()) return "whole waste is not whole";
+    if (bytes_in(range.range()) + subreleased_.span_of(range.range()) != range.range().length()) {
+      return "waste is in two states";
+    }
+  }
+  for (const RangeSet* set : {&partial_, &subreleased_}) {
+    for (auto range = set->first(); range.ok(); range = range.next()) {
+      if (!areas_.are_all(range.range(), PageSize::kHuge)) return "a part of a huge page in a small area";
+      for (uint64_t start = align_down(range.range().start, huge_page_size());
+           start < range.range().end; start += huge_page_size()) {
+        const FileRange page{start, start + huge_page_size()};
+        const uint64_t parts = partial_.span_of(page) + subreleased_.span_of(page);
+        if (parts >= page.length()) return "a huge page of which nothing is used waits for more";
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace pgalloc
