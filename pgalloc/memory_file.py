@@ -76,9 +76,10 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
     * ``disk_backed``, ``restore_id``: labels for the caller's own use.
     * ``max_allocatable_bytes``: allocated bytes, pages on their way back to the kernel included,
       never exceed this.
-    * ``huge_pages``: "auto" gives huge pages to what asks for them (``huge=True``); "always" to each
-      allocation that can hold one; "never" to none. They can be had in memfds, where the kernel
-      allows it: `pgalloc doctor` says whether, and what stands in the way.
+    * ``huge_pages``: "auto" gives huge pages to what asks for them (``huge=True``), and where the
+      kernel offers them to what is written in full (``huge=None``: values of a Cache, share(),
+      copies of arrays); "always" to each allocation that can hold one; "never" to none. Only a
+      memfd has them. `pgalloc doctor` says whether the kernel offers them.
 
     All methods may be called from any thread. Lengths and offsets are bytes. After close() they
     raise ClosedError, in a forked child ForkedError. A system call that fails is an OSError.
@@ -177,7 +178,7 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
             memcg_id: int = 0,
             mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
             reader: Reader | None = None,
-            huge: bool = False,
+            huge: bool | None = False,
         ) -> Allocation:
             """Allocate pages, as a handle that owns them: the native method has the details."""
 

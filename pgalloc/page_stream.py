@@ -95,10 +95,10 @@ class PageStream:
         """More than is needed, if there is: each byte is moved few times."""
         for wish in (max(4 * length, _FIRST), length + length // 8):
             try:
-                return self._file.allocate(whole_pages(wish))
+                return self._file.allocate(whole_pages(wish), huge=None)
             except OutOfMemoryError:
                 continue
-        return self._file.allocate(whole_pages(length))
+        return self._file.allocate(whole_pages(length), huge=None)
 
     def _take(self, pages: Allocation, length: int) -> None:
         """Append the contents of other pages, which are given back on the way."""

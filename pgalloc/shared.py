@@ -102,7 +102,7 @@ def _write(parts: list[Any], kind: bytes, file: MemoryFile | PeerFile) -> Alloca
     size = whole_pages(end)
     reservation = _core.CommitReservation(size)
     try:
-        pages = file.allocate(size)
+        pages = file.allocate(size, huge=None)
         pages._write(0, head_of(kind, places))
         for (start, length), part in zip(places, parts, strict=True):
             if length:

@@ -16,7 +16,7 @@ PACKET_MAX = 4096
 HEADER = struct.Struct("<BBHI")  # version, operation or status, pages that come first, number
 
 PAGES = struct.Struct("<QQQ")  # file, start, end
-ALLOCATE = struct.Struct("<QQBBI")  # file, length, kind, direction, memory cgroup
+ALLOCATE = struct.Struct("<QQBBIx")  # file, length, kind, direction, memory cgroup, small pages
 USAGE = struct.Struct("<QI")  # file, memory cgroup (0: all)
 COUNTS = struct.Struct("<6Q")  # bytes of each kind
 

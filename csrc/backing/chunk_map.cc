@@ -152,6 +152,12 @@ void ChunkMap::advise(FileRange range, bool huge) try {
 } catch (const std::bad_alloc&) {
 }
 
+bool ChunkMap::allows_huge(uint64_t offset) {
+  if (!ever_huge()) return false;
+  MutexLock lock(mu_);
+  return huge_.find(offset).ok();
+}
+
 void ChunkMap::tell_kernel(FileRange range, bool huge) {
   sys().madvise(address(range.start), range.length(), huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 }

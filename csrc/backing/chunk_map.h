@@ -58,6 +58,10 @@ class ChunkMap {
   // there, and by its own thread (khugepaged) at any time. Best effort: without memory for it, or where the
   // kernel does not know huge pages, things stay as they are. REQUIRES: whole huge pages.
   void advise(FileRange range, bool huge) EXCLUDES(mu_);
+  // Whether it is advised so now.
+  bool allows_huge(uint64_t offset) EXCLUDES(mu_);
+  // Whether anything ever was.
+  bool ever_huge() const { return ever_huge_.load(std::memory_order_relaxed); }
   // No chunk is mapped from here on: the descriptor is about to be closed.
   void seal() EXCLUDES(mu_);
   // In a forked child that keeps no pages from being given to others: what is mapped here cannot be

@@ -83,12 +83,15 @@ bool as_direction(PyObject* object, Direction* out) {
   return as_enum(object, "direction", "Direction.BOTTOM_UP or TOP_DOWN", Direction::kTopDown, out);
 }
 
-bool as_flag(PyObject* object, const char* name, bool* out) {
-  if (!PyBool_Check(object)) {
-    PyErr_Format(PyExc_TypeError, "%s must be a bool, not %.100s", name, Py_TYPE(object)->tp_name);
+bool as_huge(PyObject* object, HugeWish* out) {
+  if (object != Py_None && !PyBool_Check(object)) {
+    PyErr_Format(PyExc_TypeError, "huge must be a bool or None, not %.100s",
+                 Py_TYPE(object)->tp_name);
     return false;
   }
-  *out = object == Py_True;
+  *out = object == Py_True    ? HugeWish::kAsked
+         : object == Py_False ? HugeWish::kNone
+                              : HugeWish::kIfUseful;
   return true;
 }
 

@@ -29,7 +29,8 @@ bool as_u32(PyObject* object, const char* name, uint32_t* out);
 bool as_file_range(PyObject* object, FileRange* out);
 bool as_kind(PyObject* object, MemoryKind* out);  // any kind a page of a file can have
 bool as_direction(PyObject* object, Direction* out);
-bool as_flag(PyObject* object, const char* name, bool* out);
+// A bool, or None for HugeWish::kIfUseful.
+bool as_huge(PyObject* object, HugeWish* out);
 bool as_mode(PyObject* object, AllocationMode* out);
 
 }  // namespace pgalloc::binding

@@ -305,12 +305,13 @@ void give_back(Self<Handle> handle, FileRange range) {
 // New pages, as a handle or as a range.
 template <class Handle>
 py::object allocate(const py::object& file, Self<Handle> handle, uint64_t length, int kind,
-                    int direction, uint32_t memcg_id, int mode, bool as_range) {
+                    int direction, uint32_t memcg_id, int mode, int huge, bool as_range) {
   const auto peer = local(handle);
   const AllocateRequest wanted{.length = length,
                                .kind = static_cast<MemoryKind>(kind),
                                .direction = static_cast<Direction>(direction),
-                               .memcg_id = memcg_id};
+                               .memcg_id = memcg_id,
+                               .huge = static_cast<HugeWish>(huge)};
   const FileRange range = value_or_throw(ask_owner(
       peer->link(),
       [&](const OwnerLink::Patience& patience) { return peer->allocate(wanted, patience); },
@@ -407,9 +408,9 @@ void bind_remote_calls(py::class_<Handle>& type) {
   using Patience = OwnerLink::Patience;
   type.def("_remote_allocate",
            [](const py::object& self, uint64_t length, int kind, int direction, uint32_t memcg_id,
-              int mode, bool as_range) {
+              int mode, int huge, bool as_range) {
              return allocate<Handle>(self, self.cast<Self<Handle>>(), length, kind, direction,
-                                     memcg_id, mode, as_range);
+                                     memcg_id, mode, huge, as_range);
            })
       .def("_remote_value",
            [](const py::object& self, const py::bytes& key) {

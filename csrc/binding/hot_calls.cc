@@ -51,7 +51,7 @@ bool set_keyword(const char* function, PyObject* name, PyObject* value, Allocate
     return as_mode(value, &out->request.mode);
   }
   if (PyUnicode_CompareWithASCIIString(name, "huge") == 0) {
-    return as_flag(value, "huge", &out->request.huge);
+    return as_huge(value, &out->request.huge);
   }
   if (PyUnicode_CompareWithASCIIString(name, "reader") == 0) {
     out->reader = value == Py_None ? nullptr : value;
@@ -174,7 +174,7 @@ PyObject* allocate_filled(PyObject* self, PyObject* const* args, Py_ssize_t coun
     PyErr_SetString(PyExc_TypeError, "_allocate_filled() takes a length and a buffer");
     return nullptr;
   }
-  AllocateRequest request{.will_be_overwritten = true};
+  AllocateRequest request{.will_be_overwritten = true, .huge = HugeWish::kIfUseful};
   Py_buffer data;
   if (!as_u64(args[0], "length", &request.length) ||
       PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) != 0) {
@@ -277,7 +277,8 @@ std::array hot_methods = {
         "With a `reader`, fill them: it is called with the writable rest of the buffer until all\n"
         "bytes are there, like file.readinto.\n\n"
         "With `huge`, in huge pages (pgalloc.HUGE_PAGE_SIZE) as far as `length` has whole ones and\n"
-        "the kernel gives them: the first touch of one commits all of it.\n\n"
+        "the kernel gives them: the first touch of one commits all of it. None: if the kernel offers\n"
+        "them, for what is written in full anyway.\n\n"
         "Raises RangeError for a bad length, OutOfMemoryError when there is no place or\n"
         "max_allocatable_bytes would be exceeded, OSError when the kernel refuses the memory,\n"
         "FillError (which carries what was filled) when the reader fails or ends early."},

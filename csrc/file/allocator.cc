@@ -92,10 +92,10 @@ Result<Allocator::Reserved> Allocator::reserve(const AllocateRequest& request, b
 }
 
 PageSize Allocator::page_size_for(const AllocateRequest& request) const {
-  const bool asks = request.huge || huge_pages_ == HugePages::kAlways;
-  return asks && huge_pages_ != HugePages::kNever && request.length >= huge_page_size()
-             ? PageSize::kHuge
-             : PageSize::kSmall;
+  if (huge_pages_ == HugePages::kNever || request.length < huge_page_size()) return PageSize::kSmall;
+  const bool asks = request.huge == HugeWish::kAsked || huge_pages_ == HugePages::kAlways ||
+                    (request.huge == HugeWish::kIfUseful && kernel_gives_huge_pages_);
+  return asks ? PageSize::kHuge : PageSize::kSmall;
 }
 
 std::optional<Allocator::Reserved> Allocator::recycle(const AllocateRequest& request) {

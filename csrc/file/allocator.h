@@ -13,6 +13,7 @@
 
 #include "backing/backing_file.h"
 #include "backing/chunk_map.h"
+#include "backing/huge_switch.h"
 #include "file/file_state.h"
 #include "file/options.h"
 #include "file/reclaimer.h"
@@ -35,6 +36,7 @@ class Allocator {
         huge_pages_(file.in_memory() && !file.needs_blocks() && !options.manual_zeroing
                         ? options.huge_pages
                         : HugePages::kNever),
+        kernel_gives_huge_pages_(huge_pages_ != HugePages::kNever && huge_pages_of_shmem()),
         bytes_max_(options.max_allocatable_bytes.value_or(UINT64_MAX)) {}
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
@@ -81,6 +83,7 @@ class Allocator {
   const uint64_t capacity_;  // chunks_ may be gone once the file is closed
   const bool manual_zeroing_;
   const HugePages huge_pages_;
+  const bool kernel_gives_huge_pages_;  // when the file was made
   const uint64_t bytes_max_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstring>
 #include <utility>
 
 #include "file/file_registry.h"
@@ -160,7 +161,12 @@ Status MemoryFile::decommit(FileRange range) {
 Status MemoryFile::write(uint64_t offset, const char* data, uint64_t size) {
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
-  return file_->write({offset, offset + size}, data);
+  const FileRange range{offset, offset + size};
+  if (size == 0 || !chunks_->allows_huge(offset)) return file_->write(range, data);
+  // write() knows nothing of the mapping's advice: it would take small pages where none are yet.
+  if (!chunks_->is_mapped(range)) PGALLOC_RETURN_IF_ERROR(file_->map(*chunks_, range));
+  std::memcpy(chunks_->address(offset), data, size);
+  return {};
 }
 
 Result<char*> MemoryFile::find_mapped(FileRange range) const {
@@ -228,6 +234,11 @@ Result<uint64_t> MemoryFile::total_usage() const {
 std::vector<PageSegment> MemoryFile::segments() const {
   FileLock lock(state_);
   return state_.pages.segments();
+}
+
+bool MemoryFile::is_for_huge_pages(FileRange range) const {
+  FileLock lock(state_);
+  return state_.pages.areas().at(range.start) == PageSize::kHuge;
 }
 
 MemoryFileStats MemoryFile::stats() const {

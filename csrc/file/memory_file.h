@@ -126,6 +126,8 @@ class MemoryFile final : public Pages,
     return std::min(capacity_, options_.max_allocatable_bytes.value_or(UINT64_MAX));
   }
   const MemoryFileOptions& options() const { return options_; }
+  // Whether these pages, which are used, lie in an area for huge ones.
+  bool is_for_huge_pages(FileRange range) const EXCLUDES(file_lock);
   // Whether an allocation takes a system call for its pages, which may take long.
   bool prepares(const AllocateRequest& request) const { return allocator_.prepares(request); }
   Result<uint64_t> total_usage() const EXCLUDES(file_lock);

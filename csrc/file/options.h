@@ -22,6 +22,10 @@ enum class AllocationMode : uint8_t {
 // Whether huge allocations, which ask for huge pages, get them; kAlways: each that can hold one asks.
 enum class HugePages : uint8_t { kAuto = 0, kNever = 1, kAlways = 2 };
 
+// kIfUseful: all of it will be written, so that huge pages gain where the kernel gives them. kAsked: lay it
+// out for huge pages, whatever the kernel says now.
+enum class HugeWish : uint8_t { kNone = 0, kIfUseful = 1, kAsked = 2 };
+
 enum class DelayedEviction : uint8_t { kDefault = 0, kDisabled = 1, kEnabled = 2, kManual = 3 };
 
 struct AdoptedDescriptor {
@@ -53,7 +57,7 @@ struct AllocateRequest {
   uint32_t memcg_id = 0;
   // The caller writes every byte before any is read: pages may come with what was there.
   bool will_be_overwritten = false;
-  bool huge = false;  // in huge pages, if they can be had
+  HugeWish huge = HugeWish::kNone;
 };
 
 }  // namespace pgalloc

@@ -157,7 +157,7 @@ Status PeerFile::dec_ref(FileRange range) {
     if (!handles_.remove(range, &gone)) return not_held(range);
     for (const FileRange& part : gone) forget_unpinned(part);
   }
-  for (const FileRange& part : gone) link_->give_back(identity_.id, part);
+  give_back(gone);
   return {};
 }
 
@@ -223,11 +223,38 @@ Result<char*> PeerFile::map(FileRange range) {
 Status PeerFile::write(uint64_t offset, const char* data, uint64_t size) {
   if (closed()) return check_usable();
   PGALLOC_RETURN_IF_ERROR(check_descriptor());
-  return os::write_at(fd(), offset, data, size);
+  if (size == 0 || !chunks_->allows_huge(offset)) return os::write_at(fd(), offset, data, size);
+  const Result<char*> address = map({offset, offset + size});  // as MemoryFile::write()
+  if (!address.ok()) return address.status().clone();
+  std::memcpy(*address, data, size);
+  return {};
+}
+
+// In this mapping: the owner advises its own. Only where the huge page is all of this process.
+void PeerFile::allow_huge_pages(FileRange range) {
+  const FileRange whole{align_up(range.start, huge_page_size()),
+                        align_down(range.end, huge_page_size())};
+  if (whole.start < whole.end) chunks_->advise(whole, /*huge=*/true);
+}
+
+void PeerFile::give_back(const std::vector<FileRange>& ranges) {
+  for (const FileRange& range : ranges) {
+    if (chunks_->ever_huge()) {
+      chunks_->advise({align_down(range.start, huge_page_size()),
+                       std::min(align_up(range.end, huge_page_size()), chunks_->capacity())},
+                      /*huge=*/false);
+    }
+    link_->give_back(identity_.id, range);
+  }
 }
 
 Status PeerFile::commit(FileRange range) {
   PGALLOC_RETURN_IF_ERROR(check_descriptor());
+  if (chunks_->allows_huge(range.start)) {
+    const Result<char*> address = map(range);
+    if (!address.ok()) return address.status().clone();
+    return commit_by_touch(*address, range.length());
+  }
   const int result = os::retry_interrupted([&] {
     return sys().fallocate(fd(), 0, static_cast<off_t>(range.start),
                            static_cast<off_t>(range.length()));
@@ -265,14 +292,24 @@ Result<FileRange> PeerFile::allocate(const AllocateRequest& request, const Patie
   PGALLOC_RETURN_IF_ERROR(check_usable());
   std::string payload;
   wire::append(payload, identity_.id, request.length, static_cast<uint8_t>(request.kind),
-               static_cast<uint8_t>(request.direction), request.memcg_id);
+               static_cast<uint8_t>(request.direction), request.memcg_id,
+               static_cast<uint8_t>(request.huge));
   const auto outcome = std::make_shared<Result<FileRange>>(not_the_protocol());
   const auto self = shared_from_this();
-  OwnerLink::Exchange exchange{[self, outcome, length = request.length](OwnerLink::Reply& reply) {
+  const bool wishes = request.huge != HugeWish::kNone;
+  OwnerLink::Exchange exchange{[self, outcome, wishes,
+                                length = request.length](OwnerLink::Reply& reply) {
                                  const auto range = self->pages_in(reply.payload);
-                                 if (!range || range->length() != length) return;
+                                 wire::Pages pages;
+                                 uint8_t huge = 0;
+                                 wire::Reader reader(reply.payload);
+                                 if (!range || range->length() != length || !reader.read(pages) ||
+                                     (wishes && !reader.read_all(huge))) {
+                                   return;
+                                 }
                                  Status status = self->adopt(*range);
                                  if (status.ok()) {
+                                   if (huge != 0) self->allow_huge_pages(*range);
                                    *outcome = *range;
                                  } else {
                                    *outcome = std::move(status);
@@ -472,7 +509,7 @@ void PeerFile::end_view(FileRange range) {
       with_reserve([&]() NO_THREAD_SAFETY_ANALYSIS { (void)kept_.remove(part, nullptr); });
     }
   }
-  for (const FileRange& part : given_back) link_->give_back(identity_.id, part);
+  give_back(given_back);
 }
 
 bool PeerFile::close() {
@@ -497,7 +534,7 @@ bool PeerFile::close() {
   }
   const bool keeps = !kept_.empty();
   lock.unlock();
-  for (const FileRange& part : given_back) link_->give_back(identity_.id, part);
+  give_back(given_back);
   return keeps;
 }
 

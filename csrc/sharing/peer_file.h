@@ -112,7 +112,8 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   bool discarding() const override { return false; }
   Status end_handle(Discardable& entry) override { return dec_ref(entry.range); }
 
-  // For new pages: fallocate, or prefaulting, which is best effort (rows B13 to B15).
+  // For new pages: fallocate (huge ones are touched instead), or prefaulting, which is best effort (rows
+  // B13 to B15).
   Status commit(FileRange range);
   Status populate(FileRange range);
 
@@ -150,6 +151,8 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
                                                 const Identity& identity,
                                                 std::shared_ptr<OwnerLink> link);
   Status not_held(FileRange range) const;
+  void allow_huge_pages(FileRange range);
+  void give_back(const std::vector<FileRange>& ranges);
   Status check_range(FileRange range) const;
   Status check_descriptor() const;
   Result<bool> reaches(uint64_t end) const;

@@ -320,14 +320,17 @@ std::optional<Answer> Session::allocate(Request& request) {
   AllocateRequest wanted;
   uint8_t kind = 0;
   uint8_t direction = 0;
+  uint8_t huge = 0;
   if (!wire::Reader(request.payload)
-           .read_all(name, wanted.length, kind, direction, wanted.memcg_id)) {
+           .read_all(name, wanted.length, kind, direction, wanted.memcg_id, huge)) {
     return malformed();
   }
   if (kind >= static_cast<uint8_t>(MemoryKind::kMapped) ||
-      direction > static_cast<uint8_t>(Direction::kTopDown)) {
-    return refuse(Status::error(ErrorCode::kOption, "unknown kind or direction"));
+      direction > static_cast<uint8_t>(Direction::kTopDown) ||
+      huge > static_cast<uint8_t>(HugeWish::kAsked)) {
+    return refuse(Status::error(ErrorCode::kOption, "unknown kind, direction or wish"));
   }
+  wanted.huge = static_cast<HugeWish>(huge);
   wanted.kind = static_cast<MemoryKind>(kind);
   wanted.direction = static_cast<Direction>(direction);
   Result<InUse> held = use_writable(name);
@@ -354,6 +357,10 @@ std::optional<Answer> Session::allocate(Request& request) {
       status = take_over(share, *range);
       if (status.ok()) {
         wire::append(given.payload, wire::Pages{name, *range});
+        if (wanted.huge != HugeWish::kNone) {
+          const bool came_true = share.file()->is_for_huge_pages(*range);
+          wire::append(given.payload, static_cast<uint8_t>(came_true));
+        }
         return given;
       }
     } else {

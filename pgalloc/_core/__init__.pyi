@@ -101,6 +101,7 @@ class PeerFile:
         direction: int,
         memcg_id: int,
         mode: int,
+        huge: int,
         as_range: bool,
         /,
     ) -> Any: ...
@@ -218,7 +219,7 @@ class MemoryFile:
         memcg_id: int = 0,
         mode: AllocationMode = ...,
         reader: Callable[[memoryview], int | None] | None = None,
-        huge: bool = False,
+        huge: bool | None = False,
     ) -> Any: ...
     def allocate_range(
         self,
@@ -229,7 +230,7 @@ class MemoryFile:
         memcg_id: int = 0,
         mode: AllocationMode = ...,
         reader: Callable[[memoryview], int | None] | None = None,
-        huge: bool = False,
+        huge: bool | None = False,
     ) -> FileRange: ...
     def inc_ref(self, range: FileRange, memcg_id: int = 0) -> None: ...
     def dec_ref(self, range: FileRange, /) -> None: ...
@@ -258,6 +259,7 @@ class MemoryFile:
         direction: int,
         memcg_id: int,
         mode: int,
+        huge: int,
         as_range: bool,
         /,
     ) -> Any: ...

@@ -71,6 +71,7 @@ class PeerFile(Uncopyable, _core.PeerFile):
         memcg_id: int = 0,
         mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
         reader: Reader | None = None,
+        huge: bool | None = False,
     ) -> Allocation:
         """As :meth:`MemoryFile.allocate`. The pages live in the owner's file.
 
@@ -86,6 +87,7 @@ class PeerFile(Uncopyable, _core.PeerFile):
             memcg_id=memcg_id,
             mode=mode,
             reader=reader,
+            huge=huge,
         )
 
     def allocate_range(self, length: int, **options: Any) -> _core.FileRange:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from pgalloc import _core
 from pgalloc.allocation import Allocation
-from pgalloc.arguments import checked_int, checked_memcg_id
+from pgalloc.arguments import checked_flag, checked_int, checked_memcg_id
 from pgalloc.enums import AllocationMode, Direction, MemoryKind
 from pgalloc.errors import OptionError
 from pgalloc.filling import Reader, fill, fill_range
@@ -35,6 +35,7 @@ class RemoteFile(Protocol):
         direction: int,
         memcg_id: int,
         mode: int,
+        huge: int,
         as_range: bool,
         /,
     ) -> Any:
@@ -74,6 +75,7 @@ def _allocate(
     direction: Direction = Direction.BOTTOM_UP,
     memcg_id: int = 0,
     mode: AllocationMode = AllocationMode.ALLOCATE_ONLY,
+    huge: bool | None = False,
 ) -> Any:
     request = (
         checked_int(length, "length", low=1, high=2**63 - 1),
@@ -81,6 +83,7 @@ def _allocate(
         _checked(direction, Direction, "direction"),
         checked_memcg_id(memcg_id),
         _checked(mode, AllocationMode, "mode"),
+        _wish(huge),
         as_range,
     )
     if mode == AllocationMode.ALLOCATE_ONLY:
@@ -95,6 +98,13 @@ def _allocate(
 def usage(file: RemoteFile, memcg_id: int) -> dict[MemoryKind, int]:
     """As MemoryFile.usage(), of the whole file."""
     return dict(zip(_KINDS, file._remote_usage(memcg_id), strict=True))
+
+
+def _wish(huge: bool | None) -> int:
+    """As HugeWish of the core."""
+    if huge is None:
+        return 1
+    return 2 if checked_flag(huge, "huge") else 0
 
 
 def _checked(value: Any, kind: type[enum.IntEnum], name: str) -> int:

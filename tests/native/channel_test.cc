@@ -330,7 +330,7 @@ TEST(what_an_answer_brings_that_cannot_be_sent_is_taken_back) {
     Scene scene(true, {.file = file});
     Session& session = scene.channel->session();
     EXPECT_EQ(scene.read(wire::pack(static_cast<uint8_t>(Op::kAllocate), 1, file->id(), page_size(),
-                                    uint8_t{1}, uint8_t{0}, uint32_t{0})),
+                                    uint8_t{1}, uint8_t{0}, uint32_t{0}, uint8_t{0})),
               Read::kRequest);
     EXPECT_EQ(error_of(*answer_too_late(scene)), ENOBUFS);
     EXPECT_EQ(session.bytes_of(file->id()), page_size());  // for a moment

@@ -285,7 +285,8 @@ TEST(new_pages_are_those_of_the_answer) {
   request.kind = MemoryKind::kTmpfs;
   request.direction = Direction::kTopDown;
   request.memcg_id = 9;
-  scene.answer_next(wire::Pages{kId, pages(3, 5)});
+  request.huge = HugeWish::kAsked;
+  scene.answer_next(wire::Pages{kId, pages(3, 5)}, uint8_t{0});
   EXPECT_EQ(*scene.file->allocate(request, patient()), pages(3, 5));
   EXPECT(scene.file->holds(pages(3, 5)));
   const auto packet = scene.heard();
@@ -295,15 +296,17 @@ TEST(new_pages_are_those_of_the_answer) {
   uint8_t kind = 0;
   uint8_t direction = 0;
   uint32_t group = 0;
-  EXPECT(wire::Reader(packet->payload).read_all(id, length, kind, direction, group));
+  uint8_t huge = 0;
+  EXPECT(wire::Reader(packet->payload).read_all(id, length, kind, direction, group, huge));
   EXPECT_EQ(id, kId);
   EXPECT_EQ(length, request.length);
   EXPECT_EQ(kind, static_cast<uint8_t>(MemoryKind::kTmpfs));
   EXPECT_EQ(direction, static_cast<uint8_t>(Direction::kTopDown));
   EXPECT_EQ(group, 9u);
+  EXPECT_EQ(huge, 2);
 
   const FileRange last{kChunkSize - 2 * page_size(), kChunkSize};
-  scene.answer_next(wire::Pages{kId, last});
+  scene.answer_next(wire::Pages{kId, last}, uint8_t{0});
   EXPECT_EQ(*scene.file->allocate(request, patient()), last);
   scene.refuse_next(ErrorCode::kOutOfMemory);
   EXPECT_EQ(scene.file->allocate(request, patient()).status().code(), ErrorCode::kOutOfMemory);
@@ -323,6 +326,9 @@ TEST(answers_that_name_no_pages_of_the_file_are_not_believed) {
     EXPECT_EQ(scene.file->allocate(request, patient()).status().code(), ErrorCode::kOwnerGone);
   }
   scene.answer_next(kId);
+  EXPECT_EQ(scene.file->allocate(request, patient()).status().code(), ErrorCode::kOwnerGone);
+  request.huge = HugeWish::kAsked;  // whether that came true is missing
+  scene.answer_next(wire::Pages{kId, pages(3, 5)});
   EXPECT_EQ(scene.file->allocate(request, patient()).status().code(), ErrorCode::kOwnerGone);
   EXPECT_EQ(scene.file->leased_bytes(), 0u);
 }

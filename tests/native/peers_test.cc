@@ -58,7 +58,7 @@ struct Scene {
   }
   std::optional<wire::Pages> allocate(Client& client, uint64_t count = 1) {
     const auto answer = hub.ask(client, Op::kAllocate, file->id(), count * page_size(), uint8_t{1},
-                                uint8_t{0}, uint32_t{0});
+                                uint8_t{0}, uint32_t{0}, uint8_t{0});
     wire::Pages pages;
     if (!answer || answer->first != 0 || !wire::Reader(answer->second).read_all(pages)) return {};
     return pages;
@@ -638,7 +638,7 @@ TEST(l7_connections_of_a_process_share_its_limits) {
   };
   const auto allocate = [&](Session& session, uint64_t count) {
     const std::string packet = wire::pack(0, 1, scene.file->id(), count * page_size(), uint8_t{1},
-                                          uint8_t{0}, uint32_t{0});
+                                          uint8_t{0}, uint32_t{0}, uint8_t{0});
     const Answer answer = ask(session, Op::kAllocate, wire::parse(packet, nullptr)->payload);
     wire::Pages pages;
     if (answer.status.ok()) EXPECT(wire::Reader(answer.payload).read_all(pages));
@@ -925,7 +925,7 @@ TEST(l3_a_child_that_has_not_spoken_keeps_its_leases_if_its_connection_is_lost) 
     hub.peers.set_look_every(std::chrono::nanoseconds(0));
     const auto parent = hub.child(scope);
     EXPECT(hub.ask(*parent, Op::kAllocate, file->id(), page_size(), uint8_t{1}, uint8_t{0},
-                   uint32_t{0}));
+                   uint32_t{0}, uint8_t{0}));
     {
       native_tests::FakeKernel kernel;
       kernel.calls.socketpair = socketpair_seen;

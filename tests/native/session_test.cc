@@ -69,7 +69,7 @@ struct Scene {
   }
   wire::Pages allocate(uint64_t pages) {
     const Answer answer =
-        ask(Op::kAllocate, file->id(), pages * page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0});
+        ask(Op::kAllocate, file->id(), pages * page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0}, uint8_t{0});
     wire::Pages got;
     EXPECT(answer.status.ok());
     EXPECT(wire::Reader(answer.payload).read_all(got));
@@ -114,7 +114,7 @@ TEST(payloads_of_the_wrong_size_are_malformed) {
     } else if (op == Op::kMakeRoom) {
       wire::append(payload, uint64_t{1}, uint64_t{1});
     } else if (op == Op::kAllocate) {
-      wire::append(payload, pages.file, page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0});
+      wire::append(payload, pages.file, page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0}, uint8_t{0});
     } else if (op == Op::kUsage) {
       wire::append(payload, pages.file, uint32_t{0});
     } else {
@@ -249,7 +249,7 @@ TEST(who_may_only_read_changes_nothing) {
     EXPECT_EQ(scene.error(op, pages), ErrorCode::kPermission);
   }
   EXPECT_EQ(scene.error(Op::kAllocate, scene.file->id(), page_size(), uint8_t{1}, uint8_t{0},
-                        uint32_t{0}),
+                        uint32_t{0}, uint8_t{0}),
             ErrorCode::kPermission);
   EXPECT_EQ(scene.yes_or_no(Op::kUnique, pages), uint8_t{0});
   EXPECT_EQ(scene.yes_or_no(Op::kPin, pages), uint8_t{1});
@@ -259,14 +259,15 @@ TEST(who_may_only_read_changes_nothing) {
 
 TEST(what_is_allocated_is_of_the_kind_and_place_that_was_asked_for) {
   Scene scene;
-  const auto error = [&](uint64_t length, MemoryKind kind, uint8_t direction) {
+  const auto error = [&](uint64_t length, MemoryKind kind, uint8_t direction, uint8_t huge = 0) {
     return scene.error(Op::kAllocate, scene.file->id(), length, static_cast<uint8_t>(kind),
-                       direction, uint32_t{0});
+                       direction, uint32_t{0}, huge);
   };
   const auto mapped = static_cast<uint8_t>(MemoryKind::kMapped);
   EXPECT_EQ(error(page_size(), MemoryKind::kMapped, 0), ErrorCode::kOption);
   EXPECT_EQ(error(page_size(), static_cast<MemoryKind>(255), 0), ErrorCode::kOption);
   EXPECT_EQ(error(page_size(), MemoryKind::kTmpfs, 2), ErrorCode::kOption);
+  EXPECT_EQ(error(page_size(), MemoryKind::kTmpfs, 0, 3), ErrorCode::kOption);
   EXPECT_EQ(error(0, MemoryKind::kTmpfs, 0), ErrorCode::kRange);
   EXPECT_EQ(error(page_size() + 1, MemoryKind::kTmpfs, 0), ErrorCode::kRange);
   EXPECT_EQ(error(2 * kChunkSize, MemoryKind::kTmpfs, 0), ErrorCode::kOutOfMemory);
@@ -290,13 +291,30 @@ TEST(what_is_allocated_is_of_the_kind_and_place_that_was_asked_for) {
   EXPECT(highest > huge_page_size() / 2);  // from the top
 }
 
+TEST(a_wish_for_huge_pages_is_answered) {
+  Scene scene;
+  const auto came_true = [&](uint64_t length, uint8_t wish) {
+    const Answer answer = scene.ask(Op::kAllocate, scene.file->id(), length, uint8_t{1}, uint8_t{0},
+                                    uint32_t{0}, wish);
+    wire::Pages pages;
+    uint8_t huge = 9;
+    wire::Reader reader(answer.payload);
+    EXPECT(answer.status.ok() && reader.read(pages));
+    EXPECT_EQ(reader.read_all(huge), wish != 0);
+    return huge;
+  };
+  EXPECT_EQ(came_true(huge_page_size(), 2), 1);
+  EXPECT_EQ(came_true(huge_page_size() - page_size(), 2), 0);
+  EXPECT_EQ(came_true(huge_page_size(), 0), 9);
+}
+
 TEST(a_peer_holds_so_many_bytes_at_most) {
   Scope scope;
   scope.limits.bytes = 4 * page_size();
   Scene scene(scope);
   const auto allocate = [&](uint64_t pages) {
     return scene.error(Op::kAllocate, scene.file->id(), pages * page_size(), uint8_t{1}, uint8_t{0},
-                       uint32_t{0});
+                       uint32_t{0}, uint8_t{0});
   };
   EXPECT_EQ(allocate(5), ErrorCode::kOutOfMemory);
   EXPECT(scene.session->holds_nothing());
@@ -749,7 +767,7 @@ TEST(usage_is_told_for_all_and_for_one_group) {
   Scene scene;
   const auto allocate = [&](uint64_t pages, MemoryKind kind, uint32_t group) {
     EXPECT_EQ(scene.error(Op::kAllocate, scene.file->id(), pages * page_size(),
-                          static_cast<uint8_t>(kind), uint8_t{0}, group),
+                          static_cast<uint8_t>(kind), uint8_t{0}, group, uint8_t{0}),
               std::nullopt);
   };
   allocate(1, MemoryKind::kTmpfs, 0);
@@ -994,7 +1012,7 @@ TEST(memory_that_runs_out_leaves_no_file_of_which_nothing_is_held) {
   requests.push_back(request_for(Op::kUsage, file, uint32_t{0}));
   // More than one peer may have.
   requests.push_back(
-      request_for(Op::kAllocate, file, kChunkSize, uint8_t{1}, uint8_t{0}, uint32_t{0}));
+      request_for(Op::kAllocate, file, kChunkSize, uint8_t{1}, uint8_t{0}, uint32_t{0}, uint8_t{0}));
   for (const Op op : {Op::kOffer, Op::kDecommit, Op::kUnique, Op::kUnpin, Op::kPin}) {
     requests.push_back(request_for(op, not_held));
   }

@@ -10,6 +10,7 @@ import numpy as np
 from pgalloc import _core
 from pgalloc.allocation import whole_pages
 from pgalloc.arguments import checked_int
+from pgalloc.enums import AllocationMode
 from pgalloc.errors import OptionError
 from pgalloc.sharing.arrays.shared_array import SharedArray, elements_of
 
@@ -23,6 +24,8 @@ def new_array(
 ) -> SharedArray:
     """An array of zeros in new pages of a file."""
     options = dict(options)
+    if options.get("mode", AllocationMode.ALLOCATE_ONLY) != AllocationMode.ALLOCATE_ONLY:
+        options.setdefault("huge", None)
     prototype = _prototype(dtype)
     order = options.pop("order", "C")
     shape = (shape,) if hasattr(shape, "__index__") else tuple(shape)
@@ -53,7 +56,7 @@ def copy_of(
     if kind.subdtype is not None:
         raise OptionError("the dtype of a copy cannot be of arrays")
     fortran = source.flags.f_contiguous and not source.flags.c_contiguous
-    options = {"order": "F" if fortran else "C", **options}
+    options = {"order": "F" if fortran else "C", "huge": None, **options}
     reservation = _core.CommitReservation(whole_pages(source.size * max(kind.itemsize, 1)))
     try:
         array = new_array(file, source.shape, kind, options)
