@@ -201,6 +201,19 @@ job_limits() {
   "$root/.venv/bin/pgalloc" demo oom
 }
 
+# With huge pages for memfds, where this machine lets us switch them on; the job says if it does not.
+job_huge_pages() {
+  local huge=("$python" stress/huge_pages.py -- "$python")
+  "${huge[@]}" -m pytest -q -p no:cacheprovider tests/huge
+  # shellcheck disable=SC2046
+  "${huge[@]}" -m pytest -q -p no:cacheprovider -n 2 $(rooms huge_pages allocation references \
+    reclaim usage discard cache arrays shared_list save restore)
+  "${huge[@]}" stress/fragmentation.py --seconds 20
+  "${huge[@]}" stress/limits.py write_through --runs 3
+  "${huge[@]}" stress/limits.py touch
+  must_fail 1 FAILED "$python" stress/fragmentation.py --plant
+}
+
 # The same under the other memory controller, in a virtual machine.
 job_vm() {
   local vm=("$python" stress/vm_v2.py --cache "$work/vm")

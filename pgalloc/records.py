@@ -48,6 +48,7 @@ class Segment(_Use):
         memcg_id: int,
         huge: bool = False,
     ) -> Self:
+        """Of these values."""
         self = super().__new__(cls, start, end, kind, known_committed, refs, memcg_id)
         self.huge = huge
         return self

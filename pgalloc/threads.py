@@ -104,9 +104,9 @@ class Thread:
             del self._run  # what it knows may know this
             self._alive.release()
         if _core.process_generation() != process:
-            # A callback forked, and returned in the child, where there is nothing to return to. Left
-            # to itself the child would live for as long as any thread of the core does, or run what C
-            # code does at an exit, some of which needs a Python that is there.
+            # A callback forked, and returned in the child, where there is nothing to return to.
+            # Left to itself the child would live for as long as any thread of the core does, or
+            # run what C code does at an exit, some of which needs Python to be there.
             os._exit(0)
 
 

@@ -261,15 +261,17 @@ void bench_aligned(uint64_t gaps) {
   for (uint64_t i = 0; i < gaps; ++i) {
     const uint64_t start = i * 2 * pgalloc::huge_page_size();
     set.insert({start, start + pgalloc::huge_page_size() + kPage}, kUsed);
-    set.insert({start + 2 * pgalloc::huge_page_size() - kPage, start + 2 * pgalloc::huge_page_size()},
-               kUsed);
+    set.insert(
+        {start + 2 * pgalloc::huge_page_size() - kPage, start + 2 * pgalloc::huge_page_size()},
+        kUsed);
   }
   constexpr uint64_t kRounds = 200'000;
   const std::string title =
       "2 MiB past " + std::to_string(gaps) + " misaligned gaps: insert, remove";
   measure(title.c_str(), kRounds, [&] {
     for (uint64_t i = 0; i < kRounds; ++i) {
-      const auto gap = set.first_large_enough_gap(pgalloc::huge_page_size(), pgalloc::huge_page_size());
+      const auto gap =
+          set.first_large_enough_gap(pgalloc::huge_page_size(), pgalloc::huge_page_size());
       const uint64_t start = pgalloc::align_up(gap.start(), pgalloc::huge_page_size());
       const auto segment = set.insert_at(gap, {start, start + pgalloc::huge_page_size()}, kUsed);
       if (segment.range().length() == pgalloc::huge_page_size()) {

@@ -65,8 +65,8 @@ uint64_t default_capacity() {
   return std::max(most, kDefaultMin);
 }
 
-Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity,
-                                                    bool writable, bool advised) {
+Result<std::shared_ptr<ChunkMap>> ChunkMap::reserve(std::optional<uint64_t> capacity, bool writable,
+                                                    bool advised) {
   uint64_t size = capacity.value_or(default_capacity());
   while (true) {
     char* const base = reserve_addresses(size);
@@ -125,20 +125,19 @@ Status ChunkMap::map_chunk(int fd, uint64_t chunk) {
   // Otherwise, where the machine gives huge pages to all, one byte of a small page would commit a huge one.
   const FileRange range{offset, offset + length};
   if (advised_) tell_kernel(range, /*huge=*/false);
-  huge_.visit_range(range, [this](FileRange part, const auto&) NO_THREAD_SAFETY_ANALYSIS {
-    tell_kernel(part, /*huge=*/true);
-  });
+  huge_.visit_range(range, [this](FileRange part, const auto&)
+                               NO_THREAD_SAFETY_ANALYSIS { tell_kernel(part, /*huge=*/true); });
   mapped_[chunk].store(true, std::memory_order_release);
   return {};
 }
 
 void ChunkMap::advise(FileRange range, bool huge) try {
   MutexLock lock(mu_);
-  const bool as_asked =
-      huge ? huge_.span_of(range) == range.length() : huge_.is_empty_range(range);
+  const bool as_asked = huge ? huge_.span_of(range) == range.length() : huge_.is_empty_range(range);
   if (as_asked) return;
   const auto around = huge_.find(range.start);
-  const bool splits = !huge && around.ok() && around.start() < range.start && around.end() > range.end;
+  const bool splits =
+      !huge && around.ok() && around.start() < range.start && around.end() > range.end;
   if (splits && huge_.size() >= kStretchesMax) return;
   huge_.remove_range(range);
   if (huge) huge_.insert(range, {});

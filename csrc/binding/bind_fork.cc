@@ -24,8 +24,7 @@ void bind_fork(py::module_& module) {
           throw py::error_already_set();
         }
       },
-      py::arg("park"), py::arg("resume"), py::arg("begin_child"),
-      py::arg("start_thread"));
+      py::arg("park"), py::arg("resume"), py::arg("begin_child"), py::arg("start_thread"));
   module.def("before_fork", &before_fork);
   module.def("after_fork_in_parent", &after_fork_in_parent);
   module.def("after_fork_in_child", &after_fork_in_child);

@@ -30,8 +30,7 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
                                    bool use_host_memcg_pressure, bool decommit_on_destroy,
                                    bool manual_zeroing, bool disable_ima_workaround,
                                    std::optional<uint64_t> max_allocatable_bytes, int huge_pages,
-                                   std::string label,
-                                   const py::object& name) {
+                                   std::string label, const py::object& name) {
   Backing core_backing;
   if (py::isinstance<py::bytes>(backing)) {
     core_backing = BackingPath{backing.cast<std::string>()};
@@ -82,11 +81,10 @@ bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint3
 py::list segments(Self<FileHandle> handle) {
   py::list result;
   for (const PageSegment& segment : handle->core().segments()) {
-    result.append(py::make_tuple(segment.range.start, segment.range.end,
-                                 static_cast<int>(segment.use.kind),
-                                 segment.use.committed ? segment.range.length() : 0,
-                                 segment.use.refs, segment.use.memcg_id,
-                                 segment.size == PageSize::kHuge));
+    result.append(
+        py::make_tuple(segment.range.start, segment.range.end, static_cast<int>(segment.use.kind),
+                       segment.use.committed ? segment.range.length() : 0, segment.use.refs,
+                       segment.use.memcg_id, segment.size == PageSize::kHuge));
   }
   return result;
 }

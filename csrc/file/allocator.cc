@@ -36,8 +36,7 @@ constexpr uint64_t kCommittedAtOnce = uint64_t{16} << 20;
 template <class Commit>
 Status in_pieces(FileRange range, CommitReservation& reservation, Commit commit) {
   while (!range.empty()) {
-    const uint64_t length =
-        std::min(range.length(), std::max(kCommittedAtOnce, huge_page_size()));
+    const uint64_t length = std::min(range.length(), std::max(kCommittedAtOnce, huge_page_size()));
     PGALLOC_RETURN_IF_ERROR(commit(FileRange{range.start, range.start + length}));
     reservation.settle(length);
     range.start += length;
@@ -92,7 +91,8 @@ Result<Allocator::Reserved> Allocator::reserve(const AllocateRequest& request, b
 }
 
 PageSize Allocator::page_size_for(const AllocateRequest& request) const {
-  if (huge_pages_ == HugePages::kNever || request.length < huge_page_size()) return PageSize::kSmall;
+  if (huge_pages_ == HugePages::kNever || request.length < huge_page_size())
+    return PageSize::kSmall;
   const bool asks = request.huge == HugeWish::kAsked || huge_pages_ == HugePages::kAlways ||
                     (request.huge == HugeWish::kIfUseful && kernel_gives_huge_pages_);
   return asks ? PageSize::kHuge : PageSize::kSmall;
@@ -100,9 +100,8 @@ PageSize Allocator::page_size_for(const AllocateRequest& request) const {
 
 std::optional<Allocator::Reserved> Allocator::recycle(const AllocateRequest& request) {
   const PageSize size = page_size_for(request);
-  const auto range =
-      state_.pages.recycle(request.length, default_alignment(request.length), request.direction,
-                           size, request.kind, request.memcg_id);
+  const auto range = state_.pages.recycle(request.length, default_alignment(request.length),
+                                          request.direction, size, request.kind, request.memcg_id);
   if (!range) return std::nullopt;
   reclaimer_.waste_was_recycled();
   state_.changes.note(*range);

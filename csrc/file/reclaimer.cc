@@ -105,9 +105,9 @@ void Reclaimer::run() {
 
     lock.unlock();
     if (splits) {
-      chunks_.advise({align_down(range->start, huge_page_size()),
-                      align_up(range->end, huge_page_size())},
-                     /*huge=*/false);
+      chunks_.advise(
+          {align_down(range->start, huge_page_size()), align_up(range->end, huge_page_size())},
+          /*huge=*/false);
     }
     const bool clean = release_pages(*range);
     lock.lock();

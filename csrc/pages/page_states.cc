@@ -239,7 +239,8 @@ std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max, bool partial
   const uint64_t unit = waste_.is_partial(*range) || areas_.at(range->start) == PageSize::kSmall
                             ? page_size()
                             : huge_page_size();
-  range->start = range->end - std::min(std::max(align_down(bytes_max, unit), unit), range->length());
+  range->start =
+      range->end - std::min(std::max(align_down(bytes_max, unit), unit), range->length());
   waste_.remove(*range);
   releasing_bytes_ += range->length();
   return range;
@@ -499,7 +500,8 @@ std::optional<std::string> PageStates::verify(uint64_t file_size) const {
   if (used != used_bytes_) return "used_bytes differs from the referenced segments";
   if (waste_.bytes() + waste_.subreleased_bytes() + releasing_bytes_ + quarantined_bytes_ !=
       unreferenced) {
-    return "waste, subreleased, releasing and quarantined bytes differ from the unreferenced segments";
+    return "waste, subreleased, releasing and quarantined bytes differ from the unreferenced "
+           "segments";
   }
   if (auto broken = verify_waste()) return broken;
   if (auto broken = verify_restored()) return broken;

@@ -136,15 +136,14 @@ std::optional<Place> find_place(const UsageSet& usage, const Areas& areas, PageS
   }
   for (const bool change : {false, true}) {
     const auto search = [&](auto find) {
-      return search_stretches(usage, areas, size, change, request.direction,
-                              [&](FileRange window) {
-                                request.window = window;
-                                auto place = find(usage, request);
-                                if (!place) return place;
-                                place->range.end = place->range.start + length;
-                                place->size = size;
-                                return place;
-                              });
+      return search_stretches(usage, areas, size, change, request.direction, [&](FileRange window) {
+        request.window = window;
+        auto place = find(usage, request);
+        if (!place) return place;
+        place->range.end = place->range.start + length;
+        place->size = size;
+        return place;
+      });
     };
     if (request.direction == Direction::kBottomUp) {
       if (auto place = search(find_bottom_up)) return place;

@@ -20,7 +20,7 @@ struct PlacementRequest {
   uint64_t alignment = 0;  // a power of two
   Direction direction = Direction::kBottomUp;
   uint64_t file_size = 0;
-  uint64_t capacity = kMaxOffset;  // no byte at or beyond it is handed out
+  uint64_t capacity = kMaxOffset;   // no byte at or beyond it is handed out
   FileRange window{0, UINT64_MAX};  // nor outside this
 };
 

@@ -85,8 +85,8 @@ std::optional<FileRange> Waste::find(uint64_t length, uint64_t alignment, bool f
     const FileRange range = waste.range();
     waste = from_below ? waste.next() : waste.prev();
     if (range.length() < length) continue;
-    const uint64_t start = from_below ? align_up(range.start, alignment)
-                                      : align_down(range.end - length, alignment);
+    const uint64_t start =
+        from_below ? align_up(range.start, alignment) : align_down(range.end - length, alignment);
     if (start < range.start || start > range.end - length) continue;
     const FileRange place{start, start + length};
     if (!pending.find(place, Arrival::kArriving)) return place;
@@ -134,7 +134,8 @@ std::optional<std::string> Waste::verify() const {
   }
   for (const RangeSet* set : {&partial_, &subreleased_}) {
     for (auto range = set->first(); range.ok(); range = range.next()) {
-      if (!areas_.are_all(range.range(), PageSize::kHuge)) return "a part of a huge page in a small area";
+      if (!areas_.are_all(range.range(), PageSize::kHuge))
+        return "a part of a huge page in a small area";
       for (uint64_t start = align_down(range.range().start, huge_page_size());
            start < range.range().end; start += huge_page_size()) {
         const FileRange page{start, start + huge_page_size()};

@@ -297,27 +297,27 @@ Result<FileRange> PeerFile::allocate(const AllocateRequest& request, const Patie
   const auto outcome = std::make_shared<Result<FileRange>>(not_the_protocol());
   const auto self = shared_from_this();
   const bool wishes = request.huge != HugeWish::kNone;
-  OwnerLink::Exchange exchange{[self, outcome, wishes,
-                                length = request.length](OwnerLink::Reply& reply) {
-                                 const auto range = self->pages_in(reply.payload);
-                                 wire::Pages pages;
-                                 uint8_t huge = 0;
-                                 wire::Reader reader(reply.payload);
-                                 if (!range || range->length() != length || !reader.read(pages) ||
-                                     (wishes && !reader.read_all(huge))) {
-                                   return;
-                                 }
-                                 Status status = self->adopt(*range);
-                                 if (status.ok()) {
-                                   if (huge != 0) self->allow_huge_pages(*range);
-                                   *outcome = *range;
-                                 } else {
-                                   *outcome = std::move(status);
-                                 }
-                               },
-                               [self, outcome] {
-                                 if (outcome->ok()) (void)self->dec_ref(**outcome);
-                               }};
+  OwnerLink::Exchange exchange{
+      [self, outcome, wishes, length = request.length](OwnerLink::Reply& reply) {
+        const auto range = self->pages_in(reply.payload);
+        wire::Pages pages;
+        uint8_t huge = 0;
+        wire::Reader reader(reply.payload);
+        if (!range || range->length() != length || !reader.read(pages) ||
+            (wishes && !reader.read_all(huge))) {
+          return;
+        }
+        Status status = self->adopt(*range);
+        if (status.ok()) {
+          if (huge != 0) self->allow_huge_pages(*range);
+          *outcome = *range;
+        } else {
+          *outcome = std::move(status);
+        }
+      },
+      [self, outcome] {
+        if (outcome->ok()) (void)self->dec_ref(**outcome);
+      }};
   PGALLOC_RETURN_IF_ERROR(
       link_->request(wire::Op::kAllocate, payload, std::move(exchange), patience));
   return std::move(*outcome);

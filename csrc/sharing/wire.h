@@ -37,9 +37,10 @@ enum class Op : uint8_t {
   kClaim =
       3,  // secret of an offer -> pages; and, as a rule, if it is the first of a file, all that
           // kOpen brings
-  kOffer = 4,     // pages -> secret
-  kAllocate = 5,  // file, length (u64), kind, direction (u8), memory cgroup (u32), a wish for huge pages
-                  // (u8) -> pages, and if there is such a wish whether it came true (u8)
+  kOffer = 4,  // pages -> secret
+  kAllocate =
+      5,  // file, length (u64), kind, direction (u8), memory cgroup (u32), a wish for huge pages
+          // (u8) -> pages, and if there is such a wish whether it came true (u8)
   kRelease = 6,   // any number of pages, without an answer
   kDecommit = 7,  // pages ->
   kUnique = 8,    // pages -> u8

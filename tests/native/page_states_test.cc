@@ -224,8 +224,8 @@ class Both {
       if (runs[i].is_superset_of(range)) expected = range;
     }
     const auto range =
-        states_.recycle(length, alignment, up ? Direction::kBottomUp : Direction::kTopDown, PageSize::kSmall,
-                        MemoryKind::kPageCache, 2);
+        states_.recycle(length, alignment, up ? Direction::kBottomUp : Direction::kTopDown,
+                        PageSize::kSmall, MemoryKind::kPageCache, 2);
     EXPECT_EQ(range, expected);
     if (range) {
       change(*range, [](Page& page) {
@@ -413,9 +413,9 @@ TEST(pages_that_arrive_are_kept_from_the_reclaimer_and_from_new_owners) {
   EXPECT(few.states.dec_ref(range).ok());  // forgets page 3, which waited
   EXPECT_EQ(few.states.verify(kFileSize), std::nullopt);
   EXPECT_EQ(few.states.pending().forgotten_bytes(), page_size());
-  EXPECT_EQ(
-      few.states.recycle(6 * page_size(), page_size(), Direction::kBottomUp, PageSize::kSmall, MemoryKind::kTmpfs, 0),
-      std::nullopt);
+  EXPECT_EQ(few.states.recycle(6 * page_size(), page_size(), Direction::kBottomUp, PageSize::kSmall,
+                               MemoryKind::kTmpfs, 0),
+            std::nullopt);
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::optional(pages(0, 2)));
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::optional(pages(3, 6)));
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::nullopt);

@@ -68,8 +68,8 @@ struct Scene {
     return field;
   }
   wire::Pages allocate(uint64_t pages) {
-    const Answer answer =
-        ask(Op::kAllocate, file->id(), pages * page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0}, uint8_t{0});
+    const Answer answer = ask(Op::kAllocate, file->id(), pages * page_size(), uint8_t{1},
+                              uint8_t{0}, uint32_t{0}, uint8_t{0});
     wire::Pages got;
     EXPECT(answer.status.ok());
     EXPECT(wire::Reader(answer.payload).read_all(got));
@@ -114,7 +114,8 @@ TEST(payloads_of_the_wrong_size_are_malformed) {
     } else if (op == Op::kMakeRoom) {
       wire::append(payload, uint64_t{1}, uint64_t{1});
     } else if (op == Op::kAllocate) {
-      wire::append(payload, pages.file, page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0}, uint8_t{0});
+      wire::append(payload, pages.file, page_size(), uint8_t{1}, uint8_t{0}, uint32_t{0},
+                   uint8_t{0});
     } else if (op == Op::kUsage) {
       wire::append(payload, pages.file, uint32_t{0});
     } else {
@@ -1011,8 +1012,8 @@ TEST(memory_that_runs_out_leaves_no_file_of_which_nothing_is_held) {
   requests.push_back(request_for(Op::kOpen, file));
   requests.push_back(request_for(Op::kUsage, file, uint32_t{0}));
   // More than one peer may have.
-  requests.push_back(
-      request_for(Op::kAllocate, file, kChunkSize, uint8_t{1}, uint8_t{0}, uint32_t{0}, uint8_t{0}));
+  requests.push_back(request_for(Op::kAllocate, file, kChunkSize, uint8_t{1}, uint8_t{0},
+                                 uint32_t{0}, uint8_t{0}));
   for (const Op op : {Op::kOffer, Op::kDecommit, Op::kUnique, Op::kUnpin, Op::kPin}) {
     requests.push_back(request_for(op, not_held));
   }

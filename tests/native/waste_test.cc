@@ -76,7 +76,8 @@ class Both {
   std::optional<FileRange> expected_next(bool partial) const {
     auto run = last_run([&](uint64_t page) { return is_waiting(page) && !is_huge(page); });
     if (run) return run;
-    run = last_run([&](uint64_t page) { return is_waiting(page) && is_huge(page) && is_whole(page); });
+    run = last_run(
+        [&](uint64_t page) { return is_waiting(page) && is_huge(page) && is_whole(page); });
     if (run || !partial) return run;
     return last_run([&](uint64_t page) { return is_waiting(page) && is_huge(page); });
   }
@@ -168,7 +169,8 @@ TEST(what_is_to_be_used_again_is_sought_among_pages_of_its_size) {
   };
   EXPECT_EQ(find(area, true, PageSize::kSmall), std::optional(FileRange{0, area}));
   EXPECT_EQ(find(area + page_size(), true, PageSize::kSmall), std::nullopt);
-  EXPECT_EQ(find(page_size(), false, PageSize::kSmall), std::optional(FileRange{area - page_size(), area}));
+  EXPECT_EQ(find(page_size(), false, PageSize::kSmall),
+            std::optional(FileRange{area - page_size(), area}));
   EXPECT_EQ(find(huge_page_size(), true, PageSize::kHuge),
             std::optional(FileRange{area, area + huge_page_size()}));
 }

@@ -539,9 +539,9 @@ class MemoryFileMachine(RuleBasedStateMachine):
                 return
             assert self.mf.wait_for_reclaim(30)
         expected = []
-        for low, high in self.model.waste():
+        for low, high in reversed(self.model.waste()):
             step = (128 << 20) // PAGE
-            expected += [(at, min(at + step, high)) for at in range(low, high, step)]
+            expected += [(max(at - step, low), at) for at in range(high, low, -step)]
         assert [(r.start // PAGE, r.end // PAGE) for r in log] == expected
         self.model.reclaim()
 

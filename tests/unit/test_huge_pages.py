@@ -1,7 +1,7 @@
-"""Huge allocations: where they lie, what they commit, and how they are given back, whole and in parts.
+"""Huge allocations: where they lie, what they commit, how they are given back, whole and in parts.
 
-What is asked for is laid out the same whatever the kernel gives, so most of this needs no huge pages.
-What does is run by `stress/huge_pages.py`, which switches them on where it may (docs/testing.md).
+They are laid out the same whatever the kernel gives, so this needs no huge pages. What does is in
+``tests/huge``.
 """
 
 from __future__ import annotations
@@ -332,7 +332,9 @@ def test_random_allocations_and_partial_frees(mf: MemoryFile, seed: int) -> None
                 live.append((generator.choice(parts), stamp))
             a.release()
         else:
-            length = generator.choice([PAGE, 17 * PAGE, HUGE, HUGE + PAGE, 3 * HUGE, 5 * HUGE - PAGE])
+            length = generator.choice(
+                [PAGE, 17 * PAGE, HUGE, HUGE + PAGE, 3 * HUGE, 5 * HUGE - PAGE]
+            )
             mode = generator.choice(MODES)
             huge = generator.choice([True, False, None])
             a = mf.allocate(length, mode=mode, huge=huge)

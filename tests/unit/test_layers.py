@@ -254,10 +254,8 @@ def test_threads_and_clocks_are_where_they_are_expected(path: Path) -> None:
 
 @for_each(SOURCES)
 def test_no_thread_of_c_gets_a_thread_state(path: Path) -> None:
-    """Making one takes a lock of the interpreter without the GIL: a child forked then hangs in it."""
-    assert not re.search(
-        r"PyGILState_Ensure|PyThreadState_New|gil_scoped_acquire", code_of(path)
-    )
+    """It takes a lock of the interpreter without the GIL: a child forked just then hangs."""
+    assert not re.search(r"PyGILState_Ensure|PyThreadState_New|gil_scoped_acquire", code_of(path))
 
 
 def test_the_lists_of_exceptions_have_no_dead_entries() -> None:

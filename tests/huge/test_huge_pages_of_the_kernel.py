@@ -1,0 +1,140 @@
+"""That what is laid out for huge pages is in huge pages."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pgalloc
+from huge.conftest import huge_bytes, is_advised
+from pgalloc import HUGE_PAGE_SIZE as HUGE
+from pgalloc import PAGE_SIZE as PAGE
+from pgalloc import AllocationMode, MemoryFile
+
+MADV_COLLAPSE = 25
+MODES = list(AllocationMode)
+
+
+def exact(mf: MemoryFile) -> int:
+    """What is committed, once account and kernel agree on it."""
+    assert mf.wait_for_reclaim(20)
+    while not mf.update_usage():
+        pass
+    assert sum(mf.usage().values()) == mf.total_usage()
+    return mf.total_usage()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_of_it_is_in_huge_pages(mf: MemoryFile, mode: AllocationMode) -> None:
+    a = mf.allocate(32 * HUGE + PAGE, huge=True, mode=mode)
+    a.view()[:: HUGE // 2] = bytes(65)
+    a.view()[-1] = 1
+    assert huge_bytes() == 32 * HUGE
+    assert exact(mf) == a.nbytes
+    a.release()
+    assert exact(mf) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_small_allocations_are_in_small_pages(mf: MemoryFile, mode: AllocationMode) -> None:
+    handles = [mf.allocate(length, mode=mode) for length in (PAGE, HUGE, 4 * HUGE)]
+    for a in handles:
+        a.view()[0] = 1
+        assert not is_advised(a.address)
+    assert huge_bytes() == 0
+    if mode == AllocationMode.ALLOCATE_ONLY:
+        assert exact(mf) == 3 * PAGE
+
+
+def test_a_byte_of_a_huge_page_commits_all_of_it(mf: MemoryFile) -> None:
+    a = mf.allocate(3 * HUGE, huge=True)
+    a.view()[HUGE] = 1
+    assert (exact(mf), huge_bytes()) == (HUGE, HUGE)
+
+
+def test_what_pgalloc_writes_itself_is_in_huge_pages(mf: MemoryFile) -> None:
+    data = bytes(range(256)) * (4 * HUGE // 256)
+    cache = pgalloc.Cache("64M", file=mf)
+    cache["key"] = data
+    assert huge_bytes() == 4 * HUGE
+    array = mf.array_like(np.frombuffer(data, np.uint8))
+    assert huge_bytes() == 8 * HUGE
+    shared = pgalloc.share(np.frombuffer(data, np.uint8), file=mf)
+    assert huge_bytes() == 12 * HUGE
+    assert bytes(cache["key"]) == bytes(array) == bytes(shared.get()) == data
+    assert exact(mf) == sum(s.end - s.start for s in mf.segments() if s.refs)
+
+
+def test_with_never_nothing_is(mf: MemoryFile) -> None:
+    with MemoryFile(huge_pages="never") as small:
+        a = small.allocate(4 * HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE)
+        assert huge_bytes() == 0
+        a.release()
+
+
+def test_of_a_huge_page_used_in_part_the_kernel_makes_no_huge_page(mf: MemoryFile) -> None:
+    """Its own thread would, and commit what is in no account. MADV_COLLAPSE does as that does."""
+    a = mf.allocate(2 * HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    address = a.address
+    kept = a.slice(0, 3 * PAGE)
+    other = a.slice(HUGE, 2 * HUGE)
+    a.release()
+    assert exact(mf) == HUGE + 3 * PAGE
+    assert not is_advised(address)
+    assert is_advised(other.address)
+    assert collapse(address) == errno.EINVAL
+    assert exact(mf) == HUGE + 3 * PAGE
+    # Free as a whole, it is what it was.
+    kept.release()
+    assert exact(mf) == HUGE
+    again = mf.allocate(HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    assert again.address == address
+    assert is_advised(address)
+    assert huge_bytes() == 2 * HUGE
+
+
+def collapse(address: int) -> int:
+    """The error of making a huge page of what is there; 0 for none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (ctypes.c_void_p(address), ctypes.c_size_t(HUGE), MADV_COLLAPSE)
+    return 0 if libc.madvise(*arguments) == 0 else ctypes.get_errno()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_peers_allocation_is_in_huge_pages(
+    mf: MemoryFile, tmp_path: Path, mode: AllocationMode
+) -> None:
+    with mf.serve(tmp_path / "socket"):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                with pgalloc.connect(tmp_path / "socket") as peer:
+                    a = peer.allocate(4 * HUGE + PAGE, huge=True, mode=mode)
+                    a.view()[::HUGE] = b"12345"
+                    status = 0 if huge_bytes() == 4 * HUGE else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_child_sees_its_parents_and_makes_none(mf: MemoryFile) -> None:
+    a = mf.allocate(2 * HUGE, huge=True)
+    a.view()[0] = 5
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            assert a.view()[0] == 5
+            a.view()[HUGE] = 6
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert a.view()[HUGE] == 6
+    assert exact(mf) == HUGE + PAGE
