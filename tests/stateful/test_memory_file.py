@@ -315,7 +315,7 @@ class MemoryFileMachine(RuleBasedStateMachine):
                 possible.append((found, outcome))
             if not picture.waste():
                 break
-            picture.reclaim_lowest()
+            picture.reclaim_highest()
         self.mf.dec_ref(FileRange(start * PAGE, end * PAGE))
         try:
             got = self.mf.allocate_range(

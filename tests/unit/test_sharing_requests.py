@@ -208,8 +208,9 @@ CALLS: dict[str, Callable[[PeerFile, pgalloc.Allocation], Any]] = {
 
 
 def holds_a_page(peer: PeerFile) -> bool:
-    """Whether that is all, and the owner knows: a late answer comes with the first flush, and what it
-    brought is back with the second.
+    """Whether that is all, and the owner knows.
+
+    A late answer comes with the first flush, and what it brought is back with the second.
     """
     return peer.flush(TIMEOUT_S) and peer.leased == PAGE and peer.flush(TIMEOUT_S)
 
