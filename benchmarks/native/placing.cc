@@ -50,7 +50,7 @@ void core_every_second() {
 
 // Gaps of 2 MiB that begin a page past alignment: long enough, and never the place.
 void misaligned(const char* workload, uint64_t gaps) {
-  constexpr uint64_t kPeriod = 2 * huge_page_size();
+  const uint64_t kPeriod = 2 * huge_page_size();
   constexpr uint64_t kOps = 10'000;
   const auto file = new_file();
   const FileRange all = allocate(*file, (gaps + 1) * kPeriod);

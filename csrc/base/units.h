@@ -21,6 +21,8 @@ inline constexpr uint64_t kMaxOffset = uint64_t{std::numeric_limits<int64_t>::ma
 // What one entry of the second level of page tables maps: as many pages as a page has 8-byte entries.
 // 2 MiB with pages of 4 KiB, 32 MiB with 16 KiB, 512 MiB with 64 KiB.
 constexpr uint64_t huge_page_size_of(uint64_t page) { return page * (page / 8); }
+// For what must be known when it is compiled, to be fast, and is only slower where it is not so.
+inline constexpr uint64_t kUsualHugePageSize = huge_page_size_of(4096);
 
 namespace internal {
 inline const uint64_t page_size = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));

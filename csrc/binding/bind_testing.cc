@@ -26,7 +26,7 @@ namespace {
 struct IntegerTraits {
   using Value = int64_t;
   static constexpr bool kTrackGaps = true;
-  static inline const uint64_t kGapAlignment = huge_page_size();
+  static constexpr uint64_t kGapAlignment = kUsualHugePageSize;
   static bool merge(Value& left, const Value& right) { return left == right; }
   static Value split(Value& value, FileRange, uint64_t) { return value; }
 };

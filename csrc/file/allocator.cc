@@ -51,40 +51,45 @@ Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_w
   if (request.length == 0 || !is_aligned(request.length, page_size())) {
     return Status::error(ErrorCode::kRange, not_whole_pages(request.length));
   }
-  const Result<Reserved> reserved = reserve(request, may_wait, must_wait);
-  if (!reserved.ok()) return reserved.status().clone();
+  Found found;
+  Result<FileRange> range = reserve(request, may_wait, must_wait, &found);
+  if (!range.ok()) return range;
   if (prepares(request)) {
-    if (Status status = prepare(request, *reserved, may_wait); !status.ok()) {
+    if (Status status = prepare(request, *range, found, may_wait); !status.ok()) {
       // A concurrent close() has released the pages already.
-      (void)references_.dec_ref(reserved->range);
+      (void)references_.dec_ref(*range);
       return status;
     }
   }
-  return reserved->range;
+  return range;
 }
 
-Result<Allocator::Reserved> Allocator::reserve(const AllocateRequest& request, bool may_wait,
-                                               bool* must_wait) {
+Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
+                                     Found* found) {
   if (request.length > capacity_) return out_of_memory(request, "more than the capacity");
   if (request.length > bytes_max_) return out_of_memory(request, "more than max_allocatable_bytes");
 
   FileLock lock(state_);
   while (true) {
     PGALLOC_RETURN_IF_ERROR(state_.check_open());
+    found->size = page_size_for(request);
     if (request.mode == AllocationMode::kAllocateAndWritePopulate || request.will_be_overwritten) {
-      if (const auto recycled = recycle(request)) return *recycled;
+      if (const auto range = recycle(request, found->size)) {
+        found->recycled = true;
+        return *range;
+      }
     }
     const bool over_maximum = state_.pages.allocated_bytes() > bytes_max_ - request.length;
-    Result<Reserved> reserved =
-        over_maximum ? out_of_memory(request, "max_allocatable_bytes is reached") : place(request);
-    if (reserved.ok() || reserved.status().code() != ErrorCode::kOutOfMemory ||
-        !reclaimer_.pending()) {
-      return reserved;
+    Result<FileRange> range = over_maximum
+                                  ? out_of_memory(request, "max_allocatable_bytes is reached")
+                                  : place(request, &found->size);
+    if (range.ok() || range.status().code() != ErrorCode::kOutOfMemory || !reclaimer_.pending()) {
+      return range;
     }
     // Memory that is on its way out counts against the limits until it is gone: wait for it.
     if (!may_wait) {
       *must_wait = true;
-      return reserved;
+      return range;
     }
     reclaimer_.wait_for_progress();
   }
@@ -98,8 +103,7 @@ PageSize Allocator::page_size_for(const AllocateRequest& request) const {
   return asks ? PageSize::kHuge : PageSize::kSmall;
 }
 
-std::optional<Allocator::Reserved> Allocator::recycle(const AllocateRequest& request) {
-  const PageSize size = page_size_for(request);
+std::optional<FileRange> Allocator::recycle(const AllocateRequest& request, PageSize size) {
   const auto range = state_.pages.recycle(request.length, default_alignment(request.length),
                                           request.direction, size, request.kind, request.memcg_id);
   if (!range) return std::nullopt;
@@ -107,27 +111,28 @@ std::optional<Allocator::Reserved> Allocator::recycle(const AllocateRequest& req
   state_.changes.note(*range);
   count(request, size);
   state_.stats.recycled_bytes += request.length;
-  return Reserved{*range, size, /*recycled=*/true};
+  return range;
 }
 
-Result<Allocator::Reserved> Allocator::place(const AllocateRequest& request) {
-  auto found = find(request, capacity_);
+Result<FileRange> Allocator::place(const AllocateRequest& request, PageSize* size) {
+  auto found = find(request, capacity_, *size);
   if (found && found->file_size > file_.size()) {
     if (Status grown = file_.grow(found->file_size); !grown.ok()) {
       // A limit on the size of files (ulimit -f) is a smaller capacity.
       const std::optional<uint64_t> limit = BackingFile::size_limit();
       if (grown.error_number() != EFBIG || !limit || *limit >= capacity_) return grown;
-      found = find(request, *limit);
+      found = find(request, *limit, *size);
       if (!found) return grown;
       if (found->file_size > file_.size()) PGALLOC_RETURN_IF_ERROR(file_.grow(found->file_size));
     }
   }
   if (!found) return out_of_memory(request, "no free range below the capacity is long enough");
+  *size = found->size;
   change_areas(*found);
   state_.pages.mark_used(*found, request.kind, request.memcg_id);
   state_.changes.count();
   count(request, found->size);
-  return Reserved{found->range, found->size, /*recycled=*/false};
+  return found->range;
 }
 
 void Allocator::count(const AllocateRequest& request, PageSize size) {
@@ -136,14 +141,15 @@ void Allocator::count(const AllocateRequest& request, PageSize size) {
   if (size == PageSize::kHuge) ++state_.stats.huge_allocations;
 }
 
-std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t capacity) {
+std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t capacity,
+                                     PageSize size) {
   const PlacementRequest wanted{.length = request.length,
                                 .alignment = default_alignment(request.length),
                                 .direction = request.direction,
                                 .file_size = file_.size(),
                                 .capacity = capacity};
-  if (page_size_for(request) == PageSize::kHuge) {
-    if (auto place = state_.pages.find_place(PageSize::kHuge, wanted)) return place;
+  if (size == PageSize::kHuge) {
+    if (auto place = state_.pages.find_place(size, wanted)) return place;
   }
   return state_.pages.find_place(PageSize::kSmall, wanted);
 }
@@ -151,6 +157,7 @@ std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t ca
 // Under the lock, so that none touches pages there before the kernel is told.
 void Allocator::change_areas(const Place& place) {
   const Areas& areas = state_.pages.areas();
+  if (!areas.has_huge() && place.size == PageSize::kSmall) return;
   if (areas.are_all(place.range, place.size)) return;
   state_.pages.set_areas(place.range, place.size);
   chunks_.advise(areas.around(place.range), place.size == PageSize::kHuge);
@@ -164,10 +171,10 @@ void Allocator::advise(FileRange range) {
   chunks_.advise({whole.end, whole.end + huge_page_size()}, /*huge=*/false);
 }
 
-Status Allocator::prepare(const AllocateRequest& request, const Reserved& reserved, bool may_wait) {
-  const FileRange range = reserved.range;
-  const bool recycled = reserved.recycled;
-  const bool huge = reserved.size == PageSize::kHuge;
+Status Allocator::prepare(const AllocateRequest& request, FileRange range, Found found,
+                          bool may_wait) {
+  const bool recycled = found.recycled;
+  const bool huge = found.size == PageSize::kHuge;
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
   if (huge) advise(range);

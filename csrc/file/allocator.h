@@ -53,23 +53,24 @@ class Allocator {
   }
 
  private:
-  // What a request got, before anything was done with it.
-  struct Reserved {
-    FileRange range;
+  // What a range is, before anything was done with it.
+  struct Found {
     PageSize size = PageSize::kSmall;
     bool recycled = false;  // it comes with what was there
   };
 
-  Result<Reserved> reserve(const AllocateRequest& request, bool may_wait, bool* must_wait)
-      EXCLUDES(file_lock);
+  Result<FileRange> reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
+                            Found* found) EXCLUDES(file_lock);
   PageSize page_size_for(const AllocateRequest& request) const;
-  std::optional<Reserved> recycle(const AllocateRequest& request) REQUIRES(file_lock);
-  Result<Reserved> place(const AllocateRequest& request) REQUIRES(file_lock);
-  std::optional<Place> find(const AllocateRequest& request, uint64_t capacity) REQUIRES(file_lock);
+  std::optional<FileRange> recycle(const AllocateRequest& request, PageSize size)
+      REQUIRES(file_lock);
+  Result<FileRange> place(const AllocateRequest& request, PageSize* size) REQUIRES(file_lock);
+  std::optional<Place> find(const AllocateRequest& request, uint64_t capacity, PageSize size)
+      REQUIRES(file_lock);
   void change_areas(const Place& place) REQUIRES(file_lock);
   void count(const AllocateRequest& request, PageSize size) REQUIRES(file_lock);
   void advise(FileRange range);
-  Status prepare(const AllocateRequest& request, const Reserved& reserved, bool may_wait)
+  Status prepare(const AllocateRequest& request, FileRange range, Found found, bool may_wait)
       EXCLUDES(file_lock);
   Status take_blocks(const AllocateRequest& request, FileRange range, bool may_wait)
       EXCLUDES(file_lock);

@@ -19,7 +19,7 @@ namespace pgalloc {
 struct CountTraits {
   using Value = uint32_t;
   static constexpr bool kTrackGaps = false;
-  static inline const uint64_t kGapAlignment = huge_page_size();
+  static constexpr uint64_t kGapAlignment = kUsualHugePageSize;
   static bool merge(Value& left, const Value& right) { return left == right; }
   static Value split(Value& value, FileRange, uint64_t) { return value; }
 };

@@ -83,17 +83,21 @@ void PageStates::mark_used(const Place& place, MemoryKind kind, uint32_t memcg_i
   if (tail.empty()) {
     usage_.insert_at(place.gap, place.range, use);
   } else {
-    usage_.insert(tail, PageUse{});
-    try {
-      waste_.add_subreleased(tail);
-      usage_.insert(place.range, use);
-    } catch (const std::bad_alloc&) {
-      waste_.forget(tail);
-      usage_.remove_range(tail);
-      throw;
-    }
+    mark_used_before(tail, place.range, use);
   }
   used_bytes_ += place.range.length();
+}
+
+void PageStates::mark_used_before(FileRange tail, FileRange range, const PageUse& use) {
+  usage_.insert(tail, PageUse{});
+  try {
+    waste_.add_subreleased(tail);
+    usage_.insert(range, use);
+  } catch (const std::bad_alloc&) {
+    waste_.forget(tail);
+    usage_.remove_range(tail);
+    throw;
+  }
 }
 
 std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment,

@@ -62,9 +62,10 @@ class PageStates {
   uint64_t allocated_bytes() const { return usage_.span() - waste_.subreleased_bytes(); }
   uint64_t known_committed_bytes() const { return known_committed_bytes_; }
 
-  // A place for pages of this size. `request.window` is the default.
+  // A place for pages of this size.
   std::optional<Place> find_place(PageSize size, const PlacementRequest& request) const {
-    return pgalloc::find_place(usage_, areas_, size, request);
+    if (size == PageSize::kSmall && !areas_.has_huge()) return pgalloc::find_place(usage_, request);
+    return find_place_in_areas(usage_, areas_, size, request);
   }
   // The areas of `range` are for pages of this size from here on. REQUIRES: nothing is allocated in those
   // that were not.
@@ -155,6 +156,7 @@ class PageStates {
   // Drops `count` references of every page: the bytes that became waste.
   // REQUIRES: `first` begins the segments that cover `range`, all with at least `count`.
   uint64_t drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count);
+  void mark_used_before(FileRange tail, FileRange range, const PageUse& use);
   template <class Change>
   void change_used(UsageSet::Iterator first, FileRange range, Change change);
   std::optional<std::string> verify_waste() const;

@@ -42,7 +42,7 @@ struct PageUse {
 struct UsageTraits {
   using Value = PageUse;
   static constexpr bool kTrackGaps = true;
-  static inline const uint64_t kGapAlignment = huge_page_size();
+  static constexpr uint64_t kGapAlignment = kUsualHugePageSize;
   static bool merge(Value& left, const Value& right) { return left == right; }
   static Value split(Value& value, FileRange, uint64_t) { return value; }
 };

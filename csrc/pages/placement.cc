@@ -30,45 +30,47 @@ uint64_t grown_size(uint64_t end, const PlacementRequest& request) {
   return std::min(whole_chunks, request.capacity);
 }
 
+using Gap = UsageSet::GapIterator;
+
+// The lowest place within [low, high) that lies in this gap.
+std::optional<Place> lowest_in(Gap gap, uint64_t low, uint64_t high,
+                               const PlacementRequest& request) {
+  const auto start = lowest_start(std::max(gap.start(), low), std::min(gap.end(), high), request);
+  if (!start) return std::nullopt;
+  const FileRange range{*start, *start + request.length};
+  return Place{range, grown_size(range.end, request), gap};
+}
+
+// The highest such place.
+std::optional<Place> highest_in(Gap gap, uint64_t low, uint64_t high,
+                                const PlacementRequest& request) {
+  const auto start = highest_start(std::max(gap.start(), low), std::min(gap.end(), high), request);
+  if (!start) return std::nullopt;
+  return Place{{*start, *start + request.length}, request.file_size, gap};
+}
+
 std::optional<Place> find_bottom_up(const UsageSet& usage, const PlacementRequest& request) {
-  const uint64_t high = std::min(request.window.end, request.capacity);
-  auto gap = request.window.start == 0
-                 ? usage.first_large_enough_gap(request.length, request.alignment)
-                 : usage.lower_bound_large_enough_gap(request.window.start, request.length,
-                                                      request.alignment);
-  for (; gap.ok() && gap.start() < high;
-       gap = gap.next_large_enough_gap(request.length, request.alignment)) {
-    const auto start = lowest_start(std::max(gap.start(), request.window.start),
-                                    std::min(gap.end(), high), request);
-    if (!start) continue;
-    const FileRange range{*start, *start + request.length};
-    return Place{range, grown_size(range.end, request), gap};
-  }
-  return std::nullopt;
+  const Gap gap = usage.first_large_enough_gap(request.length, request.alignment);
+  if (!gap.ok()) return std::nullopt;
+  return lowest_in(gap, 0, request.capacity, request);
 }
 
 // Below the present end of the file: the highest place in the last gap that has one.
 std::optional<Place> find_top_down_inside(const UsageSet& usage, const PlacementRequest& request) {
-  const uint64_t low = request.window.start;
-  // The gap at the upper end may reach beyond it, and beyond the file, so it alone is clipped.
-  const uint64_t high = std::min(request.window.end, request.file_size);
-  if (high < low || high - low < request.length) return std::nullopt;
-  auto gap = usage.last_gap();
-  if (gap.start() > high) gap = usage.upper_bound_gap(high - 1);
-  while (gap.ok() && gap.end() > low) {
-    const auto start =
-        highest_start(std::max(gap.start(), low), std::min(gap.end(), high), request);
-    if (start) return Place{{*start, *start + request.length}, request.file_size, gap};
-    gap = gap.prev_large_enough_gap(request.length, request.alignment);
-  }
-  return std::nullopt;
+  // The trailing gap reaches beyond the file, so it alone is clipped.
+  const Gap trailing = usage.last_gap();
+  if (auto place = highest_in(trailing, 0, request.file_size, request)) return place;
+  if (std::min(trailing.end(), request.file_size) < request.length) return std::nullopt;
+  const Gap gap = trailing.prev_large_enough_gap(request.length, request.alignment);
+  if (!gap.ok()) return std::nullopt;
+  return highest_in(gap, 0, UINT64_MAX, request);
 }
 
-// Beyond it: double the file until the end of it has a place above everything in use.
-std::optional<Place> find_top_down_grown(const UsageSet& usage, const PlacementRequest& request) {
-  if (request.window.end < request.capacity) return std::nullopt;
-  const uint64_t above = std::max(usage.last_gap().start(), request.window.start);
-  const auto lowest = lowest_start(above, request.capacity, request);
+// Beyond it: double the file until the end of it has a place above everything in use, and above `above`.
+std::optional<Place> find_top_down_grown(const UsageSet& usage, const PlacementRequest& request,
+                                         uint64_t above) {
+  const auto lowest =
+      lowest_start(std::max(usage.last_gap().start(), above), request.capacity, request);
   if (!lowest) return std::nullopt;
   uint64_t size = request.file_size;
   while (size < request.capacity) {
@@ -78,6 +80,31 @@ std::optional<Place> find_top_down_grown(const UsageSet& usage, const PlacementR
     if (const auto start = highest_start(*lowest, size, request)) {
       return Place{{*start, *start + request.length}, size, usage.last_gap()};
     }
+  }
+  return std::nullopt;
+}
+
+// --- Within a window: some areas of the file -----------------------------------------------------
+
+std::optional<Place> find_bottom_up(const UsageSet& usage, const PlacementRequest& request,
+                                    FileRange window) {
+  const uint64_t high = std::min(window.end, request.capacity);
+  Gap gap = usage.lower_bound_large_enough_gap(window.start, request.length, request.alignment);
+  for (; gap.ok() && gap.start() < high;
+       gap = gap.next_large_enough_gap(request.length, request.alignment)) {
+    if (auto place = lowest_in(gap, window.start, high, request)) return place;
+  }
+  return std::nullopt;
+}
+
+std::optional<Place> find_top_down_inside(const UsageSet& usage, const PlacementRequest& request,
+                                          FileRange window) {
+  const uint64_t high = std::min(window.end, request.file_size);
+  if (high < window.start || high - window.start < request.length) return std::nullopt;
+  Gap gap = usage.upper_bound_gap(high - 1);
+  for (; gap.ok() && gap.end() > window.start;
+       gap = gap.prev_large_enough_gap(request.length, request.alignment)) {
+    if (auto place = highest_in(gap, window.start, high, request)) return place;
   }
   return std::nullopt;
 }
@@ -122,37 +149,43 @@ uint64_t default_alignment(uint64_t length) {
 std::optional<Place> find_place(const UsageSet& usage, const PlacementRequest& request) {
   if (request.direction == Direction::kBottomUp) return find_bottom_up(usage, request);
   if (auto place = find_top_down_inside(usage, request)) return place;
-  return find_top_down_grown(usage, request);
+  return find_top_down_grown(usage, request, 0);
 }
 
-std::optional<Place> find_place(const UsageSet& usage, const Areas& areas, PageSize size,
-                                PlacementRequest request) {
-  if (size == PageSize::kSmall && !areas.has_huge()) return find_place(usage, request);
+std::optional<Place> find_place_in_areas(const UsageSet& usage, const Areas& areas, PageSize size,
+                                         PlacementRequest request) {
   const uint64_t length = request.length;
   if (size == PageSize::kHuge) {
     if (length > UINT64_MAX - huge_page_size()) return std::nullopt;
     request.length = align_up(length, huge_page_size());
     request.alignment = std::max(request.alignment, huge_page_size());
   }
+  std::optional<Place> place;
+  const auto search = [&](bool change, auto find) {
+    place = search_stretches(usage, areas, size, change, request.direction, find);
+    if (!place) return false;
+    place->range.end = place->range.start + length;
+    place->size = size;
+    return true;
+  };
   for (const bool change : {false, true}) {
-    const auto search = [&](auto find) {
-      return search_stretches(usage, areas, size, change, request.direction, [&](FileRange window) {
-        request.window = window;
-        auto place = find(usage, request);
-        if (!place) return place;
-        place->range.end = place->range.start + length;
-        place->size = size;
-        return place;
-      });
-    };
     if (request.direction == Direction::kBottomUp) {
-      if (auto place = search(find_bottom_up)) return place;
-    } else {
-      if (auto place = search(find_top_down_inside)) return place;
-      if (auto place = search(find_top_down_grown)) return place;
+      if (search(change,
+                 [&](FileRange window) { return find_bottom_up(usage, request, window); })) {
+        break;
+      }
+      continue;
     }
+    const auto inside = [&](FileRange window) {
+      return find_top_down_inside(usage, request, window);
+    };
+    const auto grown = [&](FileRange window) {
+      return window.end < request.capacity ? std::nullopt
+                                           : find_top_down_grown(usage, request, window.start);
+    };
+    if (search(change, inside) || search(change, grown)) break;
   }
-  return std::nullopt;
+  return place;
 }
 
 }  // namespace pgalloc

@@ -20,8 +20,7 @@ struct PlacementRequest {
   uint64_t alignment = 0;  // a power of two
   Direction direction = Direction::kBottomUp;
   uint64_t file_size = 0;
-  uint64_t capacity = kMaxOffset;   // no byte at or beyond it is handed out
-  FileRange window{0, UINT64_MAX};  // nor outside this
+  uint64_t capacity = kMaxOffset;  // no byte at or beyond it is handed out
 };
 
 struct Place {
@@ -39,8 +38,8 @@ std::optional<Place> find_place(const UsageSet& usage, const PlacementRequest& r
 
 // The same within areas for pages of one size; in huge ones for whole huge pages, of which the range has
 // as much as is asked for. Only if these have no place, areas of the other size in which nothing is
-// allocated count as well: the caller changes them. REQUIRES: request.window is the default.
-std::optional<Place> find_place(const UsageSet& usage, const Areas& areas, PageSize size,
-                                PlacementRequest request);
+// allocated count as well: the caller changes them.
+std::optional<Place> find_place_in_areas(const UsageSet& usage, const Areas& areas, PageSize size,
+                                         PlacementRequest request);
 
 }  // namespace pgalloc

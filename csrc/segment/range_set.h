@@ -11,7 +11,7 @@ namespace pgalloc {
 struct PlainTraits {
   struct Value {};
   static constexpr bool kTrackGaps = false;
-  static inline const uint64_t kGapAlignment = huge_page_size();
+  static constexpr uint64_t kGapAlignment = kUsualHugePageSize;
   static bool merge(Value&, const Value&) { return true; }
   static Value split(Value&, FileRange, uint64_t) { return {}; }
 };

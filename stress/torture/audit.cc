@@ -59,7 +59,7 @@ void settle(MemoryFile& file) {
 void compare_references(const std::vector<PageSegment>& segments,
                         const std::vector<Holding>& holdings) {
   std::vector<Counted> recorded;
-  for (const auto& [range, use] : segments) append(recorded, range, use.refs);
+  for (const auto& [range, use, size] : segments) append(recorded, range, use.refs);
   const std::vector<Counted> held = references_held(holdings);
   for (size_t i = 0; i < held.size() || i < recorded.size(); ++i) {
     const Counted want = i < held.size() ? held[i] : Counted{};
@@ -83,7 +83,7 @@ std::optional<uint64_t> stored_bytes_in(MemoryFile& file, FileRange range) {
 void compare_account(MemoryFile& file, const std::vector<PageSegment>& segments) {
   uint64_t committed = 0;
   bool exact = true;
-  for (const auto& [range, use] : segments) {
+  for (const auto& [range, use, size] : segments) {
     const uint64_t believed = use.committed ? range.length() : 0;
     committed += believed;
     const std::optional<uint64_t> stored = stored_bytes_in(file, range);

@@ -191,7 +191,7 @@ TEST(areas_equal_a_search_through_all_places) {
           expected = direction == Direction::kBottomUp ? reference.bottom_up(change)
                                                        : reference.top_down(change);
         }
-        const auto found = find_place(usage, areas, size, request);
+        const auto found = find_place_in_areas(usage, areas, size, request);
         EXPECT_EQ(found ? std::optional<Place>({found->range, found->file_size}) : std::nullopt,
                   expected);
         if (found) EXPECT(found->size == size);

@@ -45,7 +45,7 @@ struct UsageValue {
 struct UsageTraits {
   using Value = UsageValue;
   static constexpr bool kTrackGaps = true;
-  static inline const uint64_t kGapAlignment = huge_page_size();
+  static constexpr uint64_t kGapAlignment = kUsualHugePageSize;
   static bool merge(Value& left, const Value& right) { return left == right; }
   static Value split(Value& value, FileRange, uint64_t) { return value; }
   static Value make(uint64_t number) { return {static_cast<uint32_t>(number), 0, 1, 0}; }
