@@ -210,7 +210,7 @@ job_huge_pages() {
     reclaim usage discard cache arrays shared_list save restore)
   "${huge[@]}" stress/fragmentation.py --seconds 20
   "${huge[@]}" stress/limits.py write_through --runs 3
-  "${huge[@]}" stress/limits.py touch
+  "${huge[@]}" stress/limits.py touch -- --huge
   must_fail 1 FAILED "$python" stress/fragmentation.py --plant
 }
 

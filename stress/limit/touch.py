@@ -95,9 +95,10 @@ def main() -> None:
     parser.add_argument("--orders", nargs="*", choices=ORDERS, default=list(ORDERS))
     parser.add_argument("--way", choices=WAYS, default="fill")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--huge", action="store_true", help="in huge pages, if there are any")
     parser.add_argument("--plant", action="store_true")
     options = parser.parse_args()
-    with pgalloc.MemoryFile() as memory_file:
+    with pgalloc.MemoryFile(huge_pages="always" if options.huge else "auto") as memory_file:
         if options.plant:
             stop_guard()
         rounds = [touch_all(memory_file, options, order) for order in options.orders]
