@@ -59,8 +59,8 @@ class Torture:
 
     def run(self, seconds: float) -> None:
         """Works until the time is up, then lets go of everything."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        end = time.monotonic() + seconds  # time: how long the caller wants it to go on
+        while time.monotonic() < end:  # time: the same
             self.steps += 1
             if self._bytes > LIVE_MAX or (self._live and self._random.random() < 0.5):
                 self._free()
@@ -110,7 +110,7 @@ class Torture:
             raise WrongError("freed pages stay")
         verify(self._file)
         while not self._file.update_usage():
-            time.sleep(0.01)
+            time.sleep(0.01)  # time: scans are throttled
         account, kernel = sum(self._file.usage().values()), self._file.total_usage()
         if not account == kernel == self._bytes:
             raise WrongError(f"used {self._bytes}, the account {account}, the kernel {kernel}")

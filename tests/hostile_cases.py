@@ -160,7 +160,7 @@ def cases_of_the_package() -> Iterator[Case]:
         for keyword, accepts in keywords.items():
             call = lambda h, v, m=method, k=keyword: getattr(h.mf, m)(PAGE, **{k: v})
             yield Case(name, keyword, call, accepts)
-    for method in ("inc_ref", "dec_ref", "has_unique_ref", "decommit"):
+    for method in ("inc_ref", "dec_ref", "has_unique_ref", "first_shared_range", "decommit"):
         yield Case(
             f"MemoryFile.{method}", "range", lambda h, v, m=method: getattr(h.mf, m)(v), allocated
         )

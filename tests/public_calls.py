@@ -584,6 +584,14 @@ CALLS: dict[str, Call] = {
         closed="ClosedError",
         child="ForkedError",
     ),
+    "first_shared_range": Call(
+        "looking at the owner",
+        "MemoryFile.first_shared_range",
+        lambda it: it.file.first_shared_range(it.pages.range),
+        "file",
+        closed="ClosedError",
+        child="ForkedError",
+    ),
     "wait_for_reclaim": Call(
         "looking at the owner",
         "MemoryFile.wait_for_reclaim",

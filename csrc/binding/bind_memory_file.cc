@@ -68,6 +68,16 @@ void decommit(Self<FileHandle> handle, const py::object& range_object) {
   throw_if_error(status, "decommit", handle->name());
 }
 
+py::object first_shared_range(Self<FileHandle> handle, const py::object& range_object) {
+  FileRange range;
+  if (!as_file_range(range_object.ptr(), &range)) throw py::error_already_set();
+  const auto shared = value_or_throw(handle->core().references().first_shared(range));
+  if (!shared) return py::none();
+  PyObject* const result = new_file_range(*shared);
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
 bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint32_t>>& memcg_ids) {
   MemoryFile& file = handle->core();
   auto current = [&] {
@@ -198,6 +208,11 @@ void bind_memory_file(py::module_& module) {
            })
       .def("_segments", &segments)
       .def("_stats", &stats)
+      .def(
+          "first_shared_range", &first_shared_range, py::arg("range"),
+          "The first stretch of pages of `range` with more than one reference each, as long as it "
+          "goes;\nNone if there is none.\n\nRaises RangeError unless the whole range is allocated, "
+          "ForkedError in a forked child.")
       .def("_take_warnings",
            [](Self<FileHandle> handle) {
              return handle->ask([](MemoryFile& file) { return file.take_warnings(); });

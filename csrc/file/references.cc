@@ -35,6 +35,12 @@ Status References::drop_ref(FileRange range) {
   return {};
 }
 
+Result<std::optional<FileRange>> References::first_shared(FileRange range) const {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.first_shared(range);
+}
+
 Result<bool> References::has_unique_ref(FileRange range) const {
   FileLock lock(state_);
   PGALLOC_RETURN_IF_ERROR(state_.check_open());

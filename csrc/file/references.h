@@ -28,6 +28,7 @@ class References {
   Status inc_ref(FileRange range, uint32_t memcg_id) EXCLUDES(file_lock);
   Status dec_ref(FileRange range) EXCLUDES(file_lock);
   Result<bool> has_unique_ref(FileRange range) const EXCLUDES(file_lock);
+  Result<std::optional<FileRange>> first_shared(FileRange range) const EXCLUDES(file_lock);
   // A handle ends: what the discarder knows of it is forgotten, and its reference dropped.
   Status end_handle(Discardable& entry) EXCLUDES(file_lock);
 

@@ -204,6 +204,18 @@ Result<bool> PageStates::has_unique_ref(FileRange range) const {
   return find_used(usage_, range, [](const PageUse& use) { return use.refs == 1; }).ok();
 }
 
+Result<std::optional<FileRange>> PageStates::first_shared(FileRange range) const {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  std::optional<FileRange> shared;
+  usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
+    if (use.refs < 2) return !shared;
+    if (!shared) shared = part;
+    shared->end = part.end;
+    return true;
+  });
+  return shared;
+}
+
 FileRange PageStates::front(FileRange range, size_t* left) const {
   const size_t most = std::max<size_t>(*left, 1);
   size_t count = std::max<size_t>(segment::cut(usage_, most, &range), 1);

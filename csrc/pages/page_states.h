@@ -88,6 +88,9 @@ class PageStates {
   Result<uint64_t> dec_ref(FileRange range);
   // Row C5.
   Result<bool> has_unique_ref(FileRange range) const;
+  // Row C6: the first longest run of pages in `range` with more than one reference each; nothing if there
+  // is none.
+  Result<std::optional<FileRange>> first_shared(FileRange range) const;
 
   // The front of `range` for which the books have few segments, so that what is done with it takes a
   // short time: *left of each kind at most, but one, which are counted off.

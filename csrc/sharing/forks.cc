@@ -259,12 +259,18 @@ void take_seat(FileSeat& seat, MemoryFile& file, const Fork& fork,
   if (!is_peer) guard(seat, to_parent);
 }
 
+// Whether the owner has ended, and so gives its pages to no other process any more.
+bool gives_no_more(OwnerLink& parents) {
+  return parents.broken() ? parents.owner_ends(OwnerLink::kOwnersEndAtFork_ms)
+                          : parents.owner_has_ended();
+}
+
 // A file that the parent was a peer of.
 void take_seat(FileSeat& seat, PeerFile& file, const Fork& fork) {
   const auto link = successor(fork, &file.link());
   if (link != nullptr) {
     if (!become(seat, [&] { return PeerFile::inherit(file, link); })) guard(seat, link);
-  } else if (!file.link().owner_has_ended()) {  // else nothing is given to others any more
+  } else if (!gives_no_more(file.link())) {
     revoke(seat);
   }
 }
@@ -275,7 +281,7 @@ void take_guard(FileSeat& seat, const Fork& fork) {
   const auto link = successor(fork, parents.get());
   if (link != nullptr) return guard(seat, link);
   seat.set_guard(nullptr);
-  if (!parents->owner_has_ended()) revoke(seat);
+  if (!gives_no_more(*parents)) revoke(seat);
 }
 
 void take_seats(const Fork& fork, const std::shared_ptr<OwnerLink>& to_parent) {

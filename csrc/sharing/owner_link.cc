@@ -497,11 +497,15 @@ bool OwnerLink::is_cut_off() {
     MutexLock lock(mu_);
     if (!broken() && socket_.intact() && !is_over()) return false;
   }
-  for (int i = 0; i < kOwnersEnd_ms; ++i) {
-    if (owner_has_ended()) return false;
+  return !owner_ends(kOwnersEnd_ms);
+}
+
+bool OwnerLink::owner_ends(int patience_ms) {
+  for (int i = 0; i < patience_ms; ++i) {
+    if (owner_has_ended()) return true;
     (void)sys().poll(nullptr, 0, 1);
   }
-  return true;
+  return false;
 }
 
 // --- The thread ----------------------------------------------------------------------------------

@@ -147,6 +147,10 @@ class OwnerLink : public std::enable_shared_from_this<OwnerLink>,
   // Whether the owner's process is known to have ended: it gives nothing of its to others any more. A
   // connection that broke says nothing of that.
   bool owner_has_ended();
+  // The same, for when its connection has broken: a process that ends closes its descriptors before it has
+  // ended for others, so it is waited for.
+  bool owner_ends(int patience_ms);
+  static constexpr int kOwnersEndAtFork_ms = 200;
   // Whether the owner lives, but not this connection: it may have taken back by now what this process
   // had not mapped before. An owner that is about to end is waited for, two seconds at most.
   bool is_cut_off() EXCLUDES(mu_);

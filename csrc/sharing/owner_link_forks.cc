@@ -58,7 +58,7 @@ bool OwnerLink::introduce() {
   constexpr int kTries = 20;
   for (int i = 0; i < kTries; ++i) {
     // An owner that has dropped the connection, and lives, counts the child as one that never was.
-    if (send_queued()) return !broken() || owner_has_ended();
+    if (send_queued()) return !broken() || owner_ends(kOwnersEndAtFork_ms);
     (void)sys().poll(nullptr, 0, 1);  // the kernel was short of something
   }
   return false;

@@ -278,7 +278,13 @@ TEST(what_a_process_lent_that_has_ended_is_seen_by_children_that_come_later) {
     EXPECT(peer->map(range).ok());
     link->break_off();
     EXPECT_EQ(in_child([&] { EXPECT(!peer->chunks()->is_mapped(range)); }), 0);
-    ::kill(other_end, SIGKILL);
+    // It closes its connections first, and has ended a moment later.
+    std::thread killer([] {
+      ::usleep(20000);  // time: so that the child looks before
+      ::kill(other_end, SIGKILL);
+    });
+    EXPECT_EQ(in_child([&] { EXPECT(peer->chunks()->is_mapped(range)); }), 0);
+    killer.join();
     (void)status_of(other_end);
     EXPECT_EQ(in_child([&] { EXPECT(peer->chunks()->is_mapped(range)); }), 0);
     EXPECT(link->owner_has_ended());

@@ -7,13 +7,14 @@ import json
 import mmap
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 import pgalloc
 from pgalloc.cli.app import cli
-from pgalloc.cli.doctor import kernel_features
+from pgalloc.cli.doctor import huge_pages, kernel_features
 from pgalloc.cli.doctor import pressure as doctor_pressure
 from pgalloc.cli.doctor.kernel_features import probe_kernel_features
 from pgalloc.cli.doctor.trial import run_trial
@@ -53,6 +54,54 @@ def test_the_doctor_says_what_is_here_and_that_it_works() -> None:
     assert os.uname().release in result.output
     assert result.output.rstrip().endswith("doctor: OK: what pgalloc needs works here")
     assert all(len(line) <= 80 for line in result.output.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("of_all", "own", "why", "remedy"),
+    [
+        ("never", None, "never in", "echo advise > "),
+        ("deny", "inherit", "deny in", "echo advise > "),
+        ("advise", "never", "never in", "echo inherit > "),
+        ("never", "inherit", "never in", "echo advise > "),
+        (None, None, "the kernel has none", "CONFIG_SHMEM"),
+    ],
+)
+def test_which_switch_stands_in_the_way_of_huge_pages(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    of_all: str | None,
+    own: str | None,
+    why: str,
+    remedy: str,
+) -> None:
+    monkeypatch.setattr(huge_pages, "SWITCHES", tmp_path)
+    size = pgalloc.HUGE_PAGE_SIZE >> 10
+    for switch, choice in (("shmem_enabled", of_all), (f"hugepages-{size}kB/shmem_enabled", own)):
+        if choice is not None:
+            (tmp_path / switch).parent.mkdir(exist_ok=True)
+            (tmp_path / switch).write_text(f"always [{choice}] other\n")
+    with pytest.raises(huge_pages.NoHugePagesError, match=why) as raised:
+        huge_pages.try_huge_page()
+    assert remedy in raised.value.remedy
+
+
+@pytest.mark.parametrize(("had", "error"), [(True, None), (False, None), (False, MemoryError())])
+def test_a_huge_page_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, had: bool, error: Exception | None
+) -> None:
+    def is_had() -> bool:
+        if error is not None:
+            raise error
+        return had
+
+    monkeypatch.setattr(huge_pages, "SWITCHES", tmp_path)
+    monkeypatch.setattr(huge_pages, "_is_had", is_had)
+    (tmp_path / "shmem_enabled").write_text("always within_size [advise] never\n")
+    if had:
+        assert huge_pages.try_huge_page() == "advise"
+        return
+    with pytest.raises(huge_pages.NoHugePagesError, match="advise, but"):
+        huge_pages.try_huge_page()
 
 
 def test_json_has_the_same() -> None:

@@ -52,8 +52,11 @@ BAD_RANGES = [
 ]
 
 
+COUNTING = ("inc_ref", "dec_ref", "has_unique_ref", "first_shared_range")
+
+
 @pytest.mark.parametrize("range_", BAD_RANGES)
-@pytest.mark.parametrize("call", ["inc_ref", "dec_ref", "has_unique_ref", "decommit"])
+@pytest.mark.parametrize("call", [*COUNTING, "decommit"])
 def test_c1_bad_ranges_change_nothing(mf: MemoryFile, call: str, range_: FileRange) -> None:
     mf.allocate_range(4 * PAGE)
     before = mf.segments()
@@ -63,7 +66,7 @@ def test_c1_bad_ranges_change_nothing(mf: MemoryFile, call: str, range_: FileRan
 
 
 @pytest.mark.parametrize("value", [None, 0, PAGE, (0, PAGE), "x", EvictableRange(0, PAGE)])
-@pytest.mark.parametrize("call", ["inc_ref", "dec_ref", "has_unique_ref", "decommit", "map_range"])
+@pytest.mark.parametrize("call", [*COUNTING, "decommit", "map_range"])
 def test_c1_only_file_ranges_are_ranges(mf: MemoryFile, call: str, value: object) -> None:
     mf.allocate_range(PAGE)
     with pytest.raises(TypeError):
@@ -156,6 +159,22 @@ def test_c4_the_reclaimer_is_woken_by_the_last_reference_only(mf: MemoryFile) ->
     mf.dec_ref(range_)
     # Nothing in pgalloc waits for it: the reclaimer must have been woken by dec_ref itself.
     eventually(lambda: mf.segments() == [], "reclaim")
+
+
+def test_c6_the_first_shared_range(mf: MemoryFile) -> None:
+    range_ = mf.allocate_range(10 * PAGE)
+    assert mf.first_shared_range(range_) is None
+    for shared in (pages(2, 5), pages(4, 6), pages(8, 9)):
+        mf.inc_ref(shared)
+    assert mf.first_shared_range(range_) == pages(2, 6)  # whatever the counts are
+    assert mf.first_shared_range(pages(3, 10)) == pages(3, 6)
+    assert mf.first_shared_range(pages(3, 5)) == pages(3, 5)
+    assert mf.first_shared_range(pages(6, 10)) == pages(8, 9)
+    assert mf.first_shared_range(pages(9, 10)) is None
+    mf.dec_ref(range_)
+    with pytest.raises(RangeError):
+        mf.first_shared_range(range_)
+    assert mf.first_shared_range(pages(2, 6)) == pages(4, 5)
 
 
 def test_c5_unique(mf: MemoryFile) -> None:

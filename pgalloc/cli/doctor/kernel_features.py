@@ -13,7 +13,8 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from pgalloc.cli.doctor.huge_pages import NoHugePagesError, try_huge_page
 
 _MADV_POPULATE_WRITE = 23
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -22,16 +23,18 @@ _SYS_CACHESTAT = 451  # the same everywhere since it is newer than the common nu
 _SYS_USERFAULTFD = {"x86_64": 323, "i686": 374, "armv7l": 388, "ppc64le": 364, "s390x": 355}
 _SYS_USERFAULTFD_GENERIC = 282
 
-_SHMEM_HUGE = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One probe's answer; ``detail`` is the error, or how it is configured."""
+    """One probe's answer; ``detail`` is the error, or how it is configured.
+
+    ``remedy`` is what would help, if that is known.
+    """
 
     name: str
     available: bool
     detail: str
+    remedy: str = ""
 
 
 def probe_kernel_features() -> tuple[Feature, ...]:
@@ -42,7 +45,7 @@ def probe_kernel_features() -> tuple[Feature, ...]:
         "populate_write": _populate_write,
         "cachestat": _cachestat,
         "userfaultfd": _userfaultfd,
-        "shmem_huge_pages": _shmem_huge_pages,
+        "shmem_huge_pages": try_huge_page,
     }
     return tuple(_try(name, probe) for name, probe in probes.items())
 
@@ -50,6 +53,8 @@ def probe_kernel_features() -> tuple[Feature, ...]:
 def _try(name: str, probe: Callable[[], str]) -> Feature:
     try:
         return Feature(name, True, probe())
+    except NoHugePagesError as error:
+        return Feature(name, False, str(error), error.remedy)
     except OSError as error:
         words = error.strerror or str(error)
         code = errno.errorcode.get(error.errno or 0)
@@ -101,14 +106,6 @@ def _userfaultfd() -> str:
         os.close(_syscall(number, os.O_CLOEXEC | _UFFD_USER_MODE_ONLY))
         return "faults from user mode only"
     return ""
-
-
-def _shmem_huge_pages() -> str:
-    """The choice in brackets; never and deny mean that MADV_HUGEPAGE has no effect."""
-    choice = _SHMEM_HUGE.read_text().partition("[")[2].partition("]")[0]
-    if choice in ("never", "deny", ""):
-        raise OSError(f"shmem_enabled is {choice or 'unknown'}")
-    return choice
 
 
 def _libc() -> ctypes.CDLL:

@@ -59,8 +59,8 @@ _MEANINGS = {
     ),
     "shmem_huge_pages": (
         "huge pages (shmem)",
-        "large allocations may use 2 MiB pages",
-        "4 KiB pages only; MADV_HUGEPAGE is accepted without effect",
+        "huge=True gets them; Caches, share() and copies of arrays use them by themselves",
+        "small pages only, which are slower to commit and to give back",
     ),
 }
 
@@ -94,4 +94,6 @@ def _feature(feature: Feature) -> Finding:
     found = "yes" if feature.available else "no"
     if feature.detail:
         found = f"{found}: {feature.detail}"
+    if feature.remedy:
+        lack = f"{lack}; {feature.remedy}"
     return Finding(name, found, meaning if feature.available else lack, feature.available)
