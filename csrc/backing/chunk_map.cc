@@ -148,7 +148,7 @@ void ChunkMap::advise(FileRange range, bool huge) try {
     if (mapped_[part.start / kChunkSize].load(std::memory_order_relaxed)) tell_kernel(part, huge);
     rest.start = part.end;
   }
-} catch (const std::bad_alloc&) {
+} catch (const std::bad_alloc&) {  // NOLINT: it stays as it was
 }
 
 bool ChunkMap::allows_huge(uint64_t offset) {
@@ -173,7 +173,7 @@ void ChunkMap::revoke_in_child() {
 }
 
 // The owner advises anew what it uses in part; a child, which never hears of it, does without.
-void ChunkMap::reset_after_fork() {
+void ChunkMap::reset_after_fork() NO_THREAD_SAFETY_ANALYSIS {
   new (&mu_) Mutex(LockRank::kChunkMap);
   if (!ever_huge_) return;
   new (&huge_) RangeSet;  // another thread may have been at it

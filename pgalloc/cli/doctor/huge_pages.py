@@ -18,7 +18,7 @@ _OFFERS = ("always", "within_size", "advise", "force")
 class NoHugePagesError(Exception):
     """There are none; ``remedy`` says what would help."""
 
-    def __init__(self, why: str, remedy: str) -> None:
+    def __init__(self, why: str, remedy: str = "") -> None:
         super().__init__(why)
         self.remedy = remedy
 
@@ -42,7 +42,7 @@ def try_huge_page() -> str:
     try:
         had = _is_had()
     except (pgalloc.Error, MemoryError, OSError) as error:
-        raise NoHugePagesError(f"{offered}, but trying it failed: {error}", "") from error
+        raise NoHugePagesError(f"{offered}, but trying it failed: {error}") from error
     if not had:
         raise NoHugePagesError(
             f"{offered}, but none was to be had",
