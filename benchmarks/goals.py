@@ -222,6 +222,24 @@ WORKLOADS = (
         driver="give_back",
     ),
     Workload(
+        "huge_populate",
+        "populate 1 GiB in huge pages",
+        python_limit="bare",
+        goals=(_python(1.1, "bare"),),
+    ),
+    Workload(
+        "huge_give_back",
+        "free 1 GiB in huge pages until it has left the machine",
+        python_limit="bare",
+        goals=(_python(1.2, "bare"),),
+    ),
+    Workload(
+        "huge_put",
+        "cache: put 4 MiB in huge pages, in steady replacement",
+        python_limit="memcpy",
+        goals=(_python(1.15, "memcpy"),),
+    ),
+    Workload(
         "update_usage_cold",
         "update_usage cold: 8 GiB, 1 page in 16 touched",
         (0.15 * S,),
