@@ -25,7 +25,8 @@ constexpr uint64_t kDefaultMin = uint64_t{2} << 20;
 // Each stretch of advice is a mapping of its own for the kernel, which allows some 65,000 in a process.
 constexpr size_t kStretchesMax = 8192;
 
-// Addresses for `size` bytes, from a multiple of the huge page on; MAP_FAILED if there are none.
+// Addresses for `size` bytes, from a multiple of the huge page on unless there are only others; MAP_FAILED
+// if there are none.
 char* reserve_addresses(uint64_t size) {
   const auto reserve = [](uint64_t bytes) {
     return static_cast<char*>(sys().mmap(nullptr, bytes, PROT_NONE, kReserveFlags, -1, 0));
@@ -37,7 +38,7 @@ char* reserve_addresses(uint64_t size) {
   if (base == MAP_FAILED || padding_of(base) == 0) return base;
   sys().munmap(base, size);
   char* const wider = reserve(size + huge_page_size());
-  if (wider == MAP_FAILED) return wider;
+  if (wider == MAP_FAILED) return reserve(size);
   const uint64_t padding = padding_of(wider);
   if (padding > 0) sys().munmap(wider, padding);
   sys().munmap(wider + padding + size, huge_page_size() - padding);

@@ -30,7 +30,7 @@ bool Areas::are_all(FileRange range, PageSize size) const {
 
 void Areas::set(FileRange range, PageSize size) {
   if (are_all(range, size)) return;
-  if (huge_areas_.empty()) huge_areas_.resize((capacity_ + area_bytes_ - 1) / area_bytes_);
+  if (huge_areas_.empty()) huge_areas_.resize(count());
   for (uint64_t area = range.start / area_bytes_; area <= (range.end - 1) / area_bytes_; ++area) {
     const bool huge = size == PageSize::kHuge;
     if (huge_areas_[area] == huge) continue;

@@ -28,6 +28,7 @@ class Areas {
   // A chunk; less where the capacity has only a few chunks, so that both sizes have a place in it.
   uint64_t area_bytes() const { return area_bytes_; }
   uint64_t capacity() const { return capacity_; }
+  uint64_t count() const { return capacity_ / area_bytes_ + (capacity_ % area_bytes_ > 0 ? 1 : 0); }
   bool has_huge() const { return huge_ > 0; }
   PageSize at(uint64_t offset) const {
     return has_huge() && huge_areas_[offset / area_bytes_] ? PageSize::kHuge : PageSize::kSmall;

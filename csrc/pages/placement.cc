@@ -116,28 +116,27 @@ bool accepts(const UsageSet& usage, const Areas& areas, FileRange area, PageSize
 }
 
 // Calls find(window) for each stretch of areas that accept pages of `size`, from the end where the search
-// begins, until it finds a place.
+// begins, until it finds a place. All beyond the end of the file counts as one area: it is small, and empty.
 template <class Find>
 std::optional<Place> search_stretches(const UsageSet& usage, const Areas& areas, PageSize size,
-                                      bool change, Direction direction, Find find) {
-  const uint64_t count = (areas.capacity() + areas.area_bytes() - 1) / areas.area_bytes();
+                                      bool change, const PlacementRequest& request, Find find) {
+  const uint64_t length = areas.area_bytes();
+  const uint64_t inside = (request.file_size + length - 1) / length;
+  const uint64_t count = inside + (inside < areas.count() ? 1 : 0);
   std::optional<FileRange> stretch;
-  for (uint64_t i = 0; i <= count; ++i) {
-    if (i < count) {
-      const uint64_t index = direction == Direction::kBottomUp ? i : count - 1 - i;
-      const uint64_t start = index * areas.area_bytes();
-      const FileRange area{start, std::min(start + areas.area_bytes(), areas.capacity())};
-      if (accepts(usage, areas, area, size, change)) {
-        if (!stretch) stretch = area;
-        stretch = {std::min(stretch->start, area.start), std::max(stretch->end, area.end)};
-        continue;
-      }
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t index = request.direction == Direction::kBottomUp ? i : count - 1 - i;
+    const uint64_t end = index < inside ? (index + 1) * length : areas.capacity();
+    const FileRange area{index * length, std::min(end, areas.capacity())};
+    if (accepts(usage, areas, area, size, change)) {
+      if (!stretch) stretch = area;
+      stretch = {std::min(stretch->start, area.start), std::max(stretch->end, area.end)};
+    } else if (stretch) {
+      if (const auto place = find(*stretch)) return place;
+      stretch.reset();
     }
-    if (!stretch) continue;
-    if (const auto place = find(*stretch)) return place;
-    stretch.reset();
   }
-  return std::nullopt;
+  return stretch ? find(*stretch) : std::nullopt;
 }
 
 }  // namespace
@@ -162,7 +161,7 @@ std::optional<Place> find_place_in_areas(const UsageSet& usage, const Areas& are
   }
   std::optional<Place> place;
   const auto search = [&](bool change, auto find) {
-    place = search_stretches(usage, areas, size, change, request.direction, find);
+    place = search_stretches(usage, areas, size, change, request, find);
     if (!place) return false;
     place->range.end = place->range.start + length;
     place->size = size;

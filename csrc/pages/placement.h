@@ -38,7 +38,7 @@ std::optional<Place> find_place(const UsageSet& usage, const PlacementRequest& r
 
 // The same within areas for pages of one size; in huge ones for whole huge pages, of which the range has
 // as much as is asked for. Only if these have no place, areas of the other size in which nothing is
-// allocated count as well: the caller changes them.
+// allocated count as well: the caller changes them. REQUIRES: beyond the end of the file all are small.
 std::optional<Place> find_place_in_areas(const UsageSet& usage, const Areas& areas, PageSize size,
                                          PlacementRequest request);
 
