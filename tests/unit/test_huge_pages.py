@@ -48,6 +48,8 @@ def gone(mf: MemoryFile) -> bool:
 
 
 def is_exact(mf: MemoryFile) -> bool:
+    """Whether account and kernel agree, once what was freed has gone."""
+    assert mf.wait_for_reclaim(20)
     update_usage(mf)
     return sum(mf.usage().values()) == stored(mf)
 
