@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <string>
+#include <vector>
 
 #include "backing/prefault.h"
 #include "file/operation.h"
@@ -158,9 +159,14 @@ std::optional<Place> Allocator::find(const AllocateRequest& request, uint64_t ca
 void Allocator::change_areas(const Place& place) {
   const Areas& areas = state_.pages.areas();
   if (!areas.has_huge() && place.size == PageSize::kSmall) return;
-  if (areas.are_all(place.range, place.size)) return;
+  // Others in them may have huge pages that are advised against: those that change, and no more.
+  std::vector<FileRange> changing;
+  areas.visit(areas.around(place.range), [&](FileRange part, PageSize size) {
+    if (size != place.size) changing.push_back(part);
+  });
+  if (changing.empty()) return;
   state_.pages.set_areas(place.range, place.size);
-  chunks_.advise(areas.around(place.range), place.size == PageSize::kHuge);
+  for (const FileRange& part : changing) chunks_.advise(part, place.size == PageSize::kHuge);
 }
 
 // Its huge pages may have been split, or advised against, when they were others'.

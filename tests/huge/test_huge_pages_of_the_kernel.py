@@ -98,6 +98,24 @@ def test_of_a_huge_page_used_in_part_the_kernel_makes_no_huge_page(mf: MemoryFil
     assert huge_bytes() == 2 * HUGE
 
 
+def test_an_area_that_joins_leaves_its_neighbours_advice_alone() -> None:
+    """An allocation that reaches from one area into the next, which was for small pages."""
+    with MemoryFile(capacity=32 * HUGE) as mf:  # areas of two huge pages
+        a = mf.allocate(HUGE, huge=True)
+        kept = a.slice(0, PAGE)
+        a.release()
+        assert mf.wait_for_reclaim(20)
+        kept.view()[0] = 1
+        b = mf.allocate(2 * HUGE, huge=True)
+        assert b.range.start == HUGE
+        b.view()[0] = 1
+        assert [is_advised(at) for at in (kept.address, b.address, b.address + HUGE)] == [
+            False,
+            True,
+            True,
+        ]
+
+
 def collapse(address: int) -> int:
     """The error of making a huge page of what is there; 0 for none."""
     libc = ctypes.CDLL(None, use_errno=True)
