@@ -208,7 +208,7 @@ job_huge_pages() {
   # shellcheck disable=SC2046
   "${huge[@]}" -m pytest -q -p no:cacheprovider -n 2 $(rooms huge_pages allocation references \
     reclaim usage discard cache arrays shared_list save restore)
-  # Not with huge pages yet: what khugepaged commits beside the account is found there (docs/design.md).
+  # Not with huge pages yet: it finds huge pages that could not be split (docs/design.md).
   "$python" stress/fragmentation.py --seconds 20
   "${huge[@]}" stress/limits.py write_through --runs 3
   "${huge[@]}" stress/limits.py touch -- --huge
