@@ -1,7 +1,7 @@
 """Allocations of 4 KiB to 64 MiB, small and huge, freed in random parts. See README.md.
 
     python stress/fragmentation.py --seconds 600
-    python stress/huge_pages.py -- python stress/fragmentation.py --seconds 600
+    python stress/huge_pages.py -- python stress/fragmentation.py --seconds 600  # finds a fault yet
 
 At each stop the account must be what the kernel says, to the byte, and that what is used, to the
 page; every page must have the stamp of its owner. At the end nothing may be left. With ``--plant``

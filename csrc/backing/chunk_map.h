@@ -9,8 +9,9 @@
 //   2. mapped_[i] goes from false to true once, after chunk i is mapped (release); a thread
 //      that reads it as true (acquire) may touch the chunk. (But see revoke_in_child().)
 //   3. Mappings outlive close(): they go with this object, which every view keeps alive.
-//   4. base() is a multiple of the huge page, if there are such addresses. Where huge_ says so the kernel may back the mapping with huge
-//      pages, elsewhere it must not; it is advised as soon as the chunk is mapped.
+//   4. base() is a multiple of the huge page, if there are such addresses. Where huge_ says so the kernel
+//      may back the mapping with huge pages, elsewhere it must not (unless made without `advised`); it is
+//      told as soon as the chunk is mapped.
 #pragma once
 
 #include <atomic>

@@ -6,7 +6,6 @@
 #include <string>
 
 #include "base/units.h"
-#include "os/descriptor.h"
 #include "os/syscalls.h"
 
 namespace pgalloc {

@@ -4,7 +4,7 @@
 // Thread safety: externally synchronised (the file's lock).
 //
 // An area is for small pages until a huge allocation takes it, and may change sides whenever no page in
-// it is used or waits to be reclaimed: see find_place().
+// it is used or waits to be reclaimed: see find_place_in_areas().
 //
 // Invariants
 //   1. Every page of a huge allocation lies in a huge area, at whole huge pages.

@@ -54,8 +54,6 @@ class PageStates {
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t waste_bytes() const { return waste_.bytes(); }
   size_t waste_ranges() const { return waste_.ranges(); }
-  uint64_t partial_waste_bytes() const { return waste_.partial_bytes(); }
-  uint64_t subreleased_bytes() const { return waste_.subreleased_bytes(); }
   uint64_t releasing_bytes() const { return releasing_bytes_; }
   uint64_t quarantined_bytes() const { return quarantined_bytes_; }
   // Everything that is used or has yet to be given back: what the maximum of row B3 limits.

@@ -35,7 +35,6 @@ class Waste {
 
   // Those that wait to be given back.
   uint64_t bytes() const { return small_.span() + whole_.span() + partial_.span(); }
-  uint64_t partial_bytes() const { return partial_.span(); }
   uint64_t subreleased_bytes() const { return subreleased_.span(); }
   size_t ranges() const { return small_.size() + whole_.size() + partial_.size(); }
   // Of `range`, what waits.
