@@ -102,7 +102,9 @@ std::vector<CommitScanner::Segment> CommitScanner::collect(
     const PageUse& use = segment.value();
     const bool passes = memcg_ids == nullptr || std::find(memcg_ids->begin(), memcg_ids->end(),
                                                           use.memcg_id) != memcg_ids->end();
-    batch.push_back({segment.range(), use.committed, passes && use.refs > 0 && !use.committed});
+    // At 0 references only what was subreleased is of interest, which is of no memory cgroup.
+    const bool wanted = use.refs > 0 ? passes : memcg_ids == nullptr;
+    batch.push_back({segment.range(), use.committed, wanted && !use.committed});
   }
   return batch;
 }
@@ -139,7 +141,10 @@ void CommitScanner::book(const std::vector<FileRange>& runs,
     for (size_t i = first; i < last; ++i) {
       unchanged.clear();
       state_.changes.visit_unchanged(runs[i], [&](FileRange part) { unchanged.push_back(part); });
-      for (const FileRange& part : unchanged) state_.pages.mark_committed(part, memcg_ids);
+      for (const FileRange& part : unchanged) {
+        state_.pages.mark_committed(part, memcg_ids);
+        if (memcg_ids == nullptr && state_.pages.reclaim_again(part) > 0) reclaimer_.wake();
+      }
       if (unchanged.size() != 1 || unchanged.front() != runs[i]) ++state_.stats.voided_results;
     }
   }

@@ -6,6 +6,8 @@
 // A scan runs in batches: note some segments under the lock, ask the kernel about them without it,
 // book what was found under the lock again.
 //
+// What was subreleased and is committed all the same is given back once more (see Waste).
+//
 // Invariants
 //   1. A result is booked only for pages that have not changed while the scan looked (row H3).
 //   2. One scan runs at a time; full scans take at most an eighth of the time (row H2).
@@ -25,13 +27,15 @@
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "file/file_state.h"
+#include "file/reclaimer.h"
 
 namespace pgalloc {
 
 class CommitScanner {
  public:
-  CommitScanner(FileState& state, const BackingFile& file, const ChunkMap& chunks, Clock& clock)
-      : state_(state), file_(file), chunks_(chunks), clock_(clock) {}
+  CommitScanner(FileState& state, const BackingFile& file, const ChunkMap& chunks,
+                Reclaimer& reclaimer, Clock& clock)
+      : state_(state), file_(file), chunks_(chunks), reclaimer_(reclaimer), clock_(clock) {}
   CommitScanner(const CommitScanner&) = delete;
   CommitScanner& operator=(const CommitScanner&) = delete;
 
@@ -48,7 +52,7 @@ class CommitScanner {
   struct Segment {
     FileRange range;
     bool committed;  // known already
-    bool wanted;     // referenced, not known to be committed, and passes the filter
+    bool wanted;     // not known to be committed, and passes the filter
   };
   static uint64_t known_bytes(std::span<const Segment> segments);
   static Status find_new(CommitProbe& probe, std::span<const Segment> segments,
@@ -65,6 +69,7 @@ class CommitScanner {
   FileState& state_;
   const BackingFile& file_;
   const ChunkMap& chunks_;
+  Reclaimer& reclaimer_;
   Clock& clock_;
   Mutex scan_mu_{LockRank::kScan};
   std::atomic<bool> full_scan_runs_{false};

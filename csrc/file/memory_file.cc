@@ -88,7 +88,7 @@ MemoryFile::MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkM
       capacity_(chunks_->capacity()),
       reclaimer_(state_, *file_, *chunks_, *evictables_, options.manual_zeroing),
       discarder_(state_, *file_, *chunks_, reclaimer_, /*enabled=*/!options.manual_zeroing),
-      scanner_(state_, *file_, *chunks_, clock_),
+      scanner_(state_, *file_, *chunks_, reclaimer_, clock_),
       loader_(state_, *file_, reclaimer_),
       references_(state_, reclaimer_, discarder_, loader_),
       allocator_(state_, *file_, *chunks_, reclaimer_, references_, options) {
@@ -329,7 +329,7 @@ Status MemoryFile::close() {
     state_.pages.clear();
     discarder_.clear();
     loader_.clear();
-    reclaimer_.notify_waiters();
+    reclaimer_.clear();
   }
   Status status;
   // What a failed restore has brought goes, too. Not by truncation: a hook may have made views.

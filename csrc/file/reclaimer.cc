@@ -1,9 +1,11 @@
 #include "file/reclaimer.h"
 
 #include <algorithm>
+#include <new>
 #include <string>
 #include <system_error>
 
+#include "backing/commit_probe.h"
 #include "os/thread.h"
 
 namespace pgalloc {
@@ -65,6 +67,7 @@ void Reclaimer::evict_when_idle() {
 
 bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
   while (!stops_) {
+    if (has_due_unsplit()) return true;
     if (pauses_ == 0 && state_.pages.next_waste()) {
       if (ranges_until_coalesce == 0) {
         coalesce();
@@ -79,12 +82,20 @@ bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
       evictions_due_ = false;
       evictables_.start_all();
     }
-    sleeps_ = true;
-    state_.wait(work_);
-    sleeps_ = false;
+    sleep();
     ranges_until_coalesce = 0;
   }
   return false;
+}
+
+void Reclaimer::sleep() {
+  sleeps_ = true;
+  if (const auto due = unsplit_.next_due(); due && pauses_ == 0) {
+    (void)state_.wait_until(work_, *due);
+  } else {
+    state_.wait(work_);
+  }
+  sleeps_ = false;
 }
 
 void Reclaimer::coalesce() {
@@ -94,26 +105,63 @@ void Reclaimer::coalesce() {
   }
 }
 
+bool Reclaimer::has_due_unsplit() const {
+  const auto due = unsplit_.next_due();
+  return due && pauses_ == 0 && *due <= std::chrono::steady_clock::now();
+}
+
+// REQUIRES: wait_for_waste() has just returned true.
+UnsplitPages::Entry Reclaimer::take() {
+  if (pauses_ == 0) {
+    if (const auto entry = unsplit_.take(std::chrono::steady_clock::now())) return *entry;
+  }
+  return {.range = *state_.pages.take_waste(kPunchBytesMax), .punches = 0, .due = {}};
+}
+
 void Reclaimer::run() {
   thread_id_ = os::thread_id();
   FileLock lock(state_);
   size_t ranges_until_coalesce = 0;
   while (wait_for_waste(ranges_until_coalesce)) {
-    const std::optional<FileRange> range = state_.pages.take_waste(kPunchBytesMax);
-    if (log_) log_->push_back(*range);
-    const bool splits = state_.pages.is_partial(*range);
+    const auto [range, punches, due] = take();
+    if (log_) log_->push_back(range);
+    const bool splits = state_.pages.is_partial(range);
 
     lock.unlock();
     if (splits) {
       chunks_.advise(
-          {align_down(range->start, huge_page_size()), align_up(range->end, huge_page_size())},
+          {align_down(range.start, huge_page_size()), align_up(range.end, huge_page_size())},
           /*huge=*/false);
     }
-    const bool clean = release_pages(*range);
+    const Release release = release_pages(range);
+    const Ranges left = release == Release::kPunched ? left_of(range) : Ranges{};
     lock.lock();
 
-    settle(*range, clean);
+    if (left.empty() || !hold_back(range, punches + 1, left)) {
+      settle(range, release != Release::kFailed);
+    }
   }
+}
+
+// What is in memory after it was punched.
+Reclaimer::Ranges Reclaimer::left_of(FileRange range) const try {
+  CommitProbe probe(file_, chunks_);
+  Ranges left;
+  if (manual_zeroing_ || probe.count(range).value_or(0) == 0) return left;
+  (void)probe.find_runs(range, left);
+  return left;
+} catch (const std::bad_alloc&) {
+  return {};
+}
+
+// False if there is no room for more: then a commit scan may find them.
+bool Reclaimer::hold_back(FileRange range, int punches, const Ranges& left) try {
+  for (const FileRange& part : left) state_.pages.mark_unreleased(part);
+  if (!unsplit_.add(range, punches, std::chrono::steady_clock::now())) return false;
+  notify_progress();
+  return true;
+} catch (const std::bad_alloc&) {
+  return false;
 }
 
 void Reclaimer::settle(FileRange range, bool clean) {
@@ -126,18 +174,23 @@ void Reclaimer::settle(FileRange range, bool clean) {
     state_.stats.quarantined_bytes += range.length();
     state_.pages.quarantine(range);
   }
-  if (waiters_ > 0 || pauses_ > 0) waste_shrank_.notify_all();
+  notify_progress();
 }
 
-bool Reclaimer::release_pages(FileRange range) {
+void Reclaimer::clear() {
+  unsplit_.clear();
+  waste_shrank_.notify_all();
+}
+
+Reclaimer::Release Reclaimer::release_pages(FileRange range) {
   FileRange inside = range;
   if (manual_zeroing_) {
     // Row F3: pages are zeroed when they are handed out, so only what is cheap is given back.
     inside = {align_up(range.start, huge_page_size()), align_down(range.end, huge_page_size())};
-    if (inside.empty()) return true;
+    if (inside.empty()) return Release::kZeroed;
   }
   const Status punched = file_.punch(inside);
-  if (punched.ok()) return true;
+  if (punched.ok()) return Release::kPunched;
   Status zeroed;
   if (!manual_zeroing_) zeroed = file_.write_zeros(range);
 
@@ -146,14 +199,15 @@ bool Reclaimer::release_pages(FileRange range) {
   state_.warn("pages could not be given back (" + std::string(punched.call()) + ": errno " +
               std::to_string(punched.error_number()) + ")" +
               (zeroed.ok() ? "; they stay in memory" : " nor zeroed; they are not used again"));
-  return zeroed.ok();
+  return zeroed.ok() ? Release::kZeroed : Release::kFailed;
 }
 
 // --- Waiting for it ------------------------------------------------------------------------------
 
 bool Reclaimer::pending() const {
-  const bool takes_more = runs_ && pauses_ == 0 && state_.pages.waste_bytes() > 0;
-  return takes_more || state_.pages.releasing_bytes() > 0;
+  const bool works = runs_ && pauses_ == 0;
+  if (works && state_.pages.waste_bytes() + bytes_on_their_way() > 0) return true;
+  return state_.pages.releasing_bytes() > unsplit_.bytes();
 }
 
 void Reclaimer::wait_for_progress() {
@@ -165,7 +219,7 @@ void Reclaimer::wait_for_progress() {
 
 bool Reclaimer::wait_until_done(Deadline deadline) {
   const auto done = [this]() REQUIRES(file_lock) {
-    return state_.pages.waste_bytes() + state_.pages.releasing_bytes() == 0;
+    return state_.pages.waste_bytes() + bytes_on_their_way() == 0;
   };
   while (!done()) {
     ++waiters_;
@@ -183,7 +237,10 @@ bool Reclaimer::wait_until_done(Deadline deadline) {
 }
 
 std::optional<std::string> Reclaimer::verify() const {
-  if (!runs_ && state_.pages.releasing_bytes() > 0) return "pages are taken, and no thread runs";
+  if (state_.pages.releasing_bytes() < unsplit_.bytes()) return "unsplit pages are not taken";
+  if (!runs_ && state_.pages.releasing_bytes() > unsplit_.bytes()) {
+    return "pages are taken, and no thread runs";
+  }
   const bool has_work = evictions_due_ || (pauses_ == 0 && state_.pages.next_waste());
   if (sleeps_ && !stops_ && has_work) return "the thread sleeps, and there is something to do";
   return std::nullopt;
@@ -194,7 +251,7 @@ std::optional<std::string> Reclaimer::verify() const {
 void Reclaimer::pause() {
   FileLock lock(state_);
   ++pauses_;
-  while (state_.pages.releasing_bytes() > 0) state_.wait(waste_shrank_);
+  while (state_.pages.releasing_bytes() > unsplit_.bytes()) state_.wait(waste_shrank_);
 }
 
 void Reclaimer::resume() {

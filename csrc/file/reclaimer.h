@@ -9,6 +9,7 @@
 //   3. Of a huge page that is used in part, the kernel is advised against before anything is punched: else its
 //      own thread (khugepaged) would make it whole again, out of memory that is in no account.
 //   4. The thread sleeps only while nothing can be taken; before that it starts due evictions (row F5).
+//   5. Pages that were punched and are in memory still are punched again: see UnsplitPages.
 #pragma once
 
 #include <chrono>
@@ -22,6 +23,7 @@
 #include "backing/chunk_map.h"
 #include "file/evictables.h"
 #include "file/file_state.h"
+#include "file/unsplit_pages.h"
 
 namespace pgalloc {
 
@@ -58,16 +60,20 @@ class Reclaimer {
   void wait_for_progress() REQUIRES(file_lock);
   // Waits for all of them. False when the deadline passed first.
   bool wait_until_done(Deadline deadline) REQUIRES(file_lock);
-  // The pages were forgotten: what waits for them goes on.
+  // The file was closed: its pages are forgotten, and what waits for them goes on.
+  void clear() REQUIRES(file_lock);
   void notify_waiters() { waste_shrank_.notify_all(); }
   // Waste was taken by others: there may be nothing left to wait for.
   void waste_was_recycled() REQUIRES(file_lock) {
     if (waiters_ > 0) waste_shrank_.notify_all();
   }
 
-  // Makes the pages read as zero, and gives them back if that is possible at all. False when neither
-  // could be done.
-  bool release_pages(FileRange range) EXCLUDES(file_lock);
+  enum class Release : uint8_t {
+    kPunched,  // they read as zero; the kernel has them, unless it could not split a huge page
+    kZeroed,   // they read as zero, in memory
+    kFailed,
+  };
+  Release release_pages(FileRange range) EXCLUDES(file_lock);
 
   // What is broken of the invariants.
   std::optional<std::string> verify() const REQUIRES(file_lock);
@@ -84,8 +90,21 @@ class Reclaimer {
   void run() EXCLUDES(file_lock);
   // False when the thread is to end. After coalescing, what has gathered is worked off at once.
   bool wait_for_waste(size_t& ranges_until_coalesce) REQUIRES(file_lock);
+  void sleep() REQUIRES(file_lock);
   void coalesce() REQUIRES(file_lock);
+  UnsplitPages::Entry take() REQUIRES(file_lock);
+  bool has_due_unsplit() const REQUIRES(file_lock);
+  using Ranges = std::vector<FileRange>;
+  Ranges left_of(FileRange range) const EXCLUDES(file_lock);
+  bool hold_back(FileRange range, int punches, const Ranges& left) REQUIRES(file_lock);
   void settle(FileRange range, bool clean) REQUIRES(file_lock);
+  // What wait_until_done() waits for.
+  uint64_t bytes_on_their_way() const REQUIRES(file_lock) {
+    return state_.pages.releasing_bytes() - unsplit_.stubborn_bytes();
+  }
+  void notify_progress() REQUIRES(file_lock) {
+    if (waiters_ > 0 || pauses_ > 0) waste_shrank_.notify_all();
+  }
 
   FileState& state_;
   BackingFile& file_;
@@ -102,6 +121,7 @@ class Reclaimer {
   bool evictions_due_ GUARDED_BY(file_lock) = false;  // since it last slept
   int pauses_ GUARDED_BY(file_lock) = 0;
   int waiters_ GUARDED_BY(file_lock) = 0;  // while there are any, it does not coalesce
+  UnsplitPages unsplit_ GUARDED_BY(file_lock);
   std::optional<std::vector<FileRange>> log_ GUARDED_BY(file_lock);
 };
 

@@ -249,6 +249,15 @@ uint64_t PageStates::mark_committed(FileRange range, const std::vector<uint32_t>
   return booked;
 }
 
+uint64_t PageStates::reclaim_again(FileRange range) {
+  uint64_t bytes = 0;
+  waste_.reclaim_again(range, [&](FileRange part) {
+    mark_unreleased(part);
+    bytes += part.length();
+  });
+  return bytes;
+}
+
 std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max, bool partial) {
   std::optional<FileRange> range = next_waste(partial);
   if (!range) return std::nullopt;
@@ -278,6 +287,15 @@ void PageStates::finish_release(FileRange range) {
     usage_.remove_range(range);
   }
   releasing_bytes_ -= range.length();
+}
+
+void PageStates::mark_unreleased(FileRange range) {
+  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+    PGALLOC_CHECK_OP(use.refs, ==, 0u);
+    if (use.committed) return;
+    use.committed = true;
+    book(part.length(), use);
+  });
 }
 
 void PageStates::quarantine(FileRange range) {

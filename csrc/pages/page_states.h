@@ -6,7 +6,7 @@
 //
 // Invariants, proved by verify()
 //   1. Every waste range is covered by usage segments with 0 references, kind SYSTEM; every subreleased
-//      range too, and these are not committed.
+//      range too, and these are not committed, as far as is known.
 //   2. used_bytes + unreferenced bytes = usage.span(), and waste bytes + subreleased bytes +
 //      releasing_bytes + quarantined_bytes = the unreferenced bytes.
 //   3. No segment is empty, overlaps another or reaches beyond the file size; all are page-aligned.
@@ -100,6 +100,10 @@ class PageStates {
   // filter restricts it to pages that one of `memcg_ids` pays for. The bytes newly booked.
   uint64_t mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids);
 
+  // Row H3. Pages of `range` that were subreleased are committed all the same: they become waste once more.
+  // The bytes.
+  uint64_t reclaim_again(FileRange range);
+
   // Row F1: the waste range that take_waste() would take, if there is one; with `partial` also parts of
   // huge pages of which the rest is used.
   std::optional<FileRange> next_waste(bool partial = true) const {
@@ -111,6 +115,8 @@ class PageStates {
   bool is_partial(FileRange range) const { return waste_.is_partial(range); }
   // releasing -> free, or subreleased. Checks row F4.
   void finish_release(FileRange range);
+  // Pages that are being released are in memory still: so they are in the account, too.
+  void mark_unreleased(FileRange range);
   // releasing -> quarantined: the pages could not be emptied (row F2) and are never used again.
   void quarantine(FileRange range);
 

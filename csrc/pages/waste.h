@@ -5,6 +5,7 @@
 //   add -----+--> whole    no page of the huge page has references --take--> (releasing)
 //            +--> partial  others of the huge page have            --take--> (releasing) --+
 //                    |                                                                     |
+//                    |    <------ reclaim_again(), if they are in memory after all --+     |
 //                    +--> whole, when the last of the others is added    <-- subreleased <-+
 //
 // A huge page becomes free only as a whole, so that huge allocations find whole ones. Until then, what is
@@ -21,7 +22,9 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "base/reserve.h"
 #include "base/units.h"
 #include "pages/areas.h"
 #include "pages/pending_pages.h"
@@ -59,6 +62,18 @@ class Waste {
   bool is_partial(FileRange range) const;
   // Those have been given back.
   void add_subreleased(FileRange range);
+  // Of `range`, what has been given back but is in memory again, goes back once more. Calls visit(part) for
+  // each part before that.
+  template <class Visit>
+  void reclaim_again(FileRange range, Visit visit) {
+    std::vector<FileRange> parts;
+    subreleased_.visit_range(range, [&](FileRange part, const auto&) { parts.push_back(part); });
+    for (const FileRange& part : parts) {
+      visit(part);
+      with_reserve([&] { partial_.insert(part, {}); });
+      with_reserve([&] { subreleased_.remove_range(part); });
+    }
+  }
   // As if add_subreleased() had not been called. REQUIRES: the last call, and it may have failed.
   void forget(FileRange range) { subreleased_.remove_range(range); }
   void clear();

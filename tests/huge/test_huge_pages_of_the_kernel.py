@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,8 @@ import pgalloc
 from huge.conftest import huge_bytes, is_advised
 from pgalloc import HUGE_PAGE_SIZE as HUGE
 from pgalloc import PAGE_SIZE as PAGE
-from pgalloc import AllocationMode, MemoryFile
+from pgalloc import AllocationMode, FileRange, MemoryFile, testing
+from waiting import eventually
 
 MADV_COLLAPSE = 25
 MODES = list(AllocationMode)
@@ -114,6 +117,55 @@ def test_an_area_that_joins_leaves_its_neighbours_advice_alone() -> None:
             True,
             True,
         ]
+
+
+@pytest.fixture
+def referenced() -> Iterator[Callable[[int], Callable[[], None]]]:
+    """Makes the kernel refer to the page at an address, so that its huge page cannot be split."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with ExitStack() as open_pipes:
+
+        def refer(address: int) -> Callable[[], None]:
+            reads, writes = os.pipe()
+            pipe = open_pipes.enter_context(ExitStack())
+            pipe.callback(os.close, reads)
+            pipe.callback(os.close, writes)
+            part = (ctypes.c_size_t * 2)(address, PAGE)
+            assert libc.vmsplice(writes, part, 1, 0) == PAGE, os.strerror(ctypes.get_errno())
+            return pipe.close
+
+        yield refer
+
+
+def test_parts_go_back_once_nothing_refers_to_their_huge_page(
+    mf: MemoryFile, referenced: Callable[[int], Callable[[], None]]
+) -> None:
+    a = mf.allocate(2 * HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    ends = [referenced(a.address), referenced(a.address + HUGE)]
+    kept = [a.slice(0, PAGE), a.slice(HUGE, HUGE + PAGE)]
+    a.release()
+    # Not waited for for ever, and in the account as long as they are in memory.
+    assert exact(mf) == 2 * HUGE
+    ends[0]()
+    eventually(lambda: exact(mf) == HUGE + PAGE)
+    ends[1]()
+    eventually(lambda: exact(mf) == 2 * PAGE)
+    assert [page.view()[0] for page in kept] == [0, 0]
+
+
+def test_a_part_that_came_back_into_memory_goes_with_the_next_look(mf: MemoryFile) -> None:
+    a = mf.allocate(HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    start = a.range.start
+    kept = a.slice(0, PAGE)
+    a.release()
+    assert exact(mf) == PAGE
+    with mf.map_range(FileRange(start + 4 * PAGE, start + 6 * PAGE)) as view:
+        view[0] = view[PAGE] = 1
+    assert mf.total_usage() == 3 * PAGE
+    exact(mf)
+    assert exact(mf) == PAGE
+    testing.verify(mf)
+    kept.release()
 
 
 def collapse(address: int) -> int:

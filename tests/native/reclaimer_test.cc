@@ -4,6 +4,8 @@
 
 #include <errno.h>
 
+#include <atomic>
+#include <string>
 #include <thread>
 
 #include "native/rig.h"
@@ -18,6 +20,7 @@ using native_tests::kPast;
 using native_tests::pages;
 using native_tests::Rig;
 using Ranges = std::vector<FileRange>;
+using Release = Reclaimer::Release;
 
 constexpr uint64_t kMib = uint64_t{1} << 20;
 
@@ -106,17 +109,71 @@ TEST(f3_with_manual_zeroing_only_whole_huge_pages_are_punched) {
   const FileRange range{page_size(), 3 * huge_page_size() - page_size()};
   rig.allocate(3 * huge_page_size() / page_size());
   rig.fill({0, 3 * huge_page_size()}, 'x');
-  EXPECT(rig.reclaimer.release_pages(range));
+  EXPECT(rig.reclaimer.release_pages(range) == Release::kPunched);
   EXPECT(rig.all({0, huge_page_size()}, 'x'));
   EXPECT(rig.all({huge_page_size(), 2 * huge_page_size()}, '\0'));
   EXPECT(rig.all({2 * huge_page_size(), 3 * huge_page_size()}, 'x'));
   EXPECT(os::install_fault({.name = "fallocate", .error_number = EIO}));
-  EXPECT(rig.reclaimer.release_pages({0, huge_page_size() - page_size()}));  // no whole one
+  // No whole one.
+  EXPECT(rig.reclaimer.release_pages({0, huge_page_size() - page_size()}) == Release::kZeroed);
   EXPECT_EQ(os::fault_calls(), 0u);
-  EXPECT(rig.reclaimer.release_pages({0, huge_page_size()}));  // only a warning
+  EXPECT(rig.reclaimer.release_pages({0, huge_page_size()}) == Release::kZeroed);  // only a warning
   EXPECT_EQ(os::fault_calls(), 1u);
   os::remove_fault();
   EXPECT_EQ(rig.state.warnings.size(), 1u);
+}
+
+// As a kernel does that cannot split a huge page: the next `zeroing_punches` only zero.
+std::atomic<int> zeroing_punches = 0;
+int punch_or_zero(int fd, int mode, off_t offset, off_t length) {
+  if (zeroing_punches.fetch_sub(1) <= 0) return os::kernel().fallocate(fd, mode, offset, length);
+  const std::string zeros(static_cast<size_t>(length), '\0');
+  return os::kernel().pwrite(fd, zeros.data(), zeros.size(), offset) == length ? 0 : -1;
+}
+
+TEST(f1_what_was_only_zeroed_is_punched_again) {
+  FakeKernel fake;
+  fake.calls.fallocate = punch_or_zero;
+  fake.begin();
+  Rig rig;
+  const FileRange range = rig.allocate(8);
+  rig.fill(range, 'x');
+  zeroing_punches = 3;
+  EXPECT(rig.references.dec_ref(pages(0, 6)).ok());
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.wait_for_reclaim());
+  EXPECT_EQ(*rig.file->stored_bytes(), 2 * page_size());
+  EXPECT(zeroing_punches < 0);
+  EXPECT_EQ(rig.stats().punches, 1u);
+  EXPECT_EQ(rig.allocate(6), pages(0, 6));
+}
+
+TEST(f1_what_cannot_be_split_is_not_waited_for_and_stays_in_the_account) {
+  FakeKernel fake;
+  fake.calls.fallocate = punch_or_zero;
+  fake.begin();
+  Rig rig;
+  rig.fill(rig.allocate(8), 'x');
+  EXPECT(*rig.scanner.update(nullptr));
+  zeroing_punches = 1 << 30;
+  EXPECT(rig.references.dec_ref(pages(0, 6)).ok());
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.wait_for_reclaim());
+  EXPECT(zeroing_punches < 1 << 30);
+  EXPECT_EQ(rig.state.ledger.snapshot().sum(), 8 * page_size());
+  EXPECT_EQ(rig.verify(), std::nullopt);
+  // Nor is it anyone's, with threads or without.
+  rig.reclaimer.stop();
+  EXPECT_EQ(rig.verify(), std::nullopt);
+  EXPECT_EQ(rig.allocate(6), pages(8, 14));
+  zeroing_punches = 0;
+  EXPECT(rig.reclaimer.start().ok());
+  const auto deadline = in_a_minute();
+  while (rig.state.ledger.snapshot().sum() > 2 * page_size()) {
+    if (!EXPECT(std::chrono::steady_clock::now() < deadline)) break;
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(rig.allocate(6), pages(0, 6));
 }
 
 TEST(f5_an_idle_reclaimer_starts_evictions_a_busy_one_does_not) {

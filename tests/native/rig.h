@@ -34,7 +34,7 @@ struct Rig {
   explicit Rig(const MemoryFileOptions& options = {})
       : reclaimer(state, *file, *chunks, evictables, options.manual_zeroing),
         discarder(state, *file, *chunks, reclaimer, !options.manual_zeroing),
-        scanner(state, *file, *chunks, clock),
+        scanner(state, *file, *chunks, reclaimer, clock),
         loader(state, *file, reclaimer),
         references(state, reclaimer, discarder, loader),
         allocator(state, *file, *chunks, reclaimer, references, options) {}
