@@ -19,7 +19,6 @@ from image_tables import (
     TRAILER,
     USAGE,
     USAGE_BYTES,
-    VERSION,
     Table,
     round_up,
     write,
@@ -35,7 +34,7 @@ def build(image: Image) -> bytes:
     padded = _pad(metadata, page)
     header = {
         "magic": MAGICS["header"],
-        "version": VERSION,
+        "version": 2 if any(use.huge for use in image.usage) else 1,
         "page_size": page,
         "restore_id_length": len(restore_id),
         "file_size": image.file_size,

@@ -25,7 +25,7 @@ def front_causes() -> dict[str, bytes]:
     twins.hooks = [Hook("twin", b"1"), Hook("twin", b"2")]
     return {
         "magic": forged("header.magic", 1),
-        "version": forged("header.version", 2),
+        "version": forged("header.version", 3),
         "page size of another machine": forged("header.page_size", 16 * PAGE),
         "page size of no machine": forged("header.page_size", PAGE + 1),
         "header's checksum": forged("header.checksum", 1),
@@ -48,6 +48,9 @@ def front_causes() -> dict[str, bytes]:
         "use: references": forged("usage[1].references", 0),
         "use: kind": forged("usage[1].kind", 5),
         "use: committed": forged("usage[1].committed", 2),
+        "use: huge, in version 1": forged("usage[1].huge", 1),
+        "use: huge": _uses(Usage(0, 5 * PAGE, huge=2)),
+        "use: none huge, in version 2": forged("header.version", 2),
         "use: rest": forge(data, patches={PAGE + 31: b"\1"}),
         "restore_id is no text": forged("restore_id", b"r\xff\xffstore"),
         "hook: no name": forged("hook[0].name_length", 0),

@@ -159,6 +159,7 @@ def _move_use(rng: random.Random, image: Image) -> None:
         memcg_id=rng.choice([use.memcg_id, 0, 2**32 - 1]),
         kind=rng.choice([use.kind, rng.randrange(7)]),
         committed=rng.choice([0, 1, 1, 2]),
+        huge=rng.choice([use.huge, use.huge, 0, 1, 2]),
     )
 
 

@@ -39,7 +39,7 @@ from image_tables import (
     TRAILER,
     USAGE,
     USAGE_BYTES,
-    VERSION,
+    VERSIONS,
     Table,
     read,
     round_up,
@@ -88,7 +88,7 @@ def _parse_header(data: bytes, page_size: int | None) -> Header:
     need(data[:8] == MAGICS["header"].to_bytes(8, "little"), "header: magic")
     need(len(data) >= 16, "header: missing")
     version, page = (read(HEADER, data)[name] for name in ("version", "page_size"))
-    if version != VERSION:
+    if version not in VERSIONS:
         raise VersionError(f"header: version {version}")
     need(page.bit_count() == 1 and page >= PAGE_LEAST, "header: page size")
     if page_size not in (None, page):
@@ -123,8 +123,10 @@ def _parse_metadata(data: bytes, image: Image, header: Header) -> int:
         need(usage.references >= 1, "usage: references")
         need(usage.kind < KINDS, "usage: kind")
         need(usage.committed <= 1, "usage: committed")
+        need(usage.huge <= 1, "usage: huge")
         floor = usage.end
         image.usage.append(usage)
+    need((header.version == 2) == any(u.huge for u in image.usage), "version: huge pages")
     image.restore_id, position = _text(padded, position, header.restore_id_length, length)
     for _ in range(header.hook_count):
         need(position + HOOK_BYTES <= length, "hook: missing")

@@ -25,6 +25,7 @@ class Usage:
     memcg_id: int = 0
     kind: int = 1
     committed: int = 1
+    huge: int = 0
 
 
 @dataclass

@@ -28,6 +28,7 @@ USAGE: Table = {
     "memcg_id": (20, 4),
     "kind": (24, 1),
     "committed": (25, 1),
+    "huge": (26, 1),
 }
 HOOK: Table = {"name_length": (0, 4), "payload_length": (4, 8)}
 EXTENT: Table = {
@@ -75,7 +76,7 @@ MAGICS = {
     "index": int.from_bytes(b"INDX", "little"),
     "trailer": int.from_bytes(b"\x89PGAEND\n", "little"),
 }
-VERSION = 1
+VERSIONS = (1, 2)
 PAGE_LEAST = 4096
 EXTENT_SPAN = 4 << 20
 RESTORE_ID_MOST = 65536

@@ -225,4 +225,11 @@ Result<uint64_t> BackingFile::stored_bytes() const {
   return static_cast<uint64_t>(status.st_blocks) * 512;
 }
 
+Status write_as_advised(BackingFile& file, ChunkMap& chunks, FileRange range, const char* data) {
+  if (range.empty() || !chunks.allows_huge(range.start)) return file.write(range, data);
+  if (!chunks.is_mapped(range)) PGALLOC_RETURN_IF_ERROR(file.map(chunks, range));
+  std::memcpy(chunks.address(range.start), data, range.length());
+  return {};
+}
+
 }  // namespace pgalloc

@@ -98,4 +98,8 @@ class BackingFile {
   const std::string created_path_;  // empty unless construction created the file
 };
 
+// Writes so that the pages which it commits are as large as the mapping's advice says: write() knows nothing
+// of that, and gives small ones.
+Status write_as_advised(BackingFile& file, ChunkMap& chunks, FileRange range, const char* data);
+
 }  // namespace pgalloc

@@ -66,4 +66,11 @@ struct FileRange {
   friend constexpr bool operator==(const FileRange&, const FileRange&) = default;
 };
 
+// The huge pages that lie wholly inside; empty if none does.
+inline FileRange whole_huge_pages_in(FileRange range) {
+  const uint64_t start = align_up(range.start, huge_page_size());
+  const uint64_t end = align_down(range.end, huge_page_size());
+  return {start, start < end ? end : start};
+}
+
 }  // namespace pgalloc

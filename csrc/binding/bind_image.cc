@@ -23,7 +23,8 @@ py::dict describe(uint64_t image_bytes, const image::Header& header,
   py::list segments;
   for (const image::Usage& use : metadata.usage) {
     segments.append(py::make_tuple(use.range.start, use.range.end, static_cast<int>(use.kind),
-                                   use.committed ? use.range.length() : 0, use.refs, use.memcg_id));
+                                   use.committed ? use.range.length() : 0, use.refs, use.memcg_id,
+                                   use.huge));
   }
   py::list extents;
   for (const image::IndexEntry& entry : index) {
@@ -34,7 +35,7 @@ py::dict describe(uint64_t image_bytes, const image::Header& header,
   py::dict hooks;
   for (const image::Hook& hook : metadata.hooks) hooks[py::str(hook.name)] = hook.payload.size();
   py::dict result;
-  result["version"] = image::kVersion;
+  result["version"] = header.version;
   result["page_size"] = page_size();
   result["image_bytes"] = image_bytes;
   result["file_size"] = header.file_size;

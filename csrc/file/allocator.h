@@ -46,6 +46,8 @@ class Allocator {
   // but not long.
   Result<FileRange> allocate(const AllocateRequest& request, bool may_wait,
                              bool* must_wait = nullptr) EXCLUDES(file_lock);
+  // Whether there may be areas for huge pages.
+  bool may_use_huge_pages() const { return huge_pages_ != HugePages::kNever; }
   // Whether that takes a system call for the pages, but for growing the file.
   bool prepares(const AllocateRequest& request) const {
     return request.mode != AllocationMode::kAllocateOnly || manual_zeroing_ ||

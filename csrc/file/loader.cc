@@ -18,6 +18,7 @@ constinit std::atomic<bool> loaders_allowed{true};
 namespace {
 
 constexpr FileRange kEverything{0, kMaxOffset};
+constexpr size_t kSpareBuffersMax = 8;
 
 // Calls visit(range of the file, bytes before it among the stored pages) for every stretch of stored
 // pages within `parts`, which are ascending. Visit returns whether to go on.
@@ -64,16 +65,29 @@ Status Loader::write_restored(const image::ExtentHead& head, const char* raw) {
   PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(stored_bytes(head, whole), reservation));
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
-  Status status;
-  visit_stored(head, whole, [&](FileRange range, uint64_t at) {
-    status = file_.write(range, raw + at);
-    return status.ok();
-  });
-  if (!status.ok()) return status;
+  PGALLOC_RETURN_IF_ERROR(write(head, whole, raw));
   const std::vector<FileRange> stored = stored_ranges(head, whole);
   FileLock lock(state_);
   for (const FileRange& range : stored) state_.pages.mark_committed(range, nullptr);
   return {};
+}
+
+// Where a huge page comes as a whole, it is one again. Else it would commit what the image does not store.
+Status Loader::write(const image::ExtentHead& head, std::span<const FileRange> parts,
+                     const char* raw) {
+  const FileRange whole = whole_huge_pages_in(head.range);
+  const bool comes_whole = whole == head.range && stored_bytes(head, parts) == whole.length();
+  if (!comes_whole && chunks_.ever_huge()) {
+    chunks_.advise({align_down(head.range.start, huge_page_size()),
+                    align_up(head.range.end, huge_page_size())},
+                   /*huge=*/false);
+  }
+  Status status;
+  visit_stored(head, parts, [&](FileRange range, uint64_t at) {
+    status = write_as_advised(file_, chunks_, range, raw + at);
+    return status.ok();
+  });
+  return status;
 }
 
 Status Loader::begin(std::shared_ptr<const ExtentSource> source) {
@@ -92,6 +106,7 @@ Status Loader::begin(std::shared_ptr<const ExtentSource> source) {
   }
   if (pages.pending().empty()) return {};
   source_ = std::move(source);
+  spare_buffers_.reserve(kSpareBuffersMax);
   cursor_ = 0;
   state_.gate.fetch_or(FileState::kIncomplete);
   return {};
@@ -107,14 +122,19 @@ Status ArrivingExtent::deliver(std::span<const char> raw) {
 void ArrivingExtent::fail(Status status) { loader_.fail_arrival(*this, std::move(status)); }
 
 ArrivingExtent::~ArrivingExtent() {
-  if (!settled_ && generation_ == process_generation()) loader_.put_back(*this);
+  if (generation_ == process_generation()) loader_.end(*this);
 }
 
 std::unique_ptr<ArrivingExtent> Loader::take_extent(uint64_t waiting) {
   const size_t index = source_->first_extent_after(waiting);
   std::vector<FileRange> parts = state_.pages.pending().start(source_->index()[index].range);
-  return std::unique_ptr<ArrivingExtent>(
+  std::unique_ptr<ArrivingExtent> extent(
       new ArrivingExtent(*this, source_, index, std::move(parts)));
+  if (!spare_buffers_.empty()) {
+    extent->buffer_ = std::move(spare_buffers_.back());
+    spare_buffers_.pop_back();
+  }
+  return extent;
 }
 
 Result<std::unique_ptr<ArrivingExtent>> Loader::fetch(std::unique_ptr<ArrivingExtent> extent) {
@@ -129,9 +149,13 @@ Result<std::unique_ptr<ArrivingExtent>> Loader::fetch(std::unique_ptr<ArrivingEx
   return std::unique_ptr<ArrivingExtent>();
 }
 
-void Loader::put_back(const ArrivingExtent& extent) {
+void Loader::end(ArrivingExtent& extent) {
   FileLock lock(state_);
   if (state_.closed()) return;
+  if (source_ != nullptr && spare_buffers_.size() < spare_buffers_.capacity()) {
+    spare_buffers_.push_back(std::move(extent.buffer_));
+  }
+  if (extent.settled_) return;
   for (const FileRange& part : extent.parts_) state_.pages.pending().put_back(part);
   pending_changed();
 }
@@ -143,11 +167,7 @@ Status Loader::deliver(ArrivingExtent& extent, const char* raw) {
   extent.settled_ = true;
   std::optional<Operation> operation;
   if (!Operation::begin(state_, operation).ok()) return {};  // closed: nothing waits any more
-  Status status;
-  visit_stored(extent.head_, extent.parts_, [&](FileRange range, uint64_t at) {
-    status = file_.write(range, raw + at);
-    return status.ok();
-  });
+  Status status = write(extent.head_, extent.parts_, raw);
   if (!status.ok()) {
     for (const FileRange& part : extent.parts_) {
       // What was written of them must not stay as if it were theirs.
@@ -189,7 +209,7 @@ void Loader::fail_arrival(ArrivingExtent& extent, Status status) {
 
 void Loader::pending_changed() {
   const PendingPages& pending = state_.pages.pending();
-  if (pending.outstanding_bytes() == 0) source_.reset();
+  if (pending.outstanding_bytes() == 0) drop_source();
   if (pending.empty()) {
     state_.gate.fetch_and(static_cast<uint8_t>(~FileState::kIncomplete));
   }

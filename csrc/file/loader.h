@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "backing/backing_file.h"
+#include "backing/chunk_map.h"
 #include "base/process_generation.h"
 #include "file/extent_source.h"
 #include "file/file_state.h"
@@ -78,8 +79,8 @@ class Loader {
  public:
   using Time = std::chrono::steady_clock::time_point;
 
-  Loader(FileState& state, BackingFile& file, Reclaimer& reclaimer)
-      : state_(state), file_(file), reclaimer_(reclaimer) {}
+  Loader(FileState& state, BackingFile& file, ChunkMap& chunks, Reclaimer& reclaimer)
+      : state_(state), file_(file), chunks_(chunks), reclaimer_(reclaimer) {}
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
@@ -127,7 +128,7 @@ class Loader {
   bool used() const REQUIRES(file_lock) { return source_ != nullptr; }
   // The file is being closed: what waits gives up; all is forgotten.
   void notify_waiters() { changed_.notify_all(); }
-  void clear() REQUIRES(file_lock) { source_.reset(); }
+  void clear() REQUIRES(file_lock) { drop_source(); }
 
   // What is broken of the invariants.
   std::optional<std::string> verify() const REQUIRES(file_lock);
@@ -142,14 +143,23 @@ class Loader {
   Result<std::unique_ptr<ArrivingExtent>> fetch(std::unique_ptr<ArrivingExtent> extent)
       EXCLUDES(file_lock);
   Status deliver(ArrivingExtent& extent, const char* raw) EXCLUDES(file_lock);
+  Status write(const image::ExtentHead& head, std::span<const FileRange> parts, const char* raw)
+      EXCLUDES(file_lock);
   void fail_arrival(ArrivingExtent& extent, Status status) EXCLUDES(file_lock);
-  void put_back(const ArrivingExtent& extent) EXCLUDES(file_lock);
+  void end(ArrivingExtent& extent) EXCLUDES(file_lock);
+  void drop_source() REQUIRES(file_lock) {
+    source_.reset();
+    spare_buffers_.clear();
+  }
   void warn_of_no_memory() EXCLUDES(file_lock);
 
   FileState& state_;
   BackingFile& file_;
+  ChunkMap& chunks_;
   Reclaimer& reclaimer_;
   std::shared_ptr<const ExtentSource> source_ GUARDED_BY(file_lock);
+  // Of extents that have arrived, for the next: room that is new is as much work as reading into it.
+  std::vector<Buffer> spare_buffers_ GUARDED_BY(file_lock);
   std::vector<Status> errors_ GUARDED_BY(file_lock);
   uint64_t cursor_ GUARDED_BY(file_lock) = 0;
   CondVar changed_;

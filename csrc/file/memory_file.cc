@@ -89,7 +89,7 @@ MemoryFile::MemoryFile(std::unique_ptr<BackingFile> file, std::shared_ptr<ChunkM
       reclaimer_(state_, *file_, *chunks_, *evictables_, options.manual_zeroing),
       discarder_(state_, *file_, *chunks_, reclaimer_, /*enabled=*/!options.manual_zeroing),
       scanner_(state_, *file_, *chunks_, reclaimer_, clock_),
-      loader_(state_, *file_, reclaimer_),
+      loader_(state_, *file_, *chunks_, reclaimer_),
       references_(state_, reclaimer_, discarder_, loader_),
       allocator_(state_, *file_, *chunks_, reclaimer_, references_, options) {
   file_->use_mapping(*chunks_);
@@ -161,12 +161,7 @@ Status MemoryFile::decommit(FileRange range) {
 Status MemoryFile::write(uint64_t offset, const char* data, uint64_t size) {
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
-  const FileRange range{offset, offset + size};
-  if (size == 0 || !chunks_->allows_huge(offset)) return file_->write(range, data);
-  // write() knows nothing of the mapping's advice: it would take small pages where none are yet.
-  if (!chunks_->is_mapped(range)) PGALLOC_RETURN_IF_ERROR(file_->map(*chunks_, range));
-  std::memcpy(chunks_->address(offset), data, size);
-  return {};
+  return write_as_advised(*file_, *chunks_, {offset, offset + size}, data);
 }
 
 Result<char*> MemoryFile::find_mapped(FileRange range) const {
@@ -282,7 +277,11 @@ Status MemoryFile::restore(uint64_t file_size, const std::vector<image::Usage>& 
   segments.reserve(usage.size());
   uint64_t bytes = 0;
   for (const image::Usage& entry : usage) {
-    segments.push_back({entry.range, {entry.refs, entry.memcg_id, entry.kind, false}});
+    const bool huge = entry.huge && allocator_.may_use_huge_pages() &&
+                      align_up(entry.range.end, huge_page_size()) <= file_size;
+    segments.push_back({entry.range,
+                        {entry.refs, entry.memcg_id, entry.kind, false},
+                        huge ? PageSize::kHuge : PageSize::kSmall});
     bytes += entry.range.length();
   }
   FileLock lock(state_);
@@ -301,7 +300,21 @@ Status MemoryFile::restore(uint64_t file_size, const std::vector<image::Usage>& 
   if (file_size > file_->size()) PGALLOC_RETURN_IF_ERROR(file_->grow(file_size));
   state_.pages.restore(segments);
   state_.changes.count();
+  advise_restored();
   return {};
+}
+
+// Of huge pages that are used in part, nothing is advised: they are in small pages.
+void MemoryFile::advise_restored() {
+  if (!state_.pages.areas().has_huge()) return;
+  RangeSet used;
+  for (const PageSegment& segment : state_.pages.segments()) {
+    if (segment.size == PageSize::kHuge && segment.use.refs > 0) used.insert(segment.range, {});
+  }
+  for (auto run = used.first(); run.ok(); run = run.next()) {
+    const FileRange whole = whole_huge_pages_in(run.range());
+    if (!whole.empty()) chunks_->advise(whole, /*huge=*/true);
+  }
 }
 
 Status MemoryFile::start_loading(std::shared_ptr<const ExtentSource> source, unsigned threads) {

@@ -199,6 +199,7 @@ class MemoryFile final : public Pages,
              const MemoryFileOptions& options);
   ~MemoryFile() override = default;
   static void destroy(MemoryFile* file);
+  void advise_restored() REQUIRES(file_lock);
   Result<char*> map_slow(FileRange range);
   void map_executable_once();  // row A5
   void retry_threads();

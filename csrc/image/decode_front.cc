@@ -28,9 +28,10 @@ Status check_identity(Bytes bytes) {
   const auto number = [&](size_t field) { return load<uint32_t>(bytes.subspan(field)); };
   if (has(offsetof(layout::Header, version))) {
     const uint32_t version = number(offsetof(layout::Header, version));
-    if (version != kVersion) {
+    if (version < kVersionMin || version > kVersionMax) {
       return wrong_version("the image has version " + std::to_string(version) +
-                           ", this reader knows version " + std::to_string(kVersion));
+                           ", this reader knows versions " + std::to_string(kVersionMin) + " to " +
+                           std::to_string(kVersionMax));
     }
   }
   if (has(offsetof(layout::Header, page_size))) {
@@ -73,6 +74,7 @@ Status check_limits(const Header& header) {
 Status read_usage(const Header& header, Bytes bytes, std::vector<Usage>* usage) {
   usage->reserve(header.usage_count);
   uint64_t reached = 0;
+  bool any_huge = false;
   for (uint64_t i = 0; i < header.usage_count; ++i) {
     const auto fields = load<layout::Usage>(bytes.subspan(i * sizeof(layout::Usage)));
     const auto mistake = [&](const char* what) {
@@ -89,13 +91,22 @@ Status read_usage(const Header& header, Bytes bytes, std::vector<Usage>* usage) 
       return mistake("has an unknown kind");
     }
     if (fields.committed > 1) return mistake("is neither committed nor not");
+    if (fields.huge > 1) return mistake("is for pages of an unknown size");
+    if (fields.huge > 0 && header.version < kVersionOfHugePages) {
+      return mistake("is for huge pages, which the image's version does not know");
+    }
     if (!all_zero(fields.zero)) return mistake("has bytes that should be zero");
     usage->push_back({{fields.start, fields.end},
                       fields.refs,
                       fields.memcg_id,
                       static_cast<MemoryKind>(fields.kind),
-                      fields.committed != 0});
+                      fields.committed != 0,
+                      fields.huge != 0});
     reached = fields.end;
+    any_huge = any_huge || fields.huge != 0;
+  }
+  if (header.version == kVersionOfHugePages && !any_huge) {
+    return corrupt("the image's metadata: version 2, and no pages for huge pages");
   }
   return {};
 }
@@ -147,7 +158,7 @@ Result<Header> decode_header(Bytes bytes) {
   if (!all_zero(page.subspan(sizeof fields))) {
     return corrupt("the image's header: bytes that should be zero");
   }
-  const Header header{fields.file_size,  fields.usage_count,     fields.restore_id_length,
+  const Header header{fields.version,    fields.file_size,       fields.usage_count,     fields.restore_id_length,
                       fields.hook_count, fields.metadata_length, fields.metadata_crc,
                       fields.crc};
   PGALLOC_RETURN_IF_ERROR(check_limits(header));

@@ -1,5 +1,6 @@
 #include "image/encode.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/check.h"
@@ -47,6 +48,7 @@ void put_metadata(const Metadata& metadata, char* to) {
                              usage.memcg_id,
                              static_cast<uint8_t>(usage.kind),
                              usage.committed,
+                             usage.huge,
                              {}});
   }
   writer.put(metadata.restore_id);
@@ -73,6 +75,9 @@ std::string encode_front(uint64_t file_size, const Metadata& metadata, Header* h
   PGALLOC_CHECK(is_aligned(file_size, page_size()));
   PGALLOC_CHECK_OP(metadata.restore_id.size(), <=, kRestoreIdLengthMax);
   PGALLOC_CHECK_OP(metadata.hooks.size(), <=, kHookCountMax);
+  const bool any_huge = std::any_of(metadata.usage.begin(), metadata.usage.end(),
+                                    [](const Usage& usage) { return usage.huge; });
+  header->version = any_huge ? kVersionOfHugePages : kVersionMin;
   header->file_size = file_size;
   header->usage_count = metadata.usage.size();
   header->restore_id_length = static_cast<uint32_t>(metadata.restore_id.size());
@@ -85,7 +90,7 @@ std::string encode_front(uint64_t file_size, const Metadata& metadata, Header* h
   put_metadata(metadata, parts);
   header->metadata_crc = crc32c(parts, header->metadata_bytes());
   header->crc =
-      seal(layout::Header{layout::kHeaderMagic, kVersion, static_cast<uint32_t>(page_size()), 0,
+      seal(layout::Header{layout::kHeaderMagic, header->version, static_cast<uint32_t>(page_size()), 0,
                           header->restore_id_length, file_size, header->usage_count,
                           header->hook_count, header->metadata_crc, header->metadata_length},
            bytes.data());

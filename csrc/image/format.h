@@ -16,7 +16,10 @@
 
 namespace pgalloc::image {
 
-inline constexpr uint32_t kVersion = 1;
+// An image is of the first version that can say all it says.
+inline constexpr uint32_t kVersionMin = 1;
+inline constexpr uint32_t kVersionOfHugePages = 2;  // the usage set says which are for huge pages
+inline constexpr uint32_t kVersionMax = kVersionOfHugePages;
 
 // The longest stretch of the file one extent stands for, and the grid it does not cross.
 inline constexpr uint64_t kExtentSpan = uint64_t{4} << 20;
@@ -29,6 +32,7 @@ inline constexpr uint64_t kMetadataLengthMax = uint64_t{1} << 30;
 enum class Encoding : uint32_t { kRaw = 0, kZstd = 1 };
 
 struct Header {
+  uint32_t version = kVersionMin;
   uint64_t file_size = 0;
   uint64_t usage_count = 0;
   uint32_t restore_id_length = 0;
@@ -49,6 +53,7 @@ struct Usage {
   uint32_t memcg_id = 0;
   MemoryKind kind = MemoryKind::kAnonymous;
   bool committed = false;
+  bool huge = false;  // they lie in areas for huge pages
 
   friend bool operator==(const Usage&, const Usage&) = default;
 };

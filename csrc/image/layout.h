@@ -49,7 +49,8 @@ struct Usage {
   uint32_t memcg_id;
   uint8_t kind;
   uint8_t committed;
-  char zero[6];
+  uint8_t huge;  // from version 2 on
+  char zero[5];
 };
 static_assert(sizeof(Usage) == 32 && offsetof(Usage, kind) == 24);
 

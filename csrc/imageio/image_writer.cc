@@ -24,6 +24,11 @@ namespace {
 constexpr uint64_t kSpan = uint64_t{1} << 20;
 static_assert(image::kExtentSpan % kSpan == 0);
 
+// Of huge areas, one huge page: an extent tells by itself whether the page comes as a whole.
+uint64_t span_of_huge_areas() {
+  return huge_page_size() <= image::kExtentSpan ? huge_page_size() : kSpan;
+}
+
 }  // namespace
 
 ImageWriter::ImageWriter(std::shared_ptr<MemoryFile> file, const MemoryFile::Capture& capture,
@@ -36,7 +41,8 @@ ImageWriter::ImageWriter(std::shared_ptr<MemoryFile> file, const MemoryFile::Cap
   metadata_.hooks = std::move(options.hooks);
   metadata_.usage.reserve(capture.segments.size());
   for (const auto& [range, use, size] : capture.segments) {
-    metadata_.usage.push_back({range, use.refs, use.memcg_id, use.kind, use.committed});
+    metadata_.usage.push_back({range, use.refs, use.memcg_id, use.kind, use.committed,
+                               size == PageSize::kHuge});
   }
 }
 
@@ -139,7 +145,8 @@ Result<std::vector<FileRange>> ImageWriter::next_parts() {
     skip_to(*data);
   }
   if (segment_ == usage.size()) return parts;
-  const uint64_t end = align_down(position_, kSpan) + kSpan;
+  const uint64_t span = usage[segment_].huge ? span_of_huge_areas() : kSpan;
+  const uint64_t end = align_down(position_, span) + span;
   while (segment_ < usage.size() && position_ < end) {
     const FileRange part{position_, std::min(end, usage[segment_].range.end)};
     parts.push_back(part);

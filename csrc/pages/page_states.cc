@@ -310,6 +310,38 @@ void PageStates::restore(const std::vector<PageSegment>& segments) {
     usage_.insert(range, use);
     unadopted_.record(range, use.refs);
     used_bytes_ += range.length();
+    if (size == PageSize::kHuge) areas_.set(range, PageSize::kHuge);
+  }
+  for (const auto& [range, use, size] : segments) {
+    if (size == PageSize::kSmall) areas_.set(range, PageSize::kSmall);
+  }
+  if (areas_.has_huge()) fill_up_huge_pages();
+}
+
+// What huge pages have beside the pages that are used is not free.
+void PageStates::fill_up_huge_pages() {
+  std::vector<uint64_t> borders;  // huge pages in which used ranges begin or end, in order
+  for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
+    areas_.visit(segment.range(), [&](FileRange part, PageSize size) {
+      if (size == PageSize::kSmall) return;
+      borders.push_back(align_down(part.start, huge_page_size()));
+      borders.push_back(align_down(part.end - 1, huge_page_size()));
+    });
+  }
+  borders.erase(std::unique(borders.begin(), borders.end()), borders.end());
+  std::vector<FileRange> gaps;
+  for (const uint64_t start : borders) {
+    const FileRange page{start, start + huge_page_size()};
+    uint64_t reached = page.start;
+    usage_.visit_range(page, [&](FileRange used, const PageUse&) {
+      if (reached < used.start) gaps.push_back({reached, used.start});
+      reached = used.end;
+    });
+    if (reached < page.end) gaps.push_back({reached, page.end});
+  }
+  for (const FileRange& gap : gaps) {
+    usage_.insert(gap, PageUse{});
+    waste_.add_subreleased(gap);
   }
 }
 
@@ -349,19 +381,23 @@ Status PageStates::end_lease(FileRange range) {
 
 std::vector<PageSegment> PageStates::owned_segments() const {
   std::vector<PageSegment> result;
-  const auto append = [&](FileRange range, PageUse use, uint32_t leases) {
+  const auto append = [&](FileRange range, PageUse use, uint32_t leases, PageSize size) {
     use.refs = std::max(use.refs - leases, 1u);
-    if (!result.empty() && result.back().range.end == range.start && result.back().use == use) {
+    if (!result.empty() && result.back().range.end == range.start && result.back().use == use &&
+        result.back().size == size) {
       result.back().range.end = range.end;
     } else {
-      result.push_back({range, use});
+      result.push_back({range, use, size});
     }
   };
   for (auto segment = usage_.first(); segment.ok(); segment = segment.next()) {
     const PageUse& use = segment.value();
     if (use.refs == 0) continue;
-    visit_counts(leased_.set(), segment.range(), kLeases,
-                 [&](FileRange part, uint32_t leases) { append(part, use, leases); });
+    areas_.visit(segment.range(), [&](FileRange part, PageSize size) {
+      visit_counts(leased_.set(), part, kLeases, [&](FileRange piece, uint32_t leases) {
+        append(piece, use, leases, size);
+      });
+    });
   }
   return result;
 }

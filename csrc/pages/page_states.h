@@ -121,7 +121,8 @@ class PageStates {
   void quarantine(FileRange range);
 
   // Restoring (section J). Free pages -> used, by the references of an image.
-  // REQUIRES: nothing is used, and the segments are in ascending order and do not overlap.
+  // Areas that hold pages of both sizes by then become small. REQUIRES: nothing is used; the segments are in
+  // ascending order and do not overlap; the file reaches to the end of the last huge page.
   void restore(const std::vector<PageSegment>& segments);
   // Row J7: one reference on each page has found its owner. kRefCount if one has none left.
   Status adopt(FileRange range);
@@ -164,6 +165,7 @@ class PageStates {
   // REQUIRES: `first` begins the segments that cover `range`, all with at least `count`.
   uint64_t drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count);
   void mark_used_before(FileRange tail, FileRange range, const PageUse& use);
+  void fill_up_huge_pages();
   template <class Change>
   void change_used(UsageSet::Iterator first, FileRange range, Change change);
   std::optional<std::string> verify_waste() const;

@@ -8,18 +8,12 @@ namespace {
 // How many ranges find() looks at.
 constexpr int kCandidates = 16;
 
-// The huge pages that lie wholly inside; empty if none does.
-FileRange whole_pages_in(FileRange range) {
-  const uint64_t start = align_up(range.start, huge_page_size());
-  return {start, std::max(start, align_down(range.end, huge_page_size()))};
-}
-
 // The highest of `set` that rests, cut to whole huge pages if `whole`.
 std::optional<FileRange> last_at_rest(const RangeSet& set, const PendingPages& pending,
                                       bool whole) {
   for (auto range = set.last(); range.ok(); range = range.prev()) {
     auto rest = pending.first_at_rest(range.range());
-    if (rest && whole) rest = whole_pages_in(*rest);
+    if (rest && whole) rest = whole_huge_pages_in(*rest);
     if (rest && !rest->empty()) return rest;
   }
   return std::nullopt;
@@ -43,7 +37,7 @@ void Waste::add(FileRange range) {
 }
 
 void Waste::add_huge(FileRange range) {
-  const FileRange inside = whole_pages_in(range);
+  const FileRange inside = whole_huge_pages_in(range);
   if (inside.empty()) {
     partial_.insert(range, {});
     settle(align_down(range.start, huge_page_size()));
@@ -102,7 +96,7 @@ void Waste::remove(FileRange range) {
 }
 
 bool Waste::is_partial(FileRange range) const {
-  return areas_.at(range.start) == PageSize::kHuge && whole_pages_in(range) != range;
+  return areas_.at(range.start) == PageSize::kHuge && whole_huge_pages_in(range) != range;
 }
 
 void Waste::add_subreleased(FileRange range) {
@@ -127,7 +121,7 @@ std::optional<std::string> Waste::verify() const {
   }
   for (auto range = whole_.first(); range.ok(); range = range.next()) {
     if (!areas_.are_all(range.range(), PageSize::kHuge)) return "whole waste in a small area";
-    if (whole_pages_in(range.range()) != range.range()) return "whole waste is not whole";
+    if (whole_huge_pages_in(range.range()) != range.range()) return "whole waste is not whole";
     if (bytes_in(range.range()) + subreleased_.span_of(range.range()) != range.range().length()) {
       return "waste is in two states";
     }

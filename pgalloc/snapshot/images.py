@@ -155,8 +155,8 @@ def _verified_stream(
 
 def _info(description: dict[str, Any]) -> ImageInfo:
     segments = [
-        Segment(start, end, MemoryKind(kind), committed, refs, memcg_id)
-        for start, end, kind, committed, refs, memcg_id in description.pop("segments")
+        Segment(start, end, MemoryKind(kind), committed, refs, memcg_id, huge)
+        for start, end, kind, committed, refs, memcg_id, huge in description.pop("segments")
     ]
     extents = [ImageExtent(*row) for row in description.pop("extents")]
     return ImageInfo(**description, segments=segments, extents=extents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ import pgalloc
 from huge.conftest import huge_bytes, is_advised
 from pgalloc import HUGE_PAGE_SIZE as HUGE
 from pgalloc import PAGE_SIZE as PAGE
-from pgalloc import AllocationMode, FileRange, MemoryFile, testing
+from pgalloc import Allocation, AllocationMode, FileRange, MemoryFile, testing
 from waiting import eventually
 
 MADV_COLLAPSE = 25
@@ -166,6 +167,37 @@ def test_a_part_that_came_back_into_memory_goes_with_the_next_look(mf: MemoryFil
     assert exact(mf) == PAGE
     testing.verify(mf)
     kept.release()
+
+
+@pytest.mark.parametrize("way", ["eager", "background", "stream", "encoded"])
+def test_huge_pages_are_restored_where_all_of_them_is_stored(way: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with MemoryFile() as mf:
+        a = mf.allocate(8 * HUGE, huge=True)
+        view = np.frombuffer(a.view(), np.uint64).reshape(8, -1)
+        view[[1, 2, 5]] = np.arange(HUGE // 8) // 64 + 1
+        view[3, 0] = view[4, -1] = 1
+        mf.save(image, compression="zstd" if way == "encoded" else None)
+        expected = bytes(a.view())
+        place = a.range
+        del view
+        a.release()
+    source = io.BytesIO(image.read_bytes()) if way == "stream" else image
+    with MemoryFile.restore(source, background=way == "background") as again:
+        a = Allocation.adopt(again, place)
+        assert again.wait_loaded(20)
+        assert exact(again) == 3 * HUGE + 2 * PAGE
+        assert [is_advised(a.address + at * HUGE) for at in (1, 2, 3, 4, 5)] == [
+            *(True, True, False, False, True)
+        ]
+        assert os.pread(again.fileno(), len(expected), place.start) == expected
+        assert huge_bytes() == 3 * HUGE
+        # What was never touched is as it was.
+        a.view()[7 * HUGE] = 1
+        assert (huge_bytes(), exact(again)) == (4 * HUGE, 4 * HUGE + 2 * PAGE)
+        a.release()
+        assert exact(again) == 0
+        testing.verify(again)
 
 
 def collapse(address: int) -> int:

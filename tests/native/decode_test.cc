@@ -40,7 +40,7 @@ std::string sealed(Layout fields, std::string page = std::string(page_size(), '\
 
 Status header_with(const std::function<void(layout::Header&)>& change) {
   layout::Header fields{layout::kHeaderMagic,
-                        image::kVersion,
+                        image::kVersionMin,
                         static_cast<uint32_t>(page_size()),
                         0,
                         0,

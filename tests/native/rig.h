@@ -35,7 +35,7 @@ struct Rig {
       : reclaimer(state, *file, *chunks, evictables, options.manual_zeroing),
         discarder(state, *file, *chunks, reclaimer, !options.manual_zeroing),
         scanner(state, *file, *chunks, reclaimer, clock),
-        loader(state, *file, reclaimer),
+        loader(state, *file, *chunks, reclaimer),
         references(state, reclaimer, discarder, loader),
         allocator(state, *file, *chunks, reclaimer, references, options) {}
   // What a test leaves behind is in order.

@@ -6,10 +6,11 @@ They are laid out the same whatever the kernel gives, so this needs no huge page
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -360,28 +361,86 @@ def test_random_allocations_and_partial_frees(mf: MemoryFile, seed: int) -> None
 # --- Elsewhere ------------------------------------------------------------------------------------
 
 
-def test_images_of_files_with_huge_areas(tmp_path: Path) -> None:
-    with MemoryFile() as mf:
-        a = mf.allocate(2 * HUGE + PAGE, huge=True)
-        a.view()[:] = data = random.Random(2).randbytes(a.nbytes)
-        b = mf.allocate(PAGE)
-        b.view()[:] = b"b" * PAGE
-        ranges = (a.range, b.range)
+def file_to_save(capacity: int | None) -> tuple[MemoryFile, list[Allocation], list[bytes]]:
+    """Huge allocations with and without holes, one used in part, and a small one."""
+    mf = MemoryFile(capacity=capacity)
+    first = mf.allocate(2 * HUGE + 3 * PAGE, huge=True)
+    rest = mf.allocate(3 * HUGE, huge=True)
+    small = mf.allocate(3 * PAGE)
+    kept = [first, rest.slice(HUGE - PAGE, HUGE + 5 * PAGE), small]
+    rest.release()
+    first.view()[:HUGE] = random.Random(1).randbytes(HUGE)
+    for allocation in (*kept[1:], first.slice(2 * HUGE, 2 * HUGE + 3 * PAGE)):
+        view = allocation.view()
+        view[0] = view[-1] = 7
+    return mf, kept, [bytes(allocation.view()) for allocation in kept]
+
+
+def layout(mf: MemoryFile) -> list[tuple[int, int, bool]]:
+    """What is used, by ranges of one size of pages."""
+    used: list[tuple[int, int, bool]] = []
+    for s in mf.segments():
+        if s.refs and used and used[-1][1:] == (s.start, s.huge):
+            used[-1] = (used[-1][0], s.end, s.huge)
+        elif s.refs:
+            used.append((s.start, s.end, s.huge))
+    return used
+
+
+RESTORES: dict[str, Callable[[Path, Path], MemoryFile]] = {
+    "eager": lambda raw, zstd: MemoryFile.restore(raw),
+    "background": lambda raw, zstd: MemoryFile.restore(raw, background=True),
+    "stream": lambda raw, zstd: MemoryFile.restore(io.BytesIO(raw.read_bytes())),
+    "encoded": lambda raw, zstd: MemoryFile.restore(zstd),
+    "never": lambda raw, zstd: MemoryFile.restore(raw, huge_pages="never"),
+    "larger areas": lambda raw, zstd: MemoryFile.restore(raw),
+}
+
+
+@pytest.mark.parametrize("way", RESTORES)
+def test_images_keep_what_is_for_huge_pages(way: str, tmp_path: Path) -> None:
+    # Areas of two huge pages come into one chunk.
+    mf, kept, expected = file_to_save(32 * HUGE if way == "larger areas" else None)
+    with mf:
+        for name, compression in (("raw", None), ("zstd", "zstd")):
+            mf.save(tmp_path / name, compression=compression)
+        before = layout(mf)
+        ranges = [allocation.range for allocation in kept]
+        info = pgalloc.inspect_image(tmp_path / "raw")
+        assert info.version == 2
+        assert {(s.start, s.huge) for s in info.segments} == {(s[0], s[2]) for s in before}
+        assert before[-1][2] or before[0][2]
+        for allocation in kept:
+            allocation.release()
+    with RESTORES[way](tmp_path / "raw", tmp_path / "zstd") as again:
+        testing.verify(again)
+        after = layout(again)
+        assert [row[:2] for row in after] == [row[:2] for row in before]
+        if way not in ("never", "larger areas"):
+            assert after == before
+        else:
+            assert not any(row[2] for row in after)
+        handles = [Allocation.adopt(again, each) for each in ranges]
+        assert again.wait_loaded(20)
+        assert is_exact(again)
+        assert again.total_usage() == HUGE + 6 * PAGE
+        assert [bytes(handle.view()) for handle in handles] == expected
+        assert is_exact(again)
+        # The parts of huge pages that are not used are no place for others.
+        other = again.allocate(HUGE, huge=True)
+        assert other.range.start % HUGE == 0
+        testing.verify(again)
+        for handle in (*handles, other):
+            handle.release()
+        assert gone(again)
+
+
+def test_images_without_huge_areas_are_of_version_1(tmp_path: Path) -> None:
+    with MemoryFile() as mf, mf.allocate(3 * HUGE) as a:
+        a.view()[0] = 1
         mf.save(tmp_path / "image")
-    for background in (False, True):
-        with MemoryFile.restore(tmp_path / "image", background=background) as restored:
-            first, second = (Allocation.adopt(restored, r) for r in ranges)
-            assert bytes(first) == data
-            assert bytes(second) == b"b" * PAGE
-            first.release()
-            second.release()
-            assert gone(restored)
+    assert pgalloc.inspect_image(tmp_path / "image").version == 1
 
-
-def _use(a: Allocation) -> bytes:
-    with a, a.view() as view:
-        view[0] = 7
-        return bytes(view[:2])
 
 
 def test_peers_and_children(mf: MemoryFile) -> None:

@@ -61,6 +61,7 @@ def images(draw: st.DrawFn) -> Image:
             memcg_id=draw(st.integers(0, 2**32 - 1)),
             kind=draw(st.integers(0, 4)),
             committed=draw(st.integers(0, 1)),
+            huge=draw(st.integers(0, 1)),
         )
         for start, end in zip(borders[::2], borders[1::2], strict=False)
     ]
@@ -194,6 +195,9 @@ def test_every_field_that_something_else_fixes_is_refused_though_the_checksums_f
         ("usage[0].references", 0, "references"),
         ("usage[0].kind", 5, "kind"),
         ("usage[0].committed", 2, "committed"),
+        ("usage[0].huge", 2, "huge"),
+        ("usage[0].huge", 1, "version: huge"),
+        ("header.version", 2, "version: huge"),
         ("usage[1].start", 3 * PAGE, "usage: range"),
         ("usage[1].start", 1, "whole pages"),
         ("usage[0].end", PAGE, "not in the usage set"),
@@ -214,8 +218,8 @@ def test_what_is_refused_is_named(change: str, value: int | bytes, cause: str) -
 
 def test_another_version_and_another_page_size_are_told_from_damage() -> None:
     data = build(sample())
-    with pytest.raises(VersionError, match="version 2"):
-        parse(forge(data, {"header.version": 2}))
+    with pytest.raises(VersionError, match="version 3"):
+        parse(forge(data, {"header.version": 3}))
     with pytest.raises(VersionError, match="page size"):
         parse(data, page_size=16384)
 
