@@ -6,8 +6,9 @@ not show, gets a name of its own, here and in tests/unit/test_golden_images.py.
 
     version-1-raw.image    format version 1, compression=None
     version-1-zstd.image   the same file, compression="zstd"
+    version-2-zstd.image   format version 2: a file with huge pages, compression="zstd"
 
-Both were made by pgalloc 0.1.0 on x86-64 with pages of 4096 bytes.
+All were made by pgalloc 0.1.0 on x86-64 with pages of 4096 bytes.
 """
 
 from __future__ import annotations
@@ -53,14 +54,32 @@ def golden_file() -> MemoryFile:
     return mf
 
 
+def huge_file() -> MemoryFile:
+    """A huge allocation that ends within its third huge page, and a small one."""
+    mf = MemoryFile(restore_id="huge")
+    huge = mf.allocate_range(4 * MIB + 3 * PAGE, kind=MemoryKind.TMPFS, huge=True)
+    small = mf.allocate_range(2 * PAGE)
+    view = mf.map_range(huge)
+    for number in range(512):  # the first huge page is all there
+        view[number * PAGE : (number + 1) * PAGE] = b"%08d" % number * 512
+    view[2 * MIB + PAGE] = view[4 * MIB + PAGE] = 2
+    mf.map_range(small)[PAGE] = 3
+    assert mf.update_usage()
+    return mf
+
+
 def main() -> None:
     """Make the images that are not there."""
-    for name, compression in (("raw", None), ("zstd", "zstd")):
-        path = Path(__file__).with_name(f"version-1-{name}.image")
+    for name, golden, compression in (
+        ("version-1-raw", golden_file, None),
+        ("version-1-zstd", golden_file, "zstd"),
+        ("version-2-zstd", huge_file, "zstd"),
+    ):
+        path = Path(__file__).with_name(f"{name}.image")
         if path.exists():
             print(f"{path.name} is there, and stays as it is", file=sys.stderr)
             continue
-        with golden_file() as mf:
+        with golden() as mf:
             mf.save(path, compression=compression)
         path.chmod(0o644)
         print(f"{path.name}: {path.stat().st_size} bytes")

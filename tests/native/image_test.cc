@@ -193,7 +193,17 @@ TEST(impossible_values_are_refused) {
     return !metadata.ok() && metadata.status().code() == code;
   };
   EXPECT(!refuses([](Parts&) {}));
-  EXPECT(refuses([](Parts& p) { put(p.header, 8, uint32_t{2}); }, ErrorCode::kSnapshotVersion));
+  EXPECT(refuses([](Parts& p) { put(p.header, 8, uint32_t{0}); }, ErrorCode::kSnapshotVersion));
+  EXPECT(refuses([](Parts& p) { put(p.header, 8, uint32_t{3}); }, ErrorCode::kSnapshotVersion));
+  // Version 2 is for images with huge pages, and no other.
+  EXPECT(refuses([](Parts& p) { put(p.header, 8, uint32_t{2}); }));
+  EXPECT(refuses([](Parts& p) { put(p.metadata, 26, uint8_t{1}); }));
+  const auto make_huge = [](Parts& p, uint8_t value) {
+    put(p.header, 8, uint32_t{2});
+    put(p.metadata, 26, value);
+  };
+  EXPECT(!refuses([&](Parts& p) { make_huge(p, 1); }));
+  EXPECT(refuses([&](Parts& p) { make_huge(p, 2); }));
   EXPECT(refuses([](Parts& p) { put(p.header, 12, static_cast<uint32_t>(2 * page_size())); },
                  ErrorCode::kSnapshotVersion));
   EXPECT(refuses([](Parts& p) { put(p.header, 12, uint32_t{4095}); }));

@@ -373,6 +373,36 @@ TEST(c3_references_do_not_overflow) {
   EXPECT_EQ(few.states.verify(kFileSize), std::nullopt);
 }
 
+TEST(j6_what_is_restored_into_huge_areas_is_free_by_whole_huge_pages) {
+  const uint64_t huge = huge_page_size();
+  const PageUse use{1, 0, MemoryKind::kTmpfs, false};
+  Ledger ledger;
+  PageStates states(ledger, 64 * huge);  // areas of 4 huge pages
+  const FileRange first{0, huge + page_size()};
+  const FileRange second{2 * huge - page_size(), 2 * huge};
+  states.restore({{first, use, PageSize::kHuge},
+                  {second, use, PageSize::kHuge},
+                  {{4 * huge, 4 * huge + page_size()}, use, PageSize::kSmall},
+                  // In one area with pages of the other size.
+                  {{8 * huge, 9 * huge}, use, PageSize::kHuge},
+                  {{11 * huge, 11 * huge + page_size()}, use, PageSize::kSmall}});
+  EXPECT_EQ(states.verify(64 * huge), std::nullopt);
+  EXPECT(states.areas().at(0) == PageSize::kHuge);
+  EXPECT(states.areas().at(4 * huge) == PageSize::kSmall);
+  EXPECT(states.areas().at(8 * huge) == PageSize::kSmall);
+  EXPECT_EQ(states.allocated_bytes(), states.used_bytes());
+  EXPECT_EQ(states.usage().find(second.start - page_size()).value().refs, 0u);
+  EXPECT(states.dec_ref(first).ok());
+  EXPECT_EQ(states.waste_bytes(), first.length());
+  EXPECT(states.dec_ref(second).ok());
+  EXPECT_EQ(states.waste_bytes(), 2 * huge);
+  EXPECT_EQ(states.verify(64 * huge), std::nullopt);
+  EXPECT_EQ(*states.take_waste(UINT64_MAX), (FileRange{0, 2 * huge}));
+  states.finish_release({0, 2 * huge});
+  EXPECT_EQ(states.verify(64 * huge), std::nullopt);
+  states.clear();
+}
+
 TEST(c4_freed_pages_are_booked_to_system_in_the_same_memory_cgroup) {
   Few few;
   const FileRange range = few.allocate(2, /*memcg_id=*/9);

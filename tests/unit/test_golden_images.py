@@ -51,6 +51,12 @@ IMAGES = {
     ),
 }
 
+HUGE_IMAGE = GOLDEN / "version-2-zstd.image"
+HUGE_RANGES = [
+    (0, 4206592, MemoryKind.TMPFS, True),
+    (1073741824, 1073750016, MemoryKind.ANONYMOUS, False),
+]
+
 # Start, end, kind, committed bytes, references, memory cgroup.
 SEGMENTS = [
     (0, 8192, MemoryKind.PAGE_CACHE, 8192, 3, 7),
@@ -96,7 +102,7 @@ def check_page(number: int, offset: int, page: bytes) -> None:
 
 
 def test_all_golden_images_are_tested() -> None:
-    assert {path.name for path in GOLDEN.glob("*.image")} == set(IMAGES)
+    assert {path.name for path in GOLDEN.glob("*.image")} == {*IMAGES, HUGE_IMAGE.name}
 
 
 @all_images
@@ -167,3 +173,20 @@ def test_today_the_same_file_gives_the_same_image() -> None:
     """A file may be cut into extents otherwise some day: then this goes, and the images stay."""
     with golden_file() as mf:
         assert image_of(mf) == (GOLDEN / "version-1-raw.image").read_bytes()
+
+
+def test_version_2_keeps_what_is_for_huge_pages() -> None:
+    info = pgalloc.verify_image(HUGE_IMAGE)
+    assert (info.version, info.restore_id, info.stored_pages) == (2, "huge", 515)
+    with MemoryFile.restore(HUGE_IMAGE) as mf:
+        testing.verify(mf)
+        used = [s for s in mf.segments() if s.refs]
+        starts = {s.start for s in used} & {row[0] for row in HUGE_RANGES}
+        assert len(starts) == 2
+        assert {(s.kind, s.huge) for s in used} == {row[2:] for row in HUGE_RANGES}
+        assert sum(s.end - s.start for s in used) == sum(row[1] - row[0] for row in HUGE_RANGES)
+        assert stored(mf) == 515 * 4096
+        for page in range(512):
+            assert os.pread(mf.fileno(), 4096, page * 4096) == b"%08d" % page * 512
+        for offset, byte in ((2101248, 2), (4198400, 2), (1073745920, 3)):
+            assert os.pread(mf.fileno(), 4096, offset) == bytes([byte]) + bytes(4095)

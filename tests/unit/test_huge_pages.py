@@ -443,6 +443,12 @@ def test_images_without_huge_areas_are_of_version_1(tmp_path: Path) -> None:
 
 
 
+def _use(a: Allocation) -> bytes:
+    with a, a.view() as view:
+        view[0] = 7
+        return bytes(view[:2])
+
+
 def test_peers_and_children(mf: MemoryFile) -> None:
     a = mf.allocate(HUGE + PAGE, huge=True)
     a.view()[1] = 9
