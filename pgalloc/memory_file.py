@@ -253,11 +253,12 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
     # --- usage -----------------------------------------------------------------------------------
 
     def update_usage(self, memcg_ids: Collection[int] | None = None) -> bool:
-        """Find out what was committed by touching pages, and book it.
+        """Find out what was committed by touching pages, and book it, and what is in huge pages.
 
         With ``memcg_ids``, only pages that these memory cgroups pay for. Full scans take at most an
         eighth of the time: within 10 ms or eight times its duration after the last one, or while
-        another thread scans, a call does nothing and returns False; else True.
+        another thread scans, a call does nothing and returns False; else True. What the kernel does
+        by itself, making huge pages of small ones or the reverse, is seen by the next full scan.
         """
         if memcg_ids is not None:
             if isinstance(memcg_ids, (str, bytes, bytearray)) or not isinstance(
@@ -270,7 +271,8 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
     def usage(self, memcg_id: int | None = None) -> dict[MemoryKind, int]:
         """Committed bytes by kind, as far as they are known (see update_usage()).
 
-        With a ``memcg_id`` other than 0, those that this memory cgroup pays for.
+        With a ``memcg_id`` other than 0, those that this memory cgroup pays for. How much of it is
+        in huge pages, says huge_usage().
         """
         if memcg_id is not None:
             memcg_id = checked_memcg_id(memcg_id)
@@ -280,12 +282,23 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
             self._check_usable()
         return kinds_to_bytes(self._usage(memcg_id or None))
 
+    def huge_usage(self) -> int:
+        """Bytes of pages in use that update_usage() last found in huge pages.
+
+        They are among those of usage(). It is what this process has mapped by huge pages: pages
+        that only others have touched are not counted before they are touched here. 0 where the
+        kernel does not tell (before Linux 6.7). Pages that were freed, decommitted or discarded
+        since then are not counted any more.
+        """
+        self._check_usable()
+        return self._huge_usage()
+
     def segments(self) -> list[Segment]:
         """The usage set: every stretch of pages that are not free, in ascending order."""
         self._check_usable()
         return [
-            Segment(start, end, MemoryKind(kind), committed, refs, memcg_id, huge)
-            for start, end, kind, committed, refs, memcg_id, huge in self._segments()
+            Segment(start, end, MemoryKind(kind), committed, refs, memcg_id, huge, huge_bytes)
+            for start, end, kind, committed, refs, memcg_id, huge, huge_bytes in self._segments()
         ]
 
     def wait_for_reclaim(self, timeout: float | None = None) -> bool:

@@ -23,7 +23,7 @@ class _Use(NamedTuple):
 class Segment(_Use):
     """A stretch of pages that are used alike: one entry of the usage set.
 
-    It is a tuple of its attributes but the last.
+    It is a tuple of its attributes but the last two.
 
     Attributes:
         start: the offset of its first byte in the file.
@@ -34,9 +34,12 @@ class Segment(_Use):
         memcg_id: the memory cgroup that pays for the pages; 0 for none.
         huge: whether it lies in a part of the file that is for huge pages. Pages there without
             references that are not committed wait for the rest of their huge page to be freed.
+        huge_bytes: bytes of it that update_usage() last found in huge pages, as huge_usage() counts
+            them.
     """
 
     huge: bool
+    huge_bytes: int
 
     def __new__(
         cls,
@@ -47,10 +50,12 @@ class Segment(_Use):
         refs: int,
         memcg_id: int,
         huge: bool = False,
+        huge_bytes: int = 0,
     ) -> Self:
         """Of these values."""
         self = super().__new__(cls, start, end, kind, known_committed, refs, memcg_id)
         self.huge = huge
+        self.huge_bytes = huge_bytes
         return self
 
 
@@ -64,6 +69,11 @@ class MemoryFileStats:
         freed_bytes: bytes of pages whose last reference was dropped.
         recycled_bytes: freed bytes that went to a new owner without passing through the kernel.
         huge_allocations: how many allocations got a place for huge pages.
+        huge_fallback_bytes: bytes of whole huge pages that an allocation was to have, and has in
+            small pages: because there was no place for huge pages, or, of what is committed as it
+            is allocated (ALLOCATE_AND_COMMIT and ALLOCATE_AND_WRITE_POPULATE), because the kernel
+            gave none. Of the latter 0 where it cannot tell (before Linux 6.7). Pages that are
+            touched later are not among them, nor those of peers: huge_usage() tells.
         punches: how often freed pages were given back to the kernel.
         punched_bytes: bytes of pages that were given back like that.
         decommitted_bytes: bytes of pages that decommit() gave back.
@@ -83,6 +93,7 @@ class MemoryFileStats:
     freed_bytes: int
     recycled_bytes: int
     huge_allocations: int
+    huge_fallback_bytes: int
     punches: int
     punched_bytes: int
     decommitted_bytes: int

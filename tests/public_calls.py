@@ -576,6 +576,14 @@ CALLS: dict[str, Call] = {
         closed="ClosedError",
         child="ForkedError",
     ),
+    "huge_usage": Call(
+        "looking at the owner",
+        "MemoryFile.huge_usage",
+        lambda it: it.file.huge_usage(),
+        "file",
+        closed="ClosedError",
+        child="ForkedError",
+    ),
     "segments": Call(
         "looking at the owner",
         "MemoryFile.segments",

@@ -70,10 +70,6 @@ uint64_t CommitProbe::count_written(FileRange range) const {
   return seen.ok() ? bytes : range.length();
 }
 
-CommitProbe::~CommitProbe() {
-  if (pagemap_ >= 0) sys().close(pagemap_);
-}
-
 Status CommitProbe::find_runs(FileRange range, std::vector<FileRange>& runs) {
   const std::optional<uint64_t> committed = count(range);
   if (!committed) {
@@ -123,35 +119,14 @@ Status CommitProbe::find_written(FileRange range, uint64_t committed,
 
 // False, without an error, where the kernel or the mapping cannot answer.
 bool CommitProbe::by_pagemap(FileRange range, std::vector<FileRange>& runs) {
-  if (pagemap_unusable_ || !chunks_.is_mapped(range)) return false;
-  if (pagemap_ < 0) pagemap_ = sys().open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC, 0);
-  pagemap_unusable_ = pagemap_ < 0;
-  if (pagemap_unusable_) return false;
-
-  std::vector<os::PageRegion> regions(4096);
-  const auto base = reinterpret_cast<uint64_t>(chunks_.base());
-  os::PagemapScan request{.start = base + range.start,
-                          .end = base + range.end,
-                          .regions = reinterpret_cast<uint64_t>(regions.data()),
-                          .region_count = regions.size(),
-                          .required_categories = os::kPageIsPresent,
-                          .returned_categories = os::kPageIsPresent};
-  while (request.start < request.end) {
-    const int count = sys().pagemap_scan(pagemap_, &request);
-    if (count < 0 || request.walk_end <= request.start) {
-      pagemap_unusable_ = true;
-      runs.clear();
-      return false;
-    }
-    for (int i = 0; i < count; ++i) {
-      // A scan that goes on after its vector was full may report pages again.
-      const uint64_t known = runs.empty() ? range.start : runs.back().end;
-      const FileRange run{std::max(regions[i].start - base, known), regions[i].end - base};
-      if (!run.empty()) append(runs, run);
-    }
-    request.start = request.walk_end;
+  if (!pagemap_.can_ask(range)) return false;
+  std::vector<os::PageRegion> buffer(4096);
+  if (pagemap_.visit(range, os::kPageIsPresent, buffer,
+                     [&](FileRange run) { append(runs, run); })) {
+    return true;
   }
-  return true;
+  runs.clear();
+  return false;
 }
 
 Status CommitProbe::by_seek(FileRange range, std::vector<FileRange>& runs) const {

@@ -22,6 +22,7 @@
 
 #include "backing/backing_file.h"
 #include "backing/chunk_map.h"
+#include "backing/pagemap.h"
 #include "base/status.h"
 #include "base/units.h"
 
@@ -30,8 +31,7 @@ namespace pgalloc {
 class CommitProbe {
  public:
   CommitProbe(const BackingFile& file, const ChunkMap& chunks)
-      : file_(file), chunks_(chunks), intact_(file.descriptor().intact()) {}
-  ~CommitProbe();
+      : file_(file), intact_(file.descriptor().intact()), pagemap_(chunks) {}
   CommitProbe(const CommitProbe&) = delete;
   CommitProbe& operator=(const CommitProbe&) = delete;
 
@@ -54,10 +54,8 @@ class CommitProbe {
   Status by_halving(FileRange range, std::vector<FileRange>& runs) const;
 
   const BackingFile& file_;
-  const ChunkMap& chunks_;
   const bool intact_;  // else the descriptor is another file's, and nothing is known
-  int pagemap_ = -1;   // opened when first needed
-  bool pagemap_unusable_ = false;
+  Pagemap pagemap_;
 };
 
 }  // namespace pgalloc

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <string>
+#include <utility>
 
 #include "base/units.h"
 #include "os/syscalls.h"
@@ -35,13 +36,20 @@ bool gives(const std::string& choice) {
 
 }  // namespace
 
-bool huge_pages_of_shmem() {
-  const std::string folder = "/sys/kernel/mm/transparent_hugepage";
-  // Since Linux 6.11 each size of pages has a switch of its own.
+HugeSwitch huge_switch_of_shmem(const std::string& folder) {
+  std::string path = folder + "/shmem_enabled";
+  std::string choice = choice_in(path);
+  // Since Linux 6.11 each size of pages has a switch of its own, which decides unless it inherits. But
+  // "deny" is for all.
   const std::string size = std::to_string(huge_page_size() / 1024);
-  const std::string own = choice_in(folder + "/hugepages-" + size + "kB/shmem_enabled");
-  if (!own.empty() && own != "inherit") return gives(own);
-  return gives(choice_in(folder + "/shmem_enabled"));
+  std::string own = folder + "/hugepages-" + size + "kB/shmem_enabled";
+  std::string own_choice = choice_in(own);
+  if (choice != "deny" && !own_choice.empty() && own_choice != "inherit") {
+    path = std::move(own);
+    choice = std::move(own_choice);
+  }
+  const bool given = gives(choice);
+  return {std::move(path), std::move(choice), given};
 }
 
 }  // namespace pgalloc

@@ -3,9 +3,17 @@
 // Thread safety: any thread.
 #pragma once
 
+#include <string>
+
 namespace pgalloc {
 
-// As /sys/kernel/mm/transparent_hugepage says at the moment; false if it says nothing.
-bool huge_pages_of_shmem();
+struct HugeSwitch {
+  std::string path;    // of the switch that decides
+  std::string choice;  // what it is at; empty if it cannot be read
+  bool gives = false;
+};
+
+// As the kernel's switches say at the moment. `folder` is for tests.
+HugeSwitch huge_switch_of_shmem(const std::string& folder = "/sys/kernel/mm/transparent_hugepage");
 
 }  // namespace pgalloc

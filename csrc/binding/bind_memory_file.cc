@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "backing/huge_switch.h"
 #include "binding/arguments.h"
 #include "binding/bind.h"
 #include "binding/errors.h"
@@ -90,11 +91,11 @@ bool update_usage(Self<FileHandle> handle, const std::optional<std::vector<uint3
 
 py::list segments(Self<FileHandle> handle) {
   py::list result;
-  for (const PageSegment& segment : handle->core().segments()) {
+  for (const auto& segment : handle->core().segments()) {
     result.append(
         py::make_tuple(segment.range.start, segment.range.end, static_cast<int>(segment.use.kind),
                        segment.use.committed ? segment.range.length() : 0, segment.use.refs,
-                       segment.use.memcg_id, segment.size == PageSize::kHuge));
+                       segment.use.memcg_id, segment.size == PageSize::kHuge, segment.huge_bytes));
   }
   return result;
 }
@@ -108,6 +109,7 @@ py::dict stats(Self<FileHandle> handle) {
   PGALLOC_STAT(freed_bytes);
   PGALLOC_STAT(recycled_bytes);
   PGALLOC_STAT(huge_allocations);
+  PGALLOC_STAT(huge_fallback_bytes);
   PGALLOC_STAT(punches);
   PGALLOC_STAT(punched_bytes);
   PGALLOC_STAT(decommitted_bytes);
@@ -160,6 +162,10 @@ void bind_evictables(py::module_& module) {
 }  // namespace
 
 void bind_memory_file(py::module_& module) {
+  module.def("huge_switch", [](const std::string& folder) {
+    const HugeSwitch decides = huge_switch_of_shmem(folder);
+    return py::make_tuple(decides.path, decides.choice, decides.gives);
+  });
   bind_evictables(module);
   py::class_<FileHandle> type(module, "MemoryFile");
   // No names: pybind11 crashes when there is no memory to look one up.
@@ -206,6 +212,8 @@ void bind_memory_file(py::module_& module) {
              const Ledger& ledger = handle->facts().ledger();
              return memcg_id ? ledger.memcg(*memcg_id) : ledger.total();
            })
+      .def("_huge_usage",
+           [](Self<FileHandle> handle) { return value_or_throw(handle->core().huge_usage()); })
       .def("_segments", &segments)
       .def("_stats", &stats)
       .def(

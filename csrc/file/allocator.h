@@ -8,7 +8,7 @@
 // A huge allocation lies in huge areas. Its whole huge pages are committed by touching them through the
 // mapping: fallocate() knows nothing of its advice. Where it ends inside a huge page, that one is advised
 // against, so that no byte beyond the end is committed. Without a place there, or where huge pages cannot
-// be had, it is an allocation like others.
+// be had, it is an allocation like others; both are counted (huge_fallback_bytes).
 #pragma once
 
 #include "backing/backing_file.h"
@@ -36,7 +36,7 @@ class Allocator {
         huge_pages_(file.in_memory() && !file.needs_blocks() && !options.manual_zeroing
                         ? options.huge_pages
                         : HugePages::kNever),
-        kernel_gives_huge_pages_(huge_pages_ != HugePages::kNever && huge_pages_of_shmem()),
+        kernel_gives_huge_pages_(huge_pages_ != HugePages::kNever && huge_switch_of_shmem().gives),
         bytes_max_(options.max_allocatable_bytes.value_or(UINT64_MAX)) {}
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
@@ -72,6 +72,7 @@ class Allocator {
   void change_areas(const Place& place) REQUIRES(file_lock);
   void count(const AllocateRequest& request, PageSize size) REQUIRES(file_lock);
   void advise(FileRange range);
+  void count_small_pages(FileRange range) EXCLUDES(file_lock);
   Status prepare(const AllocateRequest& request, FileRange range, Found found, bool may_wait)
       EXCLUDES(file_lock);
   Status take_blocks(const AllocateRequest& request, FileRange range, bool may_wait)

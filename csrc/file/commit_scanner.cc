@@ -23,15 +23,18 @@ Result<bool> CommitScanner::update(const std::vector<uint32_t>* memcg_ids) {
   const Result<uint64_t> stored = file_.stored_bytes();
   if (!stored.ok()) return Status::system_error(stored.status().error_number(), "fstat");
 
-  uint64_t changes = 0;
+  Due due{.counting = true, .any = true, .stored_bytes = *stored, .changes = 0};
   {
     FileLock lock(state_);
-    if (nothing_to_count(*stored)) return true;
-    changes = state_.changes.number();
+    due.counting = !nothing_to_count(*stored);
+    if (!due.counting && !huge_usage_.needed()) return true;
+    due.any = due.counting || !huge_usage_.current(*stored);
+    due.changes = state_.changes.number();
   }
-  if (memcg_ids == nullptr) return scan_all(*stored, changes);
+  if (memcg_ids == nullptr) return scan_all(due);
   MutexLock scan_lock(scan_mu_);
-  PGALLOC_RETURN_IF_ERROR(scan(memcg_ids));
+  if (due.counting) PGALLOC_RETURN_IF_ERROR(scan(memcg_ids));
+  if (huge_usage_.needed()) huge_usage_.look(due.stored_bytes, due.changes);
   return true;
 }
 
@@ -40,8 +43,8 @@ bool CommitScanner::nothing_to_count(uint64_t stored_bytes) const {
   return state_.changes.number() == scanned_changes_ && stored_bytes == scanned_bytes_;
 }
 
-Result<bool> CommitScanner::scan_all(uint64_t stored_bytes, uint64_t changes) {
-  if (full_scan_runs_.exchange(true)) return false;
+Result<bool> CommitScanner::scan_all(const Due& due) {
+  if (full_scan_runs_.exchange(true)) return !due.any;
   const struct Running {
     std::atomic<bool>& flag;
     ~Running() { flag = false; }  // memory may run out in between
@@ -50,16 +53,17 @@ Result<bool> CommitScanner::scan_all(uint64_t stored_bytes, uint64_t changes) {
   const auto begin = clock_.now();
   {
     FileLock lock(state_);
-    if (begin < next_scan_) return false;
+    if (begin < next_scan_) return !due.any;
   }
-  Status status = scan(nullptr);
+  Status status = due.counting ? scan(nullptr) : Status();
+  if (status.ok() && huge_usage_.needed()) huge_usage_.look(due.stored_bytes, due.changes);
   const auto end = clock_.now();
   FileLock lock(state_);
   // Armed when the scan is over, so that a slow one cannot overlap the next.
   next_scan_ = end + std::max(kScanIntervalMin, (end - begin) * kScanTimeShare);
   PGALLOC_RETURN_IF_ERROR(std::move(status));
-  scanned_changes_ = changes;
-  scanned_bytes_ = stored_bytes;
+  scanned_changes_ = due.changes;
+  scanned_bytes_ = due.stored_bytes;
   return true;
 }
 
@@ -156,6 +160,7 @@ void CommitScanner::reset_throttle() {
 }
 
 std::optional<std::string> CommitScanner::verify() const {
+  if (auto broken = huge_usage_.verify()) return broken;
   if (scanned_changes_ == kNeverScanned || scanned_changes_ <= state_.changes.number()) return {};
   return "the last scan saw changes that are yet to come";
 }

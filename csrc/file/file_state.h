@@ -33,6 +33,7 @@ struct MemoryFileStats {
   uint64_t freed_bytes = 0;     // reached 0 references
   uint64_t recycled_bytes = 0;  // went from waste straight to a new owner
   uint64_t huge_allocations = 0;
+  uint64_t huge_fallback_bytes = 0;  // of whole huge pages that were wanted, and came as small ones
   uint64_t punches = 0;
   uint64_t punched_bytes = 0;
   uint64_t decommitted_bytes = 0;

@@ -226,9 +226,19 @@ Result<uint64_t> MemoryFile::total_usage() const {
   return file_->stored_bytes();
 }
 
-std::vector<PageSegment> MemoryFile::segments() const {
+std::vector<MemoryFile::SeenSegment> MemoryFile::segments() const {
   FileLock lock(state_);
-  return state_.pages.segments();
+  std::vector<SeenSegment> seen;
+  for (const PageSegment& segment : state_.pages.segments()) {
+    seen.push_back({segment, scanner_.huge_usage().bytes_of(segment)});
+  }
+  return seen;
+}
+
+Result<uint64_t> MemoryFile::huge_usage() const {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return scanner_.huge_usage().bytes();
 }
 
 bool MemoryFile::is_for_huge_pages(FileRange range) const {

@@ -131,7 +131,12 @@ class MemoryFile final : public Pages,
   // Whether an allocation takes a system call for its pages, which may take long.
   bool prepares(const AllocateRequest& request) const { return allocator_.prepares(request); }
   Result<uint64_t> total_usage() const EXCLUDES(file_lock);
-  std::vector<PageSegment> segments() const EXCLUDES(file_lock);
+  struct SeenSegment : PageSegment {
+    uint64_t huge_bytes;  // of huge_usage()
+  };
+  std::vector<SeenSegment> segments() const EXCLUDES(file_lock);
+  // Bytes of pages in use that the last scan found in huge pages.
+  Result<uint64_t> huge_usage() const EXCLUDES(file_lock);
   MemoryFileStats stats() const EXCLUDES(file_lock);
   // Oldest first, and forgotten once taken.
   std::vector<std::string> take_warnings() EXCLUDES(file_lock);

@@ -52,6 +52,7 @@ struct PagemapScan {
   uint64_t returned_categories = 0;
 };
 inline constexpr uint64_t kPageIsPresent = uint64_t{1} << 3;
+inline constexpr uint64_t kPageIsHuge = uint64_t{1} << 6;  // mapped by a huge page
 
 // X(result type, name, parameters, arguments). The result -1 means failure for all of them.
 #define PGALLOC_SYSCALLS(X)                                                                       \

@@ -30,6 +30,7 @@ def exact(mf: MemoryFile) -> int:
     while not mf.update_usage():
         pass
     assert sum(mf.usage().values()) == mf.total_usage()
+    assert mf.huge_usage() == sum(s.huge_bytes for s in mf.segments())
     return mf.total_usage()
 
 
@@ -40,8 +41,11 @@ def test_all_of_it_is_in_huge_pages(mf: MemoryFile, mode: AllocationMode) -> Non
     a.view()[-1] = 1
     assert huge_bytes() == 32 * HUGE
     assert exact(mf) == a.nbytes
+    assert mf.huge_usage() == 32 * HUGE
+    assert mf.stats().huge_fallback_bytes == 0
     a.release()
     assert exact(mf) == 0
+    assert mf.huge_usage() == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -240,3 +244,94 @@ def test_a_child_sees_its_parents_and_makes_none(mf: MemoryFile) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert a.view()[HUGE] == 6
     assert exact(mf) == HUGE + PAGE
+
+
+# --- How much is in huge pages (row H6) -----------------------------------------------------------
+
+
+def test_h6_after_each_change_it_is_what_the_kernel_says(mf: MemoryFile) -> None:
+    a = mf.allocate(6 * HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    exact(mf)
+    assert mf.huge_usage() == huge_bytes() == 6 * HUGE
+    parts = [a.slice(n * HUGE, (n + 1) * HUGE) for n in range(6)]
+    a.release()
+    parts[0].release()  # a whole one
+    exact(mf)
+    assert mf.huge_usage() == huge_bytes() == 5 * HUGE
+    small = parts[1].slice(0, PAGE)
+    parts[1].release()  # all but a page: split
+    exact(mf)
+    assert mf.huge_usage() == huge_bytes() == 4 * HUGE
+    parts[2].decommit()  # gone as a whole, and still used
+    exact(mf)
+    assert mf.huge_usage() == huge_bytes() == 3 * HUGE
+    parts[2].view()[0] = 1  # and back
+    exact(mf)
+    assert mf.huge_usage() == huge_bytes() == 4 * HUGE
+    parts[3].slice(PAGE, 2 * PAGE).decommit()  # split by a hole
+    exact(mf)
+    assert mf.huge_usage() == huge_bytes() == 3 * HUGE
+    for handle in (small, *parts[2:]):
+        handle.release()
+    assert exact(mf) == 0
+    assert mf.huge_usage() == 0
+
+
+def test_h6_what_the_kernel_makes_of_small_pages_is_seen_later(mf: MemoryFile) -> None:
+    """Nothing of the file has changed; MADV_COLLAPSE does as the kernel's own thread."""
+    with testing.ManualClock(mf) as clock:
+        a = mf.allocate(2 * HUGE, huge=True)
+        os.posix_fallocate(mf.fileno(), a.range.start, a.nbytes)  # knows no advice
+        a.view()[::PAGE] = bytes(2 * HUGE // PAGE)
+        assert mf.update_usage()
+        assert mf.huge_usage() == 0
+        assert collapse(a.address) == 0
+        a.view()[0] = 1
+        clock.advance(3600)
+        assert mf.update_usage()
+        assert mf.huge_usage() == huge_bytes() == HUGE
+        assert sum(mf.usage().values()) == 2 * HUGE
+        a.release()
+
+
+def test_h6_what_a_peer_has_mapped_is_not_here_before_it_is_touched_here(
+    mf: MemoryFile, tmp_path: Path
+) -> None:
+    a = mf.allocate(2 * HUGE, huge=True)
+    with mf.serve(tmp_path / "socket"):
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                with pgalloc.connect(tmp_path / "socket") as peer:
+                    b = peer.allocate(
+                        HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_WRITE_POPULATE
+                    )
+                    status = 0 if huge_bytes() == b.nbytes else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    exact(mf)
+    assert mf.huge_usage() == 0
+    a.release()
+
+
+def test_h6_a_child_of_a_fork_has_figures_of_its_own(mf: MemoryFile) -> None:
+    a = mf.allocate(4 * HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+    exact(mf)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            with MemoryFile() as own:
+                b = own.allocate(HUGE + PAGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
+                exact(own)
+                if (own.huge_usage(), own.stats().huge_fallback_bytes) == (HUGE, 0):
+                    status = 0
+                b.release()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    exact(mf)
+    assert mf.huge_usage() == 4 * HUGE
+    a.release()

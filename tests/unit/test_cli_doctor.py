@@ -59,9 +59,10 @@ def test_the_doctor_says_what_is_here_and_that_it_works() -> None:
 @pytest.mark.parametrize(
     ("of_all", "own", "why", "remedy"),
     [
-        ("never", None, "never in", "echo advise > "),
+        ("never", None, "never in", "transparent_hugepage_shmem=advise"),
         ("deny", "inherit", "deny in", "echo advise > "),
-        ("advise", "never", "never in", "echo inherit > "),
+        ("advise", "never", "never in", "kB/shmem_enabled"),
+        ("deny", "advise", "deny in", "transparent_hugepage_shmem="),
         ("never", "inherit", "never in", "echo advise > "),
         (None, None, "the kernel has none", "CONFIG_SHMEM"),
     ],
@@ -82,7 +83,30 @@ def test_which_switch_stands_in_the_way_of_huge_pages(
             (tmp_path / switch).write_text(f"always [{choice}] other\n")
     with pytest.raises(huge_pages.NoHugePagesError, match=why) as raised:
         huge_pages.try_huge_page()
-    assert remedy in raised.value.remedy
+    assert remedy in " ".join([raised.value.remedy, *raised.value.advice])
+    if of_all is not None:
+        assert raised.value.remedy.startswith("as root: echo advise > ")
+        words = " ".join(raised.value.advice)
+        for word in ("/etc/tmpfiles.d/", "boot parameter", "Docker", "Kubernetes", "hugetlb"):
+            assert word in words
+
+
+def test_what_helps_is_printed_so_that_it_can_be_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switches = Path("/tmp") / f"switches-{os.getpid()}"
+    switches.symlink_to(tmp_path)
+    try:
+        monkeypatch.setattr(huge_pages, "SWITCHES", switches)
+        (tmp_path / "shmem_enabled").write_text("always within_size advise [never] deny force\n")
+        printed = run_doctor().output
+        features = json.loads(run_doctor("--json").output)["features"]
+    finally:
+        switches.unlink()
+    lines = [line.rstrip() for line in printed.splitlines()]
+    assert f"    echo advise > {switches}/shmem_enabled" in lines
+    assert f"    w {switches}/shmem_enabled - - - - advise" in lines
+    assert features["shmem_huge_pages"]["advice"]
 
 
 @pytest.mark.parametrize(("had", "error"), [(True, None), (False, None), (False, MemoryError())])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pgalloc import MemoryKind, Segment
-from pgalloc.cli.demo.html_map import render_map, row_bytes
+from pgalloc.cli.demo.html_map import CSS_CLASS, render_map, row_bytes
+from pgalloc.cli.demo.html_style import STYLE
 from pgalloc.cli.demo.page_map import PageMap, PageState, Run
 
 PAGE = 4096
@@ -37,6 +38,35 @@ def test_runs_cover_everything_and_join_equal_neighbours() -> None:
     ]
     assert page_map().extent == 9 * PAGE
     assert sum(page_map().bytes_by_state().values()) == 9 * PAGE
+
+
+def test_huge_pages_and_their_free_parts() -> None:
+    huge = 512 * PAGE
+    pages = PageMap.of(
+        [
+            Segment(0, 2 * huge, MemoryKind.ANONYMOUS, 2 * huge, 1, 0, True, 2 * huge),
+            Segment(2 * huge, 4 * huge, MemoryKind.PAGE_CACHE, 2 * huge, 1, 0, True, huge),
+            Segment(4 * huge, 5 * huge, MemoryKind.SYSTEM, 0, 0, 0, True, 0),
+            Segment(5 * huge, 6 * huge, MemoryKind.SYSTEM, huge, 0, 0, True, 0),
+        ],
+        file_size=8 * huge,
+    )
+    huge_state, part = PageState.HUGE, PageState.PART
+    assert [(run.state, run.nbytes // huge) for run in pages.runs] == [
+        (huge_state, 2),
+        (huge_state, 1),
+        (C, 1),
+        (part, 1),
+        (W, 1),
+    ]
+    totals = pages.bytes_by_state()
+    assert (totals[huge_state], totals[part]) == (3 * huge, huge)
+    picture = render_map(pages, 512 * PAGE, rows=6, label="pages")
+    assert 'class="huge"' in picture
+    assert 'class="part"' in picture
+    assert "used, in huge pages: 2 MiB" in picture
+    for state in PageState:
+        assert f".{CSS_CLASS[state]} {{" in STYLE
 
 
 def test_gap_before_the_first_segment_and_no_segment_at_all() -> None:

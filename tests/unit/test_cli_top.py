@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from click.testing import CliRunner, Result
 import pgalloc
 from pgalloc.cli.app import cli
 from pgalloc.cli.top import command as top_command
+from pgalloc.cli.top import huge as top_huge
 from pgalloc.cli.top import model as top_model
 from pgalloc.cli.top.model import LookError, look_around, look_at
 
@@ -106,6 +109,63 @@ def test_without_a_target_it_finds_every_process_of_the_user(tmp_path: Path) -> 
         result = run_top("--once", "--json")
     assert {process.pid, os.getpid()} <= found
     assert {process.pid, os.getpid()} <= {s["pid"] for s in json.loads(result.output)["processes"]}
+
+
+def test_a_kernel_that_does_not_tell_of_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(25, "Inappropriate ioctl for device")
+
+    with pgalloc.MemoryFile() as file, file.allocate(PAGE) as pages, pages.view() as view:
+        view[0] = 1
+        assert look_at(os.getpid()).huge is not None
+        monkeypatch.setattr(top_huge.fcntl, "ioctl", refuse)
+        view_without = look_at(os.getpid())
+        result = run_top(os.getpid(), "--once", "--json")
+    assert view_without.huge is None
+    assert {one.huge for one in view_without.files} == {None}
+    (seen,) = json.loads(result.output)["processes"]
+    assert seen["huge"] is None
+
+
+def test_page_tables_are_asked_until_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Mappings that touch are one question; a run that is told twice counts once."""
+    name = "/memfd:pgalloc (deleted)"
+    (tmp_path / "maps").write_text(
+        f"10000000-20000000 rw-s 00000000 00:01 7    {name}\n"
+        f"20000000-30000000 rw-s 10000000 00:01 7    {name}\n"
+        f"40000000-50000000 rw-s 00000000 00:01 8    {name}\n"
+        "60000000-70000000 rw-p 00000000 00:00 0\n"
+    )
+    (tmp_path / "pagemap").touch()
+    asked: list[tuple[int, int]] = []
+
+    def scan(_: int, request: int, data: bytearray) -> int:
+        assert request == 0xC0606610
+        fields = struct.unpack("12Q", data)
+        start, end, vector = fields[2], fields[3], fields[5]
+        asked.append((start, end))
+        regions = (ctypes.c_uint64 * 3).from_address(vector)
+        if start != 0x10000000:
+            # What was told before, and half of what is left.
+            regions[0], regions[1] = start - 0x200000, start + 0x400000
+            struct.pack_into("Q", data, 32, end)
+            return 1
+        regions[0], regions[1] = start + 0x200000, start + 0x600000
+        struct.pack_into("Q", data, 32, 0x18000000)
+        return 1
+
+    monkeypatch.setattr(top_huge.fcntl, "ioctl", scan)
+    found = top_huge.huge_bytes_by_inode(tmp_path, name)
+    assert found == {7: 0x800000, 8: 0x400000}
+    assert asked == [
+        (0x10000000, 0x30000000),
+        (0x18000000, 0x30000000),
+        (0x40000000, 0x50000000),
+    ]
+    assert top_huge.huge_bytes_by_inode(tmp_path / "none", name) is None
+    assert top_huge.huge_bytes_by_inode(tmp_path, "another") == {}
 
 
 def test_a_memfd_of_another_name_is_no_file_of_ours() -> None:

@@ -64,6 +64,7 @@ NO_ARGUMENTS = {
     "MemoryFile.close",
     "MemoryFile.drop_unadopted",
     "MemoryFile.fileno",
+    "MemoryFile.huge_usage",
     "MemoryFile.leases",
     "MemoryFile.load_progress",
     "MemoryFile.loaded",

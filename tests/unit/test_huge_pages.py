@@ -6,9 +6,11 @@ They are laid out the same whatever the kernel gives, so this needs no huge page
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +126,7 @@ def test_without_a_place_among_huge_pages_it_is_small() -> None:
         assert a.range.start == HUGE
         assert not any(s.huge for s in mf.segments())
         assert mf.stats().huge_allocations == 0
+        assert mf.stats().huge_fallback_bytes == HUGE  # B20
         a.view()[:] = b"a" * HUGE
         a.release()
         for half in halves:
@@ -356,6 +359,71 @@ def test_random_allocations_and_partial_frees(mf: MemoryFile, seed: int) -> None
     for handle, _ in live:
         handle.release()
     assert gone(mf)
+
+
+# --- What is in huge pages ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_b20_h6_huge_or_counted_as_small(mf: MemoryFile, mode: AllocationMode) -> None:
+    """Whatever the kernel gives: each whole huge page is one, or was counted."""
+    a = mf.allocate(3 * HUGE + PAGE, huge=True, mode=mode)
+    if mode == AllocationMode.ALLOCATE_ONLY:
+        update_usage(mf)
+        assert (mf.huge_usage(), mf.stats().huge_fallback_bytes) == (0, 0)
+        a.view()[:] = b"x" * a.nbytes
+    update_usage(mf)
+    fallen = mf.stats().huge_fallback_bytes
+    if mode == AllocationMode.ALLOCATE_ONLY:
+        assert fallen == 0  # it is touched by its owner
+        assert mf.huge_usage() in range(0, 3 * HUGE + 1, HUGE)
+    elif tells_of_huge_pages():
+        assert mf.huge_usage() == 3 * HUGE - fallen
+    in_huge_pages = mf.huge_usage()
+    assert sum(s.huge_bytes for s in mf.segments()) == in_huge_pages
+    assert all(s.huge_bytes <= s.known_committed for s in mf.segments())
+    assert sum(mf.usage().values()) == a.nbytes
+    a.decommit()
+    assert mf.huge_usage() == 0
+    a.release()
+    assert gone(mf)
+    assert mf.huge_usage() == 0
+
+
+def tells_of_huge_pages() -> bool:
+    """Whether the kernel has PAGEMAP_SCAN."""
+    release = os.uname().release.split("-")[0].split(".")
+    return (int(release[0]), int(release[1])) >= (6, 7)
+
+
+def test_b20_small_pages_by_choice_are_not_counted(tmp_path: Path) -> None:
+    commit = AllocationMode.ALLOCATE_AND_COMMIT
+    for options in ({"backing": tmp_path / "pages"}, {"huge_pages": "never"}, {}):
+        with MemoryFile(**options) as mf:  # type: ignore[arg-type]
+            mf.allocate(2 * HUGE, huge=bool(options), mode=commit).release()
+            update_usage(mf)
+            assert (mf.huge_usage(), mf.stats().huge_fallback_bytes) == (0, 0)
+
+
+def test_h6_without_descriptors_nothing_is_told_and_nothing_fails(mf: MemoryFile) -> None:
+    commit = AllocationMode.ALLOCATE_AND_COMMIT
+    with testing.FaultPlan("open", errno.EMFILE):
+        a = mf.allocate(2 * HUGE, huge=True, mode=commit)
+        update_usage(mf)
+        assert mf.huge_usage() == 0
+    assert mf.stats().huge_fallback_bytes == 0
+    assert sum(mf.usage().values()) == 2 * HUGE
+    a.release()
+
+
+def test_a_segment_stays_a_tuple_of_six(mf: MemoryFile) -> None:
+    a = mf.allocate(HUGE, huge=True)
+    (segment,) = mf.segments()
+    assert len(segment) == 6
+    assert (segment.huge, segment.huge_bytes) == (True, 0)
+    copied = pickle.loads(pickle.dumps(segment))
+    assert (copied, copied.huge, copied.huge_bytes) == (segment, True, 0)
+    a.release()
 
 
 # --- Elsewhere ------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from pgalloc.cli.demo.page_map import PageMap, PageState, Run
 from pgalloc.cli.units import format_bytes, format_offset
 
 CSS_CLASS = {
+    PageState.HUGE: "huge",
     PageState.COMMITTED: "committed",
     PageState.UNCOMMITTED: "uncommitted",
     PageState.WASTE: "waste",
+    PageState.PART: "part",
     PageState.FREE: "free",
 }
 

@@ -136,6 +136,8 @@ def _memory(snapshots: Sequence[Snapshot]) -> str:
         "allocated": [sum(s.allocated.values()) for s in snapshots],
         "the kernel says": [s.kernel for s in snapshots],
     }
+    if any(s.huge for s in snapshots):
+        sums["in huge pages"] = [s.huge for s in snapshots]
     rows += [_row(name, map(format_bytes, amounts), "sum") for name, amounts in sums.items()]
     return (
         "<section><h2>Memory by kind</h2>"

@@ -4,13 +4,15 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --ground: #fafaf8; --panel: #ffffff; --ink: #1c1e21; --quiet: #62666d; --line: #dedfdb;
-  --committed: #2b6cb0; --uncommitted: #a8cdec; --waste: #dd8a1f; --free: #e9e9e5;
+  --huge: #6b46c1; --committed: #2b6cb0; --uncommitted: #a8cdec;
+  --waste: #dd8a1f; --part: #d3cfe3; --free: #e9e9e5;
   --good: #1d7a46; --bad: #b3261e;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #14161a; --panel: #1c1f24; --ink: #e8e8e6; --quiet: #9aa0a8; --line: #33373e;
-    --committed: #5a9ee0; --uncommitted: #3b648c; --waste: #e9a548; --free: #282c32;
+    --huge: #a78bfa; --committed: #5a9ee0; --uncommitted: #3b648c;
+    --waste: #e9a548; --part: #3b3650; --free: #282c32;
     --good: #5cc98a; --bad: #ff8a80;
   }
 }
@@ -63,9 +65,11 @@ TAB_RULES
   text-anchor: end; }
 .map .hit { fill: transparent; }
 .map .hit:hover { fill: none; stroke: var(--ink); stroke-width: 1.2; }
+.huge { fill: var(--huge); background: var(--huge); }
 .committed { fill: var(--committed); background: var(--committed); }
 .uncommitted { fill: var(--uncommitted); background: var(--uncommitted); }
 .waste { fill: var(--waste); background: var(--waste); }
+.part { fill: var(--part); background: var(--part); }
 .free { fill: var(--free); background: var(--free); }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: .8rem 0 0; padding: 0;
   list-style: none; font-size: .875rem; font-variant-numeric: tabular-nums; }

@@ -149,11 +149,12 @@ class Demo:
             page_map = PageMap.of(self._file.segments(), self._file.total_size)
             committed = self._file.usage()
             kernel = self._file.total_usage()
+            huge = self._file.huge_usage()
         allocated = dict.fromkeys(pgalloc.MemoryKind, 0)
         for run in page_map.runs:
-            if run.kind is not None and run.state is not PageState.WASTE:
+            if run.kind is not None and run.state not in (PageState.WASTE, PageState.PART):
                 allocated[run.kind] += run.nbytes
-        self.report.snapshots.append(Snapshot(moment, allocated, committed, kernel, page_map))
+        self.report.snapshots.append(Snapshot(moment, allocated, committed, kernel, page_map, huge))
         try:
             verify(self._file)
         except AssertionError as error:

@@ -6,7 +6,7 @@ Pure: works on what ``MemoryFile.segments()`` returned, so that every renderer s
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pgalloc
@@ -15,9 +15,11 @@ import pgalloc
 class PageState(enum.Enum):
     """What a page is at the moment; the value is what a legend says."""
 
+    HUGE = "used, in huge pages"
     COMMITTED = "used, committed"
     UNCOMMITTED = "used, uncommitted"
     WASTE = "waste, to be reclaimed"
+    PART = "free part of a huge page"
     FREE = "free"
 
 
@@ -54,11 +56,11 @@ class PageMap:
         for segment in segments:
             if segment.start > (end := runs[-1].end if runs else 0):
                 runs.append(Run(end, segment.start, PageState.FREE))
-            state, kind = _state(segment), segment.kind
-            if runs and (runs[-1].state, runs[-1].kind) == (state, kind):
-                runs[-1] = Run(runs[-1].start, segment.end, state, kind)
-            else:
-                runs.append(Run(segment.start, segment.end, state, kind))
+            for run in _runs(segment):
+                if runs and (runs[-1].state, runs[-1].kind) == (run.state, run.kind):
+                    runs[-1] = Run(runs[-1].start, run.end, run.state, run.kind)
+                else:
+                    runs.append(run)
         return cls(tuple(runs), runs[-1].end if runs else 0, file_size)
 
     def bytes_by_state(self) -> dict[PageState, int]:
@@ -87,9 +89,19 @@ class PageMap:
         return [_prevailing(runs) for runs in self.slices(width)]
 
 
+def _runs(segment: pgalloc.Segment) -> Iterator[Run]:
+    """Its pages; if only some of them are in huge pages, these are shown first."""
+    border = segment.start + segment.huge_bytes
+    if segment.start < border:
+        yield Run(segment.start, border, PageState.HUGE, segment.kind)
+    if border < segment.end:
+        yield Run(border, segment.end, _state(segment), segment.kind)
+
+
 def _state(segment: pgalloc.Segment) -> PageState:
     if segment.refs == 0:
-        return PageState.WASTE
+        given_back = segment.huge and not segment.known_committed
+        return PageState.PART if given_back else PageState.WASTE
     return PageState.COMMITTED if segment.known_committed else PageState.UNCOMMITTED
 
 

@@ -45,6 +45,7 @@ class Snapshot:
         committed: the ledger, by kind; SYSTEM is waste that awaits the reclaimer.
         kernel: what the kernel has given to the backing file (st_blocks).
         page_map: the states of all pages.
+        huge: what of it is in huge pages.
     """
 
     moment: str
@@ -52,6 +53,7 @@ class Snapshot:
     committed: dict[pgalloc.MemoryKind, int]
     kernel: int
     page_map: PageMap
+    huge: int = 0
 
 
 @dataclass(slots=True)

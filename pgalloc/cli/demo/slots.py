@@ -109,7 +109,7 @@ class Slot:
     def _fill(self, memory_file: pgalloc.MemoryFile, reader: PaddingReader) -> None:
         try:
             self._allocation = memory_file.allocate(
-                self.nbytes, kind=pgalloc.MemoryKind.PAGE_CACHE, reader=reader.readinto
+                self.nbytes, kind=pgalloc.MemoryKind.PAGE_CACHE, reader=reader.readinto, huge=None
             )
         except pgalloc.FillError as error:
             if error.allocation is not None:

@@ -15,9 +15,11 @@ from pgalloc.cli.demo.report import Report, Snapshot
 from pgalloc.cli.units import format_bytes, format_offset, format_path, format_seconds
 
 _GLYPHS = {
+    PageState.HUGE: ("▇", "H", "magenta"),
     PageState.COMMITTED: ("█", "#", "blue"),
     PageState.UNCOMMITTED: ("▒", "+", "cyan"),
     PageState.WASTE: ("▞", "x", "yellow"),
+    PageState.PART: ("▁", "_", "bright_black"),
     PageState.FREE: ("·", ".", "bright_black"),
 }
 _MAP_COLUMNS_MAX = 64
@@ -85,6 +87,8 @@ def _kinds(snapshots: list[Snapshot]) -> RenderableType:
         "allocated": [sum(s.allocated.values()) for s in snapshots],
         "kernel says": [s.kernel for s in snapshots],
     }
+    if any(s.huge for s in snapshots):
+        rows["in huge pages"] = [s.huge for s in snapshots]
     for name, amounts in rows.items():
         table.add_row(name, *map(format_bytes, amounts))
     return table

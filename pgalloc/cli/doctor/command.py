@@ -46,6 +46,12 @@ def _print(console: Console, diagnosis: Diagnosis) -> None:
         console.print(Padding(Text(sentences), (0, 0, 0, 2)))
     console.print()
     console.print(_table("Kernel", diagnosis.kernel))
+    for feature in diagnosis.features:
+        if feature.advice:
+            console.print(Text(f"What helps ({feature.name})", style="bold"))
+            for line in feature.advice:
+                console.print(Padding(Text(line), (0, 0, 0, 2)))
+            console.print()
     console.print(Text("Tried just now", style="bold"))
     for step in diagnosis.trial:
         mark = ("  FAILED  " if step.error else "  ok  ", _style(not step.error))

@@ -10,17 +10,18 @@ import re
 from pathlib import Path
 
 import pgalloc
+from pgalloc import _core
 
 SWITCHES = Path("/sys/kernel/mm/transparent_hugepage")
-_OFFERS = ("always", "within_size", "advise", "force")
 
 
 class NoHugePagesError(Exception):
-    """There are none; ``remedy`` says what would help."""
+    """There are none; ``remedy`` is what would help, ``advice`` what else is worth knowing."""
 
-    def __init__(self, why: str, remedy: str = "") -> None:
+    def __init__(self, why: str, remedy: str = "", advice: tuple[str, ...] = ()) -> None:
         super().__init__(why)
         self.remedy = remedy
+        self.advice = advice
 
 
 def try_huge_page() -> str:
@@ -28,45 +29,48 @@ def try_huge_page() -> str:
 
     Raises NoHugePagesError.
     """
-    of_all = SWITCHES / "shmem_enabled"
-    own = SWITCHES / f"hugepages-{pgalloc.HUGE_PAGE_SIZE >> 10}kB" / "shmem_enabled"
-    choice = _choice(of_all)
+    switch, choice, offered = _core.huge_switch(str(SWITCHES))
     if not choice:
         raise NoHugePagesError("the kernel has none for shmem", "CONFIG_SHMEM and THP would help")
-    own_choice = _choice(own) or "inherit"
-    if own_choice not in ("inherit", *_OFFERS):
-        raise NoHugePagesError(f"{own_choice} in {own}", _command("inherit", own))
-    offered = choice if own_choice == "inherit" else own_choice
-    if offered not in _OFFERS:
-        raise NoHugePagesError(f"{choice} in {of_all}", _command("advise", of_all))
+    if not offered:
+        raise NoHugePagesError(
+            f"{choice} in {switch}", f"as root: echo advise > {switch}", _advice(switch)
+        )
     try:
         had = _is_had()
     except (pgalloc.Error, MemoryError, OSError) as error:
-        raise NoHugePagesError(f"{offered}, but trying it failed: {error}") from error
+        raise NoHugePagesError(f"{choice}, but trying it failed: {error}") from error
     if not had:
         raise NoHugePagesError(
-            f"{offered}, but none was to be had",
+            f"{choice}, but none was to be had",
             "memory is fragmented, or a limit near: small pages are used meanwhile",
         )
-    return offered
+    return choice
 
 
-def _choice(switch: Path) -> str:
-    try:
-        return switch.read_text().partition("[")[2].partition("]")[0]
-    except OSError:
-        return ""
-
-
-def _command(choice: str, switch: Path) -> str:
+def _advice(switch: str) -> tuple[str, ...]:
+    """How the switch stays on, and who may touch it."""
+    if Path(switch).parent == SWITCHES:
+        parameter = "transparent_hugepage_shmem=advise"
+    else:
+        parameter = f"thp_shmem={pgalloc.HUGE_PAGE_SIZE >> 20}M:advise"
     return (
-        f"as root: echo {choice} > {switch} (containers see their host's switch, and Docker and "
-        "Kubernetes let only privileged ones write it)"
+        "As root, until the next boot:",
+        f"  echo advise > {switch}",
+        "For good, this line in /etc/tmpfiles.d/pgalloc.conf:",
+        f"  w {switch} - - - - advise",
+        f"or, from Linux 6.13 on, the kernel's boot parameter {parameter}",
+        "The switch is the host's. Docker and Kubernetes mount /sys read-only, so set it on the "
+        "host or node; only a privileged container can. No option of theirs does it: hugepages-2Mi "
+        "of Kubernetes is hugetlb, which is something else, and --shm-size is /dev/shm.",
     )
 
 
 def _is_had() -> bool:
-    """Whether a huge page is mapped where one was asked for and touched."""
+    """Whether a huge page is mapped where one was asked for and touched.
+
+    Asks smaps, which older kernels have, too; MemoryFile.huge_usage() needs Linux 6.7.
+    """
     with (
         pgalloc.MemoryFile() as file,
         file.allocate(pgalloc.HUGE_PAGE_SIZE, huge=True) as pages,

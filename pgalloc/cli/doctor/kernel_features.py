@@ -28,13 +28,14 @@ _SYS_USERFAULTFD_GENERIC = 282
 class Feature:
     """One probe's answer; ``detail`` is the error, or how it is configured.
 
-    ``remedy`` is what would help, if that is known.
+    ``remedy`` is what would help, if that is known; ``advice`` is more about it, in lines.
     """
 
     name: str
     available: bool
     detail: str
     remedy: str = ""
+    advice: tuple[str, ...] = ()
 
 
 def probe_kernel_features() -> tuple[Feature, ...]:
@@ -54,7 +55,7 @@ def _try(name: str, probe: Callable[[], str]) -> Feature:
     try:
         return Feature(name, True, probe())
     except NoHugePagesError as error:
-        return Feature(name, False, str(error), error.remedy)
+        return Feature(name, False, str(error), error.remedy, error.advice)
     except OSError as error:
         words = error.strerror or str(error)
         code = errno.errorcode.get(error.errno or 0)

@@ -32,7 +32,7 @@ _Look = Callable[[], list[ProcessView]]
 )
 @click.pass_context
 def top(ctx: click.Context, target: str | None, once: bool, as_json: bool, interval: float) -> None:
-    """Watch the memory files of a process: usage, size, cgroup limit, headroom.
+    """Watch the memory files of a process: usage, huge pages, size, cgroup limit, headroom.
 
     The process is given by its id or by a Unix socket it listens on; without either, all of this
     user's processes that have pgalloc files are shown. Ends when there is nothing to be seen any
@@ -88,5 +88,5 @@ def _show(live: Live, views: list[ProcessView]) -> None:
 
 
 def _print_json(views: list[ProcessView]) -> None:
-    processes = [{**asdict(view), "usage": view.usage} for view in views]
+    processes = [{**asdict(view), "usage": view.usage, "huge": view.huge} for view in views]
     click.echo(json.dumps({"time": time.time(), "processes": processes}))

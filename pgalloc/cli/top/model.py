@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgalloc.cli.top.huge import huge_bytes_by_inode
 from pgalloc.pressure import PressureInfo, info
 
 # procfs shows a memfd as a file without a name in any folder.
@@ -34,12 +35,14 @@ class LiveFile:
         inode: the same for every process that has this file.
         size: how far its pages reach.
         usage: what the kernel has given for it.
+        huge: what of it this process has mapped by huge pages; None if the kernel does not tell.
     """
 
     descriptors: tuple[int, ...]
     inode: int
     size: int
     usage: int
+    huge: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,12 @@ class ProcessView:
     def usage(self) -> int:
         """Bytes that the kernel has given for all its files."""
         return sum(file.usage for file in self.files)
+
+    @property
+    def huge(self) -> int | None:
+        """Bytes of all its files that it has mapped by huge pages; None if that is not known."""
+        known = [file.huge for file in self.files if file.huge is not None]
+        return sum(known) if len(known) == len(self.files) else None
 
 
 def look_at(pid: int) -> ProcessView:
@@ -94,9 +103,11 @@ def _files(folder: Path) -> Iterator[LiveFile]:
                 status = os.stat(link)
                 descriptors.setdefault(status.st_ino, []).append(descriptor)
                 stats[status.st_ino] = status
+    huge = huge_bytes_by_inode(folder, _LINK) if stats else {}
     for inode, numbers in descriptors.items():
         status = stats[inode]
-        yield LiveFile(tuple(numbers), inode, status.st_size, status.st_blocks * _BLOCK)
+        mapped = None if huge is None else huge.get(inode, 0)
+        yield LiveFile(tuple(numbers), inode, status.st_size, status.st_blocks * _BLOCK, mapped)
 
 
 def _pressure_of(folder: Path) -> PressureInfo:

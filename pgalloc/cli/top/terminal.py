@@ -28,6 +28,8 @@ def _render(view: ProcessView) -> list[RenderableType]:
         (format_bytes(view.usage), "bold"),
         " in use",
     )
+    if view.huge:
+        head.append(f", {format_bytes(view.huge)} of it in huge pages")
     lines: list[RenderableType] = [head]
     if pressure.cgroup_path is not None:
         lines.append(Text(f"  cgroup {format_path(pressure.cgroup_path)}", style="dim"))
@@ -56,13 +58,14 @@ def _bar(share: float) -> tuple[str, str]:
 def _table(view: ProcessView) -> Table:
     table = Table(box=box.SIMPLE, padding=(0, 1))
     table.add_column("fd", overflow="fold", max_width=16)
-    for title in ("inode", "usage", "size", "share"):
+    for title in ("inode", "usage", "huge", "size", "share"):
         table.add_column(title, justify="right", no_wrap=True)
     for file in view.files:
         table.add_row(
             ",".join(map(str, file.descriptors)),
             str(file.inode),
             format_bytes(file.usage),
+            "-" if file.huge is None else format_bytes(file.huge),
             format_bytes(file.size),
             f"{file.usage / view.usage:.0%}" if view.usage else "-",
         )
