@@ -186,6 +186,7 @@ class ModelFile:
     in_memory: bool = True
     huge_pages: str = "auto"
     kernel_gives_huge_pages: bool = False
+    accounting: bool = True
     size: int = 0
     runs: list[Run] = field(default_factory=list)
     stored: set[int] = field(default_factory=set)
@@ -415,7 +416,7 @@ class ModelFile:
         prefaulted = mode is POPULATE and (recycled is not None or pages > 1)  # B15
         if mode is COMMIT or prefaulted or not self.in_memory:
             self.stored.update(range(start, end))
-        if not self.in_memory:  # B12
+        if not self.in_memory and self.accounting:  # B12
             self.change(start, end, lambda page: replace(page, known_committed=True))
         return start, end
 
@@ -607,6 +608,8 @@ class ModelFile:
 
     def update_usage(self, stored: int, memcg_ids: list[int] | None = None) -> bool:
         """Row H2, with the bytes that fstat() tells. False if a scan was due but came too soon."""
+        if not self.accounting:  # H6
+            return True
         if stored == self.known_bytes() or self.last_scan == (self.changes, stored):
             return True
         if memcg_ids is None:

@@ -231,6 +231,12 @@ Result<uint64_t> MemoryFile::total_usage() const {
   return file_->stored_bytes();
 }
 
+Status MemoryFile::check_accounting() const {
+  if (options_.accounting) return {};
+  return Status::error(ErrorCode::kOption,
+                       "the MemoryFile was made with accounting=False: ask for total_usage()");
+}
+
 std::vector<PageSegment> MemoryFile::segments() const {
   FileLock lock(state_);
   return state_.pages.segments();

@@ -206,6 +206,7 @@ class MemoryFile:
         disable_ima_workaround: bool,
         max_allocatable_bytes: int | None,
         huge_pages: int,
+        accounting: bool,
         label: bytes,
         name: Any,
         /,
@@ -245,6 +246,8 @@ class MemoryFile:
     def capacity(self) -> int: ...
     @property
     def should_cache_evictable(self) -> bool: ...
+    @property
+    def accounting(self) -> bool: ...
     @property
     def closed(self) -> bool: ...
     @property
