@@ -227,7 +227,8 @@ void bind_memory_file(py::module_& module) {
           "closed", [](Self<FileHandle> handle) { return handle->closed(); },
           "Whether close() was called.")
       .def_property_readonly(
-          "accounting", [](Self<FileHandle> handle) { return handle->facts().options().accounting; },
+          "accounting",
+          [](Self<FileHandle> handle) { return handle->facts().options().accounting; },
           "Whether what is committed is found out and booked: the option of that name.")
       .def_property_readonly("_id", [](Self<FileHandle> handle) { return handle->facts().id(); })
       .def_property_readonly(

@@ -47,7 +47,7 @@ struct MemoryFileOptions {
   std::optional<uint64_t> max_allocatable_bytes;
   HugePages huge_pages = HugePages::kAuto;
   bool accounting = true;  // whether what is committed is found out and booked
-  std::string label;  // its user's own, and told to peers
+  std::string label;       // its user's own, and told to peers
 };
 
 struct AllocateRequest {
