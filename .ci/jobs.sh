@@ -208,6 +208,14 @@ job_huge_pages() {
   # shellcheck disable=SC2046
   "${huge[@]}" -m pytest -q -p no:cacheprovider -n 2 $(rooms huge_pages allocation references \
     reclaim usage discard cache arrays shared_list save restore)
+  # What the model, the torture and failing calls find with small pages, with huge ones.
+  "${huge[@]}" -m pytest -q -p no:cacheprovider -n 2 tests/stateful -k huge
+  must_fail 1 AssertionError env PGALLOC_PLANT=huge "$python" -m pytest -q \
+    tests/stateful/test_memory_file.py -k huge
+  PGALLOC_SCENARIOS=huge,memfd PGALLOC_FAULTS=4 "${huge[@]}" -m pytest -q -p no:cacheprovider -n 2 \
+    tests/unit/test_faults.py -k failing
+  "$python" stress/huge_pages.py -- "$work/drivers/torture" --seconds 20
+  "${huge[@]}" stress/torture.py --seconds 15 --fork
   # Not with huge pages yet: it finds huge pages that could not be split (docs/design.md).
   "$python" stress/fragmentation.py --seconds 20
   "${huge[@]}" stress/limits.py write_through --runs 3

@@ -50,7 +50,7 @@ CI = (
     Job("other_python", 2, 75, _TOOLS, limit_s=900),
     Job("libraries", 1, 110, _TOOLS),
     Job("limits", 2, 60, _TOOLS),
-    Job("huge_pages", 2, 90, _TOOLS),
+    Job("huge_pages", 2, 240, _DRIVERS, limit_s=1200),
     Job("vm", 2, 70, _TOOLS, limit_s=1200),
     Job("readme_demo", 1, 70, _TOOLS),
     # Sanitizers and valgrind.

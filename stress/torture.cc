@@ -102,6 +102,7 @@ class Run {
     line("marked evictable", counts.shelved);
     line("evicted", shelf_.evicted());
     line("punches", stats.punches);
+    line("huge allocations", stats.huge_allocations);
     line("recycled pages", stats.recycled_bytes / page_size());
     line("scans", stats.scans);
     line("voided scan results", stats.voided_results);

@@ -150,6 +150,7 @@ class Run:
         stats = self.file.stats()
         counts["callbacks that raised"] = stats.eviction_failures
         counts["punches"] = stats.punches
+        counts["huge allocations"] = stats.huge_allocations
         counts["scans"] = stats.scans
         print("ok: no page shared, lost or dirty; the kernel has everything back")
         for what, count in counts.items():

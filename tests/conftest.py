@@ -75,3 +75,14 @@ def update_usage(memory_file: MemoryFile) -> None:
     """update_usage() that waits out the throttle."""
     while not memory_file.update_usage():
         time.sleep(0.002)  # time: between two tries; the throttle is real
+
+
+def kernel_gives_huge_pages() -> bool:
+    """Whether the machine's switches let a memfd have huge pages."""
+    folder = Path("/sys/kernel/mm/transparent_hugepage")
+    for switch in (f"hugepages-{HUGE >> 10}kB/shmem_enabled", "shmem_enabled"):
+        if (folder / switch).exists():
+            choice = (folder / switch).read_text().partition("[")[2].partition("]")[0]
+            if choice != "inherit":
+                return choice in ("always", "within_size", "advise", "force")
+    return False

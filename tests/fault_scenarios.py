@@ -102,6 +102,53 @@ class Run:
             mf.dec_ref(again)
             assert mf.wait_for_reclaim(20)
 
+    def use_huge(self, mf: MemoryFile | None) -> None:
+        """The same for huge allocations: in areas of their own, given back whole and in parts."""
+        if mf is None:
+            return
+        ranges: list[FileRange | None] = [
+            self.attempt(lambda: mf.allocate_range(2 * HUGE, huge=True)),
+            self.attempt(lambda: mf.allocate_range(HUGE + 3 * PAGE, mode=COMMIT, huge=True)),
+            self.attempt(lambda: mf.allocate_range(2 * HUGE, mode=POPULATE, huge=True)),
+            self.attempt(lambda: mf.allocate_range(HUGE, reader=_give_r, huge=True)),
+        ]
+        made = [range_ for range_ in ranges if range_ is not None]
+        for range_ in made:
+            self._write(mf, FileRange(range_.start, range_.start + PAGE), b"h")
+        self.attempt(mf.update_usage)
+        unpinned = self.attempt(lambda: mf.allocate(HUGE + PAGE, mode=COMMIT, huge=True))
+        with testing.pause_reclaimer(mf):  # or the number of its calls would depend on its speed
+            if unpinned is not None:
+                unpinned.unpin()
+                with testing.ManualPressure() as pressure:
+                    pressure.demand(unpinned.nbytes)
+                assert unpinned.pin() == (bytes(unpinned.view()) != bytes(unpinned.nbytes))
+                unpinned.release()
+            for range_ in made[:2]:
+                half = FileRange(range_.start + PAGE, range_.start + HUGE // 2)
+                self.attempt(lambda half=half: mf.decommit(half))  # type: ignore[misc]
+            for range_ in made:
+                mf.dec_ref(FileRange(range_.start + PAGE, range_.end))
+        assert mf.wait_for_reclaim(20)  # parts
+        recycled = None
+        with testing.pause_reclaimer(mf):
+            for range_ in made:
+                mf.dec_ref(FileRange(range_.start, range_.start + PAGE))
+            recycled = self.attempt(
+                lambda: mf.allocate_range(HUGE + PAGE, mode=POPULATE, huge=True)
+            )
+        assert mf.wait_for_reclaim(20)
+        if recycled is not None:
+            mf.dec_ref(recycled)
+            assert mf.wait_for_reclaim(20)
+        # Nothing is left in the areas: they are for small pages again, and then not.
+        for huge in (False, True):
+            again = self.attempt(lambda huge=huge: mf.allocate_range(16 * HUGE, huge=huge))  # type: ignore[misc]
+            if again is not None:
+                assert os.pread(mf.fileno(), PAGE, again.start) == bytes(PAGE)
+                mf.dec_ref(again)
+                assert mf.wait_for_reclaim(20)
+
     def _write(self, mf: MemoryFile, range_: FileRange, byte: bytes) -> bool:
         view = self.attempt(lambda: mf.map_range(range_))
         if view is None:
@@ -154,6 +201,15 @@ def memfd(run: Run) -> None:
     closed_inside = run.make(decommit_on_destroy=True)
     run.use(closed_inside)
     run.close(closed_inside)
+
+
+def huge(run: Run) -> None:
+    """Where the kernel gives no huge pages, too: the calls are the same."""
+    for choice in ("auto", "always"):
+        mf = run.make(capacity=36 * HUGE, huge_pages=choice)
+        run.use_huge(mf)
+        run.close(mf)
+    run.use_huge(run.make(capacity=36 * HUGE))
 
 
 def default_capacity(run: Run) -> None:
@@ -254,6 +310,7 @@ def _check_contents(allocation: Allocation, letter: bytes) -> None:
 
 LIVES: list[Scenario] = [
     memfd,
+    huge,
     default_capacity,
     path,
     descriptor,

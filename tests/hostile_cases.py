@@ -141,6 +141,7 @@ def cases_of_the_package() -> Iterator[Case]:
         "manual_zeroing": BOOL,
         "disable_ima_workaround": BOOL,
         "disk_backed": BOOL,
+        "accounting": BOOL,
         "restore_id": is_a(str),
     }
     for option, accepts in options.items():

@@ -612,7 +612,8 @@ CALLS: dict[str, Call] = {
     "labels": Call(
         "labels",
         "MemoryFile.closed MemoryFile.capacity MemoryFile.is_disk_backed MemoryFile.restore_id"
-        " MemoryFile.is_savable MemoryFile.should_cache_evictable MemoryFile.restore_hooks",
+        " MemoryFile.is_savable MemoryFile.should_cache_evictable MemoryFile.restore_hooks"
+        " MemoryFile.accounting",
         lambda it: (
             it.file.closed,
             it.file.capacity,
@@ -621,6 +622,7 @@ CALLS: dict[str, Call] = {
             it.file.is_savable,
             it.file.should_cache_evictable,
             it.file.restore_hooks,
+            it.file.accounting,
             str(it.file),
         ),
         "file",

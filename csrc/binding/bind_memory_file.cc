@@ -31,7 +31,7 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
                                    bool use_host_memcg_pressure, bool decommit_on_destroy,
                                    bool manual_zeroing, bool disable_ima_workaround,
                                    std::optional<uint64_t> max_allocatable_bytes, int huge_pages,
-                                   std::string label, const py::object& name) {
+                                   bool accounting, std::string label, const py::object& name) {
   Backing core_backing;
   if (py::isinstance<py::bytes>(backing)) {
     core_backing = BackingPath{backing.cast<std::string>()};
@@ -47,6 +47,7 @@ std::unique_ptr<FileHandle> create(const py::object& backing, bool duplicate,
       .disable_ima_workaround = disable_ima_workaround,
       .max_allocatable_bytes = max_allocatable_bytes,
       .huge_pages = static_cast<HugePages>(huge_pages),
+      .accounting = accounting,
       .label = std::move(label),
   };
   auto file = [&] {
@@ -209,6 +210,7 @@ void bind_memory_file(py::module_& module) {
           "memory-cgroup pressure.")
       .def("_usage",
            [](Self<FileHandle> handle, const std::optional<uint32_t>& memcg_id) {
+             throw_if_error(handle->facts().check_accounting(), "usage", handle->name());
              const Ledger& ledger = handle->facts().ledger();
              return memcg_id ? ledger.memcg(*memcg_id) : ledger.total();
            })
@@ -232,6 +234,10 @@ void bind_memory_file(py::module_& module) {
       .def_property_readonly(
           "closed", [](Self<FileHandle> handle) { return handle->closed(); },
           "Whether close() was called.")
+      .def_property_readonly(
+          "accounting",
+          [](Self<FileHandle> handle) { return handle->facts().options().accounting; },
+          "Whether what is committed is found out and booked: the option of that name.")
       .def_property_readonly("_id", [](Self<FileHandle> handle) { return handle->facts().id(); })
       .def_property_readonly(
           "_is_peer", [](Self<FileHandle> handle) { return handle->peer() != nullptr; },

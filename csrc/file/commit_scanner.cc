@@ -20,6 +20,7 @@ constexpr int kScanTimeShare = 8;
 Result<bool> CommitScanner::update(const std::vector<uint32_t>* memcg_ids) {
   std::optional<Operation> operation;
   PGALLOC_RETURN_IF_ERROR(Operation::begin(state_, operation));
+  if (!state_.accounting) return true;
   const Result<uint64_t> stored = file_.stored_bytes();
   if (!stored.ok()) return Status::system_error(stored.status().error_number(), "fstat");
 

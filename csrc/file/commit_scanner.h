@@ -47,6 +47,7 @@ class CommitScanner {
 
   // With `memcg_ids`, only pages that one of them pays for. True when the account is current, false
   // when a scan was due but may not run yet (too soon after the last one, or another is under way).
+  // Without accounting there is nothing to find: true.
   Result<bool> update(const std::vector<uint32_t>* memcg_ids) EXCLUDES(file_lock, scan_mu_);
   const HugeUsage& huge_usage() const { return huge_usage_; }
   // Forgets what the clock said about the next scan.

@@ -50,7 +50,8 @@ class CAPABILITY("file lock") FileLockRole {};
 inline constexpr FileLockRole file_lock;
 
 struct FileState {
-  explicit FileState(uint64_t capacity = kMaxOffset) : pages(ledger, capacity) {}
+  explicit FileState(uint64_t capacity = kMaxOffset, bool accounting = true)
+      : accounting(accounting), pages(ledger, capacity, accounting) {}
 
   static constexpr uint8_t kClosed = 1;
   static constexpr uint8_t kIncomplete = 2;  // pages are pending
@@ -77,6 +78,7 @@ struct FileState {
     return condition.wait_until(mu, deadline);
   }
 
+  const bool accounting;  // else nothing is booked
   Ledger ledger;
   std::atomic<uint8_t> gate{0};
   mutable Mutex mu{LockRank::kMemoryFile};

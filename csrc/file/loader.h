@@ -10,7 +10,8 @@
 // Invariants
 //   1. While pages wait or arrive, source_ is there.
 //   2. The file is incomplete (FileState::gate) iff pages are pending.
-//   3. A loader thread yields to threads that need pages now.
+//   3. A loader thread yields to threads that need pages now, but before each extent not longer than
+//      yield_for() says: it gets its share while some thread waits all the time.
 #pragma once
 
 #include <atomic>

@@ -226,6 +226,12 @@ Result<uint64_t> MemoryFile::total_usage() const {
   return file_->stored_bytes();
 }
 
+Status MemoryFile::check_accounting() const {
+  if (options_.accounting) return {};
+  return Status::error(ErrorCode::kOption,
+                       "the MemoryFile was made with accounting=False: ask for total_usage()");
+}
+
 std::vector<MemoryFile::SeenSegment> MemoryFile::segments() const {
   FileLock lock(state_);
   std::vector<SeenSegment> seen;

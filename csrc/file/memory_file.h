@@ -105,6 +105,8 @@ class MemoryFile final : public Pages,
   // Shared, so that a thread that waits for evictions does not keep the file open.
   const std::shared_ptr<Evictables>& evictables() const { return evictables_; }
   const Ledger& ledger() const override { return state_.ledger; }
+  // Whether ledger() says anything.
+  Status check_accounting() const;
   Clock& clock() { return clock_; }
 
   // Section F. False when the deadline passed first.
@@ -217,7 +219,7 @@ class MemoryFile final : public Pages,
   const uint64_t capacity_;
   const std::shared_ptr<Evictables> evictables_ = std::make_shared<Evictables>();
   Clock clock_;
-  mutable FileState state_{capacity_};
+  mutable FileState state_{capacity_, options_.accounting};
   Reclaimer reclaimer_;
   Discarder discarder_;
   CommitScanner scanner_;

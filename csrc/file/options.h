@@ -46,7 +46,8 @@ struct MemoryFileOptions {
   bool disable_ima_workaround = false;
   std::optional<uint64_t> max_allocatable_bytes;
   HugePages huge_pages = HugePages::kAuto;
-  std::string label;  // its user's own, and told to peers
+  bool accounting = true;  // whether what is committed is found out and booked
+  std::string label;       // its user's own, and told to peers
 };
 
 struct AllocateRequest {

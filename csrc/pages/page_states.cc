@@ -235,6 +235,7 @@ void PageStates::mark_decommitted(FileRange range) {
 }
 
 uint64_t PageStates::mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids) {
+  if (!accounting_) return 0;
   uint64_t booked = 0;
   usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
     if (use.refs == 0 || use.committed) return;
@@ -290,6 +291,7 @@ void PageStates::finish_release(FileRange range) {
 }
 
 void PageStates::mark_unreleased(FileRange range) {
+  if (!accounting_) return;
   usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
     PGALLOC_CHECK_OP(use.refs, ==, 0u);
     if (use.committed) return;

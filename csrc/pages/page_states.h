@@ -44,8 +44,9 @@ struct PageSegment {
 
 class PageStates {
  public:
-  explicit PageStates(Ledger& ledger, uint64_t capacity = kMaxOffset)
-      : ledger_(ledger), areas_(capacity) {}
+  // Without `accounting`, no page is ever known to be committed, and nothing is booked.
+  explicit PageStates(Ledger& ledger, uint64_t capacity = kMaxOffset, bool accounting = true)
+      : ledger_(ledger), accounting_(accounting), areas_(capacity) {}
   PageStates(const PageStates&) = delete;
   PageStates& operator=(const PageStates&) = delete;
 
@@ -97,7 +98,8 @@ class PageStates {
   // Row D2. Pages of `range` that are used are not committed any more.
   void mark_decommitted(FileRange range);
   // Row H3. Pages of `range` that are used and not known to be committed become so; a memory cgroup
-  // filter restricts it to pages that one of `memcg_ids` pays for. The bytes newly booked.
+  // filter restricts it to pages that one of `memcg_ids` pays for. The bytes newly booked: none without
+  // accounting.
   uint64_t mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids);
 
   // Row H3. Pages of `range` that were subreleased are committed all the same: they become waste once more.
@@ -179,6 +181,7 @@ class PageStates {
   void unbook(uint64_t bytes, const PageUse& use);
 
   Ledger& ledger_;
+  const bool accounting_;
   Areas areas_;
   UsageSet usage_;
   Waste waste_{areas_};

@@ -525,6 +525,9 @@ std::optional<Answer> Session::usage_of_file(Request& request) {
   if (!wire::Reader(request.payload).read_all(name, memcg_id)) return malformed();
   Result<InUse> held = use(name);
   if (!held.ok()) return refuse(std::move(held).status());
+  if (Status counts = (*held)->share.file()->check_accounting(); !counts.ok()) {
+    return refuse(std::move(counts));
+  }
   const Ledger& ledger = (*held)->share.file()->ledger();
   const KindBytes bytes = memcg_id == 0 ? ledger.total() : ledger.memcg(memcg_id);
   Answer answer;

@@ -208,6 +208,7 @@ class MemoryFile:
         disable_ima_workaround: bool,
         max_allocatable_bytes: int | None,
         huge_pages: int,
+        accounting: bool,
         label: bytes,
         name: Any,
         /,
@@ -247,6 +248,8 @@ class MemoryFile:
     def capacity(self) -> int: ...
     @property
     def should_cache_evictable(self) -> bool: ...
+    @property
+    def accounting(self) -> bool: ...
     @property
     def closed(self) -> bool: ...
     @property

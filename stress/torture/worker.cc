@@ -60,13 +60,15 @@ void Worker::allocate() {
       .direction = random_.one_in(2) ? Direction::kTopDown : Direction::kBottomUp,
       .mode = kModes[random_.one_in(4) ? random_.below(3) : 0],
       .memcg_id = static_cast<uint32_t>(random_.below(4)),
+      .huge = random_.one_in(2) ? HugeWish::kAsked : HugeWish::kNone,
   };
   const Result<FileRange> range = arena_.source.allocate(request);
   if (!range.ok()) {
     if (range.status().code() != ErrorCode::kOutOfMemory) expect_ok(range.status(), "allocate");
     ++counts_.refusals;
     arena_.file.evictables()->start_all();
-    if (!pool_.empty()) free(random_.below(pool_.size()));
+    const uint64_t room = pool_bytes_ - std::min(pool_bytes_, request.length);
+    while (pool_bytes_ > room) free(random_.below(pool_.size()));
     return;
   }
   ++counts_.allocations;
@@ -180,13 +182,13 @@ FileRange Worker::random_part(FileRange range) {
   return {start, start + count * page_size()};
 }
 
-// Mostly a few pages, now and then several MiB.
+// Mostly a few pages, now and then several MiB, of which half ask for huge pages.
 uint64_t Worker::random_length() {
   const uint64_t dice = random_.below(100);
   const uint64_t bytes_max = dice < 80   ? 8 * page_size()
-                             : dice < 98 ? 64 * page_size()
+                             : dice < 90 ? 64 * page_size()
                                          : 4 * huge_page_size();
-  const uint64_t bytes = std::min(bytes_max, arena_.bytes_per_worker / 4);
+  const uint64_t bytes = std::min(bytes_max, arena_.bytes_per_worker / 2);
   return page_size() * (1 + random_.below(std::max<uint64_t>(bytes / page_size(), 1)));
 }
 

@@ -88,7 +88,7 @@ class Worker:
         return first
 
     def _pages(self) -> int:
-        return self._random.choice([1, 1, 2, 3, 5, 8, 16, 64, 600])
+        return self._random.choice([1, 1, 2, 3, 5, 8, 16, 64, 512, 600, 1500])
 
     def _allocate(self) -> None:
         pages = self._pages()
@@ -98,6 +98,7 @@ class Worker:
             direction=self._random.choice(list(Direction)),
             memcg_id=self._random.randrange(4),
             mode=self._random.choice(list(AllocationMode)),
+            huge=self._random.choice([True, False, None]),
         )
         marks.expect_zero(allocation, "on arrival")
         first = self._new_marks(pages)

@@ -308,6 +308,24 @@ TEST(loaders_yield_to_threads_that_need_pages) {
   EXPECT_EQ(waiters, 0);
 }
 
+// As if threads needed pages one after the other, without end.
+TEST(loaders_bring_everything_else_while_a_thread_waits_all_the_time) {
+  constexpr uint64_t kExtents = 6;
+  Restored rig(kExtents);
+  rig.loader.use_threads(1);
+  int waiters = 0;
+  rig.source->reading = [&](size_t extent) {
+    if (extent != 2) return;
+    waiters = rig.loader.waiters();
+    rig.loader.start_threads();
+    while (rig.loader.progress().pending_bytes > 4 * page_size()) std::this_thread::yield();
+  };
+  EXPECT(*rig.load(pages(8, 9)));
+  rig.loader.stop_threads();
+  EXPECT_EQ(waiters, 1);
+  for (uint64_t extent = 0; extent < kExtents; ++extent) EXPECT(rig.arrived(extent));
+}
+
 TEST(two_threads_that_need_a_page_read_its_extent_once) {
   Restored rig(1);
   std::thread other;

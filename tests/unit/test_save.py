@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CHUNK, GIB, PAGE, stored, update_usage
+from held_call import HeldCall
 from image_model import parse
 from snapshots import contents, files_in, image_of, merged, random_file
 from waiting import eventually
@@ -390,6 +392,71 @@ def test_streams(compression: str | None) -> None:
         with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError) as caught:
             mf.save(full)
         assert caught.value.errno == errno.ENOSPC
+
+
+class _ReadsAhead:
+    """A stream that takes no extent before the one after it was read."""
+
+    def __init__(self, reading: FaultPlan, calls_of_an_extent: int) -> None:
+        self.reading, self.calls_of_an_extent = reading, calls_of_an_extent
+        self.extents = 0
+        self.image = io.BytesIO()
+
+    def write(self, block: bytes) -> int:
+        if len(block) > 1 << 19:
+            self.extents += 1
+            wanted = min(self.extents + 1, _EXTENTS) * self.calls_of_an_extent
+            eventually(lambda: self.reading.calls >= wanted, "the next extent")
+        return self.image.write(block)
+
+
+_EXTENTS = 8
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("processors", [1, 2])
+def test_extents_are_read_and_checked_while_others_are_written_to_a_stream(
+    mf: MemoryFile, monkeypatch: pytest.MonkeyPatch, processors: int, compression: str | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    a = mf.allocate(_EXTENTS << 20)
+    a.view()[:] = random.Random(1).randbytes(a.nbytes)
+    with testing.ManualPressure(), FaultPlan("pread", 0) as counted:  # the guard reads files, too
+        mf.save(io.BytesIO())
+    each, rest = divmod(counted.calls, _EXTENTS)
+    assert rest == 0
+    with testing.ManualPressure(), FaultPlan("pread", 0) as reading:
+        stream = _ReadsAhead(reading, each)
+        mf.save(stream, compression=compression)
+    assert stream.extents == _EXTENTS
+    stream.image.seek(0)
+    pgalloc.verify_image(stream.image)
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+def test_extents_are_read_and_written_while_one_waits_for_the_disk(
+    mf: MemoryFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processors: int
+) -> None:
+    """On one processor, too."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    a = mf.allocate(_EXTENTS << 20)
+    a.view()[:] = random.Random(1).randbytes(a.nbytes)
+
+    def size_of_the_new_image() -> int:
+        sizes = [0]
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if str(tmp_path) in os.readlink(f"/proc/self/fd/{name}"):
+                    sizes.append(os.stat(f"/proc/self/fd/{name}").st_size)
+        return max(sizes)
+
+    with ThreadPoolExecutor(1) as pool, HeldCall("pwrite", 2) as held:  # of the first extent
+        saving = pool.submit(mf.save, tmp_path / "image")
+        held.wait()
+        eventually(lambda: size_of_the_new_image() > _EXTENTS - 1 << 20, "all others")
+        held.let_go()
+        saving.result()
+    pgalloc.verify_image(tmp_path / "image")
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
