@@ -216,8 +216,7 @@ job_huge_pages() {
     tests/unit/test_faults.py -k failing
   "$python" stress/huge_pages.py -- "$work/drivers/torture" --seconds 20
   "${huge[@]}" stress/torture.py --seconds 15 --fork
-  # Not with huge pages yet: it finds huge pages that could not be split (docs/design.md).
-  "$python" stress/fragmentation.py --seconds 20
+  "${huge[@]}" stress/fragmentation.py --seconds 40
   "${huge[@]}" stress/limits.py write_through --runs 3
   "${huge[@]}" stress/limits.py touch -- --huge
   must_fail 1 FAILED "$python" stress/fragmentation.py --plant

@@ -82,6 +82,10 @@ class MemoryFileStats:
         discards: how often an unpinned allocation was discarded.
         discarded_bytes: bytes of pages that were discarded.
         unpinned_bytes: now: bytes of pages that may be discarded, or have been.
+        waiting_bytes: now: bytes of freed pages that have not been given back yet. Some wait for
+            up to 0.6 s to be recycled, as many as were asked for so lately (ALLOCATE_AND_COMMIT,
+            ALLOCATE_AND_WRITE_POPULATE, the values of a Cache); never so many that they and what
+            is used are more than was used in that time; none while memory is short.
         scans: commit scans, full or filtered.
         voided_results: scan results dropped because their pages changed while the scan looked.
         evicted_ranges: callbacks of evictable users that returned.
@@ -102,6 +106,7 @@ class MemoryFileStats:
     discards: int
     discarded_bytes: int
     unpinned_bytes: int
+    waiting_bytes: int
     scans: int
     voided_results: int
     evicted_ranges: int

@@ -1,11 +1,14 @@
 """Allocations of 4 KiB to 64 MiB, small and huge, freed in random parts. See README.md.
 
     python stress/fragmentation.py --seconds 600
-    python stress/huge_pages.py -- python stress/fragmentation.py --seconds 600  # finds a fault yet
+    python stress/huge_pages.py -- python stress/fragmentation.py --seconds 600
 
 At each stop the account must be what the kernel says, to the byte, and that what is used, to the
-page; every page must have the stamp of its owner. At the end nothing may be left. With ``--plant``
-a part that was freed is written to, and must be found.
+page; every page must have the stamp of its owner. In between, what is committed may be no more than
+what is used and what waits to be given back; and no more than what was used at the most and what is
+freed while a punch of 128 MiB is under way. At every tenth stop it waits for nothing: what waits to
+be recycled must have gone by itself. At the end nothing may be left. With ``--plant`` a part that was
+freed is written to, and must be found.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ PAGE = 4096
 SIZE_MAX = 64 << 20
 LIVE_MAX = 512 << 20
 STOP_EVERY = 500
+LOOK_EVERY = 10
+SILENT_EVERY = 10
+SILENCE_S = 1.0
+ABOVE_MAX = 256 << 20
 MODES = tuple(AllocationMode)
 
 
@@ -54,7 +61,7 @@ class Torture:
         self._random = random.Random(seed)
         self._live: list[Piece] = []
         self._bytes = 0
-        self.steps = self.stops = self.most = 0
+        self.steps = self.stops = self.most = self.most_above = 0
         self.freed: FileRange | None = None
 
     def run(self, seconds: float) -> None:
@@ -68,6 +75,8 @@ class Torture:
                 self._allocate()
             if self.steps % STOP_EVERY == 0:
                 self.stop()
+            elif self.steps % LOOK_EVERY == 0:
+                self.look()
         while self._live:
             self._live.pop().pages.release()
         self._bytes = 0
@@ -103,9 +112,24 @@ class Torture:
             self._bytes -= length
         piece.pages.release()
 
+    def look(self) -> None:
+        """What is committed is used or waits, and not much more than was used at the most."""
+        waiting = self._file.stats().waiting_bytes
+        committed = self._file.total_usage()
+        if committed > self._bytes + waiting:
+            raise WrongError(f"{committed} committed, {self._bytes} used, {waiting} wait")
+        above = committed - self.most
+        self.most_above = max(self.most_above, above)
+        if above > ABOVE_MAX:
+            raise WrongError(f"{above} bytes more than what was used at the most")
+
     def stop(self) -> None:
         """Waits until what was freed has gone, and looks at all there is."""
         self.stops += 1
+        if self.stops % SILENT_EVERY == 0:
+            time.sleep(SILENCE_S)  # time: within it all has gone, says row F6
+            if waiting := self._file.stats().waiting_bytes:
+                raise WrongError(f"{waiting} bytes wait though nothing was asked for")
         if not self._file.wait_for_reclaim(60):
             raise WrongError("freed pages stay")
         verify(self._file)
@@ -139,6 +163,8 @@ def main() -> int:
                 "steps": torture.steps,
                 "stops": torture.stops,
                 "most_mib": torture.most >> 20,
+                "most_mib_above": torture.most_above >> 20,
+                "recycled_mib": stats.recycled_bytes >> 20,
                 "huge_allocations": stats.huge_allocations,
                 "punches": stats.punches,
             }

@@ -209,6 +209,8 @@ class ModelFile:
     changes: int = 0
     last_scan: tuple[int, int] = (-1, 0)
     """The number of changes, and the stored bytes, that the last full scan saw."""
+    last_look: tuple[int, int] = (-1, 0)
+    """The same, of the last look at what is in huge pages."""
 
     # --- the usage set ----------------------------------------------------------------------------
 
@@ -388,7 +390,8 @@ class ModelFile:
         huge: bool | None = False,
     ) -> tuple[int, int]:
         wanted = self.wants_huge(pages, huge)
-        recycled = self._recycled_place(pages, direction, wanted) if mode is POPULATE else None
+        recycles = mode is POPULATE or (mode is COMMIT and self.in_memory)  # B5
+        recycled = self._recycled_place(pages, direction, wanted) if recycles else None
         if recycled is not None:
             start, end = recycled, recycled + pages
             self.change(
@@ -610,13 +613,20 @@ class ModelFile:
         """Row H2, with the bytes that fstat() tells. False if a scan was due but came too soon."""
         if not self.accounting:  # H7
             return True
-        if stored == self.known_bytes() or self.last_scan == (self.changes, stored):
+        now = (self.changes, stored)
+        counts = stored != self.known_bytes() and self.last_scan != now
+        looks = self.counts["huge_allocations"] > 0  # H6
+        if not counts and not looks:
             return True
         if memcg_ids is None:
             if self.now_s < self.next_scan_s:
-                return False
+                return not counts and self.last_look == now
             self.next_scan_s = self.now_s + SCAN_INTERVAL_S
-            self.last_scan = (self.changes, stored)
+            self.last_scan = now
+        if looks:
+            self.last_look = now
+        if not counts:
+            return True
         for low, high in stretches(self.stored):
             for part in list(self.parts(low, high)):
                 use = part.page

@@ -119,6 +119,7 @@ py::dict stats(Self<FileHandle> handle) {
   PGALLOC_STAT(discards);
   PGALLOC_STAT(discarded_bytes);
   PGALLOC_STAT(unpinned_bytes);
+  PGALLOC_STAT(waiting_bytes);
   PGALLOC_STAT(scans);
   PGALLOC_STAT(voided_results);
 #undef PGALLOC_STAT

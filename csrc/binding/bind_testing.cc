@@ -244,6 +244,7 @@ void bind_file_hooks(py::module_& module) {
   module.def("discard", [](uint64_t nbytes) {
     WithoutGil release;
     DiscardSource& files = FileRegistry::all();
+    (void)files.release_kept(std::chrono::steady_clock::now());  // as the guard does first
     const auto done = files.discard(nbytes, std::chrono::steady_clock::time_point::max());
     if (!done.no_use() || done.given_back >= nbytes) return done.given_back;
     return done.given_back + files.sweep(nbytes - done.given_back, done.fruitless);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "backing/commit_probe.h"
 #include "backing/pagemap.h"
 #include "backing/prefault.h"
 #include "file/operation.h"
@@ -31,6 +32,9 @@ std::string not_whole_pages(uint64_t length) {
   const uint64_t fits = length == 0 ? page_size() : align_up(length, page_size());
   return fits > length ? text + ": " + std::to_string(fits) + " would be" : text;
 }
+
+// Of fewer recycled pages it is not asked which are committed: room is made for all of them.
+constexpr uint64_t kCountedMin = uint64_t{256} << 10;
 
 // What is committed counts as used; and so does what is reserved. So that a large range does not count
 // twice for a moment, and costs others their memory, it is committed in pieces.
@@ -64,6 +68,10 @@ Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_w
       return status;
     }
   }
+  if (may_recycle(request)) {
+    FileLock lock(state_);
+    reclaimer_.asked(request.length);
+  }
   return range;
 }
 
@@ -76,7 +84,7 @@ Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wa
   while (true) {
     PGALLOC_RETURN_IF_ERROR(state_.check_open());
     found->size = page_size_for(request);
-    if (request.mode == AllocationMode::kAllocateAndWritePopulate || request.will_be_overwritten) {
+    if (may_recycle(request)) {
       if (const auto range = recycle(request, found->size)) {
         found->recycled = true;
         return *range;
@@ -136,6 +144,7 @@ Result<FileRange> Allocator::place(const AllocateRequest& request, PageSize* siz
   *size = found->size;
   change_areas(*found);
   state_.pages.mark_used(*found, request.kind, request.memcg_id);
+  reclaimer_.used_more();
   state_.changes.count();
   count(request, found->size);
   return found->range;
@@ -191,15 +200,19 @@ Status Allocator::prepare(const AllocateRequest& request, FileRange range, Found
   if (huge) advise(range);
   CommitReservation reservation;
   const bool in_memory_blocks = file_.needs_blocks() && file_.in_memory();
-  if (!recycled &&
-      (in_memory_blocks || manual_zeroing_ || request.mode != AllocationMode::kAllocateOnly)) {
-    PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(range.length(), reservation));
+  if (in_memory_blocks || manual_zeroing_ || request.mode != AllocationMode::kAllocateOnly) {
+    // Of freed pages, some may never have been touched.
+    const bool asks = recycled && range.length() > kCountedMin;
+    const uint64_t there = asks ? CommitProbe(file_, chunks_).count_written(range) : 0;
+    if (there < range.length()) {
+      PGALLOC_RETURN_IF_ERROR(commit_gate().reserve(range.length() - there, reservation));
+    }
   }
   // No other thread knows the range yet, so doing this after marking it is the same as before (B18).
   if (manual_zeroing_ && !recycled) PGALLOC_RETURN_IF_ERROR(file_.write_zeros(range));
   if (file_.needs_blocks()) {
     PGALLOC_RETURN_IF_ERROR(take_blocks(request, range, may_wait));
-  } else if (request.mode == AllocationMode::kAllocateAndCommit && !huge) {
+  } else if (request.mode == AllocationMode::kAllocateAndCommit && !huge && !recycled) {
     return in_pieces(range, reservation, [&](FileRange piece) { return file_.commit(piece); });
   }
   if (request.mode == AllocationMode::kAllocateOnly) return {};

@@ -64,6 +64,12 @@ class Allocator {
   Result<FileRange> reserve(const AllocateRequest& request, bool may_wait, bool* must_wait,
                             Found* found) EXCLUDES(file_lock);
   PageSize page_size_for(const AllocateRequest& request) const;
+  // Every page will be written at once: so what was freed serves as well, zeroed if it has to be.
+  // On a disk, committed pages need blocks only, and zeros would be written there.
+  bool may_recycle(const AllocateRequest& request) const {
+    return request.will_be_overwritten || request.mode == AllocationMode::kAllocateAndWritePopulate ||
+           (request.mode == AllocationMode::kAllocateAndCommit && file_.in_memory());
+  }
   std::optional<FileRange> recycle(const AllocateRequest& request, PageSize size)
       REQUIRES(file_lock);
   Result<FileRange> place(const AllocateRequest& request, PageSize* size) REQUIRES(file_lock);

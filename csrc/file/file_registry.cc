@@ -18,6 +18,7 @@ namespace {
 class AllFiles final : public DiscardSource {
  public:
   Discarded discard(uint64_t bytes_max, Time deadline) override;
+  uint64_t release_kept(Time deadline) override;
   uint64_t sweep(uint64_t bytes_max, bool waiting) override;
   bool any_unpinned() override;
   void start_evictions() override;
@@ -226,6 +227,12 @@ uint64_t FileRegistry::discard_paid_by(std::string_view payer, uint64_t bytes_ma
 
 namespace {
 
+uint64_t AllFiles::release_kept(Time deadline) {
+  uint64_t bytes = 0;
+  for (const FileInUse& file : files_in_use()) bytes += file->release_kept(deadline);
+  return bytes;
+}
+
 uint64_t AllFiles::sweep(uint64_t bytes_max, bool waiting) {
   uint64_t bytes = 0;
   for (const FileInUse& file : files_in_use()) {
@@ -241,7 +248,10 @@ bool AllFiles::any_unpinned() {
 }
 
 void AllFiles::start_evictions() {
-  for (const FileInUse& file : files_in_use()) file->start_evictions_under_pressure();
+  for (const FileInUse& file : files_in_use()) {
+    (void)file->release_kept(std::chrono::steady_clock::now());
+    file->start_evictions_under_pressure();
+  }
 }
 
 void AllFiles::wait_for_reclaim(Time deadline) {

@@ -42,6 +42,7 @@ struct MemoryFileStats {
   uint64_t discards = 0;           // of unpinned allocations
   uint64_t discarded_bytes = 0;
   uint64_t unpinned_bytes = 0;  // now, from stats(): of pages that may be discarded, or have been
+  uint64_t waiting_bytes = 0;   // now, from stats(): of freed pages that have not gone back yet
   uint64_t scans = 0;
   uint64_t voided_results = 0;  // scan results dropped because their pages changed meanwhile
 };

@@ -256,6 +256,7 @@ MemoryFileStats MemoryFile::stats() const {
   FileLock lock(state_);
   MemoryFileStats stats = state_.stats;
   stats.unpinned_bytes = state_.pages.unpinned().set().span();
+  stats.waiting_bytes = state_.pages.waste_bytes() + state_.pages.releasing_bytes();
   return stats;
 }
 
@@ -421,6 +422,11 @@ void MemoryFile::retry_threads() {
 bool MemoryFile::has_unpinned() const {
   FileLock lock(state_);
   return !state_.pages.unpinned().empty();
+}
+
+uint64_t MemoryFile::release_kept(Time deadline) {
+  FileLock lock(state_);
+  return reclaimer_.release_kept(deadline);
 }
 
 void MemoryFile::start_evictions_under_pressure() {

@@ -187,6 +187,7 @@ class MemoryFile final : public Pages,
   void restart_threads() override;
   void use_loaders(unsigned count) override { loader_.use_threads(count); }
   bool has_unpinned() const override EXCLUDES(file_lock);
+  uint64_t release_kept(Time deadline) override EXCLUDES(file_lock);
   void start_evictions_under_pressure() override;
 
   // --- For Forks ---------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ namespace {
 // Row F1: one punch keeps the file's inode lock for about 20 ms per 128 MiB.
 constexpr uint64_t kPunchBytesMax = uint64_t{128} << 20;
 
+// How long memory is taken to be short after it was.
+constexpr std::chrono::seconds kShortage{1};
+
 // How long freed pages gather before a batch of them is punched. One punch costs about as much for
 // a page as for a run of pages, and pages freed one by one become runs; and an owner that asks for
 // the same pages again at once gets them back without the kernel (PageStates::recycle).
@@ -68,7 +71,7 @@ void Reclaimer::evict_when_idle() {
 bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
   while (!stops_) {
     if (has_due_unsplit()) return true;
-    if (pauses_ == 0 && state_.pages.next_waste()) {
+    if (pauses_ == 0 && has_excess()) {
       if (ranges_until_coalesce == 0) {
         coalesce();
         ranges_until_coalesce = state_.pages.waste_ranges();
@@ -89,13 +92,35 @@ bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
 }
 
 void Reclaimer::sleep() {
+  std::optional<std::chrono::steady_clock::time_point> until;
+  if (pauses_ == 0) until = unsplit_.next_due();
+  if (state_.pages.recyclable_bytes() > 0 && pauses_ == 0) {
+    kept_until_change_ = kept_bytes();
+    until = std::min(until.value_or(budget_.next_change()), budget_.next_change());
+  }
   sleeps_ = true;
-  if (const auto due = unsplit_.next_due(); due && pauses_ == 0) {
-    (void)state_.wait_until(work_, *due);
+  if (until) {
+    (void)state_.wait_until(work_, *until);
   } else {
     state_.wait(work_);
   }
   sleeps_ = false;
+  kept_until_change_ = 0;
+}
+
+uint64_t Reclaimer::kept_bytes() {
+  if (waiters_ > 0 || evictions_due_) return 0;
+  return budget_.bytes(state_.pages.used_bytes(), std::chrono::steady_clock::now());
+}
+
+uint64_t Reclaimer::excess_bytes() {
+  const uint64_t recyclable = state_.pages.recyclable_bytes();
+  return recyclable - std::min(recyclable, kept_bytes());
+}
+
+bool Reclaimer::has_excess() {
+  if (state_.pages.next_waste_part()) return true;
+  return state_.pages.next_waste() && excess_bytes() > 0;
 }
 
 void Reclaimer::coalesce() {
@@ -115,7 +140,9 @@ UnsplitPages::Entry Reclaimer::take() {
   if (pauses_ == 0) {
     if (const auto entry = unsplit_.take(std::chrono::steady_clock::now())) return *entry;
   }
-  return {.range = *state_.pages.take_waste(kPunchBytesMax), .punches = 0, .due = {}};
+  const auto range = excess_bytes() > 0 ? state_.pages.take_waste(kPunchBytesMax)
+                                        : state_.pages.take_waste_part();
+  return {.range = *range, .punches = 0, .due = {}};
 }
 
 void Reclaimer::run() {
@@ -175,6 +202,19 @@ void Reclaimer::settle(FileRange range, bool clean) {
     state_.pages.quarantine(range);
   }
   notify_progress();
+}
+
+void Reclaimer::asked(uint64_t bytes) {
+  budget_.asked(bytes, state_.pages.used_bytes(), std::chrono::steady_clock::now());
+}
+
+uint64_t Reclaimer::release_kept(std::chrono::steady_clock::time_point deadline) {
+  budget_.refuse_until(std::chrono::steady_clock::now() + kShortage);
+  const uint64_t before = state_.pages.waste_bytes();
+  if (before == 0 || !runs_ || pauses_ > 0) return 0;
+  (void)wait_until_done(deadline);
+  const uint64_t left = state_.pages.waste_bytes() + state_.pages.releasing_bytes();
+  return before - std::min(before, left);
 }
 
 void Reclaimer::clear() {
@@ -241,7 +281,8 @@ std::optional<std::string> Reclaimer::verify() const {
   if (!runs_ && state_.pages.releasing_bytes() > unsplit_.bytes()) {
     return "pages are taken, and no thread runs";
   }
-  const bool has_work = evictions_due_ || (pauses_ == 0 && state_.pages.next_waste());
+  const bool has_waste = state_.pages.next_waste() && has_more_than(kept_until_change_);
+  const bool has_work = evictions_due_ || (pauses_ == 0 && has_waste);
   if (sleeps_ && !stops_ && has_work) return "the thread sleeps, and there is something to do";
   return std::nullopt;
 }

@@ -9,7 +9,9 @@
 //   3. Of a huge page that is used in part, the kernel is advised against before anything is punched: else its
 //      own thread (khugepaged) would make it whole again, out of memory that is in no account.
 //   4. The thread sleeps only while nothing can be taken; before that it starts due evictions (row F5).
-//   5. Pages that were punched and are in memory still are punched again: see UnsplitPages.
+//   5. Pages that may be recycled wait as far as the budget goes (row F6), unless something waits for them to
+//      be gone, or evictions are due; for the rest they are punched at once.
+//   6. Pages that were punched and are in memory still are punched again: see UnsplitPages.
 #pragma once
 
 #include <chrono>
@@ -23,6 +25,7 @@
 #include "backing/chunk_map.h"
 #include "file/evictables.h"
 #include "file/file_state.h"
+#include "file/release_budget.h"
 #include "file/unsplit_pages.h"
 
 namespace pgalloc {
@@ -49,8 +52,18 @@ class Reclaimer {
   void freed(uint64_t bytes) REQUIRES(file_lock) {
     if (bytes == 0) return;
     state_.stats.freed_bytes += bytes;
-    wake();
+    if (has_more_than(kept_until_change_)) wake();
   }
+  // Row F6. Pages for `bytes` were asked for that are written in full at once.
+  void asked(uint64_t bytes) REQUIRES(file_lock);
+  // More is used: less may wait.
+  void used_more() REQUIRES(file_lock) {
+    if (kept_until_change_ == 0) return;
+    const uint64_t held = state_.pages.used_bytes() + state_.pages.recyclable_bytes();
+    if (held > budget_.most_used()) wake();
+  }
+  // Memory is short: nothing waits from here on, for a while. What went until the deadline.
+  uint64_t release_kept(std::chrono::steady_clock::time_point deadline) REQUIRES(file_lock);
   // Row F5: evictions start when there is nothing else to do.
   void evict_when_idle() REQUIRES(file_lock);
 
@@ -91,6 +104,15 @@ class Reclaimer {
   // False when the thread is to end. After coalescing, what has gathered is worked off at once.
   bool wait_for_waste(size_t& ranges_until_coalesce) REQUIRES(file_lock);
   void sleep() REQUIRES(file_lock);
+  // How much of the waste is to go now.
+  uint64_t excess_bytes() REQUIRES(file_lock);
+  bool has_excess() REQUIRES(file_lock);
+  // Whether there is more waste than what may wait, if that is so much.
+  bool has_more_than(uint64_t kept) const REQUIRES(file_lock) {
+    const uint64_t recyclable = state_.pages.recyclable_bytes();
+    return recyclable > kept || state_.pages.waste_bytes() > recyclable;
+  }
+  uint64_t kept_bytes() REQUIRES(file_lock);
   void coalesce() REQUIRES(file_lock);
   UnsplitPages::Entry take() REQUIRES(file_lock);
   bool has_due_unsplit() const REQUIRES(file_lock);
@@ -121,6 +143,9 @@ class Reclaimer {
   bool evictions_due_ GUARDED_BY(file_lock) = false;  // since it last slept
   int pauses_ GUARDED_BY(file_lock) = 0;
   int waiters_ GUARDED_BY(file_lock) = 0;  // while there are any, it does not coalesce
+  ReleaseBudget budget_ GUARDED_BY(file_lock);
+  // While it sleeps until the budget changes: that budget. So much may wait without a word.
+  uint64_t kept_until_change_ GUARDED_BY(file_lock) = 0;
   UnsplitPages unsplit_ GUARDED_BY(file_lock);
   std::optional<std::vector<FileRange>> log_ GUARDED_BY(file_lock);
 };

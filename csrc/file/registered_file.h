@@ -38,6 +38,8 @@ class RegisteredFile {
   virtual const Ledger& ledger() const = 0;
   virtual Discarder& discarder() = 0;
   virtual bool has_unpinned() const = 0;
+  // Memory is short: freed pages that wait for a new owner go. The bytes that went until then.
+  virtual uint64_t release_kept(Time deadline) = 0;
   // Row A4: of users that are to be asked under memory pressure.
   virtual void start_evictions_under_pressure() = 0;
   virtual bool wait_for_reclaim(std::optional<Time> deadline) = 0;

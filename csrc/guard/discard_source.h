@@ -27,6 +27,12 @@ class DiscardSource {
     (void)commit;
     return discard(bytes_max, deadline);
   }
+  // Gives back freed pages that wait for a new owner, of all files, and lets none wait for a second. The bytes
+  // that went before the deadline.
+  virtual uint64_t release_kept(Time deadline) {
+    (void)deadline;
+    return 0;
+  }
   // Gives back unpinned pages by address, see Discarder::sweep(). The bytes that went.
   virtual uint64_t sweep(uint64_t bytes_max, bool waiting) = 0;
   // Whether any page is unpinned.

@@ -54,8 +54,11 @@ Guard::DiscardPass Guard::discard(uint64_t bytes, uint64_t commit) try {
   DiscardPass pass;
   const auto deadline = std::chrono::steady_clock::now() + kPass;
   DiscardSource& source = *source_.load();
-  const DiscardSource::Discarded discarded = source.discard_for(commit, bytes, deadline);
-  pass.given_back = discarded.given_back;
+  pass.given_back = source.release_kept(deadline);
+  if (pass.given_back >= bytes) return pass;
+  const DiscardSource::Discarded discarded =
+      source.discard_for(commit, bytes - pass.given_back, deadline);
+  pass.given_back += discarded.given_back;
   if (discarded.no_use()) {
     const uint64_t missing = bytes - std::min(bytes, pass.given_back);
     pass.given_back += source.sweep(missing, discarded.fruitless);

@@ -259,8 +259,7 @@ uint64_t PageStates::reclaim_again(FileRange range) {
   return bytes;
 }
 
-std::optional<FileRange> PageStates::take_waste(uint64_t bytes_max, bool partial) {
-  std::optional<FileRange> range = next_waste(partial);
+std::optional<FileRange> PageStates::take(std::optional<FileRange> range, uint64_t bytes_max) {
   if (!range) return std::nullopt;
   const uint64_t unit = waste_.is_partial(*range) || areas_.at(range->start) == PageSize::kSmall
                             ? page_size()

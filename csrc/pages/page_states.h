@@ -54,6 +54,7 @@ class PageStates {
   const Areas& areas() const { return areas_; }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t waste_bytes() const { return waste_.bytes(); }
+  uint64_t recyclable_bytes() const { return waste_.recyclable_bytes(); }
   size_t waste_ranges() const { return waste_.ranges(); }
   uint64_t releasing_bytes() const { return releasing_bytes_; }
   uint64_t quarantined_bytes() const { return quarantined_bytes_; }
@@ -106,13 +107,13 @@ class PageStates {
   // The bytes.
   uint64_t reclaim_again(FileRange range);
 
-  // Row F1: the waste range that take_waste() would take, if there is one; with `partial` also parts of
-  // huge pages of which the rest is used.
-  std::optional<FileRange> next_waste(bool partial = true) const {
-    return waste_.next(pending_, partial);
-  }
+  // Row F1: the waste range that take_waste() would take, if there is one; and what there is of parts of huge
+  // pages of which the rest is used.
+  std::optional<FileRange> next_waste() const { return waste_.next(pending_); }
+  std::optional<FileRange> next_waste_part() const { return waste_.next_part(pending_); }
   // waste -> releasing: the upper end of that range, about `bytes_max` of it.
-  std::optional<FileRange> take_waste(uint64_t bytes_max, bool partial = true);
+  std::optional<FileRange> take_waste(uint64_t bytes_max) { return take(next_waste(), bytes_max); }
+  std::optional<FileRange> take_waste_part() { return take(next_waste_part(), UINT64_MAX); }
   // Whether these pages, taken by take_waste(), are parts of huge pages that are used otherwise.
   bool is_partial(FileRange range) const { return waste_.is_partial(range); }
   // releasing -> free, or subreleased. Checks row F4.
@@ -168,6 +169,7 @@ class PageStates {
   uint64_t drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count);
   void mark_used_before(FileRange tail, FileRange range, const PageUse& use);
   void fill_up_huge_pages();
+  std::optional<FileRange> take(std::optional<FileRange> waste, uint64_t bytes_max);
   template <class Change>
   void change_used(UsageSet::Iterator first, FileRange range, Change change);
   std::optional<std::string> verify_waste() const;

@@ -64,11 +64,14 @@ void Waste::settle(uint64_t huge_page) {
   if (whole_.span_of(page) == 0) whole_.insert(page, {});
 }
 
-std::optional<FileRange> Waste::next(const PendingPages& pending, bool partial) const {
+std::optional<FileRange> Waste::next(const PendingPages& pending) const {
   if (const auto range = last_at_rest(small_, pending, /*whole=*/false)) return range;
   if (const auto range = last_at_rest(whole_, pending, /*whole=*/true)) return range;
-  if (partial) return last_at_rest(partial_, pending, /*whole=*/false);
-  return std::nullopt;
+  return next_part(pending);
+}
+
+std::optional<FileRange> Waste::next_part(const PendingPages& pending) const {
+  return last_at_rest(partial_, pending, /*whole=*/false);
 }
 
 std::optional<FileRange> Waste::find(uint64_t length, uint64_t alignment, bool from_below,

@@ -38,6 +38,8 @@ class Waste {
 
   // Those that wait to be given back.
   uint64_t bytes() const { return small_.span() + whole_.span() + partial_.span(); }
+  // Those among them that others may use as they are.
+  uint64_t recyclable_bytes() const { return small_.span() + whole_.span(); }
   uint64_t subreleased_bytes() const { return subreleased_.span(); }
   size_t ranges() const { return small_.size() + whole_.size() + partial_.size(); }
   // Of `range`, what waits.
@@ -48,9 +50,10 @@ class Waste {
 
   // These pages have no references any more. REQUIRES: nothing in `range` is here.
   void add(FileRange range);
-  // What goes next: small before whole, and the highest first. Parts of huge pages only with `partial`,
-  // and last. Pages whose contents are arriving stay.
-  std::optional<FileRange> next(const PendingPages& pending, bool partial) const;
+  // What goes next: small before whole before parts, and the highest first. Pages whose contents are arriving
+  // stay.
+  std::optional<FileRange> next(const PendingPages& pending) const;
+  std::optional<FileRange> next_part(const PendingPages& pending) const;
   // A place for `length` bytes, which rests and waits whole: in one of the few ranges nearest to the end
   // of the file where the search begins.
   std::optional<FileRange> find(uint64_t length, uint64_t alignment, bool from_below, PageSize size,

@@ -20,6 +20,7 @@ class SharedDiscards final : public DiscardSource {
     return discard_for(0, bytes_max, deadline);
   }
   Discarded discard_for(uint64_t commit, uint64_t bytes_max, Time deadline) override;
+  uint64_t release_kept(Time deadline) override;
   uint64_t sweep(uint64_t bytes_max, bool waiting) override;
   bool any_unpinned() override;
   void start_evictions() override;

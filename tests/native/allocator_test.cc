@@ -73,6 +73,12 @@ TEST(b5_only_who_writes_everything_gets_freed_pages) {
       pages(1, 2));
   EXPECT(rig.all(pages(1, 2), '\0'));
   EXPECT_EQ(rig.stats().recycled_bytes, 2 * page_size());
+  rig.fill(pages(1, 2), 'x');
+  EXPECT(rig.references.dec_ref(pages(1, 2)).ok());
+  EXPECT_EQ(*allocate(rig, {.length = page_size(), .mode = AllocationMode::kAllocateAndCommit}),
+            pages(1, 2));
+  EXPECT(rig.all(pages(1, 2), '\0'));
+  EXPECT_EQ(rig.stats().recycled_bytes, 3 * page_size());
 }
 
 TEST(b9_b10_what_fails_changes_nothing) {

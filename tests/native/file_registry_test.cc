@@ -119,6 +119,7 @@ class Loading final : public RegisteredFile {
   const Ledger& ledger() const override { return real_->ledger(); }
   Discarder& discarder() override { return real_->discarder(); }
   bool has_unpinned() const override { return false; }
+  uint64_t release_kept(Time) override { return 0; }
   void start_evictions_under_pressure() override {}
   bool wait_for_reclaim(std::optional<Time>) override { return true; }
 

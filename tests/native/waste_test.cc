@@ -41,9 +41,10 @@ class Both {
     EXPECT_EQ(waste_.verify(), std::nullopt);
     EXPECT_EQ(waste_.bytes(), count(State::kWaits));
     EXPECT_EQ(waste_.subreleased_bytes(), count(State::kSubreleased));
-    for (const bool partial : {false, true}) {
-      EXPECT_EQ(waste_.next(pending_, partial), expected_next(partial));
-    }
+    EXPECT_EQ(waste_.next(pending_), expected_next());
+    EXPECT_EQ(waste_.next_part(pending_), last_run([&](uint64_t page) {
+                return is_waiting(page) && is_huge(page) && !is_whole(page);
+              }));
   }
 
  private:
@@ -73,12 +74,12 @@ class Both {
     const auto runs = runs_where(pages_.size(), is);
     return runs.empty() ? std::nullopt : std::optional(runs.back());
   }
-  std::optional<FileRange> expected_next(bool partial) const {
+  std::optional<FileRange> expected_next() const {
     auto run = last_run([&](uint64_t page) { return is_waiting(page) && !is_huge(page); });
     if (run) return run;
     run = last_run(
         [&](uint64_t page) { return is_waiting(page) && is_huge(page) && is_whole(page); });
-    if (run || !partial) return run;
+    if (run) return run;
     return last_run([&](uint64_t page) { return is_waiting(page) && is_huge(page); });
   }
   void set(FileRange range, State state) {
@@ -99,7 +100,7 @@ class Both {
     settle();
   }
   void take() {
-    const auto next = waste_.next(pending_, /*partial=*/true);
+    const auto next = waste_.next(pending_);
     if (!next) return;
     FileRange range = *next;
     if (!waste_.is_partial(range) && !is_huge(page_of(range.start))) {
@@ -146,14 +147,14 @@ TEST(pages_that_arrive_keep_their_huge_page_back) {
   pending.expect(arriving);
   pending.start(arriving);
   waste.add({0, 3 * huge_page_size()});
-  EXPECT_EQ(waste.next(pending, true), std::optional(FileRange{0, huge_page_size()}));
+  EXPECT_EQ(waste.next(pending), std::optional(FileRange{0, huge_page_size()}));
   waste.remove({0, huge_page_size()});
-  EXPECT_EQ(waste.next(pending, true),
+  EXPECT_EQ(waste.next(pending),
             std::optional(FileRange{2 * huge_page_size(), 3 * huge_page_size()}));
   waste.remove({2 * huge_page_size(), 3 * huge_page_size()});
-  EXPECT_EQ(waste.next(pending, true), std::nullopt);
+  EXPECT_EQ(waste.next(pending), std::nullopt);
   pending.arrived(arriving);
-  EXPECT_EQ(waste.next(pending, true),
+  EXPECT_EQ(waste.next(pending),
             std::optional(FileRange{huge_page_size(), 2 * huge_page_size()}));
 }
 

@@ -38,6 +38,7 @@ from model import (
     HUGE,
     NOTHING,
     PAGE,
+    COMMIT,
     POPULATE,
     ModelEvictables,
     ModelFile,
@@ -810,17 +811,19 @@ class HugeMachine(MemoryFileMachine):
         picks=st.lists(st.integers(0, 99), min_size=1, max_size=3),
         pages=st.sampled_from(HUGE_ONES),
         direction=st.sampled_from(Direction),
+        mode=st.sampled_from([POPULATE, COMMIT]),
     )
     @precondition(lambda self: self.raw)
-    def recycle(self, picks: list[int], pages: int, direction: Direction) -> None:
-        """Row B5: huge pages that wait are populated again; the rest of the last one waits on."""
+    def recycle(
+        self, picks: list[int], pages: int, direction: Direction, mode: AllocationMode
+    ) -> None:
+        """Row B5: huge pages that wait are used again; the rest of the last one waits on."""
         self.settle()
         if len(self.pauses) < 2:
             self.pause_reclaimer()
         for pick in picks:
             if self.raw:
                 self._free_one(pick)
-        mode = POPULATE
         self.allocate_huge(pages=pages, direction=direction, mode=mode, as_handle=False, huge=True)
 
     @rule()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import gc
+import io
 import itertools
 import logging
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,8 @@ from pgalloc._core import _testing
 from pgalloc.testing import FaultPlan
 
 MIB = 1 << 20
+COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
+POPULATE = AllocationMode.ALLOCATE_AND_WRITE_POPULATE
 
 
 def pages(first: int, last: int) -> FileRange:
@@ -379,6 +383,46 @@ def test_a_forgotten_file_with_evictable_users_closes_itself() -> None:
     gc.collect()
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
+
+
+@pytest.mark.parametrize("mode", [POPULATE, COMMIT])
+def test_f6_what_is_asked_for_again_is_recycled(mf: MemoryFile, mode: AllocationMode) -> None:
+    for _ in range(100):
+        a = mf.allocate(16 * PAGE, mode=mode)
+        a.view()[:] = b"x" * a.nbytes
+        a.release()
+        time.sleep(0.002)  # time: without a budget, it would be gone by now
+    stats = mf.stats()
+    assert stats.recycled_bytes > 0
+    assert stats.punched_bytes + stats.recycled_bytes + stats.waiting_bytes == stats.freed_bytes
+    assert stats.waiting_bytes <= 16 * PAGE
+
+
+def test_f6_nothing_waits_for_ever(mf: MemoryFile) -> None:
+    mf.allocate(16 * PAGE, mode=COMMIT).release()
+    eventually(lambda: mf.stats().waiting_bytes == 0 and mf.total_usage() == 0)
+
+
+def test_f6_who_waits_for_it_does_not_wait_for_the_budget(mf: MemoryFile) -> None:
+    for wait in (lambda: mf.wait_for_reclaim(20), lambda: mf.save(io.BytesIO())):
+        mf.allocate(16 * PAGE, mode=COMMIT).release()
+        wait()
+        assert (mf.stats().waiting_bytes, mf.total_usage()) == (0, 0)
+
+
+def test_f6_what_waits_makes_way_for_what_is_used(mf: MemoryFile) -> None:
+    """Both together are no more than what was used lately."""
+    mf.allocate(16 * PAGE, mode=COMMIT).release()
+    a = mf.allocate(16 * PAGE)  # never takes what waits
+    a.view()[:] = b"x" * a.nbytes
+    eventually(lambda: mf.stats().waiting_bytes == 0 and mf.total_usage() == a.nbytes)
+
+
+def test_f6_under_pressure_nothing_waits(mf: MemoryFile) -> None:
+    mf.allocate(16 * PAGE, mode=COMMIT).release()
+    with pgalloc.testing.ManualPressure() as pressure:
+        pressure.demand(PAGE)
+        eventually(lambda: mf.stats().waiting_bytes == 0)
 
 
 def test_what_is_recycled_is_not_waited_for(mf: MemoryFile) -> None:
