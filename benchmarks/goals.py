@@ -240,6 +240,17 @@ WORKLOADS = (
         goals=(_python(1.15, "memcpy"),),
     ),
     Workload(
+        "huge_restore",
+        "restore 1 GiB into huge pages",
+        python_limit="bare",
+        goals=(_python(1.2, "bare"),),
+    ),
+    Workload("huge_random", "read 8 bytes at random of 2 GiB in huge pages"),
+    Workload("huge_churn_1g", "allocate, write and free 1 GiB in huge pages, in turn"),
+    Workload("churn_64k", "allocate, write and free 64 KiB, in turn"),
+    Workload("churn_2m", "allocate, write and free 2 MiB, in turn"),
+    Workload("churn_1g", "allocate, write and free 1 GiB, in turn"),
+    Workload(
         "update_usage_cold",
         "update_usage cold: 8 GiB, 1 page in 16 touched",
         (0.15 * S,),

@@ -12,15 +12,21 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+
+import numpy
 
 import pgalloc
+from benchmarks.churn import churn
 from benchmarks.measure import GIB, MIB, Case, Sample, seconds_of
+from benchmarks.snapshots import image_folder
 from pgalloc import AllocationMode
 
 _MADV_POPULATE_WRITE = 23
 _PUNCH = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _PUTS = 64
 _VALUES = 16
+_READS = 4_000_000
 _POPULATE = AllocationMode.ALLOCATE_AND_WRITE_POPULATE
 
 
@@ -107,6 +113,51 @@ def _memcpy() -> Sample:
     return Sample("huge_put", "memcpy", _PUTS, seconds_of(work), _PUTS * len(data))
 
 
+def _resident(file: pgalloc.MemoryFile, size: int, huge: bool) -> pgalloc.Allocation:
+    """Random numbers, so that every page is stored in an image."""
+    allocation = file.allocate(size, mode=_POPULATE, huge=huge)
+    words = numpy.frombuffer(allocation.view(), numpy.uint64)
+    words[:] = numpy.arange(1, len(words) + 1, dtype=numpy.uint64)
+    return allocation
+
+
+def _restore(name: str, huge: bool) -> Callable[[], Sample]:
+    def run() -> Sample:
+        with image_folder() as folder:
+            with pgalloc.MemoryFile() as file, _resident(file, GIB, huge):
+                file.save(folder / "image")
+            made: list[pgalloc.MemoryFile] = []
+            seconds = seconds_of(lambda: made.append(pgalloc.MemoryFile.restore(folder / "image")))
+            made[0].close()
+        return Sample("huge_restore", name, 1, seconds, GIB)
+
+    return run
+
+
+def _bare_restore() -> Sample:
+    """Reads a file of the same length into a new mapping."""
+    with image_folder() as folder, open(folder / "file", "w+b", buffering=0) as file:
+        piece = os.urandom(64 * MIB)
+        for _ in range(GIB // len(piece)):
+            file.write(piece)
+        with _bare() as (_, mapping):
+            seconds = seconds_of(lambda: os.preadv(file.fileno(), [mapping], 0))
+    return Sample("huge_restore", "bare", 1, seconds, GIB)
+
+
+def _random(name: str, huge: bool) -> Callable[[], Sample]:
+    def run() -> Sample:
+        with pgalloc.MemoryFile() as file, _resident(file, 2 * GIB, huge) as allocation:
+            words = numpy.frombuffer(allocation.view(), numpy.uint64)
+            places = numpy.random.default_rng(1).integers(0, len(words), _READS)
+            words.take(places)
+            seconds = seconds_of(partial(words.take, places))
+            del words
+        return Sample("huge_random", name, _READS, seconds, _READS * 8)
+
+    return run
+
+
 CASES = [
     Case("huge_populate", "python", _populate("python", True)),
     Case("huge_populate", "bare", _bare_populate),
@@ -117,4 +168,11 @@ CASES = [
     Case("huge_put", "python", _put("python", "auto")),
     Case("huge_put", "memcpy", _memcpy),
     Case("huge_put", "small pages", _put("small pages", "never")),
+    Case("huge_restore", "python", _restore("python", True)),
+    Case("huge_restore", "bare", _bare_restore),
+    Case("huge_restore", "small pages", _restore("small pages", False)),
+    Case("huge_random", "python", _random("python", True)),
+    Case("huge_random", "small pages", _random("small pages", False)),
+    Case("huge_churn_1g", "python", lambda: churn("huge_churn_1g", "python", GIB, 8, huge=True)),
+    Case("huge_churn_1g", "small pages", lambda: churn("huge_churn_1g", "small pages", GIB, 3)),
 ]

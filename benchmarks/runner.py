@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks import (
     arrays,
     caches,
+    churn,
     driver,
     eviction,
     give_back,
@@ -33,6 +34,7 @@ _FAMILIES = (
     mapping,
     populate,
     give_back,
+    churn,
     huge_pages,
     usage,
     eviction,

@@ -25,7 +25,8 @@ _SHM = Path("/dev/shm")
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def image_folder() -> Iterator[Path]:
+    """A folder for images, in memory if there is such a file system."""
     folder = Path(tempfile.mkdtemp(prefix="pgalloc-", dir=_SHM if _SHM.is_dir() else None))
     try:
         yield folder
@@ -53,7 +54,7 @@ def fill(allocation: Allocation, run: int) -> None:
 
 @contextmanager
 def _saved(size: int, run: int) -> Iterator[tuple[MemoryFile, Path]]:
-    with _folder() as folder, MemoryFile() as file, file.allocate(size) as allocation:
+    with image_folder() as folder, MemoryFile() as file, file.allocate(size) as allocation:
         fill(allocation, run)
         image = folder / "image"
         file.save(image)
@@ -97,7 +98,7 @@ def _copy(workload: str, source_is_memory: bool) -> Sample:
     """512 MiB between a memfd and a file."""
     size = GIB // 2
     memory = os.memfd_create("benchmark")
-    with _folder() as folder, open(folder / "file", "w+b", buffering=0) as file:
+    with image_folder() as folder, open(folder / "file", "w+b", buffering=0) as file:
         source, target = (memory, file.fileno()) if source_is_memory else (file.fileno(), memory)
         for offset in range(0, size, 64 * MIB):
             os.pwrite(source, _random_pages().data, offset)
@@ -114,7 +115,7 @@ def _sendfile_all(target: int, source: int, size: int) -> None:
 
 def _numpy_save(pattern: str) -> Sample:
     """All of it, as numpy writes an array: the peer has no idea of zeros."""
-    with _folder() as folder, MemoryFile() as file, file.allocate(GIB) as allocation:
+    with image_folder() as folder, MemoryFile() as file, file.allocate(GIB) as allocation:
         fill(allocation, PATTERNS[pattern])
         array = numpy.frombuffer(allocation.view(), dtype=numpy.uint8)
         seconds = seconds_of(partial(numpy.save, folder / "array.npy", array))
@@ -122,7 +123,7 @@ def _numpy_save(pattern: str) -> Sample:
 
 
 def _numpy_load(pattern: str) -> Sample:
-    with _folder() as folder, MemoryFile() as file, file.allocate(GIB) as allocation:
+    with image_folder() as folder, MemoryFile() as file, file.allocate(GIB) as allocation:
         fill(allocation, PATTERNS[pattern])
         numpy.save(folder / "array.npy", numpy.frombuffer(allocation.view(), dtype=numpy.uint8))
         file.close()

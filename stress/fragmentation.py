@@ -7,8 +7,8 @@ At each stop the account must be what the kernel says, to the byte, and that wha
 page; every page must have the stamp of its owner. In between, what is committed may be no more than
 what is used and what waits to be given back; and no more than what was used at the most and what is
 freed while a punch of 128 MiB is under way. At every tenth stop it waits for nothing: what waits to
-be recycled must have gone by itself. At the end nothing may be left. With ``--plant`` a part that was
-freed is written to, and must be found.
+be recycled must have gone by itself. At the end nothing may be left. With ``--plant`` a part that
+was freed is written to, and must be found.
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ class Allocator {
   // Every page will be written at once: so what was freed serves as well, zeroed if it has to be.
   // On a disk, committed pages need blocks only, and zeros would be written there.
   bool may_recycle(const AllocateRequest& request) const {
-    return request.will_be_overwritten || request.mode == AllocationMode::kAllocateAndWritePopulate ||
+    return request.will_be_overwritten ||
+           request.mode == AllocationMode::kAllocateAndWritePopulate ||
            (request.mode == AllocationMode::kAllocateAndCommit && file_.in_memory());
   }
   std::optional<FileRange> recycle(const AllocateRequest& request, PageSize size)

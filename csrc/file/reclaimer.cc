@@ -140,8 +140,8 @@ UnsplitPages::Entry Reclaimer::take() {
   if (pauses_ == 0) {
     if (const auto entry = unsplit_.take(std::chrono::steady_clock::now())) return *entry;
   }
-  const auto range = excess_bytes() > 0 ? state_.pages.take_waste(kPunchBytesMax)
-                                        : state_.pages.take_waste_part();
+  const auto range =
+      excess_bytes() > 0 ? state_.pages.take_waste(kPunchBytesMax) : state_.pages.take_waste_part();
   return {.range = *range, .punches = 0, .due = {}};
 }
 

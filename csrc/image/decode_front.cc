@@ -158,9 +158,9 @@ Result<Header> decode_header(Bytes bytes) {
   if (!all_zero(page.subspan(sizeof fields))) {
     return corrupt("the image's header: bytes that should be zero");
   }
-  const Header header{fields.version,    fields.file_size,       fields.usage_count,     fields.restore_id_length,
-                      fields.hook_count, fields.metadata_length, fields.metadata_crc,
-                      fields.crc};
+  const Header header{fields.version,           fields.file_size,  fields.usage_count,
+                      fields.restore_id_length, fields.hook_count, fields.metadata_length,
+                      fields.metadata_crc,      fields.crc};
   PGALLOC_RETURN_IF_ERROR(check_limits(header));
   return header;
 }

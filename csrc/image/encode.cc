@@ -90,8 +90,8 @@ std::string encode_front(uint64_t file_size, const Metadata& metadata, Header* h
   put_metadata(metadata, parts);
   header->metadata_crc = crc32c(parts, header->metadata_bytes());
   header->crc =
-      seal(layout::Header{layout::kHeaderMagic, header->version, static_cast<uint32_t>(page_size()), 0,
-                          header->restore_id_length, file_size, header->usage_count,
+      seal(layout::Header{layout::kHeaderMagic, header->version, static_cast<uint32_t>(page_size()),
+                          0, header->restore_id_length, file_size, header->usage_count,
                           header->hook_count, header->metadata_crc, header->metadata_length},
            bytes.data());
   return bytes;

@@ -41,8 +41,8 @@ ImageWriter::ImageWriter(std::shared_ptr<MemoryFile> file, const MemoryFile::Cap
   metadata_.hooks = std::move(options.hooks);
   metadata_.usage.reserve(capture.segments.size());
   for (const auto& [range, use, size] : capture.segments) {
-    metadata_.usage.push_back({range, use.refs, use.memcg_id, use.kind, use.committed,
-                               size == PageSize::kHuge});
+    metadata_.usage.push_back(
+        {range, use.refs, use.memcg_id, use.kind, use.committed, size == PageSize::kHuge});
   }
 }
 

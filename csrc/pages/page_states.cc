@@ -395,9 +395,8 @@ std::vector<PageSegment> PageStates::owned_segments() const {
     const PageUse& use = segment.value();
     if (use.refs == 0) continue;
     areas_.visit(segment.range(), [&](FileRange part, PageSize size) {
-      visit_counts(leased_.set(), part, kLeases, [&](FileRange piece, uint32_t leases) {
-        append(piece, use, leases, size);
-      });
+      visit_counts(leased_.set(), part, kLeases,
+                   [&](FileRange piece, uint32_t leases) { append(piece, use, leases, size); });
     });
   }
   return result;

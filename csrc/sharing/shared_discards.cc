@@ -46,9 +46,7 @@ DiscardSource::Discarded SharedDiscards::discard_for(uint64_t commit, uint64_t b
   return result;
 }
 
-uint64_t SharedDiscards::release_kept(Time deadline) {
-  return own_files().release_kept(deadline);
-}
+uint64_t SharedDiscards::release_kept(Time deadline) { return own_files().release_kept(deadline); }
 
 uint64_t SharedDiscards::sweep(uint64_t bytes_max, bool waiting) {
   return own_files().sweep(bytes_max, waiting);

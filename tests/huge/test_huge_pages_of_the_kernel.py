@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import eventually
 
 import pgalloc
 from huge.conftest import huge_bytes, is_advised
 from pgalloc import HUGE_PAGE_SIZE as HUGE
 from pgalloc import PAGE_SIZE as PAGE
 from pgalloc import Allocation, AllocationMode, FileRange, MemoryFile, testing
-from waiting import eventually
 
 MADV_COLLAPSE = 25
 MODES = list(AllocationMode)

@@ -154,8 +154,7 @@ TEST(pages_that_arrive_keep_their_huge_page_back) {
   waste.remove({2 * huge_page_size(), 3 * huge_page_size()});
   EXPECT_EQ(waste.next(pending), std::nullopt);
   pending.arrived(arriving);
-  EXPECT_EQ(waste.next(pending),
-            std::optional(FileRange{huge_page_size(), 2 * huge_page_size()}));
+  EXPECT_EQ(waste.next(pending), std::optional(FileRange{huge_page_size(), 2 * huge_page_size()}));
 }
 
 TEST(what_is_to_be_used_again_is_sought_among_pages_of_its_size) {

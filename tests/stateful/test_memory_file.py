@@ -35,10 +35,10 @@ from hypothesis.stateful import (
 )
 from model import (
     CHUNK,
+    COMMIT,
     HUGE,
     NOTHING,
     PAGE,
-    COMMIT,
     POPULATE,
     ModelEvictables,
     ModelFile,

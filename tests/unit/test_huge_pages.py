@@ -510,7 +510,6 @@ def test_images_without_huge_areas_are_of_version_1(tmp_path: Path) -> None:
     assert pgalloc.inspect_image(tmp_path / "image").version == 1
 
 
-
 def _use(a: Allocation) -> bytes:
     with a, a.view() as view:
         view[0] = 7

@@ -220,6 +220,8 @@ CLOCKS = {
     "file/reclaimer.cc",
     "file/reclaimer.h",
     "file/registered_file.h",
+    "file/release_budget.h",
+    "file/unsplit_pages.h",
     "guard/discard_source.h",
     "guard/guard.cc",
     "guard/guard.h",
