@@ -209,9 +209,10 @@ void Reclaimer::asked(uint64_t bytes) {
 }
 
 uint64_t Reclaimer::release_kept(std::chrono::steady_clock::time_point deadline) {
+  const bool any_kept = std::min(state_.pages.recyclable_bytes(), kept_bytes()) > 0;
   budget_.refuse_until(std::chrono::steady_clock::now() + kShortage);
+  if (!any_kept || !runs_ || pauses_ > 0) return 0;
   const uint64_t before = state_.pages.waste_bytes();
-  if (before == 0 || !runs_ || pauses_ > 0) return 0;
   (void)wait_until_done(deadline);
   const uint64_t left = state_.pages.waste_bytes() + state_.pages.releasing_bytes();
   return before - std::min(before, left);

@@ -28,6 +28,8 @@ uint64_t kept_for_the_rest(uint64_t limit) { return std::min(limit / 16, uint64_
 constexpr std::chrono::seconds kPatience{1};
 // What is looked for in one pass.
 constexpr std::chrono::milliseconds kPass{4};
+// Of that, what freed pages that were kept may take to go.
+constexpr std::chrono::milliseconds kReleasePass{1};
 
 }  // namespace
 
@@ -54,7 +56,7 @@ Guard::DiscardPass Guard::discard(uint64_t bytes, uint64_t commit) try {
   DiscardPass pass;
   const auto deadline = std::chrono::steady_clock::now() + kPass;
   DiscardSource& source = *source_.load();
-  pass.given_back = source.release_kept(deadline);
+  pass.given_back = source.release_kept(std::chrono::steady_clock::now() + kReleasePass);
   if (pass.given_back >= bytes) return pass;
   const DiscardSource::Discarded discarded =
       source.discard_for(commit, bytes - pass.given_back, deadline);
