@@ -94,8 +94,8 @@ bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
 void Reclaimer::sleep() {
   std::optional<std::chrono::steady_clock::time_point> until;
   if (pauses_ == 0) until = unsplit_.next_due();
-  if (state_.pages.recyclable_bytes() > 0 && pauses_ == 0) {
-    kept_until_change_ = kept_bytes();
+  if (state_.pages.recyclable_bytes() > 0 && pauses_ == 0) kept_until_change_ = kept_bytes();
+  if (kept_until_change_ > 0) {
     until = std::min(until.value_or(budget_.next_change()), budget_.next_change());
   }
   sleeps_ = true;
