@@ -5,10 +5,10 @@
 
 At each stop the account must be what the kernel says, to the byte, and that what is used, to the
 page; every page must have the stamp of its owner. In between, what is committed may be no more than
-what is used and what waits to be given back; and no more than what was used at the most and what is
-freed while a punch of 128 MiB is under way. At every tenth stop it waits for nothing: what waits to
-be recycled must have gone by itself. At the end nothing may be left. With ``--plant`` a part that
-was freed is written to, and must be found.
+what is used and what waits to be given back; and no more than 512 MiB above what was used at the
+most: what is freed while a thread that shares its processor punches 128 MiB. At every tenth stop it
+waits for nothing: what waits to be recycled must have gone by itself. At the end nothing may be
+left. With ``--plant`` a part that was freed is written to, and must be found.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STOP_EVERY = 500
 LOOK_EVERY = 10
 SILENT_EVERY = 10
 SILENCE_S = 1.0
-ABOVE_MAX = 256 << 20
+ABOVE_MAX = 512 << 20
 MODES = tuple(AllocationMode)
 
 

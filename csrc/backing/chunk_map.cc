@@ -139,7 +139,9 @@ void ChunkMap::advise(FileRange range, bool huge) try {
   const auto around = huge_.find(range.start);
   const bool splits =
       !huge && around.ok() && around.start() < range.start && around.end() > range.end;
-  if (splits && huge_.size() >= kStretchesMax) return;
+  const FileRange touching{range.start - std::min<uint64_t>(range.start, 1), range.end + 1};
+  const bool begins = huge && huge_.is_empty_range(touching);
+  if ((splits || begins) && huge_.size() >= kStretchesMax) return;
   huge_.remove_range(range);
   if (huge) huge_.insert(range, {});
   if (huge) ever_huge_ = true;

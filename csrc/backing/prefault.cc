@@ -4,12 +4,13 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <thread>
-#include <vector>
 
 #include "base/units.h"
 #include "os/retry.h"
@@ -42,18 +43,20 @@ void in_parallel(char* address, size_t length, Work work) {
                                ? 1
                                : std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax);
   const size_t part = align_up((length + threads - 1) / threads, huge_page_size());
-  std::vector<std::thread> helpers;
+  std::array<std::thread, kThreadsMax> helpers;
   size_t begin = 0;
-  for (unsigned i = 1; i < threads && begin + part < length; ++i) {
-    try {
-      helpers.emplace_back(work, address + begin, part);
-    } catch (const std::system_error&) {
-      break;  // no thread to be had: this one does the rest
+  try {
+    for (unsigned i = 1; i < threads && begin + part < length; ++i) {
+      helpers[i] = std::thread(work, address + begin, part);
+      begin += part;
     }
-    begin += part;
+  } catch (const std::system_error&) {  // NOLINT: no thread to be had, this one does the rest
+  } catch (const std::bad_alloc&) {     // NOLINT: nor memory for one
   }
   work(address + begin, length - begin);
-  for (std::thread& helper : helpers) helper.join();
+  for (std::thread& helper : helpers) {
+    if (helper.joinable()) helper.join();
+  }
 }
 
 // False when populating did not happen and locking may.

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <new>
 #include <string>
 #include <vector>
 
 #include "backing/commit_probe.h"
 #include "backing/pagemap.h"
 #include "backing/prefault.h"
+#include "base/reserve.h"
 #include "file/operation.h"
 #include "guard/commit_gate.h"
 
@@ -62,10 +64,16 @@ Result<FileRange> Allocator::allocate(const AllocateRequest& request, bool may_w
   Result<FileRange> range = reserve(request, may_wait, must_wait, &found);
   if (!range.ok()) return range;
   if (prepares(request)) {
-    if (Status status = prepare(request, *range, found, may_wait); !status.ok()) {
-      // A concurrent close() has released the pages already.
-      (void)references_.dec_ref(*range);
-      return status;
+    try {
+      Status status = prepare(request, *range, found, may_wait);
+      if (!status.ok()) {
+        // A concurrent close() has released the pages already.
+        (void)references_.dec_ref(*range);
+        return status;
+      }
+    } catch (const std::bad_alloc&) {
+      with_reserve([&] { (void)references_.dec_ref(*range); });
+      throw;
     }
   }
   if (may_recycle(request)) {
@@ -94,9 +102,10 @@ Result<FileRange> Allocator::reserve(const AllocateRequest& request, bool may_wa
     Result<FileRange> range = over_maximum
                                   ? out_of_memory(request, "max_allocatable_bytes is reached")
                                   : place(request, &found->size);
-    if (range.ok() || range.status().code() != ErrorCode::kOutOfMemory || !reclaimer_.pending()) {
-      return range;
-    }
+    // A file may be at the limit of its length (ulimit -f).
+    const bool is_full = !range.ok() && (range.status().code() == ErrorCode::kOutOfMemory ||
+                                         range.status().error_number() == EFBIG);
+    if (!is_full || !reclaimer_.pending()) return range;
     // Memory that is on its way out counts against the limits until it is gone: wait for it.
     if (!may_wait) {
       *must_wait = true;
@@ -119,6 +128,7 @@ std::optional<FileRange> Allocator::recycle(const AllocateRequest& request, Page
                                           request.direction, size, request.kind, request.memcg_id);
   if (!range) return std::nullopt;
   reclaimer_.waste_was_recycled();
+  reclaimer_.wake_if_due();
   state_.changes.note(*range);
   count(request, size);
   state_.stats.recycled_bytes += request.length;

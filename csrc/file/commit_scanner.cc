@@ -97,6 +97,7 @@ void CommitScanner::finish_scan() {
   FileLock lock(state_);
   state_.changes.end_scan();
   ++state_.stats.scans;
+  reclaimer_.wake_if_due();
 }
 
 std::vector<CommitScanner::Segment> CommitScanner::collect(
@@ -148,7 +149,7 @@ void CommitScanner::book(const std::vector<FileRange>& runs,
       state_.changes.visit_unchanged(runs[i], [&](FileRange part) { unchanged.push_back(part); });
       for (const FileRange& part : unchanged) {
         state_.pages.mark_committed(part, memcg_ids);
-        if (memcg_ids == nullptr && state_.pages.reclaim_again(part) > 0) reclaimer_.wake();
+        if (memcg_ids == nullptr) state_.pages.reclaim_again(part);
       }
       if (unchanged.size() != 1 || unchanged.front() != runs[i]) ++state_.stats.voided_results;
     }

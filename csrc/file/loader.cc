@@ -77,11 +77,9 @@ Status Loader::write(const image::ExtentHead& head, std::span<const FileRange> p
                      const char* raw) {
   const FileRange whole = whole_huge_pages_in(head.range);
   const bool comes_whole = whole == head.range && stored_bytes(head, parts) == whole.length();
-  if (!comes_whole && chunks_.ever_huge()) {
-    chunks_.advise({align_down(head.range.start, huge_page_size()),
-                    align_up(head.range.end, huge_page_size())},
-                   /*huge=*/false);
-  }
+  const FileRange around{align_down(head.range.start, huge_page_size()),
+                         align_up(head.range.end, huge_page_size())};
+  if (!comes_whole && around.end <= chunks_.capacity()) chunks_.advise(around, /*huge=*/false);
   Status status;
   visit_stored(head, parts, [&](FileRange range, uint64_t at) {
     status = write_as_advised(file_, chunks_, range, raw + at);
@@ -96,8 +94,9 @@ Status Loader::begin(std::shared_ptr<const ExtentSource> source) {
   PageStates& pages = state_.pages;
   for (const image::IndexEntry& entry : source->index()) {
     std::vector<FileRange> used;
-    pages.usage().visit_range(entry.range,
-                              [&](FileRange part, const PageUse&) { used.push_back(part); });
+    pages.usage().visit_range(entry.range, [&](FileRange part, const PageUse& use) {
+      if (use.refs > 0) used.push_back(part);
+    });
     if (used.empty()) {
       return Status::error(ErrorCode::kSnapshotCorrupt,
                            "an extent of the image stands for pages that are not in use");

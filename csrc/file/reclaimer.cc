@@ -6,6 +6,8 @@
 #include <system_error>
 
 #include "backing/commit_probe.h"
+#include "base/reserve.h"
+#include "guard/commit_gate.h"
 #include "os/thread.h"
 
 namespace pgalloc {
@@ -68,9 +70,9 @@ void Reclaimer::evict_when_idle() {
   wake();
 }
 
-bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
+Reclaimer::Next Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
   while (!stops_) {
-    if (has_due_unsplit()) return true;
+    if (has_due_unsplit()) return Next::kPunch;
     if (pauses_ == 0 && has_excess()) {
       if (ranges_until_coalesce == 0) {
         coalesce();
@@ -78,7 +80,10 @@ bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
         continue;
       }
       --ranges_until_coalesce;
-      return true;
+      return Next::kPunch;
+    }
+    if (pauses_ == 0 && state_.pages.recyclable_bytes() > room_ && kept_bytes() > 0) {
+      return Next::kAskForRoom;
     }
     // Row F5: idle, so memory that costs nothing to let go of may go.
     if (evictions_due_) {
@@ -88,7 +93,7 @@ bool Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
     sleep();
     ranges_until_coalesce = 0;
   }
-  return false;
+  return Next::kEnd;
 }
 
 void Reclaimer::sleep() {
@@ -106,6 +111,7 @@ void Reclaimer::sleep() {
   }
   sleeps_ = false;
   kept_until_change_ = 0;
+  if (until && std::chrono::steady_clock::now() >= *until) room_ = 0;
 }
 
 uint64_t Reclaimer::kept_bytes() {
@@ -149,7 +155,18 @@ void Reclaimer::run() {
   thread_id_ = os::thread_id();
   FileLock lock(state_);
   size_t ranges_until_coalesce = 0;
-  while (wait_for_waste(ranges_until_coalesce)) {
+  while (true) {
+    const Next next = wait_for_waste(ranges_until_coalesce);
+    if (next == Next::kEnd) return;
+    if (next == Next::kAskForRoom) {
+      const uint64_t kept = state_.pages.recyclable_bytes();
+      lock.unlock();
+      const bool lacks = commit_gate().lacks(kept);
+      lock.lock();
+      room_ = kept;
+      if (lacks) budget_.refuse_until(std::chrono::steady_clock::now() + kShortage);
+      continue;
+    }
     const auto [range, punches, due] = take();
     if (log_) log_->push_back(range);
     const bool splits = state_.pages.is_partial(range);
@@ -181,7 +198,7 @@ Reclaimer::Ranges Reclaimer::left_of(FileRange range) const try {
   return {};
 }
 
-// False if there is no room for more: then a commit scan may find them.
+// False if there is no room for more.
 bool Reclaimer::hold_back(FileRange range, int punches, const Ranges& left) try {
   for (const FileRange& part : left) state_.pages.mark_unreleased(part);
   if (!unsplit_.add(range, punches, std::chrono::steady_clock::now())) return false;
@@ -196,7 +213,7 @@ void Reclaimer::settle(FileRange range, bool clean) {
   ++state_.stats.punches;
   if (clean) {
     state_.stats.punched_bytes += range.length();
-    state_.pages.finish_release(range);
+    with_reserve([&]() NO_THREAD_SAFETY_ANALYSIS { state_.pages.finish_release(range); });
   } else {
     state_.stats.quarantined_bytes += range.length();
     state_.pages.quarantine(range);
@@ -204,7 +221,9 @@ void Reclaimer::settle(FileRange range, bool clean) {
   notify_progress();
 }
 
+// Blocks of a file system that has a bound of its own are not kept from others.
 void Reclaimer::asked(uint64_t bytes) {
+  if (file_.needs_blocks()) return;
   budget_.asked(bytes, state_.pages.used_bytes(), std::chrono::steady_clock::now());
 }
 

@@ -10,7 +10,7 @@
 //      own thread (khugepaged) would make it whole again, out of memory that is in no account.
 //   4. The thread sleeps only while nothing can be taken; before that it starts due evictions (row F5).
 //   5. Pages that may be recycled wait as far as the budget goes (row F6), unless something waits for them to
-//      be gone, or evictions are due; for the rest they are punched at once.
+//      be gone, evictions are due, or the memory limits leave less room than that; for the rest they are punched at once.
 //   6. Pages that were punched and are in memory still are punched again: see UnsplitPages.
 #pragma once
 
@@ -52,6 +52,10 @@ class Reclaimer {
   void freed(uint64_t bytes) REQUIRES(file_lock) {
     if (bytes == 0) return;
     state_.stats.freed_bytes += bytes;
+    wake_if_due();
+  }
+  // There is waste that was none before.
+  void wake_if_due() REQUIRES(file_lock) {
     if (has_more_than(kept_until_change_)) wake();
   }
   // Row F6. Pages for `bytes` were asked for that are written in full at once.
@@ -101,8 +105,13 @@ class Reclaimer {
 
  private:
   void run() EXCLUDES(file_lock);
-  // False when the thread is to end. After coalescing, what has gathered is worked off at once.
-  bool wait_for_waste(size_t& ranges_until_coalesce) REQUIRES(file_lock);
+  enum class Next : uint8_t {
+    kPunch,
+    kAskForRoom,  // whether the memory limits leave room for what is kept, beside itself
+    kEnd,
+  };
+  // After coalescing, what has gathered is worked off at once.
+  Next wait_for_waste(size_t& ranges_until_coalesce) REQUIRES(file_lock);
   void sleep() REQUIRES(file_lock);
   // How much of the waste is to go now.
   uint64_t excess_bytes() REQUIRES(file_lock);
@@ -146,6 +155,8 @@ class Reclaimer {
   ReleaseBudget budget_ GUARDED_BY(file_lock);
   // While it sleeps until the budget changes: that budget. So much may wait without a word.
   uint64_t kept_until_change_ GUARDED_BY(file_lock) = 0;
+  // The limits leave room for so much waste; known until the budget changes.
+  uint64_t room_ GUARDED_BY(file_lock) = 0;
   UnsplitPages unsplit_ GUARDED_BY(file_lock);
   std::optional<std::vector<FileRange>> log_ GUARDED_BY(file_lock);
 };

@@ -6,7 +6,8 @@
 //
 // Invariants
 //   1. They are being released still: they are in the account, and nothing else's.
-//   2. There are kMax of them at most. What is beyond is found by the next commit scan.
+//   2. There are kMax of them at most. What is beyond of huge pages that are used in part is found by
+//      the next commit scan; other pages are free then.
 #pragma once
 
 #include <algorithm>

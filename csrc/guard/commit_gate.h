@@ -47,6 +47,8 @@ class CommitGate {
   // kOutOfMemory if a limit would be exceeded whatever is given back.
   // REQUIRES: `reservation` holds nothing.
   virtual Status reserve(uint64_t bytes, CommitReservation& reservation) = 0;
+  // Whether so much cannot be committed now without touching the headroom.
+  virtual bool lacks(uint64_t bytes) = 0;
   // There may be something to discard now. Cheap: called at each unpin.
   void note_unpinned() {
     if (wants_unpins_.load(std::memory_order_relaxed)) on_unpinned();

@@ -93,9 +93,8 @@ class Guard final : public CommitGate {
   GuardStatus status() EXCLUDES(mu_);
 
   Status reserve(uint64_t bytes, CommitReservation& reservation) override EXCLUDES(mu_);
-  // Whether so much cannot be committed now without touching the headroom: of any level, or of those
-  // groups among them.
-  bool lacks(uint64_t bytes) EXCLUDES(mu_);
+  // Of any level, or of those groups among them.
+  bool lacks(uint64_t bytes) override EXCLUDES(mu_);
   bool lacks(uint64_t bytes, const std::vector<LevelFiles>& groups) EXCLUDES(mu_);
 
   // What the thread does between two sleeps, for tests. How long it would sleep.

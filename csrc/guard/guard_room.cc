@@ -28,7 +28,7 @@ uint64_t kept_for_the_rest(uint64_t limit) { return std::min(limit / 16, uint64_
 constexpr std::chrono::seconds kPatience{1};
 // What is looked for in one pass.
 constexpr std::chrono::milliseconds kPass{4};
-// Of that, what freed pages that were kept may take to go.
+// How long freed pages that were kept are given to go, before that.
 constexpr std::chrono::milliseconds kReleasePass{1};
 
 }  // namespace
@@ -54,10 +54,10 @@ void Guard::admit(uint64_t bytes, CommitReservation& reservation) {
 Guard::DiscardPass Guard::discard(uint64_t bytes, uint64_t commit) try {
   const auto begin = clock_.now();
   DiscardPass pass;
-  const auto deadline = std::chrono::steady_clock::now() + kPass;
   DiscardSource& source = *source_.load();
   pass.given_back = source.release_kept(std::chrono::steady_clock::now() + kReleasePass);
   if (pass.given_back >= bytes) return pass;
+  const auto deadline = std::chrono::steady_clock::now() + kPass;
   const DiscardSource::Discarded discarded =
       source.discard_for(commit, bytes - pass.given_back, deadline);
   pass.given_back += discarded.given_back;
@@ -129,6 +129,7 @@ Status Guard::reserve(uint64_t bytes, CommitReservation& reservation) {
 }
 
 bool Guard::lacks(uint64_t bytes) {
+  if (!configured_.load(std::memory_order_acquire)) return false;
   MutexLock lock(mu_);
   notice_changes_if_due();
   GuardPlan plan(1);

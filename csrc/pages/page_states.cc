@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <new>
 
+#include "base/reserve.h"
 #include "segment/front.h"
 
 namespace pgalloc {
@@ -108,15 +109,17 @@ std::optional<FileRange> PageStates::recycle(uint64_t length, uint64_t alignment
   const auto place = waste_.find(whole, alignment, from_below, size, pending_);
   if (!place) return std::nullopt;
   const FileRange range{place->start, place->start + length};
-  waste_.remove(*place);
+  with_reserve([&] { waste_.remove(*place); });
   // What it ends in has been touched: it is given back as a part.
-  if (range.end < place->end) waste_.add({range.end, place->end});
-  usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
-    const PageUse before = use;
-    use = PageUse{1, memcg_id, kind, before.committed};
-    if (!before.committed) return;
-    unbook(part.length(), before);
-    book(part.length(), use);
+  if (range.end < place->end) with_reserve([&] { waste_.add({range.end, place->end}); });
+  with_reserve([&] {
+    usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+      const PageUse before = use;
+      use = PageUse{1, memcg_id, kind, before.committed};
+      if (!before.committed) return;
+      unbook(part.length(), before);
+      book(part.length(), use);
+    });
   });
   used_bytes_ += length;
   return range;
@@ -250,13 +253,8 @@ uint64_t PageStates::mark_committed(FileRange range, const std::vector<uint32_t>
   return booked;
 }
 
-uint64_t PageStates::reclaim_again(FileRange range) {
-  uint64_t bytes = 0;
-  waste_.reclaim_again(range, [&](FileRange part) {
-    mark_unreleased(part);
-    bytes += part.length();
-  });
-  return bytes;
+void PageStates::reclaim_again(FileRange range) {
+  waste_.reclaim_again(range, [this](FileRange part) { mark_unreleased(part); });
 }
 
 std::optional<FileRange> PageStates::take(std::optional<FileRange> range, uint64_t bytes_max) {
@@ -273,15 +271,23 @@ std::optional<FileRange> PageStates::take(std::optional<FileRange> range, uint64
 
 void PageStates::finish_release(FileRange range) {
   uint64_t covered_bytes = 0;
+  bool any_committed = false;
   usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
     PGALLOC_CHECK_OP(use.refs, ==, 0u);
     PGALLOC_CHECK(use.kind == MemoryKind::kSystem);
-    if (use.committed) unbook(part.length(), use);
+    any_committed = any_committed || use.committed;
     covered_bytes += part.length();
   });
   PGALLOC_CHECK_OP(covered_bytes, ==, range.length());
-  if (waste_.is_partial(range)) {
-    usage_.mutate_range(range, [](FileRange, PageUse& use) { use = PageUse{}; });
+  const bool partial = waste_.is_partial(range);
+  // Each step may run out of memory: what is done by then is not done again.
+  if (any_committed || partial) {
+    usage_.mutate_range(range, [&](FileRange part, PageUse& use) {
+      if (use.committed) unbook(part.length(), use);
+      use = PageUse{};
+    });
+  }
+  if (partial) {
     waste_.add_subreleased(range);
   } else {
     usage_.remove_range(range);

@@ -104,8 +104,7 @@ class PageStates {
   uint64_t mark_committed(FileRange range, const std::vector<uint32_t>* memcg_ids);
 
   // Row H3. Pages of `range` that were subreleased are committed all the same: they become waste once more.
-  // The bytes.
-  uint64_t reclaim_again(FileRange range);
+  void reclaim_again(FileRange range);
 
   // Row F1: the waste range that take_waste() would take, if there is one; and what there is of parts of huge
   // pages of which the rest is used.

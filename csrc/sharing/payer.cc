@@ -52,6 +52,8 @@ uint64_t make_room_for(const std::string& payer, pid_t pid, uint64_t bytes_max, 
   Guard& guard = Guard::instance();
   const bool lacks = payer.empty() ? guard.lacks(wanted) : guard.lacks(wanted, groups_of(pid));
   if (!lacks) return given_back;
+  given_back += FileRegistry::all().release_kept(deadline);
+  if (given_back >= bytes_max) return given_back;
   return given_back + FileRegistry::all().discard(missing, deadline).given_back;
 }
 

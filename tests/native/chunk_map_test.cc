@@ -190,6 +190,21 @@ TEST(a_chunk_that_could_not_be_mapped_stays_reserved_and_can_be_tried_again) {
   EXPECT(map->is_mapped({0, 1}));
 }
 
+// Each stretch is mappings of the kernel's, of which a process has 65,530.
+TEST(advice_comes_in_so_many_stretches_and_no_more) {
+  const auto chunks = std::move(*ChunkMap::reserve(uint64_t{64} << 30));
+  const uint64_t huge = huge_page_size();
+  uint64_t stretches = 0;
+  for (uint64_t start = 0; start + huge <= chunks->capacity(); start += 2 * huge) {
+    chunks->advise({start, start + huge}, true);
+    if (chunks->allows_huge(start)) ++stretches;
+  }
+  EXPECT_EQ(stretches, 8192u);
+  // What joins others begins none.
+  chunks->advise({huge, 2 * huge}, true);
+  EXPECT(chunks->allows_huge(huge));
+}
+
 TEST(a_closed_file_is_not_mapped_any_more) {
   Rig rig;
   EXPECT(rig.file->grow(2 * kChunkSize).ok());

@@ -25,6 +25,7 @@ from pgalloc import (
     Allocation,
     AllocationMode,
     Direction,
+    FileRange,
     MemoryFile,
     OptionError,
     OutOfMemoryError,
@@ -32,6 +33,7 @@ from pgalloc import (
 )
 
 MODES = list(AllocationMode)
+POPULATE = AllocationMode.ALLOCATE_AND_WRITE_POPULATE
 
 
 @pytest.fixture
@@ -501,6 +503,37 @@ def test_images_keep_what_is_for_huge_pages(way: str, tmp_path: Path) -> None:
         for handle in (*handles, other):
             handle.release()
         assert gone(again)
+
+
+def test_what_is_not_used_of_a_huge_page_is_not_loaded(tmp_path: Path) -> None:
+    with MemoryFile() as mf:
+        a = mf.allocate(HUGE, huge=True)
+        a.view()[:] = b"x" * HUGE
+        start = a.range.start
+        parts = [a.slice(0, HUGE // 4), a.slice(HUGE // 2, HUGE)]
+        a.release()
+        mf.save(tmp_path / "image")
+    with testing.without_loaders():
+        again = MemoryFile.restore(tmp_path / "image", background=True)
+    with again:
+        testing.verify(again)
+        used = sum(part.nbytes for part in parts)
+        assert again.load_progress().total_bytes == used
+        for first, last in ((0, HUGE // 4), (HUGE // 2, HUGE)):
+            again.dec_ref(FileRange(start + first, start + last))
+        assert again.load_progress().dropped_bytes == used
+        assert not again.loading
+        assert gone(again)
+
+
+def test_the_rest_of_what_is_recycled_is_given_back_at_once() -> None:
+    for _ in range(20):
+        with MemoryFile() as mf:
+            for _ in range(3):
+                mf.allocate(2 * HUGE, huge=True, mode=POPULATE).release()
+            a = mf.allocate(HUGE + PAGE, huge=True, mode=POPULATE)
+            testing.verify(mf)
+            a.release()
 
 
 def test_images_without_huge_areas_are_of_version_1(tmp_path: Path) -> None:
