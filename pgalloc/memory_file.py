@@ -278,8 +278,8 @@ class MemoryFile(Uncopyable, _core.MemoryFile):
     def usage(self, memcg_id: int | None = None) -> dict[MemoryKind, int]:
         """Committed bytes by kind, as far as they are known (see update_usage()).
 
-        With a ``memcg_id`` other than 0, those that this memory cgroup pays for. How much of it is
-        in huge pages, says huge_usage(). Raises OptionError if the file was made with
+        With a ``memcg_id`` other than 0, those that this memory cgroup pays for. huge_usage() says
+        how much of it is in huge pages. Raises OptionError if the file was made with
         ``accounting=False``.
         """
         if memcg_id is not None:
