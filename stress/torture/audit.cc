@@ -110,7 +110,8 @@ void compare_account(MemoryFile& file, const std::vector<PageSegment>& segments)
 void audit_at_rest(MemoryFile& file, const std::vector<Holding>& holdings) {
   settle(file);
   if (const auto broken = file.verify()) fail("verify at rest: %s", broken->c_str());
-  const std::vector<PageSegment> segments = file.segments();
+  const auto seen = file.segments();
+  const std::vector<PageSegment> segments(seen.begin(), seen.end());
   compare_references(segments, holdings);
   compare_account(file, segments);
 }
