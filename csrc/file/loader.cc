@@ -72,7 +72,8 @@ Status Loader::write_restored(const image::ExtentHead& head, const char* raw) {
   return {};
 }
 
-// Where a huge page comes as a whole, it is one again. Else it would commit what the image does not store.
+// A huge page of which the image stores every page is written as a huge page. Any other would commit pages
+// that the image does not store, so it is written as small pages.
 Status Loader::write(const image::ExtentHead& head, std::span<const FileRange> parts,
                      const char* raw) {
   const FileRange whole = whole_huge_pages_in(head.range);

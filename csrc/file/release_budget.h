@@ -1,13 +1,13 @@
 // Purpose: how much freed memory may wait for those who ask for pages that are written in full at once, rather
 // than go back to the kernel (row F6). The budget is what was asked for lately: what is asked for again and
-// again is recycled, and who never asks does not pay.
+// again is recycled, and a program that never asks keeps nothing.
 //
 // Thread safety: externally synchronised (the file's lock).
 //
 // Invariants
 //   1. What was asked for counts for kSlices slices of time, the one in which it was asked included.
-//   2. What waits and what is used are together no more than was used at the most in that time, as far as it
-//      was looked at: whenever something was asked for.
+//   2. What may wait and what is used are together no more than the most that was used in that time. What is
+//      used is looked at whenever something is asked for.
 #pragma once
 
 #include <algorithm>

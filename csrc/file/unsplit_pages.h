@@ -6,8 +6,8 @@
 //
 // Invariants
 //   1. They are being released still: they are in the account, and nothing else's.
-//   2. There are kMax of them at most. What is beyond of huge pages that are used in part is found by
-//      the next commit scan; other pages are free then.
+//   2. There are kMax of them at most. More are treated as given back: those of huge pages that are used in
+//      part are found by the next commit scan, others are free although they are in memory.
 #pragma once
 
 #include <algorithm>
@@ -53,9 +53,8 @@ class UnsplitPages {
     return entry;
   }
   uint64_t bytes() const { return sum(0); }
-  // Of those that resist, so that nothing waits for them any more.
+  // Of those that were punched so often that nothing waits for them any more.
   uint64_t stubborn_bytes() const { return sum(kPunchesAwaited); }
-  bool is_stubborn(int punches) const { return punches >= kPunchesAwaited; }
   void clear() { count_ = 0; }
 
  private:

@@ -24,7 +24,7 @@ namespace {
 constexpr uint64_t kSpan = uint64_t{1} << 20;
 static_assert(image::kExtentSpan % kSpan == 0);
 
-// Of huge areas, one huge page: an extent tells by itself whether the page comes as a whole.
+// In huge areas an extent is one huge page, so that it alone says whether all of the page is stored.
 uint64_t span_of_huge_areas() {
   return huge_page_size() <= image::kExtentSpan ? huge_page_size() : kSpan;
 }
