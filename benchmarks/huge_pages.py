@@ -10,9 +10,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy
 
@@ -20,13 +22,15 @@ import pgalloc
 from benchmarks.churn import churn
 from benchmarks.measure import GIB, MIB, Case, Sample, seconds_of
 from benchmarks.snapshots import image_folder
-from pgalloc import AllocationMode
+from pgalloc import PAGE_SIZE, AllocationMode
 
 _MADV_POPULATE_WRITE = 23
 _PUNCH = 3  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _PUTS = 64
 _VALUES = 16
 _READS = 4_000_000
+_PARTS = 16_384  # pages: 64 MiB
+_TOGETHER = 4_096
 _POPULATE = AllocationMode.ALLOCATE_AND_WRITE_POPULATE
 
 
@@ -84,6 +88,86 @@ def _give_back(name: str, huge: bool) -> Callable[[], Sample]:
             return Sample("huge_give_back", name, 1, seconds_of(work), GIB)
 
     return run
+
+
+def _bare_refill() -> Sample:
+    with _bare() as (fd, mapping):
+        words = numpy.frombuffer(mapping, numpy.uint64)
+        words[:] = 1
+        _punch(fd)
+        seconds = seconds_of(partial(words.fill, 2))
+        del words
+    return Sample("huge_refill", "bare", 1, seconds, GIB)
+
+
+def _refill(name: str, huge: bool) -> Callable[[], Sample]:
+    """Writes in full what was decommitted."""
+
+    def run() -> Sample:
+        with pgalloc.MemoryFile() as file, _resident(file, GIB, huge) as allocation:
+            words = numpy.frombuffer(allocation.view(), numpy.uint64)
+            allocation.decommit()
+            seconds = seconds_of(partial(words.fill, 2))
+            del words
+        return Sample("huge_refill", name, 1, seconds, GIB)
+
+    return run
+
+
+def _parts(name: str, huge: bool) -> Callable[[], Sample]:
+    """Frees 64 MiB page by page, at random within 16 MiB at a time, a page each 8 us or so.
+
+    What is measured is the processor time of all threads.
+    """
+
+    def run() -> Sample:
+        generator = numpy.random.default_rng(1)
+        with pgalloc.MemoryFile() as file:
+            start = file.allocate_range(_PARTS * PAGE_SIZE, huge=huge).start
+            with file.map_range(pgalloc.FileRange(start, start + _PARTS * PAGE_SIZE)) as view:
+                numpy.frombuffer(view, numpy.uint64).fill(1)
+            pages = [
+                start + (first + int(page)) * PAGE_SIZE
+                for first in range(0, _PARTS, _TOGETHER)
+                for page in generator.permutation(_TOGETHER)
+            ]
+            begin = time.process_time()
+            for number, page in enumerate(pages, 1):
+                file.dec_ref(pgalloc.FileRange(page, page + PAGE_SIZE))
+                if number % 128 == 0:
+                    time.sleep(0.001)
+            file.wait_for_reclaim()
+            seconds = time.process_time() - begin
+        return Sample("huge_parts", name, _PARTS, seconds, _PARTS * PAGE_SIZE)
+
+    return run
+
+
+def _get(name: str, choice: pgalloc.memory_file.HugePages) -> Callable[[], Sample]:
+    """Reads all of each value."""
+
+    def run() -> Sample:
+        data = bytearray(os.urandom(4 * MIB))
+        with pgalloc.Cache(GIB, file=pgalloc.MemoryFile(huge_pages=choice)) as cache:
+            for number in range(_VALUES):
+                cache[number] = data
+            return _read_all("huge_get", name, cache.__getitem__)
+
+    return run
+
+
+def _dict_get() -> Sample:
+    values = {number: bytearray(os.urandom(4 * MIB)) for number in range(_VALUES)}
+    return _read_all("huge_get", "dict", values.__getitem__)
+
+
+def _read_all(workload: str, name: str, get: Callable[[int], Any]) -> Sample:
+    def work() -> None:
+        for number in range(_PUTS):
+            numpy.frombuffer(get(number % _VALUES), numpy.uint64).max()
+
+    work()
+    return Sample(workload, name, _PUTS, seconds_of(work), _PUTS * 4 * MIB)
 
 
 def _put(name: str, choice: pgalloc.memory_file.HugePages) -> Callable[[], Sample]:
@@ -165,6 +249,14 @@ CASES = [
     Case("huge_give_back", "python", _give_back("python", True)),
     Case("huge_give_back", "bare", _bare_give_back),
     Case("huge_give_back", "small pages", _give_back("small pages", False)),
+    Case("huge_refill", "python", _refill("python", True)),
+    Case("huge_refill", "bare", _bare_refill),
+    Case("huge_refill", "small pages", _refill("small pages", False)),
+    Case("huge_parts", "python", _parts("python", True)),
+    Case("huge_parts", "small pages", _parts("small pages", False)),
+    Case("huge_get", "python", _get("python", "auto")),
+    Case("huge_get", "dict", _dict_get),
+    Case("huge_get", "small pages", _get("small pages", "never")),
     Case("huge_put", "python", _put("python", "auto")),
     Case("huge_put", "memcpy", _memcpy),
     Case("huge_put", "small pages", _put("small pages", "never")),

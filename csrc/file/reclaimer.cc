@@ -73,7 +73,7 @@ void Reclaimer::evict_when_idle() {
 Reclaimer::Next Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
   while (!stops_) {
     if (has_due_unsplit()) return Next::kPunch;
-    if (pauses_ == 0 && has_excess()) {
+    if (pauses_ == 0 && has_due()) {
       if (ranges_until_coalesce == 0) {
         coalesce();
         ranges_until_coalesce = state_.pages.waste_ranges();
@@ -82,9 +82,7 @@ Reclaimer::Next Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
       --ranges_until_coalesce;
       return Next::kPunch;
     }
-    if (pauses_ == 0 && state_.pages.recyclable_bytes() > room_ && kept_bytes() > 0) {
-      return Next::kAskForRoom;
-    }
+    if (pauses_ == 0 && room_needed() > room_) return Next::kAskForRoom;
     // Row F5: idle, so memory that costs nothing to let go of may go.
     if (evictions_due_) {
       evictions_due_ = false;
@@ -103,6 +101,9 @@ void Reclaimer::sleep() {
   if (kept_until_change_ > 0) {
     until = std::min(until.value_or(budget_.next_change()), budget_.next_change());
   }
+  if (const auto due = parts_.next_due(); due && pauses_ == 0) {
+    until = std::min(until.value_or(*due), *due);
+  }
   sleeps_ = true;
   if (until) {
     (void)state_.wait_until(work_, *until);
@@ -111,22 +112,36 @@ void Reclaimer::sleep() {
   }
   sleeps_ = false;
   kept_until_change_ = 0;
-  if (until && std::chrono::steady_clock::now() >= *until) room_ = 0;
 }
 
 uint64_t Reclaimer::kept_bytes() {
-  if (waiters_ > 0 || evictions_due_) return 0;
+  if (is_urgent()) return 0;
   return budget_.bytes(state_.pages.used_bytes(), std::chrono::steady_clock::now());
 }
 
-uint64_t Reclaimer::excess_bytes() {
-  const uint64_t recyclable = state_.pages.recyclable_bytes();
-  return recyclable - std::min(recyclable, kept_bytes());
+bool Reclaimer::has_excess() {
+  return state_.pages.next_waste() && state_.pages.recyclable_bytes() > kept_bytes();
 }
 
-bool Reclaimer::has_excess() {
-  if (state_.pages.next_waste_part()) return true;
-  return state_.pages.next_waste() && excess_bytes() > 0;
+bool Reclaimer::has_due_part() {
+  const auto now = std::chrono::steady_clock::now();
+  const uint64_t below = due_parts_below(now);
+  if (below == 0) return false;
+  if (state_.pages.next_waste_part(below)) return true;
+  parts_.wait_anew(now);
+  return false;
+}
+
+uint64_t Reclaimer::due_parts_below(PartDelay::Time now) {
+  return parts_.due_below(state_.pages.waste_part_bytes(), is_urgent() || budget_.refuses(now), now);
+}
+
+uint64_t Reclaimer::room_needed() {
+  const auto now = std::chrono::steady_clock::now();
+  if (now >= room_until_) room_ = 0;
+  if (is_urgent() || budget_.refuses(now)) return 0;
+  return std::min(state_.pages.recyclable_bytes(), kept_bytes()) +
+         (state_.pages.waste_part_bytes() > 0 ? PartDelay::kBytesMax : 0);
 }
 
 void Reclaimer::coalesce() {
@@ -141,13 +156,18 @@ bool Reclaimer::has_due_unsplit() const {
   return due && pauses_ == 0 && *due <= std::chrono::steady_clock::now();
 }
 
-// REQUIRES: wait_for_waste() has just returned true.
+// REQUIRES: wait_for_waste() has just returned kPunch.
 UnsplitPages::Entry Reclaimer::take() {
   if (pauses_ == 0) {
     if (const auto entry = unsplit_.take(std::chrono::steady_clock::now())) return *entry;
   }
-  const auto range =
-      excess_bytes() > 0 ? state_.pages.take_waste(kPunchBytesMax) : state_.pages.take_waste_part();
+  std::optional<FileRange> range;
+  if (has_excess()) {
+    range = state_.pages.take_waste(kPunchBytesMax);
+  } else {
+    range = state_.pages.take_waste_part(due_parts_below(std::chrono::steady_clock::now()));
+    parts_.taken(*range);
+  }
   return {.range = *range, .punches = 0, .due = {}};
 }
 
@@ -159,11 +179,12 @@ void Reclaimer::run() {
     const Next next = wait_for_waste(ranges_until_coalesce);
     if (next == Next::kEnd) return;
     if (next == Next::kAskForRoom) {
-      const uint64_t kept = state_.pages.recyclable_bytes();
+      room_ = room_needed();
+      room_until_ = std::chrono::steady_clock::now() + ReleaseBudget::kSlice;
+      const uint64_t room = room_;
       lock.unlock();
-      const bool lacks = commit_gate().lacks(kept);
+      const bool lacks = commit_gate().lacks(room);
       lock.lock();
-      room_ = kept;
       if (lacks) budget_.refuse_until(std::chrono::steady_clock::now() + kShortage);
       continue;
     }
@@ -228,7 +249,7 @@ void Reclaimer::asked(uint64_t bytes) {
 }
 
 uint64_t Reclaimer::release_kept(std::chrono::steady_clock::time_point deadline) {
-  const bool any_kept = std::min(state_.pages.recyclable_bytes(), kept_bytes()) > 0;
+  const bool any_kept = room_needed() > 0;
   budget_.refuse_until(std::chrono::steady_clock::now() + kShortage);
   if (!any_kept || !runs_ || pauses_ > 0) return 0;
   const uint64_t before = state_.pages.waste_bytes();
@@ -301,8 +322,8 @@ std::optional<std::string> Reclaimer::verify() const {
   if (!runs_ && state_.pages.releasing_bytes() > unsplit_.bytes()) {
     return "pages are taken, and no thread runs";
   }
-  const bool has_waste = state_.pages.next_waste() && has_more_than(kept_until_change_);
-  const bool has_work = evictions_due_ || (pauses_ == 0 && has_waste);
+  const bool has_waste = state_.pages.next_waste() || state_.pages.next_waste_part(UINT64_MAX);
+  const bool has_work = evictions_due_ || (pauses_ == 0 && has_waste && has_news());
   if (sleeps_ && !stops_ && has_work) return "the thread sleeps, and there is something to do";
   return std::nullopt;
 }

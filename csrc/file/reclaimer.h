@@ -9,8 +9,9 @@
 //   3. Of a huge page that is used in part, the kernel is advised against before anything is punched: else its
 //      own thread (khugepaged) would make it whole again, out of memory that is in no account.
 //   4. The thread sleeps only while nothing can be taken; before that it starts due evictions (row F5).
-//   5. Pages that may be recycled wait as far as the budget goes (row F6), unless something waits for them to
-//      be gone, evictions are due, or the memory limits leave less room than that; for the rest they are punched at once.
+//   5. Pages that may be recycled wait as far as the budget goes (row F6), and parts of huge pages for the rest of
+//      theirs (row F7), unless something waits for them to be gone, evictions are due, or the memory limits leave
+//      less room than that; for the rest they are punched at once.
 //   6. Pages that were punched and are in memory still are punched again: see UnsplitPages.
 #pragma once
 
@@ -25,6 +26,7 @@
 #include "backing/chunk_map.h"
 #include "file/evictables.h"
 #include "file/file_state.h"
+#include "file/part_delay.h"
 #include "file/release_budget.h"
 #include "file/unsplit_pages.h"
 
@@ -56,7 +58,7 @@ class Reclaimer {
   }
   // There is waste that was none before.
   void wake_if_due() REQUIRES(file_lock) {
-    if (has_more_than(kept_until_change_)) wake();
+    if (has_news()) wake();
   }
   // Row F6. Pages for `bytes` were asked for that are written in full at once.
   void asked(uint64_t bytes) REQUIRES(file_lock);
@@ -113,15 +115,21 @@ class Reclaimer {
   // After coalescing, what has gathered is worked off at once.
   Next wait_for_waste(size_t& ranges_until_coalesce) REQUIRES(file_lock);
   void sleep() REQUIRES(file_lock);
-  // How much of the waste is to go now.
-  uint64_t excess_bytes() REQUIRES(file_lock);
+  // Whether there is waste that is to go now; some of that which may be recycled; a part of a huge page.
+  bool has_due() REQUIRES(file_lock) { return has_excess() || has_due_part(); }
   bool has_excess() REQUIRES(file_lock);
-  // Whether there is more waste than what may wait, if that is so much.
-  bool has_more_than(uint64_t kept) const REQUIRES(file_lock) {
-    const uint64_t recyclable = state_.pages.recyclable_bytes();
-    return recyclable > kept || state_.pages.waste_bytes() > recyclable;
+  bool has_due_part() REQUIRES(file_lock);
+  // Whether there is more waste than the thread knew of when it went to sleep, and than may wait.
+  bool has_news() const REQUIRES(file_lock) {
+    return state_.pages.recyclable_bytes() > kept_until_change_ ||
+           parts_.is_news(state_.pages.waste_part_bytes());
   }
+  // Whether something waits for all of it to be gone.
+  bool is_urgent() const REQUIRES(file_lock) { return waiters_ > 0 || evictions_due_; }
+  uint64_t due_parts_below(PartDelay::Time now) REQUIRES(file_lock);
   uint64_t kept_bytes() REQUIRES(file_lock);
+  // What the limits have to leave room for: what is kept, and the parts that may gather.
+  uint64_t room_needed() REQUIRES(file_lock);
   void coalesce() REQUIRES(file_lock);
   UnsplitPages::Entry take() REQUIRES(file_lock);
   bool has_due_unsplit() const REQUIRES(file_lock);
@@ -155,8 +163,10 @@ class Reclaimer {
   ReleaseBudget budget_ GUARDED_BY(file_lock);
   // While it sleeps until the budget changes: that budget. So much may wait without a word.
   uint64_t kept_until_change_ GUARDED_BY(file_lock) = 0;
-  // The limits leave room for so much waste; known until the budget changes.
+  // The limits leave room for so much waste, as was found not long ago.
   uint64_t room_ GUARDED_BY(file_lock) = 0;
+  std::chrono::steady_clock::time_point room_until_ GUARDED_BY(file_lock){};
+  PartDelay parts_ GUARDED_BY(file_lock);
   UnsplitPages unsplit_ GUARDED_BY(file_lock);
   std::optional<std::vector<FileRange>> log_ GUARDED_BY(file_lock);
 };

@@ -51,6 +51,7 @@ class ReleaseBudget {
     slices_ = {};
     refused_until_ = until;
   }
+  bool refuses(Time now) const { return now < refused_until_; }
 
  private:
   struct Slice {

@@ -55,6 +55,7 @@ class PageStates {
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t waste_bytes() const { return waste_.bytes(); }
   uint64_t recyclable_bytes() const { return waste_.recyclable_bytes(); }
+  uint64_t waste_part_bytes() const { return waste_.part_bytes(); }
   size_t waste_ranges() const { return waste_.ranges(); }
   uint64_t releasing_bytes() const { return releasing_bytes_; }
   uint64_t quarantined_bytes() const { return quarantined_bytes_; }
@@ -106,14 +107,18 @@ class PageStates {
   // Row H3. Pages of `range` that were subreleased are committed all the same: they become waste once more.
   void reclaim_again(FileRange range);
 
-  // Row F1: the waste range that take_waste() would take, if there is one; and what there is of parts of huge
-  // pages of which the rest is used.
+  // Row F1: the waste range that take_waste() would take, if there is one. Parts of huge pages of which the rest
+  // is used are apart: those that begin below `below`.
   std::optional<FileRange> next_waste() const { return waste_.next(pending_); }
-  std::optional<FileRange> next_waste_part() const { return waste_.next_part(pending_); }
+  std::optional<FileRange> next_waste_part(uint64_t below) const {
+    return waste_.next_part(pending_, below);
+  }
   // waste -> releasing: the upper end of that range, about `bytes_max` of it.
   std::optional<FileRange> take_waste(uint64_t bytes_max) { return take(next_waste(), bytes_max); }
-  std::optional<FileRange> take_waste_part() { return take(next_waste_part(), UINT64_MAX); }
-  // Whether these pages, taken by take_waste(), are parts of huge pages that are used otherwise.
+  std::optional<FileRange> take_waste_part(uint64_t below) {
+    return take(next_waste_part(below), UINT64_MAX);
+  }
+  // Whether these pages, which were taken, are parts of huge pages that are used otherwise.
   bool is_partial(FileRange range) const { return waste_.is_partial(range); }
   // releasing -> free, or subreleased. Checks row F4.
   void finish_release(FileRange range);

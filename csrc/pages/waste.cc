@@ -8,10 +8,10 @@ namespace {
 // How many ranges find() looks at.
 constexpr int kCandidates = 16;
 
-// The highest of `set` that rests, cut to whole huge pages if `whole`.
-std::optional<FileRange> last_at_rest(const RangeSet& set, const PendingPages& pending,
+// The highest from `range` on that rests, cut to whole huge pages if `whole`.
+std::optional<FileRange> last_at_rest(RangeSet::Iterator range, const PendingPages& pending,
                                       bool whole) {
-  for (auto range = set.last(); range.ok(); range = range.prev()) {
+  for (; range.ok(); range = range.prev()) {
     auto rest = pending.first_at_rest(range.range());
     if (rest && whole) rest = whole_huge_pages_in(*rest);
     if (rest && !rest->empty()) return rest;
@@ -65,13 +65,13 @@ void Waste::settle(uint64_t huge_page) {
 }
 
 std::optional<FileRange> Waste::next(const PendingPages& pending) const {
-  if (const auto range = last_at_rest(small_, pending, /*whole=*/false)) return range;
-  if (const auto range = last_at_rest(whole_, pending, /*whole=*/true)) return range;
-  return next_part(pending);
+  if (const auto range = last_at_rest(small_.last(), pending, /*whole=*/false)) return range;
+  return last_at_rest(whole_.last(), pending, /*whole=*/true);
 }
 
-std::optional<FileRange> Waste::next_part(const PendingPages& pending) const {
-  return last_at_rest(partial_, pending, /*whole=*/false);
+std::optional<FileRange> Waste::next_part(const PendingPages& pending, uint64_t below) const {
+  if (below == 0) return std::nullopt;
+  return last_at_rest(partial_.upper_bound_segment(below - 1), pending, /*whole=*/false);
 }
 
 std::optional<FileRange> Waste::find(uint64_t length, uint64_t alignment, bool from_below,

@@ -38,8 +38,9 @@ class Waste {
 
   // Those that wait to be given back.
   uint64_t bytes() const { return small_.span() + whole_.span() + partial_.span(); }
-  // Those among them that others may use as they are.
+  // Those among them that others may use as they are, and the parts of huge pages, which they may not.
   uint64_t recyclable_bytes() const { return small_.span() + whole_.span(); }
+  uint64_t part_bytes() const { return partial_.span(); }
   uint64_t subreleased_bytes() const { return subreleased_.span(); }
   size_t ranges() const { return small_.size() + whole_.size() + partial_.size(); }
   // Of `range`, what waits.
@@ -50,18 +51,18 @@ class Waste {
 
   // These pages have no references any more. REQUIRES: nothing in `range` is here.
   void add(FileRange range);
-  // What goes next: small before whole before parts, and the highest first. Pages whose contents are arriving
-  // stay.
+  // What goes next: small before whole, and the highest first. Pages whose contents are arriving stay.
   std::optional<FileRange> next(const PendingPages& pending) const;
-  std::optional<FileRange> next_part(const PendingPages& pending) const;
+  // The same of parts of huge pages, as far as they begin below `below`.
+  std::optional<FileRange> next_part(const PendingPages& pending, uint64_t below) const;
   // A place for `length` bytes, which rests and waits whole: in one of the few ranges nearest to the end
   // of the file where the search begins.
   std::optional<FileRange> find(uint64_t length, uint64_t alignment, bool from_below, PageSize size,
                                 const PendingPages& pending) const;
-  // They are being given back, or used again. REQUIRES: next() or find() has just returned a range that
+  // They are being given back, or used again. REQUIRES: next(), next_part() or find() has just returned a range that
   // contains `range`.
   void remove(FileRange range);
-  // Whether pages that next() returned are parts of huge pages.
+  // Whether pages that next_part() returned, or next(), are parts of huge pages.
   bool is_partial(FileRange range) const;
   // Those have been given back.
   void add_subreleased(FileRange range);

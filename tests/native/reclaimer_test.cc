@@ -205,6 +205,66 @@ TEST(f5_an_idle_reclaimer_starts_evictions_a_busy_one_does_not) {
   EXPECT_EQ(rig.evictables.wait_for_due_user(), std::optional<uint64_t>(2));
 }
 
+FileRange allocate_huge(Rig& rig, uint64_t count) {
+  return *rig.allocator.allocate({.length = count * huge_page_size(), .huge = HugeWish::kAsked},
+                                 true);
+}
+
+// Frees each page of a huge page by itself, the last one when the others would have gone if they did not wait.
+void free_page_by_page(Rig& rig, FileRange huge_page) {
+  const uint64_t last = huge_page.end - page_size();
+  for (uint64_t page = huge_page.start; page < last; page += page_size()) {
+    EXPECT(rig.references.dec_ref({page, page + page_size()}).ok());
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(2));  // time: ten times as long as they gather
+  EXPECT(rig.references.dec_ref({last, huge_page.end}).ok());
+}
+
+TEST(f7_a_huge_page_that_is_freed_page_by_page_goes_whole) {
+  // This thread may be kept from running meanwhile, so that they do go, but not each time.
+  bool whole = false;
+  for (int attempt = 0; attempt < 100 && !whole; ++attempt) {
+    Rig rig;
+    const FileRange range = allocate_huge(rig, 2);
+    EXPECT(rig.reclaimer.start().ok());
+    rig.reclaimer.start_log();
+    free_page_by_page(rig, {range.start, range.start + huge_page_size()});
+    EXPECT(rig.wait_for_reclaim());
+    whole = rig.reclaimer.log() == Ranges{{range.start, range.start + huge_page_size()}};
+  }
+  EXPECT(whole);
+}
+
+TEST(f7_parts_go_by_themselves_if_the_rest_does_not_come) {
+  Rig rig;
+  const FileRange range = allocate_huge(rig, 1);
+  EXPECT(rig.reclaimer.start().ok());
+  rig.reclaimer.start_log();
+  const FileRange part{range.start + page_size(), range.start + 3 * page_size()};
+  EXPECT(rig.references.dec_ref(part).ok());
+  const auto deadline = in_a_minute();
+  while (rig.stats().punched_bytes < part.length()) {
+    if (!EXPECT(std::chrono::steady_clock::now() < deadline)) break;
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(rig.reclaimer.log(), Ranges{part});
+}
+
+TEST(f7_when_memory_is_short_parts_go_and_count) {
+  bool waited = false;
+  for (int attempt = 0; attempt < 100 && !waited; ++attempt) {
+    Rig rig;
+    const FileRange range = allocate_huge(rig, 1);
+    EXPECT(rig.reclaimer.start().ok());
+    EXPECT(rig.references.dec_ref({range.start, range.start + page_size()}).ok());
+    const FileLock lock(rig.state);
+    waited = rig.state.pages.waste_part_bytes() > 0;
+    EXPECT_EQ(rig.reclaimer.release_kept(in_a_minute()), waited ? page_size() : 0);
+    EXPECT_EQ(rig.state.pages.waste_part_bytes(), 0u);
+  }
+  EXPECT(waited);
+}
+
 TEST(waiting_ends_with_the_work_or_with_the_deadline) {
   Rig rig;
   rig.allocate(4);

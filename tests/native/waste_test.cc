@@ -42,9 +42,14 @@ class Both {
     EXPECT_EQ(waste_.bytes(), count(State::kWaits));
     EXPECT_EQ(waste_.subreleased_bytes(), count(State::kSubreleased));
     EXPECT_EQ(waste_.next(pending_), expected_next());
-    EXPECT_EQ(waste_.next_part(pending_), last_run([&](uint64_t page) {
-                return is_waiting(page) && is_huge(page) && !is_whole(page);
-              }));
+    uint64_t part_bytes = 0;
+    for (const FileRange& part : parts()) part_bytes += part.length();
+    EXPECT_EQ(waste_.part_bytes(), part_bytes);
+    for (const uint64_t below : {uint64_t{0}, random_.below(areas_.capacity()), UINT64_MAX}) {
+      auto below_it = parts();
+      while (!below_it.empty() && below_it.back().start >= below) below_it.pop_back();
+      EXPECT_EQ(waste_.next_part(pending_, below), last_of(below_it));
+    }
   }
 
  private:
@@ -69,18 +74,22 @@ class Both {
       if (pages_[page] == State::kSubreleased && is_whole(page)) pages_[page] = State::kWaits;
     }
   }
-  template <class Is>
-  std::optional<FileRange> last_run(Is is) const {
-    const auto runs = runs_where(pages_.size(), is);
+  using Runs = std::vector<FileRange>;
+  static std::optional<FileRange> last_of(const Runs& runs) {
     return runs.empty() ? std::nullopt : std::optional(runs.back());
   }
+  Runs parts() const {
+    return runs_where(pages_.size(), [&](uint64_t page) {
+      return is_waiting(page) && is_huge(page) && !is_whole(page);
+    });
+  }
   std::optional<FileRange> expected_next() const {
-    auto run = last_run([&](uint64_t page) { return is_waiting(page) && !is_huge(page); });
-    if (run) return run;
-    run = last_run(
-        [&](uint64_t page) { return is_waiting(page) && is_huge(page) && is_whole(page); });
-    if (run) return run;
-    return last_run([&](uint64_t page) { return is_waiting(page) && is_huge(page); });
+    const auto small = runs_where(
+        pages_.size(), [&](uint64_t page) { return is_waiting(page) && !is_huge(page); });
+    if (!small.empty()) return small.back();
+    return last_of(runs_where(pages_.size(), [&](uint64_t page) {
+      return is_waiting(page) && is_huge(page) && is_whole(page);
+    }));
   }
   void set(FileRange range, State state) {
     std::fill(pages_.begin() + static_cast<ptrdiff_t>(page_of(range.start)),
@@ -100,7 +109,8 @@ class Both {
     settle();
   }
   void take() {
-    const auto next = waste_.next(pending_);
+    auto next = waste_.next(pending_);
+    if (!next) next = waste_.next_part(pending_, random_.below(areas_.capacity()));
     if (!next) return;
     FileRange range = *next;
     if (!waste_.is_partial(range) && !is_huge(page_of(range.start))) {
