@@ -128,7 +128,6 @@ std::optional<FileRange> Allocator::recycle(const AllocateRequest& request, Page
                                           request.direction, size, request.kind, request.memcg_id);
   if (!range) return std::nullopt;
   reclaimer_.waste_was_recycled();
-  reclaimer_.wake_if_due();
   state_.changes.note(*range);
   count(request, size);
   state_.stats.recycled_bytes += request.length;

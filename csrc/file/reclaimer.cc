@@ -133,7 +133,8 @@ bool Reclaimer::has_due_part() {
 }
 
 uint64_t Reclaimer::due_parts_below(PartDelay::Time now) {
-  return parts_.due_below(state_.pages.waste_part_bytes(), is_urgent() || budget_.refuses(now), now);
+  return parts_.due_below(state_.pages.waste_part_bytes(), is_urgent() || budget_.refuses(now),
+                          now);
 }
 
 uint64_t Reclaimer::room_needed() {

@@ -82,9 +82,10 @@ class Reclaimer {
   // The file was closed: its pages are forgotten, and what waits for them goes on.
   void clear() REQUIRES(file_lock);
   void notify_waiters() { waste_shrank_.notify_all(); }
-  // Waste was taken by others: there may be nothing left to wait for.
+  // Waste is used again: there may be nothing left to wait for, and parts of huge pages that were whole before.
   void waste_was_recycled() REQUIRES(file_lock) {
     if (waiters_ > 0) waste_shrank_.notify_all();
+    wake_if_due();
   }
 
   enum class Release : uint8_t {

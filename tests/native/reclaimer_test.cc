@@ -216,7 +216,8 @@ void free_page_by_page(Rig& rig, FileRange huge_page) {
   for (uint64_t page = huge_page.start; page < last; page += page_size()) {
     EXPECT(rig.references.dec_ref({page, page + page_size()}).ok());
   }
-  std::this_thread::sleep_for(std::chrono::milliseconds(2));  // time: ten times as long as they gather
+  constexpr std::chrono::milliseconds kLonger{2};
+  std::this_thread::sleep_for(kLonger);  // time: ten times as long as they gather
   EXPECT(rig.references.dec_ref({last, huge_page.end}).ok());
 }
 

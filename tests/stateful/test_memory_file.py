@@ -386,8 +386,8 @@ class MemoryFileMachine(RuleBasedStateMachine):
             raise AssertionError(f"{got} is none of {[found for found, _ in possible]}")
         with self.mf.map_range(FileRange(got.start, got.start + PAGE)) as view:
             assert bytes(view) == self.model.read(found[0], found[0] + 1) == bytes(PAGE)
-        # Free it again, so that what follows does not depend on who was faster. Not before the rest of
-        # a recycled huge page was punched: it is punched once more when all of that page is free.
+        # Free it again, so that what follows does not depend on who was faster. Not before the rest
+        # of a recycled huge page was punched, which is punched once more when all of it is free.
         self.settle()
         self.mf.dec_ref(got)
         self.model.dec_ref(*found)

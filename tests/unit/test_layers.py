@@ -217,6 +217,7 @@ CLOCKS = {
     "file/memory_file.cc",
     "file/memory_file.h",
     "file/allocator.cc",
+    "file/part_delay.h",
     "file/reclaimer.cc",
     "file/reclaimer.h",
     "file/registered_file.h",
