@@ -251,6 +251,7 @@ TEST(f6_nothing_waits_for_which_a_memory_limit_has_no_room) {
     const FileLock lock(rig.state);
     return rig.state.pages.waste_bytes() + rig.state.pages.releasing_bytes();
   };
+  constexpr std::chrono::milliseconds kPause{1};
   bool gone = false;
   const auto deadline = in_a_minute();
   while (!gone && EXPECT(std::chrono::steady_clock::now() < deadline)) {
@@ -261,8 +262,7 @@ TEST(f6_nothing_waits_for_which_a_memory_limit_has_no_room) {
     level.use(900 * kMib);
     EXPECT(rig.references.dec_ref(*range).ok());
     for (int i = 0; i < 100 && !gone; ++i) {
-      std::this_thread::sleep_for(
-          std::chrono::milliseconds(1));  // time: what may wait does so for longer
+      std::this_thread::sleep_for(kPause);  // time: what may wait does so for longer
       gone = waste() == 0;
     }
   }
