@@ -411,7 +411,8 @@ def test_a_large_commit_does_not_count_twice(how: str) -> None:
     assert int(run.stdout or 0) >= 55, run
 
 
-# In 256 MiB: almost half of it is asked for and freed again and again, and then needed by others. No guard runs.
+# In 256 MiB: almost half of it is asked for and freed again and again, and then needed by others.
+# No thread of the guard runs.
 FREED_BELOW_A_LIMIT = """
 import time
 import pgalloc
