@@ -21,6 +21,7 @@ from public_calls import CALLS, Call, Left, Things, start_what_stays
 import pgalloc
 from pgalloc import _core, testing
 
+_LARGE = 8 << 20  # several threads clear it
 _ALLOCATIONS_MAX = 10_000
 _SETTLE_S_MAX = 5.0
 # CPython's own and numpy's, where they have no memory for a lock, a thread, a frame, a method that
@@ -36,8 +37,17 @@ _OF_PYTHON = (
 # CPython loses the arguments of a call that it has no memory for; here they are descriptors.
 LOSES_ARGUMENTS = ("Monitor",)
 
+
+def _recycle(file: pgalloc.MemoryFile) -> None:
+    with testing.pause_reclaimer(file):
+        for _ in range(2):
+            with file.allocate(_LARGE, mode=pgalloc.AllocationMode.ALLOCATE_AND_COMMIT):
+                pass
+
+
 NOT_PUBLIC = {
     "DiscardQueue": Call("", "", lambda it: _core.DiscardQueue(it.file, "lru")),
+    "recycled pages": Call("", "", lambda it: _recycle(it.file)),
     "SegmentSet": Call("", "", lambda it: testing.SegmentSet().insert(0, 1, 2, False)),
     "ranges": Call("", "", lambda it: repr(it.pages.range.intersect(it.pages.range))),
     "verify": Call("", "", lambda it: testing.verify(it.file)),

@@ -47,9 +47,9 @@ bool Evictables::empty() const {
 
 void Evictables::start_locked(UserId id, User& user) {
   if (user.evicting || shut_down_) return;
+  due_.push_back(id);  // first: memory may run out
   user.evicting = true;
   ++running_;
-  due_.push_back(id);
 }
 
 void Evictables::start(UserId id) {

@@ -86,7 +86,7 @@ Reclaimer::Next Reclaimer::wait_for_waste(size_t& ranges_until_coalesce) {
     // Row F5: idle, so memory that costs nothing to let go of may go.
     if (evictions_due_) {
       evictions_due_ = false;
-      evictables_.start_all();
+      with_reserve([this] { evictables_.start_all(); });
     }
     sleep();
     ranges_until_coalesce = 0;
@@ -105,6 +105,7 @@ void Reclaimer::sleep() {
     until = std::min(until.value_or(*due), *due);
   }
   sleeps_ = true;
+  ++sleep_count_;
   if (until) {
     (void)state_.wait_until(work_, *until);
   } else {
@@ -264,7 +265,12 @@ void Reclaimer::clear() {
   waste_shrank_.notify_all();
 }
 
+// To tell of an error takes memory.
 Reclaimer::Release Reclaimer::release_pages(FileRange range) {
+  return with_reserve([&] { return punch_or_zero(range); });
+}
+
+Reclaimer::Release Reclaimer::punch_or_zero(FileRange range) {
   FileRange inside = range;
   if (manual_zeroing_) {
     // Row F3: pages are zeroed when they are handed out, so only what is cheap is given back.
@@ -277,10 +283,10 @@ Reclaimer::Release Reclaimer::release_pages(FileRange range) {
   if (!manual_zeroing_) zeroed = file_.write_zeros(range);
 
   FileLock lock(state_);
-  ++state_.stats.punch_failures;
   state_.warn("pages could not be given back (" + std::string(punched.call()) + ": errno " +
               std::to_string(punched.error_number()) + ")" +
               (zeroed.ok() ? "; they stay in memory" : " nor zeroed; they are not used again"));
+  ++state_.stats.punch_failures;
   return zeroed.ok() ? Release::kZeroed : Release::kFailed;
 }
 
@@ -346,6 +352,11 @@ void Reclaimer::resume() {
 int Reclaimer::waiters() const {
   FileLock lock(state_);
   return waiters_;
+}
+
+uint64_t Reclaimer::sleeps() const {
+  FileLock lock(state_);
+  return sleep_count_;
 }
 
 void Reclaimer::start_log() {

@@ -101,7 +101,8 @@ class Reclaimer {
   // For tests.
   void pause() EXCLUDES(file_lock);
   void resume() EXCLUDES(file_lock);
-  int waiters() const EXCLUDES(file_lock);  // that wait until nothing is reclaimable
+  int waiters() const EXCLUDES(file_lock);      // that wait until nothing is reclaimable
+  uint64_t sleeps() const EXCLUDES(file_lock);  // how often the thread went to sleep
   void start_log() EXCLUDES(file_lock);
   void stop_log() EXCLUDES(file_lock);
   std::vector<FileRange> log() const EXCLUDES(file_lock);
@@ -131,6 +132,7 @@ class Reclaimer {
   uint64_t kept_bytes() REQUIRES(file_lock);
   // What the limits have to leave room for: what is kept, and the parts that may gather.
   uint64_t room_needed() REQUIRES(file_lock);
+  Release punch_or_zero(FileRange range) EXCLUDES(file_lock);
   void coalesce() REQUIRES(file_lock);
   UnsplitPages::Entry take() REQUIRES(file_lock);
   bool has_due_unsplit() const REQUIRES(file_lock);
@@ -158,6 +160,7 @@ class Reclaimer {
   bool runs_ GUARDED_BY(file_lock) = false;
   bool stops_ GUARDED_BY(file_lock) = false;
   bool sleeps_ GUARDED_BY(file_lock) = false;
+  uint64_t sleep_count_ GUARDED_BY(file_lock) = 0;
   bool evictions_due_ GUARDED_BY(file_lock) = false;  // since it last slept
   int pauses_ GUARDED_BY(file_lock) = 0;
   int waiters_ GUARDED_BY(file_lock) = 0;  // while there are any, it does not coalesce

@@ -183,6 +183,7 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
 uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count) {
   uint64_t wasted = 0;
   change_used(first, range, [&](FileRange part, PageUse& use) {
+    if (use.refs == count) waste_.add(part);  // first: memory may run out
     use.refs -= count;
     if (!unadopted_.empty()) unadopted_.limit(part, use.refs);
     if (!leased_.empty()) leased_.limit(part, use.refs);
@@ -195,7 +196,6 @@ uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32
       use.memcg_id = 0;
     }
     use.kind = MemoryKind::kSystem;
-    waste_.add(part);
     wasted += part.length();
   });
   used_bytes_ -= wasted;

@@ -13,6 +13,8 @@
 //
 // Thread safety: externally synchronised.
 //
+// Errors: a std::bad_alloc leaves all as it was.
+//
 // Invariants, proved by verify()
 //   1. The four sets are disjoint; only small_ has pages of small areas.
 //   2. whole_ has whole huge pages; the others of huge areas have no huge page between them that is
@@ -24,7 +26,6 @@
 #include <string>
 #include <vector>
 
-#include "base/reserve.h"
 #include "base/units.h"
 #include "pages/areas.h"
 #include "pages/pending_pages.h"
@@ -67,18 +68,20 @@ class Waste {
   // Those have been given back.
   void add_subreleased(FileRange range);
   // Of `range`, what has been given back but is in memory again, goes back once more. Calls visit(part) for
-  // each part before that.
+  // each part before that. Where that throws, or memory runs out, the parts before have gone back.
   template <class Visit>
   void reclaim_again(FileRange range, Visit visit) {
     std::vector<FileRange> parts;
     subreleased_.visit_range(range, [&](FileRange part, const auto&) { parts.push_back(part); });
     for (const FileRange& part : parts) {
+      partial_.reserve(1);
+      subreleased_.reserve(1);
       visit(part);
-      with_reserve([&] { partial_.insert(part, {}); });
-      with_reserve([&] { subreleased_.remove_range(part); });
+      partial_.insert(part, {});
+      subreleased_.remove_range(part);
     }
   }
-  // As if add_subreleased() had not been called. REQUIRES: the last call, and it may have failed.
+  // As if add_subreleased() had not been called. REQUIRES: it was the last call.
   void forget(FileRange range) { subreleased_.remove_range(range); }
   void clear();
 
@@ -94,6 +97,7 @@ class Waste {
   }
 
  private:
+  void reserve(size_t parts);
   void add_huge(FileRange range);
   void settle(uint64_t huge_page);
 

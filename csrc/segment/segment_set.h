@@ -130,6 +130,10 @@ class SegmentSet {
   void remove_range(FileRange range);
   void clear() noexcept;
 
+  // So many of these calls cannot fail then, whatever their ranges, if each adds one range or removes one.
+  // Throws std::bad_alloc.
+  void reserve(size_t edits) { tree_.reserve(edits); }
+
   // --- Splitting and merging
   // -----------------------------------------------------------------------
 

@@ -111,6 +111,11 @@ class Tree {
     if (has_room(a, slots) && has_room(b, slots)) return;
     ensure(demand_of(a, 2) + demand_of(b, 2));
   }
+  // The same for so many edits anywhere, each of which opens one slot. A tree grows by one level at most with
+  // few edits, and its new root has room.
+  void reserve(size_t edits) {
+    ensure({edits, edits * (root_ == nullptr ? 1 : size_t{root_->level} + 1)});
+  }
   // Where to insert a segment at `at` (canonical) with the least effort: at a border between
   // leaves, nothing has to move if it goes to the end of the first.
   static Place roomier(Place at) {

@@ -34,6 +34,12 @@ def exact(mf: MemoryFile) -> int:
     return mf.total_usage()
 
 
+def expect_huge(mf: MemoryFile, count: int) -> None:
+    """That the kernel and pgalloc have so many huge pages of ``mf``."""
+    exact(mf)
+    assert mf.huge_usage() == huge_bytes() == count * HUGE
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_all_of_it_is_in_huge_pages(mf: MemoryFile, mode: AllocationMode) -> None:
     a = mf.allocate(32 * HUGE + PAGE, huge=True, mode=mode)
@@ -251,26 +257,20 @@ def test_a_child_sees_its_parents_and_makes_none(mf: MemoryFile) -> None:
 
 def test_h6_after_each_change_it_is_what_the_kernel_says(mf: MemoryFile) -> None:
     a = mf.allocate(6 * HUGE, huge=True, mode=AllocationMode.ALLOCATE_AND_COMMIT)
-    exact(mf)
-    assert mf.huge_usage() == huge_bytes() == 6 * HUGE
+    expect_huge(mf, 6)
     parts = [a.slice(n * HUGE, (n + 1) * HUGE) for n in range(6)]
     a.release()
     parts[0].release()  # a whole one
-    exact(mf)
-    assert mf.huge_usage() == huge_bytes() == 5 * HUGE
+    expect_huge(mf, 5)
     small = parts[1].slice(0, PAGE)
     parts[1].release()  # all but a page: split
-    exact(mf)
-    assert mf.huge_usage() == huge_bytes() == 4 * HUGE
+    expect_huge(mf, 4)
     parts[2].decommit()  # gone as a whole, and still used
-    exact(mf)
-    assert mf.huge_usage() == huge_bytes() == 3 * HUGE
+    expect_huge(mf, 3)
     parts[2].view()[0] = 1  # and back
-    exact(mf)
-    assert mf.huge_usage() == huge_bytes() == 4 * HUGE
+    expect_huge(mf, 4)
     parts[3].slice(PAGE, 2 * PAGE).decommit()  # split by a hole
-    exact(mf)
-    assert mf.huge_usage() == huge_bytes() == 3 * HUGE
+    expect_huge(mf, 3)
     for handle in (small, *parts[2:]):
         handle.release()
     assert exact(mf) == 0

@@ -3,9 +3,12 @@
 #include "file/allocator.h"
 
 #include <errno.h>
+#include <sys/resource.h>
 
+#include <csignal>
 #include <thread>
 
+#include "native/memory.h"
 #include "native/rig.h"
 #include "os/fault_plan.h"
 
@@ -61,6 +64,31 @@ TEST(b3_the_maximum_counts_freed_pages_until_they_are_gone) {
   EXPECT_EQ(rig.refs(0), 1u);
 }
 
+TEST(b10_where_the_file_may_not_grow_freed_pages_are_waited_for) {
+  ::signal(SIGXFSZ, SIG_IGN);  // as Python does
+  const rlimit limit{16 * page_size(), 16 * page_size()};
+  EXPECT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
+  Rig rig;
+  const AllocateRequest request{.length = 12 * page_size()};
+  EXPECT_EQ(rig.allocate(10), pages(0, 10));
+  EXPECT(rig.references.dec_ref(pages(0, 10)).ok());
+  // No thread reclaims: waiting is no use.
+  EXPECT_EQ(allocate(rig, request).status().error_number(), EFBIG);
+
+  EXPECT(os::install_fault({.name = "fallocate", .hold = true}));
+  EXPECT(rig.reclaimer.start().ok());
+  while (!os::hold_reached()) std::this_thread::yield();
+  bool must_wait = false;
+  EXPECT(!rig.allocator.allocate(request, /*may_wait=*/false, &must_wait).ok());
+  EXPECT(must_wait);
+  std::thread waiter([&] { EXPECT(allocate(rig, request).ok()); });
+  while (must_wait && rig.reclaimer.waiters() == 0) std::this_thread::yield();
+  os::let_go();
+  waiter.join();
+  os::remove_fault();
+  EXPECT_EQ(rig.refs(11), 1u);
+}
+
 TEST(b5_only_who_writes_everything_gets_freed_pages) {
   Rig rig;
   rig.fill(rig.allocate(2), 'x');
@@ -101,6 +129,33 @@ TEST(b13_commits_all_of_it_or_drops_the_reference) {
   EXPECT_EQ(allocate(rig, request).status().error_number(), ENOSPC);
   os::remove_fault();
   EXPECT_EQ(rig.refs(4), 0u);
+}
+
+TEST(b9_no_page_is_lost_when_memory_runs_out) {
+  const AllocateRequest request{.length = uint64_t{8} << 20,
+                                .mode = AllocationMode::kAllocateAndCommit};
+  enum class Way { kNew, kRefused, kRecycled };
+  for (const Way way : {Way::kNew, Way::kRefused, Way::kRecycled}) {
+    for (int64_t left = 0;; ++left) {
+      Rig rig;
+      if (way == Way::kRecycled) EXPECT(rig.references.dec_ref(*allocate(rig, request)).ok());
+      if (way == Way::kRefused) {
+        EXPECT(os::install_fault({.name = "fallocate", .error_number = ENOSPC}));
+      }
+      uint64_t used = 0;
+      native_tests::allocations_left = left;
+      try {
+        if (allocate(rig, request).ok()) used = request.length;
+      } catch (const std::bad_alloc&) {  // NOLINT: it may do without, too
+      }
+      const bool failed = native_tests::allocations_left < 0;
+      native_tests::allocations_left = -1;
+      os::remove_fault();
+      const FileLock lock(rig.state);
+      EXPECT_EQ(rig.state.pages.used_bytes(), used);
+      if (!failed) break;
+    }
+  }
 }
 
 TEST(b18_with_manual_zeroing_new_pages_are_zeroed) {

@@ -4,6 +4,7 @@
 
 #include <thread>
 
+#include "native/memory.h"
 #include "native/support.h"
 
 namespace pgalloc::evictables_test {
@@ -89,6 +90,25 @@ TEST(users_are_due_in_the_order_in_which_they_were_started) {
   EXPECT_EQ(evict(evictables, 1), (Ranges{{0, 1}}));
   EXPECT(busy(evictables));
   EXPECT_EQ(evict(evictables, 2), (Ranges{{0, 2}}));
+  EXPECT(!busy(evictables));
+}
+
+TEST(memory_that_runs_out_only_puts_evictions_off) {
+  constexpr uint64_t kUsers = 200;
+  Evictables evictables;
+  for (uint64_t user = 1; user <= kUsers; ++user) evictables.mark(user, {0, 10});
+  uint64_t run_outs = 0;
+  native_tests::fail_each_allocation([&] { evictables.start_all(); },
+                                     [&] {
+                                       ++run_outs;
+                                       EXPECT_EQ(evictables.verify(), std::nullopt);
+                                     });
+  EXPECT(run_outs > 0);
+  for (uint64_t i = 0; i < kUsers; ++i) {
+    const auto user = evictables.wait_for_due_user();
+    while (evictables.next(*user)) {
+    }
+  }
   EXPECT(!busy(evictables));
 }
 

@@ -549,5 +549,15 @@ TEST(swap_is_a_way_out) {
   }
 }
 
+TEST(f6_what_is_lacking_is_what_touches_the_headroom) {
+  Scene scene;
+  EXPECT(!scene.guard.lacks(kLimit));  // no limit is known
+  scene.use(800 * kMib);
+  scene.configure();
+  EXPECT(!scene.guard.lacks(100 * kMib));
+  EXPECT(scene.guard.lacks(100 * kMib + 1));
+  EXPECT(Scene::source.discards.empty());  // it only looks
+}
+
 }  // namespace
 }  // namespace pgalloc::guard_test

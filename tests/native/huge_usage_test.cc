@@ -73,14 +73,24 @@ FileRange allocate(Rig& rig, uint64_t count,
   return EXPECT(range.ok()) ? *range : FileRange{};
 }
 
+// With a clock that stands still until a test advances it. What is counted then:
+struct Scene : Rig {
+  Scene() { clock.use_manual(nanoseconds(0), nanoseconds(0)); }
+  uint64_t bytes_after(hours wait) {
+    clock.advance(wait);
+    EXPECT(*scanner.update(nullptr));
+    FileLock lock(state);
+    return scanner.huge_usage().bytes();
+  }
+};
+
 uint64_t bytes(Rig& rig) {
   FileLock lock(rig.state);
   return rig.scanner.huge_usage().bytes();
 }
 
 TEST(h6_huge_pages_in_use_are_counted) {
-  Rig rig;
-  rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
+  Scene rig;
   const FileRange range = allocate(rig, 4);
   PageTables tables(rig);
   PageTables::huge = {huge_pages(range, 0, 2), huge_pages(range, 3, 4)};
@@ -109,8 +119,7 @@ TEST(h6_what_is_not_known_to_be_committed_does_not_count) {
 }
 
 TEST(h6_a_look_is_due_when_something_changed_and_else_when_the_clock_allows) {
-  Rig rig;
-  rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
+  Scene rig;
   const FileRange range = allocate(rig, 2);
   PageTables tables(rig);
   EXPECT(*rig.scanner.update(nullptr));
@@ -120,9 +129,7 @@ TEST(h6_a_look_is_due_when_something_changed_and_else_when_the_clock_allows) {
   EXPECT_EQ(PageTables::scans, 1);
   // The kernel may have made a huge page.
   PageTables::huge = {huge_pages(range, 0, 1)};
-  rig.clock.advance(hours(1));
-  EXPECT(*rig.scanner.update(nullptr));
-  EXPECT_EQ(bytes(rig), huge_page_size());
+  EXPECT_EQ(rig.bytes_after(hours(1)), huge_page_size());
   const uint64_t scans = rig.stats().scans;
   // A part goes, and with it the account; it says nothing of the rest, which is split.
   EXPECT(rig.references.dec_ref({range.start, range.start + page_size()}).ok());
@@ -131,15 +138,12 @@ TEST(h6_a_look_is_due_when_something_changed_and_else_when_the_clock_allows) {
   PageTables::huge = {};
   EXPECT(!*rig.scanner.update(nullptr));  // too soon, and it is said
   EXPECT_EQ(bytes(rig), huge_page_size() - page_size());
-  rig.clock.advance(hours(1));
-  EXPECT(*rig.scanner.update(nullptr));
-  EXPECT_EQ(bytes(rig), 0u);
+  EXPECT_EQ(rig.bytes_after(hours(1)), 0u);
   EXPECT_EQ(rig.stats().scans, scans);  // nothing was to be counted
 }
 
 TEST(h6_memory_cgroups_are_looked_at_without_a_throttle) {
-  Rig rig;
-  rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
+  Scene rig;
   const FileRange range = allocate(rig, 1);
   PageTables tables(rig);
   EXPECT(*rig.scanner.update(nullptr));
@@ -150,8 +154,7 @@ TEST(h6_memory_cgroups_are_looked_at_without_a_throttle) {
 }
 
 TEST(h6_a_kernel_that_does_not_tell_is_no_error) {
-  Rig rig;
-  rig.clock.use_manual(nanoseconds(0), nanoseconds(0));
+  Scene rig;
   const FileRange range = allocate(rig, 2);
   PageTables tables(rig);
   PageTables::huge = {range};
@@ -161,18 +164,12 @@ TEST(h6_a_kernel_that_does_not_tell_is_no_error) {
   EXPECT(*rig.scanner.update(nullptr));
   PageTables::fails = false;
   PageTables::can_open = false;
-  rig.clock.advance(hours(1));
-  EXPECT(*rig.scanner.update(nullptr));
-  EXPECT_EQ(bytes(rig), 0u);
+  EXPECT_EQ(rig.bytes_after(hours(1)), 0u);
   PageTables::can_open = true;
-  rig.clock.advance(hours(1));
-  EXPECT(*rig.scanner.update(nullptr));
-  EXPECT_EQ(bytes(rig), 2 * huge_page_size());
+  EXPECT_EQ(rig.bytes_after(hours(1)), 2 * huge_page_size());
   // And again: what is not known is not told.
   PageTables::fails = true;
-  rig.clock.advance(hours(1));
-  EXPECT(*rig.scanner.update(nullptr));
-  EXPECT_EQ(bytes(rig), 0u);
+  EXPECT_EQ(rig.bytes_after(hours(1)), 0u);
 }
 
 TEST(h6_without_huge_areas_nothing_is_looked_at) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "native/memory.h"
 #include "native/support.h"
 
 namespace pgalloc::page_states_test {
@@ -451,6 +452,22 @@ TEST(pages_that_arrive_are_kept_from_the_reclaimer_and_from_new_owners) {
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::nullopt);
   few.states.pending().arrived(pages(2, 3));
   EXPECT_EQ(few.states.take_waste(UINT64_MAX), std::optional(pages(2, 3)));
+}
+
+// A list of any length: it runs out of room in every place.
+TEST(b5_what_is_recycled_is_not_lost_when_memory_runs_out) {
+  for (uint64_t count = 1; count < 60; ++count) {
+    Few few;
+    const FileRange range = few.allocate(4 * count);
+    for (uint64_t i = 0; i < count; ++i) EXPECT(few.states.dec_ref(pages(4 * i, 4 * i + 3)).ok());
+    native_tests::allocations_left = 0;
+    const auto recycled = few.states.recycle(2 * page_size(), page_size(), Direction::kBottomUp,
+                                             PageSize::kSmall, MemoryKind::kTmpfs, 0);
+    native_tests::allocations_left = -1;
+    EXPECT_EQ(recycled, std::optional(pages(0, 2)));
+    EXPECT_EQ(few.states.used_bytes(), count * page_size() + 2 * page_size());
+    EXPECT_EQ(few.states.verify(range.end), std::nullopt);
+  }
 }
 
 TEST(pages_that_arrive_do_not_keep_others_from_being_discarded) {

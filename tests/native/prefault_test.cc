@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <mutex>
+#include <string>
 #include <thread>
 
+#include "native/memory.h"
 #include "native/support.h"
 
 namespace pgalloc::prefault_test {
@@ -108,6 +110,19 @@ TEST(memory_is_cleared_to_its_last_byte) {
   clear_memory(memory.data() + 1, memory.size() - 2);
   EXPECT(memory.front() == 'x' && memory.back() == 'x');
   EXPECT_EQ(std::count(memory.begin(), memory.end(), '\0'), static_cast<long>(memory.size() - 2));
+}
+
+TEST(where_there_is_no_memory_for_threads_it_is_cleared_all_the_same) {
+  std::string memory(16 * kMib, 'x');
+  for (int64_t left = 0;; ++left) {
+    std::ranges::fill(memory, 'x');
+    native_tests::allocations_left = left;
+    clear_memory(memory.data(), memory.size());
+    const bool failed = native_tests::allocations_left < 0;
+    native_tests::allocations_left = -1;
+    EXPECT(std::ranges::count(memory, '\0') == std::ssize(memory));
+    if (!failed) break;
+  }
 }
 
 }  // namespace

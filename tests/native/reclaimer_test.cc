@@ -8,6 +8,8 @@
 #include <string>
 #include <thread>
 
+#include "native/fake_level.h"
+#include "native/memory.h"
 #include "native/rig.h"
 #include "os/fault_plan.h"
 
@@ -15,6 +17,7 @@ namespace pgalloc::reclaimer_test {
 namespace {
 
 using native_tests::FakeKernel;
+using native_tests::FakeLevel;
 using native_tests::in_a_minute;
 using native_tests::kPast;
 using native_tests::pages;
@@ -264,6 +267,112 @@ TEST(f7_when_memory_is_short_parts_go_and_count) {
     EXPECT_EQ(rig.state.pages.waste_part_bytes(), 0u);
   }
   EXPECT(waited);
+
+// Each eviction wakes it once. Were it not asleep in between, it would have looked for more in the meantime.
+TEST(f5_it_sleeps_while_contents_of_freed_pages_arrive_though_they_are_waited_for) {
+  Rig rig;
+  const FileRange range = rig.allocate(2);
+  {
+    const FileLock lock(rig.state);
+    rig.state.pages.pending().expect(range);
+    EXPECT_EQ(rig.state.pages.pending().start(range).size(), 1u);
+  }
+  EXPECT(rig.references.dec_ref(range).ok());
+  std::thread waiter([&] { EXPECT(rig.wait_for_reclaim()); });
+  while (rig.reclaimer.waiters() == 0) std::this_thread::yield();
+  EXPECT(rig.reclaimer.start().ok());
+  constexpr uint64_t kTimes = 2000;
+  const uint64_t before = rig.reclaimer.sleeps();
+  for (uint64_t user = 1; user <= kTimes; ++user) {
+    rig.evictables.mark(user, {0, 10});
+    {
+      const FileLock lock(rig.state);
+      rig.reclaimer.evict_when_idle();
+    }
+    EXPECT_EQ(rig.evictables.wait_for_due_user(), std::optional(user));
+  }
+  EXPECT(rig.reclaimer.sleeps() - before <= kTimes + 10);
+  EXPECT_EQ(rig.stats().punches, 0u);
+  {
+    const FileLock lock(rig.state);
+    rig.state.pages.pending().arrived(range);
+    rig.reclaimer.wake();
+  }
+  waiter.join();
+  EXPECT_EQ(rig.stats().punched_bytes, range.length());
+}
+
+// Those who ask for them again and again would keep them for ever.
+TEST(f6_nothing_waits_for_which_a_memory_limit_has_no_room) {
+  FakeLevel level(1000 * kMib, 0);  // its headroom is 100 MiB
+  Rig rig;
+  EXPECT(rig.reclaimer.start().ok());
+  const auto waste = [&] {
+    const FileLock lock(rig.state);
+    return rig.state.pages.waste_bytes() + rig.state.pages.releasing_bytes();
+  };
+  constexpr std::chrono::milliseconds kPause{1};
+  bool gone = false;
+  const auto deadline = in_a_minute();
+  while (!gone && EXPECT(std::chrono::steady_clock::now() < deadline)) {
+    level.use(0);
+    const auto range = rig.allocator.allocate(
+        {.length = 4 * kMib, .mode = AllocationMode::kAllocateAndCommit}, /*may_wait=*/true);
+    if (!EXPECT(range.ok())) return;
+    level.use(900 * kMib);
+    EXPECT(rig.references.dec_ref(*range).ok());
+    for (int i = 0; i < 100 && !gone; ++i) {
+      std::this_thread::sleep_for(kPause);  // time: what may wait does so for longer
+      gone = waste() == 0;
+    }
+  }
+}
+
+// So many allocations of the reclaimer's succeed after the first punch of a range, and then one fails.
+int64_t left_after_punch = -1;
+off_t last_punched = -1;
+void run_out_after(off_t offset) {
+  if (std::exchange(last_punched, offset) != offset) {
+    native_tests::allocations_left = left_after_punch;
+  }
+}
+int punch_and_run_out(int fd, int mode, off_t offset, off_t length) {
+  const int result = os::kernel().fallocate(fd, mode, offset, length);
+  run_out_after(offset);
+  return result;
+}
+int refuse_and_run_out(int, int, off_t offset, off_t) {
+  run_out_after(offset);
+  return errno = EIO, -1;
+}
+
+TEST(it_survives_where_there_is_no_memory) {
+  FakeKernel fake;
+  fake.begin();
+  for (auto* const punch : {punch_and_run_out, refuse_and_run_out}) {
+    for (int64_t left = 0; left < 4; ++left) {
+      fake.calls.fallocate = os::kernel().fallocate;
+      Rig rig;
+      const auto range = rig.allocator.allocate(
+          {.length = huge_page_size(), .huge = HugeWish::kAsked}, /*may_wait=*/true);
+      if (!EXPECT(range.ok())) return;
+      rig.fill(*range, 'x');
+      EXPECT(*rig.scanner.update(nullptr));
+      // Every other page of a huge page: each is punched by itself, and is in lists then.
+      const uint64_t first = range->start / page_size();
+      const uint64_t end = range->end / page_size();
+      for (uint64_t page = first; page < end; page += 2) {
+        EXPECT(rig.references.dec_ref(pages(page, page + 1)).ok());
+      }
+      left_after_punch = left;
+      fake.calls.fallocate = punch;
+      EXPECT(rig.reclaimer.start().ok());
+      EXPECT(rig.wait_for_reclaim());
+      EXPECT_EQ(rig.stats().punches, (end - first) / 2);
+      EXPECT(rig.all(pages(first, first + 1), '\0') && rig.all(pages(first + 1, first + 2), 'x'));
+      EXPECT_EQ(rig.verify(), std::nullopt);
+    }
+  }
 }
 
 TEST(waiting_ends_with_the_work_or_with_the_deadline) {

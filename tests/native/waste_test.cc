@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "native/memory.h"
 #include "native/support.h"
 
 namespace pgalloc::waste_test {
@@ -16,14 +17,19 @@ using native_tests::runs_where;
 
 enum class State { kElsewhere, kWaits, kReleasing, kSubreleased };
 
-// Areas of four huge pages, of which every second one is for huge pages.
+// Areas of four huge pages, of which every second one is for huge pages; ranges of so many pages at most are
+// freed.
 class Both {
  public:
-  explicit Both(uint64_t seed) : random_(seed), pages_(page_of(kHugePages * huge_page_size())) {
+  explicit Both(uint64_t seed, uint64_t length_max = page_of(3 * huge_page_size()))
+      : random_(seed), length_max_(length_max), pages_(page_of(kHugePages * huge_page_size())) {
     for (uint64_t start = 0; start < areas_.capacity(); start += 2 * areas_.area_bytes()) {
       areas_.set({start, start + areas_.area_bytes()}, PageSize::kHuge);
     }
   }
+
+  // How often memory ran out.
+  uint64_t run_outs() const { return run_outs_; }
 
   void step() {
     switch (random_.below(4)) {
@@ -97,14 +103,14 @@ class Both {
   }
 
   void free_some() {
-    const FileRange range = random_pages(random_, pages_.size(), page_of(3 * huge_page_size()));
+    const FileRange range = random_pages(random_, pages_.size(), length_max_);
     uint64_t start = page_of(range.start);
     // A part of it that is not here.
     while (start < page_of(range.end) && pages_[start] != State::kElsewhere) ++start;
     uint64_t end = start;
     while (end < page_of(range.end) && pages_[end] == State::kElsewhere) ++end;
     if (start == end) return;
-    waste_.add(native_tests::pages(start, end));
+    attempt([&] { waste_.add(native_tests::pages(start, end)); });
     set(native_tests::pages(start, end), State::kWaits);
     settle();
   }
@@ -125,12 +131,30 @@ class Both {
     const FileRange range = releasing_[random_.below(releasing_.size())];
     std::erase(releasing_, range);
     if (!waste_.is_partial(range)) return set(range, State::kElsewhere);
-    waste_.add_subreleased(range);
+    attempt([&] { waste_.add_subreleased(range); });
     set(range, State::kSubreleased);
     settle();
   }
 
+  // While allocations fail, it changes nothing.
+  template <class Act>
+  void attempt(Act act) {
+    const auto all = [this] {
+      std::vector<std::pair<FileRange, bool>> ranges;
+      waste_.visit(
+          [&](FileRange range, bool given_back) { ranges.emplace_back(range, given_back); });
+      return ranges;
+    };
+    const auto before = all();
+    run_outs_ += native_tests::fail_each_allocation(act, [&] {
+      EXPECT_EQ(all(), before);
+      EXPECT_EQ(waste_.verify(), std::nullopt);
+    });
+  }
+
   Random random_;
+  const uint64_t length_max_;
+  uint64_t run_outs_ = 0;
   Areas areas_{kHugePages * huge_page_size()};
   Waste waste_{areas_};
   PendingPages pending_;
@@ -145,6 +169,44 @@ TEST(random_steps_equal_the_model) {
       both.step();
       both.compare();
     }
+  }
+}
+
+TEST(short_ranges_of_which_there_are_many_need_memory_and_may_have_none) {
+  for (const uint64_t length_max : {uint64_t{1}, uint64_t{20}}) {
+    Both both(length_max, length_max);
+    for (int i = 0; i < 4000 && native_tests::failures == 0; ++i) {
+      both.step();
+      if (i % 100 == 0) both.compare();
+    }
+    EXPECT(both.run_outs() > 0);
+  }
+}
+
+// The last pages of two huge pages, of which each has parts in both states, and so have those around them.
+TEST(what_settles_may_have_no_memory) {
+  Areas areas(64 * huge_page_size());
+  areas.set({0, areas.capacity()}, PageSize::kHuge);
+  const uint64_t page = page_size();
+  const uint64_t half = huge_page_size() / 2;
+  for (uint64_t count = 1; count < 100; ++count) {
+    Waste waste(areas);
+    // Lists of any length, which run out of room in every place.
+    for (uint64_t i = 1; i <= count; ++i)
+      waste.add({64 * huge_page_size() - 2 * i * page, 64 * huge_page_size() - (2 * i - 1) * page});
+    waste.add_subreleased({half, huge_page_size() + half - page});
+    waste.add({huge_page_size() + half, 3 * huge_page_size() - half});
+    const uint64_t bytes = waste.bytes();
+    const uint64_t subreleased = waste.subreleased_bytes();
+    native_tests::fail_each_allocation(
+        [&] { waste.add({huge_page_size() + half - page, huge_page_size() + half}); },
+        [&] {
+          EXPECT_EQ(waste.bytes(), bytes);
+          EXPECT_EQ(waste.subreleased_bytes(), subreleased);
+          EXPECT_EQ(waste.verify(), std::nullopt);
+        });
+    EXPECT_EQ(waste.verify(), std::nullopt);
+    EXPECT_EQ(waste.recyclable_bytes(), huge_page_size());
   }
 }
 

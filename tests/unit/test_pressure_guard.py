@@ -411,6 +411,41 @@ def test_a_large_commit_does_not_count_twice(how: str) -> None:
     assert int(run.stdout or 0) >= 55, run
 
 
+# In 256 MiB: almost half of it is asked for and freed again and again, and then needed by others.
+# No thread of the guard runs.
+FREED_BELOW_A_LIMIT = """
+import time
+import pgalloc
+from waiting import TIMEOUT_S
+size = 120 << 20
+file = pgalloc.MemoryFile()
+deadline = time.monotonic() + TIMEOUT_S
+left = size
+while left and time.monotonic() < deadline:  # time: a bound on a hang
+    file.allocate(size, mode=pgalloc.AllocationMode.ALLOCATE_AND_COMMIT).release()
+    for _ in range(100):
+        time.sleep(0.001)  # time: what may wait does so for longer
+        left = left and file.stats().waiting_bytes
+print("waits", left, flush=True)
+others = bytearray(size)
+print("lives")
+"""
+
+
+@in_a_group
+def test_f6_freed_pages_for_which_the_limit_has_no_room_are_not_kept() -> None:
+    with open_place() as place, place.make("pgalloc-test", 256 * MIB) as group:
+        run = subprocess.run(
+            group.command([sys.executable, "-c", FREED_BELOW_A_LIMIT]),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+            env=environment(),
+        )
+        assert (run.stdout, group.oom_kills) == ("waits 0\nlives\n", 0), run
+
+
 def test_the_log_of_a_configuration_says_nothing(
     native: FakeGuard, caplog: pytest.LogCaptureFixture
 ) -> None:
