@@ -267,6 +267,7 @@ TEST(f7_when_memory_is_short_parts_go_and_count) {
     EXPECT_EQ(rig.state.pages.waste_part_bytes(), 0u);
   }
   EXPECT(waited);
+}
 
 // Each eviction wakes it once. Were it not asleep in between, it would have looked for more in the meantime.
 TEST(f5_it_sleeps_while_contents_of_freed_pages_arrive_though_they_are_waited_for) {
