@@ -1,0 +1,38 @@
+// Purpose: the file that an index lies in: a page that says what it is, the buckets of all tables it may grow to, the
+// entries. Untouched parts take no memory, so it is made for as many values as there may ever be.
+//
+// Thread safety: as the index.
+//
+// Invariant: what it says of itself is checked when it is mapped, and not looked at again.
+#pragma once
+
+#include <cstdint>
+
+#include "base/status.h"
+#include "cache/hash.h"
+#include "cache/index_layout.h"
+#include "cache/shared_file.h"
+#include "cache/shared_memory.h"
+
+namespace pgalloc::cache {
+
+class IndexFile {
+ public:
+  // For up to so many values; it is writable here only.
+  static Result<IndexFile> create(uint64_t entries_max);
+  // One that another process made. kSharing if it is none.
+  static Result<IndexFile> map(os::Descriptor file);
+
+  const Index<SharedMemory>& index() const { return index_; }
+  const HashSecret& secret() const { return secret_; }
+  const SharedFile& file() const { return file_; }
+
+ private:
+  IndexFile(SharedFile file, uint64_t bucket_count, uint64_t entry_count);
+
+  SharedFile file_;
+  Index<SharedMemory> index_;
+  HashSecret secret_;
+};
+
+}  // namespace pgalloc::cache
