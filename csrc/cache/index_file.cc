@@ -18,54 +18,63 @@ using Buckets = Bucket<SharedMemory>;
 using Entries = Entry<SharedMemory>;
 
 constexpr uint64_t kMagic = 0x3178646e696c6770;  // "pglindx1"
-constexpr uint64_t kEntriesMax = uint64_t{1} << 32;
+constexpr uint64_t kEntriesMax = SlotFormat::kEntriesMax;
+
+// Of keys of usual lengths as many bytes as entries need; of longer ones fewer fit.
+constexpr uint64_t kKeyBytesOfEntry = 64;
+constexpr uint64_t kKeyBytesMin = uint64_t{256} << 20;
 
 struct Header {
   uint64_t magic;
   uint64_t bucket_count;
   uint64_t entry_count;
+  uint64_t key_bytes;
   HashSecret secret;
   alignas(64) SharedMemory::Atomic<uint64_t> table;
 };
 
-struct Sizes {
+Header* header_of(const SharedFile& file) { return reinterpret_cast<Header*>(file.data()); }
+
+}  // namespace
+
+struct IndexFile::Sizes {
   uint64_t buckets;
   uint64_t entries;
-  // REQUIRES: both are at most what kEntriesMax makes them.
+  uint64_t key_bytes;
+
+  // REQUIRES: none is more than for kEntriesMax.
   uint64_t bytes() const {
-    return page_size() + buckets * sizeof(Buckets) + entries * sizeof(Entries);
+    return align_up(page_size() + buckets * sizeof(Buckets) + entries * sizeof(Entries) + key_bytes,
+                    page_size());
   }
 };
 
 // The last table has room for all of them when it is filled to seven eighths; those before it take as much once
 // more.
-Sizes sizes_for(uint64_t entries_max) {
+IndexFile::Sizes IndexFile::sizes_for(uint64_t entries_max) {
   constexpr uint64_t kFilled = Buckets::kSlots * 7;
   const uint64_t last = std::bit_ceil(entries_max * 8 / kFilled + 1);
-  return {.buckets = 2 * last, .entries = entries_max};
+  return {.buckets = 2 * last,
+          .entries = entries_max,
+          .key_bytes = std::max(entries_max * kKeyBytesOfEntry, kKeyBytesMin)};
 }
 
-Header* header_of(const SharedFile& file) { return reinterpret_cast<Header*>(file.data()); }
-
-Status no_index() {
-  return Status::error(ErrorCode::kSharing, "the shared file of a cache is no index");
-}
-
-}  // namespace
-
-IndexFile::IndexFile(SharedFile file, uint64_t bucket_count, uint64_t entry_count)
+IndexFile::IndexFile(SharedFile file, const Sizes& sizes)
     : file_(std::move(file)), secret_(header_of(file_)->secret) {
   char* const buckets = file_.data() + page_size();
+  char* const entries = buckets + sizes.buckets * sizeof(Buckets);
+  char* const keys = entries + sizes.entries * sizeof(Entries);
   index_ = {.table = &header_of(file_)->table,
             .buckets = reinterpret_cast<Buckets*>(buckets),
-            .bucket_count = bucket_count,
-            .entries = reinterpret_cast<Entries*>(buckets + bucket_count * sizeof(Buckets)),
-            .entry_count = entry_count};
+            .bucket_count = sizes.buckets,
+            .entries = reinterpret_cast<Entries*>(entries),
+            .entry_count = sizes.entries};
+  keys_ = KeyArena(reinterpret_cast<KeyArena::Word*>(keys), sizes.key_bytes / KeyArena::kWord);
 }
 
 Result<IndexFile> IndexFile::create(uint64_t entries_max) {
   const Sizes sizes = sizes_for(std::min(entries_max, kEntriesMax));
-  auto file = SharedFile::create_for_reading(align_up(sizes.bytes(), page_size()));
+  auto file = SharedFile::create_for_reading(sizes.bytes());
   if (!file.ok()) return file.status().clone();
   Header* const header = header_of(*file);
   if (os::sys().getrandom(&header->secret, sizeof header->secret, 0) !=
@@ -74,12 +83,13 @@ Result<IndexFile> IndexFile::create(uint64_t entries_max) {
   }
   header->bucket_count = sizes.buckets;
   header->entry_count = sizes.entries;
+  header->key_bytes = sizes.key_bytes;
   header->magic = kMagic;
-  return IndexFile(std::move(*file), sizes.buckets, sizes.entries);
+  return IndexFile(std::move(*file), sizes);
 }
 
 Result<IndexFile> IndexFile::map(os::Descriptor file) {
-  Header header{};
+  Sizes sizes{};
   {
     const int own = os::sys().duplicate(file.fd());
     if (own < 0) return Status::system_error(errno, "fcntl");
@@ -87,18 +97,19 @@ Result<IndexFile> IndexFile::map(os::Descriptor file) {
     if (!same.open()) return Status::system_error(errno, "fstat");
     auto front = SharedFile::map_for_reading(std::move(same), page_size());
     if (!front.ok()) return front.status().clone();
-    header.magic = header_of(*front)->magic;
-    header.bucket_count = header_of(*front)->bucket_count;
-    header.entry_count = header_of(*front)->entry_count;
+    const Header* const header = header_of(*front);
+    sizes = {.buckets = header->bucket_count,
+             .entries = header->entry_count,
+             .key_bytes = header->key_bytes};
+    const Sizes most = sizes_for(kEntriesMax);
+    if (header->magic != kMagic || sizes.entries > most.entries || sizes.buckets > most.buckets ||
+        sizes.key_bytes > most.key_bytes) {
+      return Status::error(ErrorCode::kSharing, "the shared file of a cache is no index");
+    }
   }
-  const Sizes sizes{.buckets = header.bucket_count, .entries = header.entry_count};
-  const uint64_t buckets_max = sizes_for(kEntriesMax).buckets;
-  if (header.magic != kMagic || sizes.entries > kEntriesMax || sizes.buckets > buckets_max) {
-    return no_index();
-  }
-  auto all = SharedFile::map_for_reading(std::move(file), align_up(sizes.bytes(), page_size()));
+  auto all = SharedFile::map_for_reading(std::move(file), sizes.bytes());
   if (!all.ok()) return all.status().clone();
-  return IndexFile(std::move(*all), sizes.buckets, sizes.entries);
+  return IndexFile(std::move(*all), sizes);
 }
 
 }  // namespace pgalloc::cache

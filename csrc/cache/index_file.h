@@ -1,5 +1,5 @@
 // Purpose: the file that an index lies in: a page that says what it is, the buckets of all tables it may grow to, the
-// entries. Untouched parts take no memory, so it is made for as many values as there may ever be.
+// entries, the keys. Untouched parts take no memory, so it is made for as many values as there may ever be.
 //
 // Thread safety: as the index.
 //
@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "cache/hash.h"
 #include "cache/index_layout.h"
+#include "cache/key_arena.h"
 #include "cache/shared_file.h"
 #include "cache/shared_memory.h"
 
@@ -24,14 +25,20 @@ class IndexFile {
   static Result<IndexFile> map(os::Descriptor file);
 
   const Index<SharedMemory>& index() const { return index_; }
+  // For the process that made it to change, for others to read.
+  KeyArena& keys() { return keys_; }
+  const KeyArena& keys() const { return keys_; }
   const HashSecret& secret() const { return secret_; }
   const SharedFile& file() const { return file_; }
 
  private:
-  IndexFile(SharedFile file, uint64_t bucket_count, uint64_t entry_count);
+  struct Sizes;
+  IndexFile(SharedFile file, const Sizes& sizes);
+  static Sizes sizes_for(uint64_t entries_max);
 
   SharedFile file_;
   Index<SharedMemory> index_;
+  KeyArena keys_;
   HashSecret secret_;
 };
 

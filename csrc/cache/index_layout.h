@@ -4,7 +4,7 @@
 //   table (one of several: it grows by being replaced)     entries
 //   bucket: passed | slot slot slot slot slot slot slot    entry: version, hash, place, ...
 //                             |                              ^
-//                             +--- fingerprint, number ------+
+//                             +--- some of the hash, number -+
 //
 // A key belongs into the bucket that its hash says; where that is full, into the next that is not. `passed` counts
 // the entries that went on to a later bucket. An entry stays in its slot until it is removed, or another value of the
@@ -20,64 +20,85 @@
 //      before it is used.
 #pragma once
 
+#include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
 namespace pgalloc::cache {
 
-// Sixteen bits of the hash and the number of an entry. Zero: nothing is here.
-class Slot {
+// What a slot holds: the number of an entry, in as many bits as that takes, and above them as many of the hash as there
+// is room for. Zero: nothing is here.
+class SlotFormat {
  public:
-  static constexpr uint64_t kNumberBits = 48;
-  static constexpr uint64_t kNothing = 0;
+  static constexpr uint32_t kNothing = 0;
+  static constexpr uint64_t kEntriesMax = (uint64_t{1} << 28) - 1;  // leaves four bits of the hash
 
-  // REQUIRES: number < 2^48 - 1.
-  static constexpr uint64_t of(uint64_t hash, uint64_t number) {
-    return fingerprint(hash) | (number + 1);
+  // REQUIRES: entry_count <= kEntriesMax.
+  explicit constexpr SlotFormat(uint64_t entry_count)
+      : number_bits_(static_cast<uint32_t>(std::bit_width(entry_count))) {}
+
+  constexpr uint32_t of(uint32_t hash, uint64_t number) const {
+    return (hash & hash_mask()) | static_cast<uint32_t>(number + 1);
   }
-  static constexpr bool may_be(uint64_t slot, uint64_t hash) {
-    return slot != kNothing && fingerprint(slot) == fingerprint(hash);
+  constexpr bool may_be(uint32_t slot, uint32_t hash) const {
+    return slot != kNothing && ((slot ^ hash) & hash_mask()) == 0;
   }
-  static constexpr uint64_t number(uint64_t slot) { return (slot & ~fingerprint(~0ULL)) - 1; }
+  constexpr uint64_t number(uint32_t slot) const { return (slot & ~hash_mask()) - 1; }
 
  private:
-  static constexpr uint64_t fingerprint(uint64_t hash) {
-    return hash & ~((uint64_t{1} << kNumberBits) - 1);
+  constexpr uint32_t hash_mask() const {
+    return static_cast<uint32_t>(~uint64_t{0} << number_bits_);
   }
+
+  uint32_t number_bits_;
 };
 
 // What an entry says of a value.
 struct Fields {
-  uint64_t hash = 0;
-  uint64_t place = 0;       // where the value begins in the file of values; its key lies behind it
+  uint64_t place = 0;       // where the value begins in the file of values
   uint64_t length = 0;      // of the value, in bytes
   uint64_t expires_ns = 0;  // when it expires, by CLOCK_MONOTONIC; 0: never
+  uint32_t hash = 0;        // of its key
+  uint32_t key_place = 0;   // where its key begins: see KeyArena
   uint32_t key_length = 0;  // in bytes
   uint32_t holder = 0;      // the number of what is kept as one: the pages of the value, or a slab
 };
 
 template <class Memory>
-struct alignas(64) Entry {
+struct Entry {
   template <class T>
   using Atomic = typename Memory::template Atomic<T>;
 
   Atomic<uint64_t> version{0};  // even and not 0: it is in use
-  Atomic<uint64_t> hash{0};
   Atomic<uint64_t> place{0};
   Atomic<uint64_t> length{0};
   Atomic<uint64_t> expires_ns{0};
+  Atomic<uint32_t> hash{0};
+  Atomic<uint32_t> key_place{0};
   Atomic<uint32_t> key_length{0};
   Atomic<uint32_t> holder{0};
 
   static constexpr bool in_use(uint64_t version) { return version != 0 && version % 2 == 0; }
+  // They may be of several versions: what is read counts only if the version is the same before and after.
+  Fields fields() const {
+    constexpr auto kRelaxed = std::memory_order_relaxed;
+    return {.place = place.load(kRelaxed),
+            .length = length.load(kRelaxed),
+            .expires_ns = expires_ns.load(kRelaxed),
+            .hash = hash.load(kRelaxed),
+            .key_place = key_place.load(kRelaxed),
+            .key_length = key_length.load(kRelaxed),
+            .holder = holder.load(kRelaxed)};
+  }
 };
 
 template <class Memory>
 struct alignas(64) Bucket {
   static constexpr size_t kSlots = Memory::kSlotsOfBucket;
 
-  typename Memory::template Atomic<uint64_t> passed{0};
-  typename Memory::template Atomic<uint64_t> slots[kSlots]{};
+  typename Memory::template Atomic<uint32_t> passed{0};
+  typename Memory::template Atomic<uint32_t> slots[kSlots]{};
 };
 
 // Buckets [first, first + 2^bits) of the index: a table, in one word that is published as a whole.
@@ -92,10 +113,10 @@ struct Table {
   }
   constexpr uint64_t buckets() const { return uint64_t{1} << bits; }
   // The highest bits of a hash are in slots: the lowest say the bucket.
-  constexpr uint64_t home(uint64_t hash) const { return hash & (buckets() - 1); }
+  constexpr uint64_t home(uint32_t hash) const { return hash & (buckets() - 1); }
   constexpr uint64_t after(uint64_t at) const { return (at + 1) & (buckets() - 1); }
   constexpr bool lies_within(uint64_t bucket_count) const {
-    return bits < Slot::kNumberBits && first <= bucket_count && buckets() <= bucket_count - first;
+    return bits < 32 && first <= bucket_count && buckets() <= bucket_count - first;
   }
 };
 

@@ -22,22 +22,20 @@ namespace pgalloc::cache {
 template <class Memory>
 class IndexReader {
  public:
-  IndexReader(const Index<Memory>& index, Holds<Memory> holds) : index_(index), holds_(holds) {}
+  IndexReader(const Index<Memory>& index, Holds<Memory> holds)
+      : index_(index), format_(index.entry_count), holds_(holds) {}
 
-  // The value of a key with this hash. is_key(fields) says whether it is the key's: it is called while the value is
-  // held.
+  // The value of a key with this hash, and a hit. is_key(fields) says whether it is the key's: it may change
+  // meanwhile, and the answer is believed only if it has not.
   template <class IsKey>
-  std::optional<Fields> hold(uint64_t hash, IsKey is_key) {
+  std::optional<Fields> hold(uint32_t hash, IsKey is_key) {
     std::optional<Fields> found;
     look_up(hash, [&](const Entry<Memory>& entry, uint64_t version, const Fields& fields) {
+      if (!is_key(fields)) return unchanged(entry, version) ? Seen::kOther : Seen::kChanged;
       if (!holds_.add(fields.holder)) return Seen::kChanged;
       if (entry.version.load(std::memory_order_seq_cst) != version) {
-        holds_.remove(fields.holder);
+        holds_.undo(fields.holder);
         return Seen::kChanged;
-      }
-      if (!is_key(fields)) {
-        holds_.remove(fields.holder);
-        return Seen::kOther;
       }
       found = fields;
       return Seen::kFound;
@@ -46,15 +44,16 @@ class IndexReader {
   }
   void let_go(const Fields& fields) { holds_.remove(fields.holder); }
 
-  // The same without a hold, for small values: copy_key(fields) copies value and key, which may change meanwhile, and
-  // says whether the key is the one looked for. What was copied counts only if this returns fields.
-  template <class CopyKey>
-  std::optional<Fields> copy(uint64_t hash, CopyKey copy_key) const {
+  // The same without a hold, for small values: copy_if_key(fields) copies the value, too. What it copied counts only
+  // if this returns fields.
+  template <class CopyIfKey>
+  std::optional<Fields> copy(uint32_t hash, CopyIfKey copy_if_key) {
     std::optional<Fields> found;
     look_up(hash, [&](const Entry<Memory>& entry, uint64_t version, const Fields& fields) {
-      const bool same_key = copy_key(fields);
+      const bool is_key = copy_if_key(fields);
       if (!unchanged(entry, version)) return Seen::kChanged;
-      if (!same_key) return Seen::kOther;
+      if (!is_key) return Seen::kOther;
+      holds_.count_hit(fields.holder);
       found = fields;
       return Seen::kFound;
     });
@@ -70,7 +69,7 @@ class IndexReader {
 
   // Calls visit(entry, version, fields) for entries that may be the key's until one is.
   template <class Visit>
-  void look_up(uint64_t hash, Visit visit) const {
+  void look_up(uint32_t hash, Visit visit) const {
     uint64_t word = index_.table->load(std::memory_order_acquire);
     while (!look_up_in(Table::of(word), hash, visit)) {
       // A table that was replaced knows nothing of what came later.
@@ -82,7 +81,7 @@ class IndexReader {
 
   // Whether it was found.
   template <class Visit>
-  bool look_up_in(Table table, uint64_t hash, Visit visit) const {
+  bool look_up_in(Table table, uint32_t hash, Visit visit) const {
     if (!table.lies_within(index_.bucket_count)) return false;
     uint64_t at = table.home(hash);
     for (uint64_t i = 0; i < table.buckets(); ++i, at = table.after(at)) {
@@ -97,14 +96,14 @@ class IndexReader {
 
   // Whether the slot has it.
   template <class Visit>
-  bool look_at(const typename Memory::template Atomic<uint64_t>& slot, uint64_t hash,
+  bool look_at(const typename Memory::template Atomic<uint32_t>& slot, uint32_t hash,
                Visit visit) const {
-    uint64_t seen = slot.load(std::memory_order_acquire);
-    while (Slot::may_be(seen, hash) && Slot::number(seen) < index_.entry_count) {
-      const Entry<Memory>& entry = index_.entries[Slot::number(seen)];
+    uint32_t seen = slot.load(std::memory_order_acquire);
+    while (format_.may_be(seen, hash) && format_.number(seen) < index_.entry_count) {
+      const Entry<Memory>& entry = index_.entries[format_.number(seen)];
       const uint64_t version = entry.version.load(std::memory_order_acquire);
       if (Entry<Memory>::in_use(version)) {
-        const Fields fields = fields_of(entry);
+        const Fields fields = entry.fields();
         if (fields.hash == hash) {
           const Seen result = visit(entry, version, fields);
           if (result != Seen::kChanged) return result == Seen::kFound;
@@ -113,27 +112,19 @@ class IndexReader {
         }
       }
       // Without a change this is a slot of an old table, or one whose writer has died.
-      const uint64_t before = std::exchange(seen, slot.load(std::memory_order_acquire));
+      const uint32_t before = std::exchange(seen, slot.load(std::memory_order_acquire));
       if (seen == before && entry.version.load(std::memory_order_acquire) == version) return false;
     }
     return false;
   }
 
-  static Fields fields_of(const Entry<Memory>& entry) {
-    constexpr auto kRelaxed = std::memory_order_relaxed;
-    return {.hash = entry.hash.load(kRelaxed),
-            .place = entry.place.load(kRelaxed),
-            .length = entry.length.load(kRelaxed),
-            .expires_ns = entry.expires_ns.load(kRelaxed),
-            .key_length = entry.key_length.load(kRelaxed),
-            .holder = entry.holder.load(kRelaxed)};
-  }
   static bool unchanged(const Entry<Memory>& entry, uint64_t version) {
     Memory::fence(std::memory_order_acquire);
     return entry.version.load(std::memory_order_relaxed) == version;
   }
 
   const Index<Memory> index_;
+  const SlotFormat format_;
   Holds<Memory> holds_;
 };
 

@@ -22,7 +22,8 @@ template <class Memory>
 class IndexWriter {
  public:
   // REQUIRES: all of `index` is zero.
-  IndexWriter(const Index<Memory>& index, uint32_t table_bits) : index_(index) {
+  IndexWriter(const Index<Memory>& index, uint32_t table_bits)
+      : index_(index), format_(index.entry_count) {
     PGALLOC_CHECK(uint64_t{1} << table_bits <= index.bucket_count);
     publish({.first = 0, .bits = table_bits});
   }
@@ -30,26 +31,18 @@ class IndexWriter {
   IndexWriter& operator=(const IndexWriter&) = delete;
 
   uint64_t size() const { return size_; }
-  Fields fields(uint64_t number) const {
-    const Entry<Memory>& entry = index_.entries[number];
-    return {.hash = get(entry.hash),
-            .place = get(entry.place),
-            .length = get(entry.length),
-            .expires_ns = get(entry.expires_ns),
-            .key_length = get(entry.key_length),
-            .holder = get(entry.holder)};
-  }
+  Fields fields(uint64_t number) const { return index_.entries[number].fields(); }
 
   // The entry of a key with this hash. is_key(fields) says whether it is the key's.
   template <class IsKey>
-  std::optional<uint64_t> find(uint64_t hash, IsKey is_key) const {
+  std::optional<uint64_t> find(uint32_t hash, IsKey is_key) const {
     std::optional<uint64_t> found;
-    visit_slots(hash, [&](Bucket<Memory>&, Word& slot) {
-      const uint64_t word = get(slot);
-      if (!Slot::may_be(word, hash)) return false;
-      const Fields its = fields(Slot::number(word));
+    visit_slots(hash, [&](Bucket<Memory>&, Slot& slot) {
+      const uint32_t word = get(slot);
+      if (!format_.may_be(word, hash)) return false;
+      const Fields its = fields(format_.number(word));
       if (its.hash != hash || !is_key(its)) return false;
-      found = Slot::number(word);
+      found = format_.number(word);
       return true;
     });
     return found;
@@ -69,17 +62,17 @@ class IndexWriter {
   std::optional<uint64_t> replace(uint64_t number, const Fields& fields) {
     const auto successor = fill(fields);
     if (!successor) return std::nullopt;
-    find_slot(number, [&](Bucket<Memory>&, Word& slot) {
-      slot.store(Slot::of(fields.hash, *successor), std::memory_order_release);
+    find_slot(number, [&](Bucket<Memory>&, Slot& slot) {
+      slot.store(format_.of(fields.hash, *successor), std::memory_order_release);
     });
     kill(number);
     return successor;
   }
   void remove(uint64_t number) {
-    const uint64_t hash = get(index_.entries[number].hash);
+    const uint32_t hash = get(index_.entries[number].hash);
     Bucket<Memory>* its_bucket = nullptr;
-    find_slot(number, [&](Bucket<Memory>& bucket, Word& slot) {
-      slot.store(Slot::kNothing, std::memory_order_release);
+    find_slot(number, [&](Bucket<Memory>& bucket, Slot& slot) {
+      slot.store(SlotFormat::kNothing, std::memory_order_release);
       its_bucket = &bucket;
     });
     for (uint64_t at = table_.home(hash); &bucket_at(at) != its_bucket; at = table_.after(at)) {
@@ -101,9 +94,9 @@ class IndexWriter {
     table_ = next;
     for (uint64_t i = 0; i < old.buckets(); ++i) {
       for (const auto& slot : index_.buckets[old.first + i].slots) {
-        const uint64_t word = get(slot);
-        if (word == Slot::kNothing) continue;
-        insert(Slot::number(word), get(index_.entries[Slot::number(word)].hash));
+        const uint32_t word = get(slot);
+        if (word == SlotFormat::kNothing) continue;
+        insert(format_.number(word), get(index_.entries[format_.number(word)].hash));
       }
     }
     publish(next);
@@ -123,7 +116,7 @@ class IndexWriter {
   }
 
  private:
-  using Word = typename Memory::template Atomic<uint64_t>;
+  using Slot = typename Memory::template Atomic<uint32_t>;
 
   // Nothing else writes it.
   template <class Atomic>
@@ -134,11 +127,11 @@ class IndexWriter {
 
   // Calls visit(bucket, slot) for slots where the key may be, until it says true.
   template <class Visit>
-  void visit_slots(uint64_t hash, Visit visit) const {
+  void visit_slots(uint32_t hash, Visit visit) const {
     uint64_t at = table_.home(hash);
     for (uint64_t i = 0; i < table_.buckets(); ++i, at = table_.after(at)) {
       Bucket<Memory>& bucket = bucket_at(at);
-      for (Word& slot : bucket.slots) {
+      for (Slot& slot : bucket.slots) {
         if (visit(bucket, slot)) return;
       }
       if (get(bucket.passed) == 0) return;
@@ -146,10 +139,10 @@ class IndexWriter {
   }
   template <class Visit>
   void find_slot(uint64_t number, Visit visit) const {
-    const uint64_t hash = get(index_.entries[number].hash);
-    const uint64_t word = Slot::of(hash, number);
+    const uint32_t hash = get(index_.entries[number].hash);
+    const uint32_t word = format_.of(hash, number);
     bool found = false;
-    visit_slots(hash, [&](Bucket<Memory>& bucket, Word& slot) {
+    visit_slots(hash, [&](Bucket<Memory>& bucket, Slot& slot) {
       if (get(slot) != word) return false;
       visit(bucket, slot);
       return found = true;
@@ -168,22 +161,23 @@ class IndexWriter {
       ++used_;
     }
     constexpr auto kRelaxed = std::memory_order_relaxed;
-    entry.hash.store(fields.hash, kRelaxed);
     entry.place.store(fields.place, kRelaxed);
     entry.length.store(fields.length, kRelaxed);
     entry.expires_ns.store(fields.expires_ns, kRelaxed);
+    entry.hash.store(fields.hash, kRelaxed);
+    entry.key_place.store(fields.key_place, kRelaxed);
     entry.key_length.store(fields.key_length, kRelaxed);
     entry.holder.store(fields.holder, kRelaxed);
     const uint64_t version = get(entry.version);
     entry.version.store(version + (version % 2 == 0 ? 2 : 1), std::memory_order_release);
     return number;
   }
-  void insert(uint64_t number, uint64_t hash) {
+  void insert(uint64_t number, uint32_t hash) {
     for (uint64_t at = table_.home(hash);; at = table_.after(at)) {
       Bucket<Memory>& bucket = bucket_at(at);
-      for (Word& slot : bucket.slots) {
-        if (get(slot) != Slot::kNothing) continue;
-        slot.store(Slot::of(hash, number), std::memory_order_release);
+      for (Slot& slot : bucket.slots) {
+        if (get(slot) != SlotFormat::kNothing) continue;
+        slot.store(format_.of(hash, number), std::memory_order_release);
         return;
       }
       bucket.passed.store(get(bucket.passed) + 1, std::memory_order_release);
@@ -204,6 +198,7 @@ class IndexWriter {
   }
 
   const Index<Memory> index_;
+  const SlotFormat format_;
   Table table_;
   uint64_t size_ = 0;
   uint64_t used_ = 0;  // entries that were ever used

@@ -17,7 +17,7 @@ struct SharedMemory {
                 "other processes have no locks of ours");
   static_assert(std::atomic<uint32_t>::is_always_lock_free);
 
-  static constexpr size_t kSlotsOfBucket = 7;  // with `passed` a cache line
+  static constexpr size_t kSlotsOfBucket = 15;  // with `passed` a cache line
 
   static void fence(std::memory_order order) { std::atomic_thread_fence(order); }
 };
