@@ -13,10 +13,8 @@
 // 2. An acquire load joins the message's view into its thread's; a relaxed one keeps it for the next
 //    acquire fence. A release store releases its thread's view, a relaxed one that of the last release
 //    fence; a read-modify-write also releases what the message before it did (release sequences).
-// 3. seq_cst: the operations and fences with that order are the nodes of a graph with the edges that
-//    C++20 demands of their single order ([atomics.order] 3 and 4: strongly happens before, and
-//    coherence-ordered before, between operations or the fences around them). A choice that would close
-//    a circle is none. So a seq_cst store is no fence: a weaker load behind it may overtake it, as it
+// 3. seq_cst operations and fences have one order, with what C++20 demands of it and no more
+//    (explorer_seq_cst.h); a choice that leaves none is not there. So a seq_cst store is no fence: a weaker load behind it may overtake it, as it
 //    does on AArch64 (STLR, LDR); and a weaker store may stay behind a seq_cst load, as on x86 (MOV, MOV).
 //    To treat them as if between fences would hide both bugs.
 //
@@ -51,6 +49,8 @@
 namespace pgalloc::native_tests {
 
 namespace exploring {
+
+class Engine;
 
 constexpr uint32_t kThreadsMax = 7;
 constexpr uint32_t kSlotsMax = 64;  // threads, and locations
@@ -185,7 +185,7 @@ class Scenario {
   static void check(bool holds, const char* what);
 
  private:
-  friend class Engine;
+  friend class exploring::Engine;
   std::deque<std::shared_ptr<void>> kept_;
   std::function<void()> finally_;
 };
