@@ -58,8 +58,7 @@ class SeqCst {
   bool allows(const View& view, uint32_t location, uint32_t at, bool writes,
               bool is_seq_cst) const {
     if (count_ == 0) return true;
-    return (closed(before(view, location, at, writes, is_seq_cst)) & after(location, at, writes)) ==
-           0;
+    return (closed(before(view, location, at, writes, is_seq_cst)) & after(location, at)) == 0;
   }
 
   // Notes the access; its node, or none, as bits.
@@ -67,7 +66,7 @@ class SeqCst {
                       bool is_seq_cst) {
     if (count_ == 0 && !is_seq_cst) return 0;
     uint64_t ahead = closed(before(view, location, at, writes, is_seq_cst));
-    const uint64_t behind = after(location, at, writes);
+    const uint64_t behind = after(location, at);
     const uint64_t node = is_seq_cst ? add_node(ahead) : 0;
     ahead |= node;
     for (uint32_t other = 0; other < count_; ++other) {
@@ -126,13 +125,11 @@ class SeqCst {
     return nodes;
   }
   // What has to be after it: it is coherence-ordered before these, or before what happens before them.
-  uint64_t after(uint32_t location, uint32_t at, bool writes) const {
+  // (Nothing has read yet what it writes.)
+  uint64_t after(uint32_t location, uint32_t at) const {
     uint64_t nodes = 0;
     for (const Access& access : accesses_) {
-      if (access.location != location) continue;
-      if (at < access.at || (at == access.at && writes && !access.writes)) {
-        nodes |= access.heads & ~fences_;
-      }
+      if (access.location == location && at < access.at) nodes |= access.heads & ~fences_;
     }
     for_bits(fences_, [&](uint32_t fence) {
       if (at < nodes_[fence].view.at[location]) nodes |= bit(fence);
