@@ -27,6 +27,7 @@ bool releases(std::memory_order order) {
   return order == std::memory_order_release || order == std::memory_order_acq_rel ||
          order == std::memory_order_seq_cst;
 }
+
 struct Message {
   uint32_t at = 0;
   bool is_followed = false;  // by a read-modify-write that read it
@@ -157,8 +158,7 @@ class Engine {
     if (current_ != kNone) end_current();
   }
 
-  // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
-  static inline Engine* engine = nullptr;
+  static inline Engine* engine = nullptr;  // the exploration that runs
 
  private:
   static constexpr uint32_t kNone = UINT32_MAX;
