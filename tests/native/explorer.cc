@@ -1,10 +1,7 @@
 #include "native/explorer.h"
 
-#include <ucontext.h>
-
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <exception>
 #include <optional>
 #include <random>
@@ -12,20 +9,14 @@
 #include <vector>
 
 #include "base/check.h"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/common_interface_defs.h>
-#endif
-#ifdef __SANITIZE_THREAD__
-#include <sanitizer/tsan_interface.h>
-#endif
+#include "native/explorer_fiber.h"
+#include "native/explorer_seq_cst.h"
 
 namespace pgalloc::native_tests {
 
 namespace exploring {
 namespace {
 
-constexpr size_t kStackBytes = size_t{256} << 10;
 constexpr uint32_t kApart = 1 << 16;  // so that stores fit between messages
 constexpr uint32_t kDies = UINT32_MAX;
 
@@ -36,26 +27,6 @@ bool releases(std::memory_order order) {
   return order == std::memory_order_release || order == std::memory_order_acq_rel ||
          order == std::memory_order_seq_cst;
 }
-uint64_t bit(uint32_t number) { return uint64_t{1} << number; }
-
-// Calls visit(number) for each bit that is set.
-template <class Visit>
-void for_bits(uint64_t bits, Visit visit) {
-  for (; bits != 0; bits &= bits - 1) visit(static_cast<uint32_t>(std::countr_zero(bits)));
-}
-
-// What happens before a point of a thread.
-struct View {
-  std::array<uint32_t, kSlotsMax> at{};  // [0, kThreadsMax): clocks of threads; then locations
-  uint64_t nodes = 0;                    // of the graph of seq_cst
-
-  void join(const View& other, uint32_t slots) {
-    for (uint32_t slot = 0; slot < slots; ++slot) {
-      if (at[slot] < other.at[slot]) at[slot] = other.at[slot];
-    }
-    nodes |= other.nodes;
-  }
-};
 
 struct Message {
   uint32_t at = 0;
@@ -72,77 +43,6 @@ struct Location {
 struct PlainData {
   uint32_t writer = 0, write_clock = 0;
   std::array<uint32_t, kThreadsMax> read_clocks{};
-};
-
-// The stack of a scenario's thread, used again by the next execution, whatever was left on it.
-class Fiber {
- public:
-  Fiber() : stack_(new char[kStackBytes]) {}
-  ~Fiber() {
-#ifdef __SANITIZE_THREAD__
-    if (tsan_ != nullptr) __tsan_destroy_fiber(tsan_);
-#endif
-  }
-  Fiber(const Fiber&) = delete;
-  Fiber& operator=(const Fiber&) = delete;
-
-  void begin(void (*entry)()) {
-#ifdef __SANITIZE_THREAD__
-    if (tsan_ != nullptr) __tsan_destroy_fiber(tsan_);
-    tsan_ = __tsan_create_fiber(0);
-#endif
-    ::getcontext(&inside_);
-    inside_.uc_stack.ss_sp = stack_.get();
-    inside_.uc_stack.ss_size = kStackBytes;
-    inside_.uc_link = nullptr;
-    ::makecontext(&inside_, entry, 0);
-  }
-  // Runs it until it calls leave().
-  void enter() {
-#ifdef __SANITIZE_THREAD__
-    outside_tsan_ = __tsan_get_current_fiber();
-    __tsan_switch_to_fiber(tsan_, 0);
-#endif
-#ifdef __SANITIZE_ADDRESS__
-    void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(&fake_stack, stack_.get(), kStackBytes);
-#endif
-    ::swapcontext(&outside_, &inside_);
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
-  }
-  void leave() {
-#ifdef __SANITIZE_THREAD__
-    __tsan_switch_to_fiber(outside_tsan_, 0);
-#endif
-#ifdef __SANITIZE_ADDRESS__
-    void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(&fake_stack, outside_stack_, outside_bytes_);
-#endif
-    ::swapcontext(&inside_, &outside_);
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(fake_stack, &outside_stack_, &outside_bytes_);
-#endif
-  }
-  // First of all inside.
-  void arrive() {
-#ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(nullptr, &outside_stack_, &outside_bytes_);
-#endif
-  }
-
- private:
-  std::unique_ptr<char[]> stack_;
-  ucontext_t inside_{}, outside_{};
-#ifdef __SANITIZE_ADDRESS__
-  const void* outside_stack_ = nullptr;
-  size_t outside_bytes_ = 0;
-#endif
-#ifdef __SANITIZE_THREAD__
-  void* tsan_ = nullptr;
-  void* outside_tsan_ = nullptr;
-#endif
 };
 
 struct Thread {
@@ -177,114 +77,7 @@ struct Step {
   size_t number = 0, count = 0;  // of the message, then
 };
 
-// The operations that are seq_cst in one execution, and the order that C++20 demands of them.
-//
-// Invariant: `before` of a node is closed: with a node it has all that are before that.
-class SeqCst {
- public:
-  void clear() {
-    count_ = 0;
-    fences_ = 0;
-    accesses_.clear();
-  }
-
-  // Whether an access can be made by a thread with that view: as it then has all its edges at once, the
-  // graph stays without a circle exactly if none is closed here.
-  bool allows(const View& view, uint32_t location, uint32_t at, bool writes,
-              bool is_seq_cst) const {
-    if (count_ == 0) return true;
-    return (closed(before(view, location, at, writes, is_seq_cst)) & after(location, at, writes)) ==
-           0;
-  }
-
-  // Notes the access; its node, or none, as bits.
-  uint64_t add_access(const View& view, uint32_t location, uint32_t at, bool writes,
-                      bool is_seq_cst) {
-    if (count_ == 0 && !is_seq_cst) return 0;
-    uint64_t ahead = closed(before(view, location, at, writes, is_seq_cst));
-    const uint64_t behind = after(location, at, writes);
-    const uint64_t node = is_seq_cst ? add_node(ahead) : 0;
-    ahead |= node;
-    for (uint32_t other = 0; other < count_; ++other) {
-      if (((nodes_[other].before | bit(other)) & behind) != 0) nodes_[other].before |= ahead;
-    }
-    const uint64_t heads = (view.nodes & fences_) | node;
-    if (heads != 0) accesses_.push_back({location, at, writes, heads});
-    return node;
-  }
-
-  uint64_t add_fence(const View& view) {
-    uint64_t ahead = view.nodes;
-    for (const Access& access : accesses_) {
-      // Is the access coherence-ordered before something that happens before the fence?
-      const uint32_t known = view.at[access.location];
-      if (access.at < known || (access.writes && access.at == known)) ahead |= access.heads;
-    }
-    const uint64_t node = add_node(closed(ahead));
-    nodes_[count_ - 1].view = view;
-    fences_ |= node;
-    return node;
-  }
-
- private:
-  struct Node {
-    uint64_t before = 0;
-    View view;  // of a fence
-  };
-  // Accesses without heads order nothing.
-  struct Access {
-    uint32_t location;
-    uint32_t at;
-    bool writes;
-    uint64_t heads;  // itself, and the fences that happen before it
-  };
-
-  uint64_t add_node(uint64_t before) {
-    PGALLOC_CHECK_OP(count_, <, kNodesMax);
-    nodes_[count_].before = before;
-    return bit(count_++);
-  }
-  uint64_t closed(uint64_t nodes) const {
-    uint64_t all = nodes;
-    for_bits(nodes, [&](uint32_t node) { all |= nodes_[node].before; });
-    return all;
-  }
-  // What has to be before the access or, if that is not seq_cst, before all that has to be after it.
-  uint64_t before(const View& view, uint32_t location, uint32_t at, bool writes,
-                  bool is_seq_cst) const {
-    if (!is_seq_cst) return view.nodes & fences_;
-    uint64_t nodes = view.nodes;
-    for (const Access& access : accesses_) {
-      if (access.location != location) continue;
-      if (access.at < at || (access.at == at && access.writes && !writes)) nodes |= access.heads;
-    }
-    return nodes;
-  }
-  // What has to be after it: it is coherence-ordered before these, or before what happens before them.
-  uint64_t after(uint32_t location, uint32_t at, bool writes) const {
-    uint64_t nodes = 0;
-    for (const Access& access : accesses_) {
-      if (access.location != location) continue;
-      if (at < access.at || (at == access.at && writes && !access.writes)) {
-        nodes |= access.heads & ~fences_;
-      }
-    }
-    for_bits(fences_, [&](uint32_t fence) {
-      if (at < nodes_[fence].view.at[location]) nodes |= bit(fence);
-    });
-    return nodes;
-  }
-
-  uint32_t count_ = 0;
-  uint64_t fences_ = 0;
-  std::array<Node, kNodesMax> nodes_;
-  std::vector<Access> accesses_;
-};
-
 }  // namespace
-}  // namespace exploring
-
-using namespace exploring;
 
 class Engine {
  public:
@@ -346,7 +139,9 @@ class Engine {
     } else {
       plain.read_clocks[current_] = known[current_];
     }
-    if (races) fail("data race: plain " + std::to_string(number));
+    if (!races) return;
+    failure_ = "data race: plain data " + std::to_string(number);
+    end_current();
   }
 
   void add_thread(std::string name, std::function<void()> body, std::optional<uint32_t> dead) {
@@ -358,13 +153,12 @@ class Engine {
     if (fibers_.size() < threads_.size()) fibers_.emplace_back();
   }
 
-  void fail(const std::string& what) {
+  void fail(const char* what) {
     if (failure_.empty()) failure_ = what;
     if (current_ != kNone) end_current();
   }
 
-  // NOLINTNEXTLINE(cppcoreguidelines-avoid-non-const-global-variables)
-  static inline Engine* engine = nullptr;
+  static inline Engine* engine = nullptr;  // the exploration that runs
 
  private:
   static constexpr uint32_t kNone = UINT32_MAX;
@@ -650,15 +444,17 @@ class Engine {
   std::optional<Scenario> scenario_;
 };
 
-uint32_t exploring::add_location(uint64_t value) { return Engine::engine->add_location(value); }
-void exploring::name_location(uint32_t location, std::string name) {
+uint32_t add_location(uint64_t value) { return Engine::engine->add_location(value); }
+void name_location(uint32_t location, std::string name) {
   Engine::engine->location(location).name = std::move(name);
 }
-uint64_t exploring::operate(const Operation& operation) {
-  return Engine::engine->operate(operation);
-}
-uint32_t exploring::add_plain() { return Engine::engine->add_plain(); }
-void exploring::use_plain(uint32_t plain, bool writes) { Engine::engine->use_plain(plain, writes); }
+uint64_t operate(const Operation& operation) { return Engine::engine->operate(operation); }
+uint32_t add_plain() { return Engine::engine->add_plain(); }
+void use_plain(uint32_t plain, bool writes) { Engine::engine->use_plain(plain, writes); }
+
+}  // namespace exploring
+
+using exploring::Engine;
 
 void Scenario::thread(std::string name, std::function<void()> body) {
   Engine::engine->add_thread(std::move(name), std::move(body), std::nullopt);

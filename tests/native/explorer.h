@@ -13,12 +13,10 @@
 // 2. An acquire load joins the message's view into its thread's; a relaxed one keeps it for the next
 //    acquire fence. A release store releases its thread's view, a relaxed one that of the last release
 //    fence; a read-modify-write also releases what the message before it did (release sequences).
-// 3. seq_cst: the operations and fences with that order are the nodes of a graph with the edges that
-//    C++20 demands of their single order ([atomics.order] 3 and 4: strongly happens before, and
-//    coherence-ordered before, between operations or the fences around them). A choice that would close
-//    a circle is none. So a seq_cst store is no fence: a weaker load behind it may overtake it, as it
-//    does on AArch64 (STLR, LDR); and a weaker store may stay behind a seq_cst load, as on x86 (MOV, MOV).
-//    To treat them as if between fences would hide both bugs.
+// 3. seq_cst operations and fences have one order, with what C++20 demands of it and no more
+//    (explorer_seq_cst.h); a choice that leaves none is not offered. So a seq_cst store is no fence: a
+//    weaker load behind it may overtake it, as on AArch64 (STLR, LDR), and a seq_cst load may overtake a
+//    weaker store, as on x86 (MOV, MOV). A model that puts fences around them would hide both bugs.
 //
 // The search:
 // 4. Depth first; each execution replays the choices before the one that changes. Two choices of
@@ -28,9 +26,9 @@
 //    release: as the kernel tells of a death, or lets go of a lock.
 //
 // Limits:
-// - Nothing reads from a store that comes later in the search: executions in which a store becomes visible
-//   before an earlier relaxed load of its thread has read (load buffering) are not tried. All others that
-//   C++20 allows are, so those of x86 and AArch64 hardware are.
+// - Nothing reads from a store that comes later in the search: executions in which a store is visible
+//   before an earlier relaxed load of its thread has read (load buffering: x86 has none, AArch64 allows
+//   it) are not tried. All others that C++20 allows are, so those of x86 and AArch64 are.
 // - Threads share Atomic and Plain alone (results go to variables of each thread's own), do the same
 //   again with the same values, and hold no memory of their own: one that dies or is cut is abandoned.
 // - Atomics are integers, enums, pointers and bools; made by `setup` or inside it, used by its end.
@@ -46,11 +44,14 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace pgalloc::native_tests {
 
 namespace exploring {
+
+class Engine;
 
 constexpr uint32_t kThreadsMax = 7;
 constexpr uint32_t kSlotsMax = 64;  // threads, and locations
@@ -185,7 +186,7 @@ class Scenario {
   static void check(bool holds, const char* what);
 
  private:
-  friend class Engine;
+  friend class exploring::Engine;
   std::deque<std::shared_ptr<void>> kept_;
   std::function<void()> finally_;
 };
