@@ -17,7 +17,7 @@ FLOORS = [
     {"os", "segment", "image"},
     {"pages", "backing", "guard"},
     {"file"},
-    {"imageio", "sharing"},
+    {"imageio", "sharing", "cache"},
     {"binding"},
 ]
 ROOMS = {
