@@ -15,15 +15,14 @@
 namespace pgalloc::native_tests {
 
 namespace exploring {
-namespace {
 
 constexpr uint32_t kApart = 1 << 16;  // so that stores fit between messages
 constexpr uint32_t kDies = UINT32_MAX;
 
-bool acquires(std::memory_order order) {
+static bool acquires(std::memory_order order) {
   return order != std::memory_order_relaxed && order != std::memory_order_release;
 }
-bool releases(std::memory_order order) {
+static bool releases(std::memory_order order) {
   return order == std::memory_order_release || order == std::memory_order_acq_rel ||
          order == std::memory_order_seq_cst;
 }
@@ -76,8 +75,6 @@ struct Step {
   uint64_t value = 0;            // what was read or written
   size_t number = 0, count = 0;  // of the message, then
 };
-
-}  // namespace
 
 class Engine {
  public:
