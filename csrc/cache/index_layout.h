@@ -13,8 +13,8 @@
 // Thread safety: the fields are atomic. Who may do what: index_writer.h and index_reader.h.
 //
 // Invariants
-//   1. An entry that a slot of the newest table refers to has an even version, and its fields do not change, but for
-//      `expires`. It is taken out of its slot before its version becomes odd.
+//   1. An entry that a slot of the newest table refers to has an even version, and its fields do not change. It is taken
+//      out of its slot before its version becomes odd.
 //   2. Each use of an entry has a version of its own: it never comes back.
 //   3. What a reader sees may be of any time, and, from a process that means harm, anything: each number is checked
 //      before it is used.

@@ -82,9 +82,6 @@ class IndexWriter {
     kill(number);
     --size_;
   }
-  void set_expires(uint64_t number, uint64_t expires_ns) {
-    index_.entries[number].expires_ns.store(expires_ns, std::memory_order_relaxed);
-  }
 
   // A table of twice the size takes over. False if there is no room for it.
   bool grow() {
