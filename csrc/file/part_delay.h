@@ -5,7 +5,7 @@
 // Thread safety: externally synchronised (the file's lock).
 //
 // Invariants
-//   1. A part waits for no longer than kDelay, and until the thread has given back those above it.
+//   1. A part waits for no longer than kDelay, and until the thread has given back what goes before it.
 //   2. At most kBytesMax wait.
 #pragma once
 
@@ -22,20 +22,22 @@ class PartDelay {
   using Time = std::chrono::steady_clock::time_point;
   static constexpr std::chrono::milliseconds kDelay{50};
   static constexpr uint64_t kBytesMax = uint64_t{32} << 20;
+  // They wait only where memory limits leave so much: what others commit meanwhile must not meet them.
+  static constexpr uint64_t kRoom = 8 * kBytesMax;
 
-  // Of parts of `bytes` together, those go now that begin below what this returns: 0 if all wait. When it is time,
-  // or if nothing may wait, those that are there go, the highest first; what comes above them meanwhile waits.
-  uint64_t due_below(uint64_t bytes, bool at_once, Time now) {
+  // Of parts of `bytes` together, those go now that begin below what this returns; nothing if all wait. When it is
+  // time, or if nothing may wait, those that are there go, the highest first; what comes above them meanwhile waits.
+  std::optional<uint64_t> due_below(uint64_t bytes, bool at_once, Time now) {
     if (bytes == 0) {
       due_.reset();
-      return 0;
+      return std::nullopt;
     }
     if (!due_) wait_anew(now);
     if (at_once || bytes > kBytesMax) {
       due_ = now;
       below_ = UINT64_MAX;
     }
-    return now < *due_ ? 0 : below_;
+    return now < *due_ ? std::nullopt : std::optional(below_);
   }
   void taken(FileRange part) { below_ = part.start; }
   // None of those that go is left.

@@ -126,14 +126,14 @@ bool Reclaimer::has_excess() {
 
 bool Reclaimer::has_due_part() {
   const auto now = std::chrono::steady_clock::now();
-  const uint64_t below = due_parts_below(now);
-  if (below == 0) return false;
-  if (state_.pages.next_waste_part(below)) return true;
+  const std::optional<uint64_t> below = due_parts_below(now);
+  if (!below) return false;
+  if (state_.pages.next_waste_part(*below)) return true;
   parts_.wait_anew(now);
   return false;
 }
 
-uint64_t Reclaimer::due_parts_below(PartDelay::Time now) {
+std::optional<uint64_t> Reclaimer::due_parts_below(PartDelay::Time now) {
   return parts_.due_below(state_.pages.waste_part_bytes(), is_urgent() || budget_.refuses(now),
                           now);
 }
@@ -143,7 +143,7 @@ uint64_t Reclaimer::room_needed() {
   if (now >= room_until_) room_ = 0;
   if (is_urgent() || budget_.refuses(now)) return 0;
   return std::min(state_.pages.recyclable_bytes(), kept_bytes()) +
-         (state_.pages.waste_part_bytes() > 0 ? PartDelay::kBytesMax : 0);
+         (state_.pages.waste_part_bytes() > 0 ? PartDelay::kRoom : 0);
 }
 
 void Reclaimer::coalesce() {
@@ -167,7 +167,7 @@ UnsplitPages::Entry Reclaimer::take() {
   if (has_excess()) {
     range = state_.pages.take_waste(kPunchBytesMax);
   } else {
-    range = state_.pages.take_waste_part(due_parts_below(std::chrono::steady_clock::now()));
+    range = state_.pages.take_waste_part(*due_parts_below(std::chrono::steady_clock::now()));
     parts_.taken(*range);
   }
   return {.range = *range, .punches = 0, .due = {}};
@@ -329,8 +329,11 @@ std::optional<std::string> Reclaimer::verify() const {
   if (!runs_ && state_.pages.releasing_bytes() > unsplit_.bytes()) {
     return "pages are taken, and no thread runs";
   }
-  const bool has_waste = state_.pages.next_waste() || state_.pages.next_waste_part(UINT64_MAX);
-  const bool has_work = evictions_due_ || (pauses_ == 0 && has_waste && has_news());
+  const bool has_recyclable =
+      state_.pages.next_waste() && state_.pages.recyclable_bytes() > kept_until_change_;
+  const bool has_parts =
+      state_.pages.next_waste_part(UINT64_MAX) && parts_.is_news(state_.pages.waste_part_bytes());
+  const bool has_work = evictions_due_ || (pauses_ == 0 && (has_recyclable || has_parts));
   if (sleeps_ && !stops_ && has_work) return "the thread sleeps, and there is something to do";
   return std::nullopt;
 }

@@ -128,7 +128,7 @@ class Reclaimer {
   }
   // Whether something waits for all of it to be gone.
   bool is_urgent() const REQUIRES(file_lock) { return waiters_ > 0 || evictions_due_; }
-  uint64_t due_parts_below(PartDelay::Time now) REQUIRES(file_lock);
+  std::optional<uint64_t> due_parts_below(PartDelay::Time now) REQUIRES(file_lock);
   uint64_t kept_bytes() REQUIRES(file_lock);
   // What the limits have to leave room for: what is kept, and the parts that may gather.
   uint64_t room_needed() REQUIRES(file_lock);

@@ -44,11 +44,19 @@ void CountedPages::limit(FileRange range, uint32_t count) {
 template <class Change>
 void CountedPages::take_away(FileRange range, Change change, std::vector<FileRange>* gone) {
   std::vector<FileRange> empty;  // first: after the change nothing may fail
-  set_.visit_range(range, [&](FileRange part, const uint32_t& count) {
-    if (change(count) == 0) empty.push_back(part);
-  });
+  if (gone != nullptr) {
+    set_.visit_range(range, [&](FileRange part, const uint32_t& count) {
+      if (change(count) == 0) empty.push_back(part);
+    });
+  }
   set_.mutate_range(range, [&](FileRange, uint32_t& count) { count = change(count); });
-  for (const FileRange& part : empty) set_.remove_range(part);
+  for (uint64_t from = range.start; from < range.end;) {
+    const auto segment = set_.lower_bound_segment(from);
+    if (!segment.ok() || segment.start() >= range.end) break;
+    const FileRange part = segment.range();
+    if (segment.value() == 0) set_.remove_range(part);
+    from = part.end;
+  }
   if (gone != nullptr) *gone = std::move(empty);
 }
 

@@ -42,8 +42,14 @@ class CountedPages {
   bool remove(FileRange range, std::vector<FileRange>* gone);
   // The same for a caller that knows how often. REQUIRES: nothing in `range` is held; count > 0.
   void record(FileRange range, uint32_t count) { set_.insert(range, count); }
-  // No page of `range` is held more than `count` times from here on.
+  // Whether a page of `range` is held more than `count` times.
+  bool exceeds(FileRange range, uint32_t count) const {
+    if (set_.empty()) return false;
+    return !set_.visit_range(range, [&](FileRange, const uint32_t& held) { return held <= count; });
+  }
+  // No page of `range` is held more than `count` times from here on. So many such calls cannot fail after reserve().
   void limit(FileRange range, uint32_t count);
+  void reserve(size_t calls) { set_.reserve(4 * calls); }
   void clear() { set_.clear(); }
   void swap(CountedPages& other) noexcept { set_.swap(other.set_); }
 

@@ -180,13 +180,34 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
   return drop_refs(first, range, 1);
 }
 
+// What drop_refs() takes, so that it does all of it or nothing. To make one part waste is one step, and the first.
+void PageStates::reserve_to_drop(UsageSet::Iterator first, FileRange range, uint32_t count) {
+  size_t parts = 0, wasted = 0, unadopted = 0, leased = 0;
+  for (auto segment = first; segment.ok() && segment.start() < range.end;
+       segment = segment.next()) {
+    const FileRange part = segment.range().intersect(range);
+    const uint32_t left = segment.value().refs - count;
+    ++parts;
+    if (left == 0) ++wasted;
+    if (unadopted_.exceeds(part, left)) ++unadopted;
+    if (leased_.exceeds(part, left)) ++leased;
+  }
+  if (parts > 1 && wasted > 0) waste_.reserve(range, wasted);
+  if (unadopted > 0) unadopted_.reserve(unadopted);
+  if (leased > 0) leased_.reserve(leased);
+  if (wasted == 0) return;
+  if (!pending_.empty() && !pending_.set().is_empty_range(range)) pending_.reserve(wasted);
+  if (!unpinned_.empty() && !unpinned_.set().is_empty_range(range)) unpinned_.reserve(wasted);
+}
+
 uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count) {
+  reserve_to_drop(first, range, count);
   uint64_t wasted = 0;
   change_used(first, range, [&](FileRange part, PageUse& use) {
     if (use.refs == count) waste_.add(part);  // first: memory may run out
     use.refs -= count;
-    if (!unadopted_.empty()) unadopted_.limit(part, use.refs);
-    if (!leased_.empty()) leased_.limit(part, use.refs);
+    if (unadopted_.exceeds(part, use.refs)) unadopted_.limit(part, use.refs);
+    if (leased_.exceeds(part, use.refs)) leased_.limit(part, use.refs);
     if (use.refs > 0) return;
     if (!pending_.empty()) pending_.forget(part);
     if (!unpinned_.empty()) unpinned_.forget(part);

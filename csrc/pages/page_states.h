@@ -170,6 +170,7 @@ class PageStates {
  private:
   // Drops `count` references of every page: the bytes that became waste.
   // REQUIRES: `first` begins the segments that cover `range`, all with at least `count`.
+  void reserve_to_drop(UsageSet::Iterator first, FileRange range, uint32_t count);
   uint64_t drop_refs(UsageSet::Iterator first, FileRange range, uint32_t count);
   void mark_used_before(FileRange tail, FileRange range, const PageUse& use);
   void fill_up_huge_pages();

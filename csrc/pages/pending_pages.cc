@@ -75,14 +75,17 @@ void PendingPages::broke(FileRange range, uint32_t error) {
 }
 
 void PendingPages::forget(FileRange range) {
-  std::vector<FileRange> forgotten;
-  set_.visit_range(range, [&](FileRange part, const PendingTraits::Value& value) {
-    if (value.arrival == Arrival::kArriving || value.arrival == Arrival::kLeaving) return;
-    bytes_in(value.arrival) -= part.length();
-    if (value.arrival == Arrival::kWaiting) forgotten_bytes_ += part.length();
-    forgotten.push_back(part);
-  });
-  for (const FileRange& part : forgotten) set_.remove_range(part);
+  for (uint64_t from = range.start; from < range.end;) {
+    const auto segment = set_.lower_bound_segment(from);
+    if (!segment.ok() || segment.start() >= range.end) return;
+    const FileRange part = segment.range().intersect(range);
+    const Arrival arrival = segment.value().arrival;
+    from = part.end;
+    if (arrival == Arrival::kArriving || arrival == Arrival::kLeaving) continue;
+    set_.remove_range(part);
+    bytes_in(arrival) -= part.length();
+    if (arrival == Arrival::kWaiting) forgotten_bytes_ += part.length();
+  }
 }
 
 void PendingPages::clear() {

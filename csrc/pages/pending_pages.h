@@ -78,8 +78,9 @@ class PendingPages {
   uint64_t outstanding_bytes() const {
     return bytes(Arrival::kWaiting) + bytes(Arrival::kArriving) + bytes(Arrival::kLeaving);
   }
-  // Waiting and broken pages of `range` are pending no more.
+  // Waiting and broken pages of `range` are pending no more. So many such calls cannot fail after reserve().
   void forget(FileRange range);
+  void reserve(size_t calls) { set_.reserve(4 * calls); }
   void clear();
 
   std::optional<std::string> verify() const;

@@ -27,10 +27,19 @@ size_t Waste::memory_bytes() const {
 }
 
 // What add_huge() of so many parts may take, or add_subreleased(): they cannot fail half-way then.
-void Waste::reserve(size_t parts) {
+void Waste::reserve_huge(size_t parts) {
   partial_.reserve(4 * parts);      // one insertion at each end, and each may settle
   subreleased_.reserve(3 * parts);  // one insertion, and both ends may settle
   whole_.reserve(3 * parts);        // one insertion, and both ends may settle
+}
+
+void Waste::reserve(FileRange range, size_t parts) {
+  if (!areas_.has_huge()) return small_.reserve(parts);
+  // Each border between areas may cut one of them.
+  size_t stretches = 0;
+  areas_.visit(range, [&](FileRange, PageSize) { ++stretches; });
+  small_.reserve(parts + stretches);
+  reserve_huge(parts + stretches);
 }
 
 void Waste::add(FileRange range) {
@@ -44,7 +53,7 @@ void Waste::add(FileRange range) {
     ++(size == PageSize::kSmall ? small_parts : huge_parts);
   });
   small_.reserve(small_parts);
-  if (huge_parts > 0) reserve(huge_parts);
+  if (huge_parts > 0) reserve_huge(huge_parts);
   areas_.visit(range, [this](FileRange part, PageSize size) {
     if (size == PageSize::kSmall) {
       small_.insert(part, {});
@@ -73,7 +82,7 @@ void Waste::add_huge(FileRange range) {
   }
 }
 
-// If all of it is here by now, it is whole. REQUIRES: reserve().
+// If all of it is here by now, it is whole. REQUIRES: reserve_huge().
 void Waste::settle(uint64_t huge_page) {
   const FileRange page{huge_page, huge_page + huge_page_size()};
   if (partial_.span_of(page) + subreleased_.span_of(page) < page.length()) return;
@@ -121,7 +130,7 @@ bool Waste::is_partial(FileRange range) const {
 }
 
 void Waste::add_subreleased(FileRange range) {
-  reserve(1);
+  reserve_huge(1);
   subreleased_.insert(range, {});
   settle(align_down(range.start, huge_page_size()));
   settle(align_down(range.end - 1, huge_page_size()));

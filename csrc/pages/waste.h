@@ -52,6 +52,8 @@ class Waste {
 
   // These pages have no references any more. REQUIRES: nothing in `range` is here.
   void add(FileRange range);
+  // The same of so many parts of `range` cannot fail then.
+  void reserve(FileRange range, size_t parts);
   // What goes next: small before whole, and the highest first. Pages whose contents are arriving stay.
   std::optional<FileRange> next(const PendingPages& pending) const;
   // The same of parts of huge pages, as far as they begin below `below`.
@@ -97,7 +99,7 @@ class Waste {
   }
 
  private:
-  void reserve(size_t parts);
+  void reserve_huge(size_t parts);
   void add_huge(FileRange range);
   void settle(uint64_t huge_page);
 

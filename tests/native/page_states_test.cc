@@ -339,8 +339,10 @@ TEST(random_operations_equal_the_model) {
 // --- By name -------------------------------------------------------------------------------------
 
 struct Few {
+  explicit Few(uint64_t capacity = kMaxOffset) : states(ledger, capacity) {}
+
   Ledger ledger;
-  PageStates states{ledger};
+  PageStates states;
 
   FileRange allocate(uint64_t count, uint32_t memcg_id = 0) {
     const auto place = find_place(states.usage(), {.length = count * page_size(),
@@ -467,6 +469,43 @@ TEST(b5_what_is_recycled_is_not_lost_when_memory_runs_out) {
     EXPECT_EQ(recycled, std::optional(pages(0, 2)));
     EXPECT_EQ(few.states.used_bytes(), count * page_size() + 2 * page_size());
     EXPECT_EQ(few.states.verify(range.end), std::nullopt);
+  }
+}
+
+TEST(c4_a_reference_is_dropped_from_all_pages_or_from_none_when_memory_runs_out) {
+  for (const PageSize size : {PageSize::kSmall, PageSize::kHuge}) {
+    constexpr uint64_t kPages = 250;
+    for (int64_t left = 0;; left += left < 30 ? 1 : 41) {
+      Few few(kChunkSize);
+      PageStates& states = few.states;
+      states.set_areas({0, kChunkSize}, size);
+      EXPECT_EQ(few.allocate(kPages), pages(0, kPages));
+      // All kinds of neighbours, and more of them than a node holds.
+      for (uint64_t i = 0; i + 4 < kPages; i += 5) {
+        EXPECT(states.inc_ref(pages(i, i + 2), 0).ok());
+        EXPECT(states.unpin(pages(i + 1, i + 4)).ok());
+        EXPECT(states.begin_lease(pages(i, i + 1)).ok());
+        states.pending().expect(pages(i + 3, i + 5));
+      }
+      const auto all = [&] {
+        return std::tuple(states.usage().export_segments(), states.used_bytes(),
+                          states.waste_bytes(), states.unpinned().set().span(),
+                          states.pending().outstanding_bytes());
+      };
+      const FileRange range = pages(2, kPages - 1);
+      const auto before = all();
+      native_tests::allocations_left = left;
+      bool dropped = false;
+      try {
+        dropped = EXPECT(states.dec_ref(range).ok());
+        if (!dropped) return;
+      } catch (const std::bad_alloc&) {  // NOLINT: that is what is tried
+      }
+      native_tests::allocations_left = -1;
+      EXPECT(dropped || all() == before);
+      EXPECT_EQ(states.verify(kChunkSize), std::nullopt);
+      if (dropped) break;
+    }
   }
 }
 

@@ -254,6 +254,27 @@ TEST(f7_parts_go_by_themselves_if_the_rest_does_not_come) {
   EXPECT_EQ(rig.reclaimer.log(), Ranges{part});
 }
 
+// Others wait behind them, also where nothing can be below.
+TEST(f7_it_sleeps_after_the_first_page_of_the_file_has_gone) {
+  Rig rig;
+  EXPECT_EQ(allocate_huge(rig, 2).start, 0u);
+  EXPECT(os::install_fault({.name = "fallocate", .hold = true}));
+  EXPECT(rig.reclaimer.start().ok());
+  EXPECT(rig.references.dec_ref(pages(0, 1)).ok());
+  while (!os::hold_reached()) std::this_thread::yield();
+  EXPECT(rig.references.dec_ref(pages(3, 4)).ok());
+  EXPECT(rig.references.dec_ref(pages(600, 601)).ok());
+  os::let_go();
+  const uint64_t before = rig.reclaimer.sleeps();
+  const auto deadline = in_a_minute();
+  while (rig.stats().punched_bytes < 3 * page_size()) {
+    if (!EXPECT(std::chrono::steady_clock::now() < deadline)) break;
+    std::this_thread::yield();
+  }
+  os::remove_fault();
+  EXPECT(rig.reclaimer.sleeps() - before <= 10);
+}
+
 TEST(f7_when_memory_is_short_parts_go_and_count) {
   bool waited = false;
   for (int attempt = 0; attempt < 100 && !waited; ++attempt) {
