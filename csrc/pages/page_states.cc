@@ -182,6 +182,9 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
 
 // What drop_refs() takes, so that it does all of it or nothing. To make one part waste is one step, and the first.
 void PageStates::reserve_to_drop(UsageSet::Iterator first, FileRange range, uint32_t count) {
+  const bool is_plain =
+      unadopted_.empty() && leased_.empty() && pending_.empty() && unpinned_.empty();
+  if (is_plain && range.end <= first.end()) return;
   size_t parts = 0, wasted = 0, unadopted = 0, leased = 0;
   for (auto segment = first; segment.ok() && segment.start() < range.end;
        segment = segment.next()) {
