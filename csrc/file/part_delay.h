@@ -6,7 +6,7 @@
 //
 // Invariants
 //   1. A part waits for no longer than kDelay, and until the thread has given back what goes before it.
-//   2. At most kBytesMax wait.
+//   2. When more than kBytesMax wait, they go.
 #pragma once
 
 #include <chrono>

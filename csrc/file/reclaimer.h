@@ -117,11 +117,11 @@ class Reclaimer {
   // After coalescing, what has gathered is worked off at once.
   Next wait_for_waste(size_t& ranges_until_coalesce) REQUIRES(file_lock);
   void sleep() REQUIRES(file_lock);
-  // Whether there is waste that is to go now; some of that which may be recycled; a part of a huge page.
+  // Whether anything is to go now: pages that may be recycled and exceed the budget, or parts of huge pages.
   bool has_due() REQUIRES(file_lock) { return has_excess() || has_due_part(); }
   bool has_excess() REQUIRES(file_lock);
   bool has_due_part() REQUIRES(file_lock);
-  // Whether there is more waste than the thread knew of when it went to sleep, and than may wait.
+  // Whether there is so much waste that the sleeping thread has to wake up for it.
   bool has_news() const REQUIRES(file_lock) {
     return state_.pages.recyclable_bytes() > kept_until_change_ ||
            parts_.is_news(state_.pages.waste_part_bytes());

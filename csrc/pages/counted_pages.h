@@ -47,7 +47,7 @@ class CountedPages {
     if (set_.empty()) return false;
     return !set_.visit_range(range, [&](FileRange, const uint32_t& held) { return held <= count; });
   }
-  // No page of `range` is held more than `count` times from here on. So many such calls cannot fail after reserve().
+  // No page of `range` is held more than `count` times from here on. After reserve(), so many of these calls cannot fail.
   void limit(FileRange range, uint32_t count);
   void reserve(size_t calls) { set_.reserve(4 * calls); }
   void clear() { set_.clear(); }

@@ -180,7 +180,8 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
   return drop_refs(first, range, 1);
 }
 
-// What drop_refs() takes, so that it does all of it or nothing. To make one part waste is one step, and the first.
+// Fetches the memory that drop_refs() needs, so that it drops all references or none. One part needs none of it: to
+// make it waste is the first step, and fails without effect.
 void PageStates::reserve_to_drop(UsageSet::Iterator first, FileRange range, uint32_t count) {
   const bool is_plain =
       unadopted_.empty() && leased_.empty() && pending_.empty() && unpinned_.empty();

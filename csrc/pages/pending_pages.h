@@ -78,7 +78,7 @@ class PendingPages {
   uint64_t outstanding_bytes() const {
     return bytes(Arrival::kWaiting) + bytes(Arrival::kArriving) + bytes(Arrival::kLeaving);
   }
-  // Waiting and broken pages of `range` are pending no more. So many such calls cannot fail after reserve().
+  // Waiting and broken pages of `range` are pending no more. After reserve(), so many of these calls cannot fail.
   void forget(FileRange range);
   void reserve(size_t calls) { set_.reserve(4 * calls); }
   void clear();

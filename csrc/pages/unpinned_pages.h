@@ -47,7 +47,7 @@ class UnpinnedPages {
   // The next discard begins: marked pages get its number.
   void tick() { ++now_; }
   void mark_discarded(FileRange range);
-  // The pages of `range` have no references any more. So many such calls cannot fail after reserve().
+  // The pages of `range` have no references any more. After reserve(), so many of these calls cannot fail.
   void forget(FileRange range) { set_.remove_range(range); }
   void reserve(size_t calls) { set_.reserve(2 * calls); }
   void clear() { set_.clear(); }

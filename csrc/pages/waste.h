@@ -52,7 +52,7 @@ class Waste {
 
   // These pages have no references any more. REQUIRES: nothing in `range` is here.
   void add(FileRange range);
-  // The same of so many parts of `range` cannot fail then.
+  // After this, add() of so many parts of `range` cannot fail.
   void reserve(FileRange range, size_t parts);
   // What goes next: small before whole, and the highest first. Pages whose contents are arriving stay.
   std::optional<FileRange> next(const PendingPages& pending) const;

@@ -130,7 +130,7 @@ class SegmentSet {
   void remove_range(FileRange range);
   void clear() noexcept;
 
-  // So many of these calls cannot fail then, whatever their ranges, if each adds one range or removes one.
+  // After this, so many insertions and removals of one range each cannot fail, wherever they are.
   // Throws std::bad_alloc.
   void reserve(size_t edits) { tree_.reserve(edits); }
 
