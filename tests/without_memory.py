@@ -46,7 +46,7 @@ def _recycle(file: pgalloc.MemoryFile) -> None:
 
 
 NOT_PUBLIC = {
-    "DiscardQueue": Call("", "", lambda it: _core.DiscardQueue(it.file, "lru")),
+    "CacheStore": Call("", "", lambda it: _core.CacheStore(it.file, "lru", None, True)),
     "recycled pages": Call("", "", lambda it: _recycle(it.file)),
     "SegmentSet": Call("", "", lambda it: testing.SegmentSet().insert(0, 1, 2, False)),
     "ranges": Call("", "", lambda it: repr(it.pages.range.intersect(it.pages.range))),

@@ -35,6 +35,8 @@ enum class LockRank : uint8_t {
   kRegistry,     // the list of live files
   kSeats,        // the list of seats
   kLinks,        // the list of links to owners
+  kKeepers,      // who discards pages of one file by itself
+  kCache,        // what one cache holds
   kScan,         // one commit scan at a time
   kThread,       // starting and stopping one background thread
   kMemoryFile,   // page metadata of one file

@@ -30,7 +30,6 @@ struct AllocationObject {
   Py_ssize_t pinning;                 // threads that are in core->pin() without the GIL
   std::shared_ptr<ChunkMap> mapping;  // while exports > 0
   Discardable entry;
-  std::shared_ptr<DiscardQueue> queue;  // that the entry waits in, if not the file's own
   bool owned;
   bool released;
   bool viewed;    // the peer's file knows that there is a view
@@ -52,8 +51,8 @@ inline Pages& pages_of(AllocationObject* self) { return self->seat->pages(); }
 // still the caller's.
 PyObject* new_allocation(PyObject* memory_file, std::shared_ptr<FileSeat> seat, FileRange range);
 
-// Copies `data` to the contents at `offset`, and so many zeros behind it. False with an exception set.
-bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data, uint64_t zeros);
+// Copies `data` to the contents at `offset`. False with an exception set.
+bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data);
 
 // Drops the reference, if the handle has one.
 void give_back(AllocationObject* self);
@@ -77,8 +76,5 @@ bool pin_remote(AllocationObject* self);
 // Methods, for discardable memory.
 PyObject* allocation_unpin(PyObject* object, PyObject*);
 PyObject* allocation_pin(PyObject* object, PyObject*);
-PyObject* allocation_unpin_into(PyObject* object, PyObject* const* args, Py_ssize_t count);
-PyObject* allocation_count_hits_in(PyObject* object, PyObject* queue_object);
-PyObject* allocation_pinned_view(PyObject* object, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace pgalloc::binding

@@ -33,7 +33,6 @@ PyObject* make(PyTypeObject* type, PyObject* memory_file, std::shared_ptr<FileSe
   new (&self->seat) std::shared_ptr<FileSeat>(std::move(seat));
   new (&self->mapping) std::shared_ptr<ChunkMap>;
   new (&self->entry) Discardable;
-  new (&self->queue) std::shared_ptr<DiscardQueue>;
   self->memory_file = Py_NewRef(memory_file);
   self->range = self->entry.range = range;
   self->owned = true;
@@ -97,7 +96,6 @@ void tp_dealloc(PyObject* object) {
     // This may be the file's last owner, and closing waits for the reclaimer.
     WithoutGil release;
     self->mapping.~shared_ptr();
-    self->queue.~shared_ptr();
     self->seat.~shared_ptr();
   }
   Py_TYPE(object)->tp_free(object);
@@ -142,7 +140,7 @@ PyObject* write(PyObject* object, PyObject* const* args, Py_ssize_t count) {
       PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) != 0) {
     return nullptr;
   }
-  const bool written = write_into(self_of(object), offset, data, 0);
+  const bool written = write_into(self_of(object), offset, data);
   PyBuffer_Release(&data);
   if (!written) return nullptr;
   Py_RETURN_NONE;
@@ -268,14 +266,6 @@ PyMethodDef methods[] = {
      "Keep the contents from here on. False if they were discarded since unpin(), in part at\n"
      "least; True if they are what they were.\n\n"
      "Raises ClosedError after release(), ForkedError in a forked child."},
-    {"_unpin_into", erased(guarded<allocation_unpin_into>), METH_FASTCALL,
-     "_unpin_into($self, queue, id, hash, /)\n--\n\nunpin(), into a cache's own queue."},
-    {"_count_hits_in", guarded<allocation_count_hits_in>, METH_O,
-     "_count_hits_in($self, queue, /)\n--\n\nHave _pinned_view() count for a queue before "
-     "_unpin_into()."},
-    {"_pinned_view", erased(guarded<allocation_pinned_view>), METH_FASTCALL,
-     "_pinned_view($self, start, stop, /)\n--\n\n"
-     "A read-only view of a part, or None if the contents were discarded."},
     {"_write", erased(guarded<write>), METH_FASTCALL,
      "_write($self, offset, data, /)\n--\n\nCopy a buffer into the pages."},
     {"_share", erased(guarded<share>), METH_FASTCALL,
@@ -305,12 +295,12 @@ PyMethodDef module_functions[] = {
 
 }  // namespace
 
-bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data, uint64_t zeros) {
+bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data) {
   // From here on the kernel copies, without the GIL and without page faults.
   constexpr uint64_t kByKernel = 16384;
   const auto size = static_cast<uint64_t>(data.len);
   const uint64_t length = self->range.length();
-  if (offset > length || size > length - offset || zeros > length - offset - size) {
+  if (offset > length || size > length - offset) {
     set_error(Status::error(ErrorCode::kRange, "more than the Allocation holds"));
     return false;
   }
@@ -328,7 +318,6 @@ bool write_into(AllocationObject* self, uint64_t offset, const Py_buffer& data, 
     status =
         pages_of(self).write(self->range.start + offset, static_cast<const char*>(data.buf), size);
   }
-  if (status.ok()) std::memset(address + offset + size, 0, zeros);
   drop_export(self);
   if (!status.ok()) set_file_error(status, "write", self->memory_file);
   // What is told when the last export goes may have failed.

@@ -15,6 +15,7 @@ void bind_fork(pybind11::module_& module);
 void bind_sharing(pybind11::module_& module);  // after bind_memory_file
 void bind_broker(pybind11::module_& module);
 void bind_discards(pybind11::module_& module);  // after bind_memory_file
+void bind_cache(pybind11::module_& module);
 void bind_guard(pybind11::module_& module);
 void bind_image(pybind11::module_& module);
 void bind_image_writer(pybind11::module_& module);

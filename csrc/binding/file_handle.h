@@ -129,15 +129,6 @@ bool await_pages(PyObject* memory_file, const Pages& pages, FileRange range);
 PyObject* whole_view(std::shared_ptr<ChunkMap> chunks, bool readonly);
 bool add_mapping_type(PyObject* module);
 
-// A read-only memoryview of `size` bytes at `address`, on behalf of `owner`: `release(owner)` is
-// called when it goes, or here if there is none. New reference, or nullptr with an exception set.
-PyObject* part_view(PyObject* owner, const char* address, uint64_t size,
-                    void (*release)(PyObject*));
-bool add_part_type(PyObject* module);
-
-// The queue behind a DiscardQueue object; nullptr with TypeError set for anything else.
-std::shared_ptr<DiscardQueue> queue_of(PyObject* object);
-
 // Adds the calls that run millions of times to the type that pybind11 made.
 bool add_hot_calls(PyObject* memory_file_type);
 bool add_allocation_type(PyObject* module);

@@ -151,40 +151,6 @@ PyObject* allocate_handle(PyObject* self, PyObject* const* args, Py_ssize_t coun
   return filled;
 }
 
-PyObject* allocate_and_fill(PyObject* self, FileHandle* handle, const AllocateRequest& request,
-                            const Py_buffer& data) {
-  MemoryFile* const file = handle->owned();
-  if (file == nullptr) return set_error(OrphanedPages::refuse());
-  const Result<FileRange> range = allocate(*file, request);
-  if (!range.ok()) return set_error(range.status(), "allocate", handle->name());
-  PyObject* result = new_allocation(self, handle->seat(), *range);
-  if (result == nullptr) {
-    (void)file->dec_ref(*range);
-    return nullptr;
-  }
-  const uint64_t zeros = request.length - std::min<uint64_t>(request.length, data.len);
-  if (!write_into(self_of(result), 0, data, zeros)) Py_CLEAR(result);
-  return result;
-}
-
-PyObject* allocate_filled(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  FileHandle* handle = handle_of(self);
-  if (handle == nullptr) return nullptr;
-  if (count != 2) {
-    PyErr_SetString(PyExc_TypeError, "_allocate_filled() takes a length and a buffer");
-    return nullptr;
-  }
-  AllocateRequest request{.will_be_overwritten = true, .huge = HugeWish::kIfUseful};
-  Py_buffer data;
-  if (!as_u64(args[0], "length", &request.length) ||
-      PyObject_GetBuffer(args[1], &data, PyBUF_SIMPLE) != 0) {
-    return nullptr;
-  }
-  PyObject* const result = allocate_and_fill(self, handle, request, data);
-  PyBuffer_Release(&data);
-  return result;
-}
-
 // --- references ----------------------------------------------------------------------------------
 
 PyObject* inc_ref(PyObject* self, PyObject* const* args, Py_ssize_t count, PyObject* names) {
@@ -302,10 +268,6 @@ std::array hot_methods = {
         "allocations. Pages that no memory cgroup pays for yet are charged to memcg_id.\n\n"
         "Raises RangeError unless the whole range is allocated, and RefCountError for pages\n"
         "at 0 references; nothing has changed then."},
-    PyMethodDef{"_allocate_filled", erased(guarded<allocate_filled>), METH_FASTCALL,
-                "_allocate_filled($self, length, data, /)\n--\n\n"
-                "Allocate pages that begin with a copy of a buffer and are zeros behind it. They\n"
-                "may be recycled."},
     PyMethodDef{"dec_ref", guarded<dec_ref>, METH_O,
                 "dec_ref($self, range, /)\n--\n\n"
                 "Drop one reference of every page of `range`. Pages that reach 0 go back to the\n"

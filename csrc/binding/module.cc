@@ -5,6 +5,7 @@
 // for ever in another one.
 #include "binding/bind.h"
 #include "binding/bound_types.h"
+#include "binding/cache_object.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
@@ -16,7 +17,8 @@ using namespace pgalloc::binding;  // NOLINT(google-build-using-namespace)
 PYBIND11_MODULE(_main_core, module) {
   module.doc() = "The native core of pgalloc. Use the names that pgalloc itself exports.";
   if (!load_error_types() || !add_range_types(module.ptr()) || !add_mapping_type(module.ptr()) ||
-      !add_part_type(module.ptr()) || !add_allocation_type(module.ptr())) {
+      !add_allocation_type(module.ptr()) ||
+      !add_cache_type(module.ptr())) {
     throw py::error_already_set();
   }
   module.attr("PAGE_SIZE") = pgalloc::page_size();
@@ -29,6 +31,7 @@ PYBIND11_MODULE(_main_core, module) {
   bind_ledger(module);
   bind_fork(module);
   bind_discards(module);
+  bind_cache(module);
   bind_guard(module);
   bind_sharing(module);
   bind_broker(module);

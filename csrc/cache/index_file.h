@@ -30,6 +30,9 @@ class IndexFile {
   const KeyArena& keys() const { return keys_; }
   const HashSecret& secret() const { return secret_; }
   const SharedFile& file() const { return file_; }
+  // It is not looked at any more.
+  void release() { file_ = SharedFile(); }
+  void forget_in_child() { file_.forget_in_child(); }
 
  private:
   struct Sizes;

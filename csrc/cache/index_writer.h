@@ -31,6 +31,16 @@ class IndexWriter {
   IndexWriter& operator=(const IndexWriter&) = delete;
 
   uint64_t size() const { return size_; }
+  // Entries that were ever used: those from here on are not.
+  uint64_t entries_used() const { return used_; }
+  bool in_use(uint64_t number) const {
+    return Entry<Memory>::in_use(get(index_.entries[number].version));
+  }
+  // Whether add() and replace() find room so often. If not, it may help to grow().
+  bool has_room(uint64_t times = 1) const {
+    const uint64_t room = table_.buckets() * Bucket<Memory>::kSlots;
+    return size_ + times <= room - room / 8 && size_ + times <= index_.entry_count;
+  }
   Fields fields(uint64_t number) const { return index_.entries[number].fields(); }
 
   // The entry of a key with this hash. is_key(fields) says whether it is the key's.
@@ -50,8 +60,7 @@ class IndexWriter {
 
   // A value of a key that has none. Its number; nothing if there is no room for it: see grow().
   std::optional<uint64_t> add(const Fields& fields) {
-    const uint64_t room = table_.buckets() * Bucket<Memory>::kSlots;
-    if (size_ + 1 > room - room / 8) return std::nullopt;
+    if (!has_room()) return std::nullopt;
     const auto number = fill(fields);
     if (!number) return std::nullopt;
     insert(*number, fields.hash);

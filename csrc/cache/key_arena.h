@@ -68,6 +68,17 @@ class KeyArena {
     }
     return true;
   }
+  // Whether two keys that are here are the same.
+  bool is_same(uint32_t place, uint64_t length, uint32_t other, uint64_t other_length) const {
+    if (length != other_length) return false;
+    for (uint64_t i = 0; i * kWord < length; ++i) {
+      if (words_[place + i].load(std::memory_order_relaxed) !=
+          words_[other + i].load(std::memory_order_relaxed)) {
+        return false;
+      }
+    }
+    return true;
+  }
   std::string at(uint32_t place, uint64_t length) const {
     std::string key(length, '\0');
     for (uint64_t i = 0; i * kWord < length; ++i) {

@@ -39,6 +39,11 @@ class SharedFile {
   int fd() const { return file_.fd(); }
   char* data() const { return data_; }
   uint64_t size() const { return size_; }
+  // In a forked child of the process that made it: the mapping is not there, and its addresses may be another's.
+  void forget_in_child() {
+    file_ = {};
+    data_ = nullptr;
+  }
   // What it takes in memory.
   Result<uint64_t> stored_bytes() const;
 

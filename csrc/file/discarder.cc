@@ -132,11 +132,11 @@ bool Discarder::may_discard() const { return enabled_ && !state_.closed() && hel
 // brings nothing, unless their memory cgroup lies below this process's limit.
 DiscardQueue* Discarder::oldest_queue() const {
   DiscardQueue* oldest = nullptr;
-  std::pair<bool, uint64_t> its_turn;
+  Turn its_turn;
   for (const auto& queue : queues_) {
     const auto order = queue->front_order();
     if (!order) continue;
-    const std::pair turn(!queue->payer().empty(), *order);
+    const Turn turn(!queue->payer().empty(), *order);
     if (oldest != nullptr && its_turn <= turn) continue;
     oldest = queue.get();
     its_turn = turn;
@@ -144,11 +144,21 @@ DiscardQueue* Discarder::oldest_queue() const {
   return oldest;
 }
 
-std::optional<uint64_t> Discarder::next_order() const {
+std::optional<Discarder::Turn> Discarder::turn_of_queues() const {
   FileLock lock(state_);
   if (!may_discard()) return std::nullopt;
   const DiscardQueue* queue = oldest_queue();
-  return queue == nullptr ? std::nullopt : queue->front_order();
+  if (queue == nullptr) return std::nullopt;
+  return Turn(!queue->payer().empty(), *queue->front_order());
+}
+
+std::optional<uint64_t> Discarder::next_order() const {
+  const std::optional<Turn> own = turn_of_queues();
+  uint64_t order = 0;
+  MutexLock lock(keepers_mu_);
+  const bool any = !keepers_.empty() && can_discard() && oldest_keeper(&order) != nullptr;
+  if (!own) return any ? std::optional(order) : std::nullopt;
+  return any && Turn(false, order) < *own ? order : own->second;
 }
 
 void Discarder::choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, DiscardQueue* only,
@@ -163,7 +173,7 @@ void Discarder::choose(Batch& batch, uint64_t bytes_max, uint64_t order_max, Dis
   }
 }
 
-// Takes what can go of the batch's items, and tells their queues.
+// Takes what can go of the batch's items. The others go back to their queues.
 void Discarder::take(Batch& batch) {
   batch.sort();
   for (size_t first = 0; first < batch.count;) {
@@ -173,11 +183,7 @@ void Discarder::take(Batch& batch) {
     for (size_t i = first; i < end; ++i) {
       const Batch::Item& item = batch.items[i];
       const bool goes = all || (end - first > 1 && take_run(item.range, batch));
-      if (goes) {
-        item.queue->discarded(*item.entry);
-      } else {
-        item.queue->refuse(*item.entry);
-      }
+      if (!goes) item.queue->refuse(*item.entry);
     }
     first = end;
   }
@@ -185,8 +191,11 @@ void Discarder::take(Batch& batch) {
 
 // Nothing happens to the pages of `range` from here to settle(), but what this batch does. False if
 // a handle needs them.
-bool Discarder::take_run(FileRange range, Batch& batch) try {
-  if (!state_.pages.is_discardable(range)) return false;
+bool Discarder::take_run(FileRange range, Batch& batch) {
+  return state_.pages.is_discardable(range) && take_run_unchecked(range, batch);
+}
+
+bool Discarder::take_run_unchecked(FileRange range, Batch& batch) try {
   discarding_.insert(range, {});
   if (!state_.pages.inc_ref(range, 0).ok()) {  // invariant 2
     discarding_.remove_range(range);
@@ -199,11 +208,33 @@ bool Discarder::take_run(FileRange range, Batch& batch) try {
   return false;
 }
 
-Discarder::Discarded Discarder::discard(uint64_t bytes_max, uint64_t order_max) {
-  return discard_of(nullptr, bytes_max, order_max);
+Discarded Discarder::discard(uint64_t bytes_max, uint64_t order_max) {
+  {
+    MutexLock lock(keepers_mu_);
+    // Each keeper is asked twice at most: it may have nothing that can go.
+    for (size_t tries = 2 * keepers_.size(); tries > 0 && can_discard(); --tries) {
+      uint64_t order = 0;
+      Keeper* const keeper = oldest_keeper(&order);
+      const std::optional<Turn> own = turn_of_queues();
+      if (keeper == nullptr || order > order_max || (own && *own < Turn(false, order))) break;
+      const bool own_first = own && !own->first;
+      const uint64_t until = own_first ? std::min(order_max, own->second) : order_max;
+      const Discarded discarded = keeper->discard(bytes_max, until);
+      if (discarded.bytes > 0) return discarded;
+    }
+  }
+  const Discarded discarded = discard_of(nullptr, bytes_max, order_max);
+  if (discarded.bytes > 0) return discarded;
+  MutexLock lock(keepers_mu_);
+  for (Keeper* const keeper : keepers_) {
+    if (!can_discard()) break;
+    const Discarded last = keeper->discard(bytes_max, order_max);
+    if (last.bytes > 0) return last;
+  }
+  return {};
 }
 
-Discarder::Discarded Discarder::discard_paid_by(std::string_view payer, uint64_t bytes_max) {
+Discarded Discarder::discard_paid_by(std::string_view payer, uint64_t bytes_max) {
   std::shared_ptr<DiscardQueue> queue;
   {
     FileLock lock(state_);
@@ -212,8 +243,7 @@ Discarder::Discarded Discarder::discard_paid_by(std::string_view payer, uint64_t
   return queue == nullptr ? Discarded{} : discard_of(queue.get(), bytes_max, UINT64_MAX);
 }
 
-Discarder::Discarded Discarder::discard_of(DiscardQueue* only, uint64_t bytes_max,
-                                           uint64_t order_max) {
+Discarded Discarder::discard_of(DiscardQueue* only, uint64_t bytes_max, uint64_t order_max) {
   Batch batch;
   std::optional<Operation> operation;
   FileLock lock(state_);
@@ -346,8 +376,92 @@ uint64_t Discarder::sweep(uint64_t bytes_max, bool waiting) {
     given_back += bytes;
   }
   lock.unlock();
+  if (!waiting || given_back >= bytes_max) return given_back;
+  MutexLock keepers(keepers_mu_);
+  for (Keeper* const keeper : keepers_) {
+    while (given_back < bytes_max && can_discard()) {
+      const Discarded discarded = keeper->discard(bytes_max - given_back, UINT64_MAX);
+      if (discarded.bytes == 0) break;
+      given_back += discarded.given_back;
+    }
+  }
   return given_back;
 }
+
+// --- Keepers -------------------------------------------------------------------------------------
+
+bool Discarder::can_discard() const {
+  FileLock lock(state_);
+  return may_discard();
+}
+
+void Discarder::add_keeper(Keeper& keeper) {
+  MutexLock lock(keepers_mu_);
+  keepers_.push_back(&keeper);
+}
+
+void Discarder::remove_keeper(Keeper& keeper) {
+  MutexLock lock(keepers_mu_);
+  std::erase(keepers_, &keeper);
+}
+
+Keeper* Discarder::oldest_keeper(uint64_t* order) const {
+  Keeper* oldest = nullptr;
+  for (Keeper* const keeper : keepers_) {
+    const std::optional<uint64_t> next = keeper->next_order();
+    if (!next || (oldest != nullptr && *next >= *order)) continue;
+    oldest = keeper;
+    *order = *next;
+  }
+  return oldest;
+}
+
+Status Discarder::begin_keep(FileRange range) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.begin_keep(range);
+}
+
+Status Discarder::end_keep(FileRange range) {
+  FileLock lock(state_);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  return state_.pages.end_keep(range);
+}
+
+Discarded Discarder::discard_kept(std::span<const FileRange> ranges) {
+  Batch batch;
+  std::optional<Operation> operation;
+  Discarded result;
+  FileLock lock(state_);
+  if (!may_discard()) return result;
+  for (const FileRange& range : ranges) {
+    if (state_.pages.is_only_kept(range)) (void)take_run_unchecked(range, batch);
+  }
+  if (batch.run_count == 0) return result;
+  ++under_way_;
+  for (size_t i = 0; i < batch.run_count; ++i) result.bytes += batch.runs[i].length();
+  operation.emplace(state_);
+  lock.unlock();
+  result.given_back = punch(batch);
+  lock.lock();
+  settle(batch, /*mark=*/false);
+  state_.stats.discards += batch.run_count;
+  state_.stats.discarded_bytes += result.bytes;
+  lock.unlock();
+  return result;
+}
+
+void Discarder::before_fork() {
+  keepers_mu_.lock_unranked();
+  for (Keeper* const keeper : keepers_) keeper->before_fork();
+}
+
+void Discarder::after_fork_in_parent() {
+  for (Keeper* const keeper : keepers_) keeper->after_fork_in_parent();
+  keepers_mu_.unlock_unranked();
+}
+
+// --- Holding -------------------------------------------------------------------------------------
 
 void Discarder::hold() {
   FileLock lock(state_);
@@ -361,13 +475,6 @@ void Discarder::resume() {
 }
 
 // --- Queues --------------------------------------------------------------------------------------
-
-std::shared_ptr<DiscardQueue> Discarder::add_queue(DiscardPolicy policy) {
-  auto queue = std::make_shared<DiscardQueue>(policy, /*tells_ids=*/true);
-  FileLock lock(state_);
-  add(queue);
-  return queue;
-}
 
 // Of the others, those stay that are still held.
 void Discarder::add(std::shared_ptr<DiscardQueue> queue) {
@@ -386,19 +493,9 @@ std::shared_ptr<DiscardQueue> Discarder::find_paid_by(std::string_view payer) co
 std::shared_ptr<DiscardQueue> Discarder::queue_paid_by(const std::string& payer) {
   FileLock lock(state_);
   if (auto found = find_paid_by(payer)) return found;
-  auto queue = std::make_shared<DiscardQueue>(DiscardPolicy::kLru, /*tells_ids=*/false, payer);
+  auto queue = std::make_shared<DiscardQueue>(DiscardPolicy::kLru, payer);
   add(queue);
   return queue;
-}
-
-std::vector<uint64_t> Discarder::take_discarded_ids(DiscardQueue& queue) {
-  FileLock lock(state_);
-  return queue.take_discarded_ids();
-}
-
-std::vector<uint64_t> Discarder::take_victims(DiscardQueue& queue, uint64_t bytes) {
-  FileLock lock(state_);
-  return queue.take_victims(bytes);
 }
 
 void Discarder::clear() {

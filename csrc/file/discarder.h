@@ -18,14 +18,17 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "backing/backing_file.h"
 #include "backing/chunk_map.h"
 #include "backing/commit_probe.h"
 #include "file/file_state.h"
+#include "file/keeper.h"
 #include "file/reclaimer.h"
 #include "pages/discard_queue.h"
 #include "segment/range_set.h"
@@ -62,10 +65,6 @@ class Discarder {
 
   // Discards unpinned allocations as their queues say, `bytes_max` or a little more, in one batch;
   // none whose order is beyond `order_max`.
-  struct Discarded {
-    uint64_t bytes = 0;       // of those that were discarded; 0 when none is left that can go
-    uint64_t given_back = 0;  // of pages that went to the kernel: some may never have been used
-  };
   Discarded discard(uint64_t bytes_max, uint64_t order_max) EXCLUDES(file_lock);
   // The same, only of the queue of this payer (see sharing/payer.h).
   Discarded discard_paid_by(std::string_view payer, uint64_t bytes_max) EXCLUDES(file_lock);
@@ -78,13 +77,26 @@ class Discarder {
   // Calls nest.
   void hold() EXCLUDES(file_lock);
   void resume() EXCLUDES(file_lock);
+  // Whether nothing is held, and the file is open.
+  bool can_discard() const EXCLUDES(file_lock);
 
-  // A queue beside the file's own; it lasts as long as its owner holds it, or entries are in it.
-  std::shared_ptr<DiscardQueue> add_queue(DiscardPolicy policy) EXCLUDES(file_lock);
+  // --- For keepers ---------------------------------------------------------------------------------
+
+  // `keeper` is asked from here to remove_keeper(), which waits until it is not being asked.
+  void add_keeper(Keeper& keeper) EXCLUDES(keepers_mu_);
+  void remove_keeper(Keeper& keeper) EXCLUDES(keepers_mu_);
+  // Its pages: each is kept once. Only it discards them.
+  Status begin_keep(FileRange range) EXCLUDES(file_lock);
+  Status end_keep(FileRange range) EXCLUDES(file_lock);
+  // Gives back pages that are kept, and stay so: those of which no other has a reference. REQUIRES: their keeper has
+  // no use for their contents; kBatchMax ranges at most.
+  static constexpr size_t kBatchMax = 512;
+  Discarded discard_kept(std::span<const FileRange> ranges) EXCLUDES(file_lock);
+  void before_fork() NO_THREAD_SAFETY_ANALYSIS;
+  void after_fork_in_parent() NO_THREAD_SAFETY_ANALYSIS;
+
   // The queue of what this payer pays for: an entry's owner holds it as long as the entry may be in it.
   std::shared_ptr<DiscardQueue> queue_paid_by(const std::string& payer) EXCLUDES(file_lock);
-  std::vector<uint64_t> take_discarded_ids(DiscardQueue& queue) EXCLUDES(file_lock);
-  std::vector<uint64_t> take_victims(DiscardQueue& queue, uint64_t bytes) EXCLUDES(file_lock);
   // The file was closed: its entries are forgotten.
   void clear() REQUIRES(file_lock);
 
@@ -92,8 +104,12 @@ class Discarder {
   std::optional<std::string> verify() const REQUIRES(file_lock);
 
  private:
-  void pin_locked(Discardable& entry, bool in_place) REQUIRES(file_lock);
   struct Batch;
+  void pin_locked(Discardable& entry, bool in_place) REQUIRES(file_lock);
+  // Whose turn it is: those come last whose memory others pay for.
+  using Turn = std::pair<bool, uint64_t>;
+  std::optional<Turn> turn_of_queues() const EXCLUDES(file_lock);
+  Keeper* oldest_keeper(uint64_t* order) const REQUIRES(keepers_mu_);
   bool may_discard() const REQUIRES(file_lock);
   DiscardQueue& queue_of(const Discardable& entry) REQUIRES(file_lock) {
     return entry.queue == nullptr ? *queues_.front() : *entry.queue;
@@ -108,6 +124,7 @@ class Discarder {
               size_t& left) REQUIRES(file_lock);
   void take(Batch& batch) REQUIRES(file_lock);
   bool take_run(FileRange range, Batch& batch) REQUIRES(file_lock);
+  bool take_run_unchecked(FileRange range, Batch& batch) REQUIRES(file_lock);
   std::vector<FileRange> next_unpinned(uint64_t& from, bool waiting) const REQUIRES(file_lock);
   uint64_t punch(Batch& batch) EXCLUDES(file_lock);
   uint64_t punch_uncounted(FileRange run, const CommitProbe& probe) EXCLUDES(file_lock);
@@ -125,6 +142,8 @@ class Discarder {
   std::atomic<int> under_way_{0};
   int held_ GUARDED_BY(file_lock) = 0;
   CondVar ended_;
+  mutable Mutex keepers_mu_{LockRank::kKeepers};
+  std::vector<Keeper*> keepers_ GUARDED_BY(keepers_mu_);
 };
 
 }  // namespace pgalloc

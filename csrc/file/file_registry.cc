@@ -191,7 +191,7 @@ DiscardSource::Discarded AllFiles::discard(uint64_t bytes_max, Time deadline) {
   while (result.given_back < bytes_max && std::chrono::steady_clock::now() < deadline) {
     const uint64_t wanted = std::min(bytes_max - result.given_back, kBatchBytes);
     uint64_t order_max = 0;
-    Discarder::Discarded batch;
+    pgalloc::Discarded batch;
     if (const auto file = file_to_discard_from(&order_max)) {
       batch = (*file)->discarder().discard(wanted, order_max);
     }

@@ -255,7 +255,7 @@ bool MemoryFile::is_for_huge_pages(FileRange range) const {
 MemoryFileStats MemoryFile::stats() const {
   FileLock lock(state_);
   MemoryFileStats stats = state_.stats;
-  stats.unpinned_bytes = state_.pages.unpinned().set().span();
+  stats.unpinned_bytes = state_.pages.unpinned().set().span() + state_.pages.kept().set().span();
   stats.waiting_bytes = state_.pages.waste_bytes() + state_.pages.releasing_bytes();
   return stats;
 }
@@ -421,7 +421,7 @@ void MemoryFile::retry_threads() {
 
 bool MemoryFile::has_unpinned() const {
   FileLock lock(state_);
-  return !state_.pages.unpinned().empty();
+  return !state_.pages.unpinned().empty() || !state_.pages.kept().empty();
 }
 
 uint64_t MemoryFile::release_kept(Time deadline) {

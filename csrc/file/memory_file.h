@@ -140,6 +140,10 @@ class MemoryFile final : public Pages,
   // Bytes of pages in use that the last scan found in huge pages.
   Result<uint64_t> huge_usage() const EXCLUDES(file_lock);
   MemoryFileStats stats() const EXCLUDES(file_lock);
+  void warn(std::string message) EXCLUDES(file_lock) {
+    FileLock lock(state_);
+    state_.warn(std::move(message));
+  }
   // Oldest first, and forgotten once taken.
   std::vector<std::string> take_warnings() EXCLUDES(file_lock);
 
@@ -195,6 +199,9 @@ class MemoryFile final : public Pages,
   // Holds the file's lock, in the forking thread: nothing changes between its leases and the fork.
   void lock_for_fork() NO_THREAD_SAFETY_ANALYSIS { state_.mu.lock_unranked(); }
   void unlock_after_fork() NO_THREAD_SAFETY_ANALYSIS { state_.mu.unlock_unranked(); }
+  // Around that.
+  void stop_keepers_for_fork() { discarder_.before_fork(); }
+  void let_keepers_go_on() { discarder_.after_fork_in_parent(); }
 
   // --- For tests ---------------------------------------------------------------------------------
 

@@ -25,6 +25,21 @@ Status References::end_handle(Discardable& entry) {
   return drop_ref(entry.range);
 }
 
+Status References::drop_kept(FileRange range) {
+  FileLock lock(state_);
+  discarder_.wait_for_discards(range);
+  PGALLOC_RETURN_IF_ERROR(state_.check_open());
+  if (!state_.pages.kept().has(range)) return state_.pages.end_keep(range);
+  PGALLOC_RETURN_IF_ERROR(drop_ref(range));
+  // Pages that went are not kept any more by that. For others there may be no memory: then they are not discarded
+  // before those who have them let go.
+  try {
+    if (state_.pages.kept().has(range)) (void)state_.pages.end_keep(range);
+  } catch (const std::bad_alloc&) {  // NOLINT
+  }
+  return {};
+}
+
 Status References::drop_ref(FileRange range) {
   Result<uint64_t> wasted = state_.pages.dec_ref(range);
   if (!wasted.ok()) return std::move(wasted).status();

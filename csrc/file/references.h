@@ -31,6 +31,8 @@ class References {
   Result<std::optional<FileRange>> first_shared(FileRange range) const EXCLUDES(file_lock);
   // A handle ends: what the discarder knows of it is forgotten, and its reference dropped.
   Status end_handle(Discardable& entry) EXCLUDES(file_lock);
+  // Pages are not kept any more (see Keeper), and their keeper's reference is dropped.
+  Status drop_kept(FileRange range) EXCLUDES(file_lock);
 
   // One reference on each page of `range` that came from the image has found its owner.
   Status adopt(FileRange range) EXCLUDES(file_lock);

@@ -1,6 +1,7 @@
 #include "pages/discard_queue.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace pgalloc {
 namespace {
@@ -21,12 +22,7 @@ std::optional<uint64_t> DiscardQueue::front_order() const {
 }
 
 void DiscardQueue::unpinned(Discardable& entry) {
-  if (tells_ids_) {
-    // Discarding must not allocate: there may be nothing left to allocate from.
-    const size_t entries = size() + discarded_ids_.size() + 1;
-    if (entries > discarded_ids_.capacity()) discarded_ids_.reserve(2 * entries);
-    if (policy_ == DiscardPolicy::kS3Fifo) ghosts_.remember(entries);
-  }
+  if (policy_ == DiscardPolicy::kS3Fifo) ghosts_.remember(size() + 1);
   entry.order = unpins.fetch_add(1, std::memory_order_relaxed);
   entry.held = false;
   stuck_ = false;
@@ -127,33 +123,14 @@ Discardable* DiscardQueue::take_by_s3_fifo() {
   return nullptr;
 }
 
-void DiscardQueue::discarded(const Discardable& entry) {
-  if (tells_ids_) discarded_ids_.push_back(entry.id);
-  discards_.fetch_add(1, std::memory_order_release);
+Discardable* DiscardQueue::take_victim_or_held() {
+  Discardable* victim = take_victim();
+  if (victim == nullptr) victim = small_.empty() ? main_.first() : small_.first();
+  if (victim != nullptr) unlink(*victim);
+  return victim;
 }
 
 void DiscardQueue::refuse(Discardable& entry) { main_.push_back(entry); }
-
-std::vector<uint64_t> DiscardQueue::take_discarded_ids() {
-  std::vector<uint64_t> ids;
-  ids.reserve(discarded_ids_.capacity());
-  ids.swap(discarded_ids_);
-  return ids;
-}
-
-std::vector<uint64_t> DiscardQueue::take_victims(uint64_t bytes) {
-  std::vector<uint64_t> ids;
-  uint64_t taken = 0;
-  while (taken < bytes) {
-    Discardable* victim = take_victim();
-    if (victim == nullptr) victim = small_.empty() ? main_.first() : small_.first();
-    if (victim == nullptr) break;
-    unlink(*victim);
-    ids.push_back(victim->id);
-    taken += victim->range.length();
-  }
-  return ids;
-}
 
 void DiscardQueue::clear() {
   hand_ = nullptr;

@@ -16,19 +16,17 @@
 // ten lines, a fault in stress/mutation/named.toml; in Python a member of cache/policy.py, lines in
 // docs/cache.md and the README (their tables come from benchmarks/policies.py).
 //
-// Thread safety: externally synchronised (the file's lock), but for the counts.
+// Thread safety: externally synchronised (the lock of the file, or of the cache).
 //
 // Invariant: an entry is in one of the policy's lists, or in none.
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "pages/discardable.h"
 #include "pages/ghosts.h"
@@ -41,10 +39,9 @@ inline constexpr std::array<std::string_view, 3> kDiscardPolicyNames{"lru", "sie
 
 class DiscardQueue {
  public:
-  // With `tells_ids`, the ids of what was discarded wait in take_discarded_ids().
   // `payer`: who pays for the memory of its entries, where that is not this process.
-  explicit DiscardQueue(DiscardPolicy policy, bool tells_ids = false, std::string payer = {})
-      : policy_(policy), tells_ids_(tells_ids), payer_(std::move(payer)) {}
+  explicit DiscardQueue(DiscardPolicy policy, std::string payer = {})
+      : policy_(policy), payer_(std::move(payer)) {}
 
   const std::string& payer() const { return payer_; }
 
@@ -59,22 +56,12 @@ class DiscardQueue {
   // It leaves for good.
   void remove(Discardable& entry);
 
-  // What goes next; nullptr if nothing can. It is in no list afterwards: the caller says what became
-  // of it by discarded() or refuse().
+  // What goes next; nullptr if nothing can. It is in no list afterwards, but for refuse().
   Discardable* take_victim();
-  void discarded(const Discardable& entry);
+  // The same, of those that are held if there is no other.
+  Discardable* take_victim_or_held();
   // It cannot go now: as if it had come last.
   void refuse(Discardable& entry);
-
-  // How often something of this queue was discarded. Any thread.
-  uint64_t discards() const { return discards_.load(std::memory_order_acquire); }
-  // How often contents that were still there were asked for. Any thread.
-  uint64_t hits() const { return hits_.load(std::memory_order_relaxed); }
-  void count_hit() { hits_.fetch_add(1, std::memory_order_relaxed); }
-  std::vector<uint64_t> take_discarded_ids();
-  // Takes entries of at least `bytes` out, in the order of the policy, and returns their ids. Those
-  // that are held go only if the others do not suffice.
-  std::vector<uint64_t> take_victims(uint64_t bytes);
 
   void clear();
 
@@ -87,16 +74,12 @@ class DiscardQueue {
   void move_back(DiscardList& to, Discardable& entry);
 
   const DiscardPolicy policy_;
-  const bool tells_ids_;
   const std::string payer_;
   DiscardList small_;  // s3-fifo only
   DiscardList main_;
   Discardable* hand_ = nullptr;  // sieve: where it looks next; nullptr: at the oldest
   Ghosts ghosts_;                // s3-fifo only
   bool stuck_ = false;           // all entries are held, until one is unpinned
-  std::vector<uint64_t> discarded_ids_;
-  std::atomic<uint64_t> discards_{0};
-  std::atomic<uint64_t> hits_{0};
 };
 
 }  // namespace pgalloc

@@ -63,7 +63,7 @@ void visit_counts(const Set& set, FileRange range, CountOf count_of, Visit visit
   if (from < range.end) visit(FileRange{from, range.end}, 0u);
 }
 
-constexpr auto kLeases = [](const uint32_t& count) { return count; };
+constexpr auto kCount = [](const uint32_t& count) { return count; };
 constexpr auto kHandles = [](const UnpinnedTraits::Value& value) { return value.handles; };
 
 }  // namespace
@@ -184,9 +184,9 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
 // make it waste is the first step, and fails without effect.
 void PageStates::reserve_to_drop(UsageSet::Iterator first, FileRange range, uint32_t count) {
   const bool is_plain =
-      unadopted_.empty() && leased_.empty() && pending_.empty() && unpinned_.empty();
+      unadopted_.empty() && leased_.empty() && kept_.empty() && pending_.empty() && unpinned_.empty();
   if (is_plain && range.end <= first.end()) return;
-  size_t parts = 0, wasted = 0, unadopted = 0, leased = 0;
+  size_t parts = 0, wasted = 0, unadopted = 0, leased = 0, kept = 0;
   for (auto segment = first; segment.ok() && segment.start() < range.end;
        segment = segment.next()) {
     const FileRange part = segment.range().intersect(range);
@@ -195,10 +195,12 @@ void PageStates::reserve_to_drop(UsageSet::Iterator first, FileRange range, uint
     if (left == 0) ++wasted;
     if (unadopted_.exceeds(part, left)) ++unadopted;
     if (leased_.exceeds(part, left)) ++leased;
+    if (kept_.exceeds(part, left)) ++kept;
   }
   if (parts > 1 && wasted > 0) waste_.reserve(range, wasted);
   if (unadopted > 0) unadopted_.reserve(unadopted);
   if (leased > 0) leased_.reserve(leased);
+  if (kept > 0) kept_.reserve(kept);
   if (wasted == 0) return;
   if (!pending_.empty() && !pending_.set().is_empty_range(range)) pending_.reserve(wasted);
   if (!unpinned_.empty() && !unpinned_.set().is_empty_range(range)) unpinned_.reserve(wasted);
@@ -212,6 +214,7 @@ uint64_t PageStates::drop_refs(UsageSet::Iterator first, FileRange range, uint32
     use.refs -= count;
     if (unadopted_.exceeds(part, use.refs)) unadopted_.limit(part, use.refs);
     if (leased_.exceeds(part, use.refs)) leased_.limit(part, use.refs);
+    if (kept_.exceeds(part, use.refs)) kept_.limit(part, use.refs);
     if (use.refs > 0) return;
     if (!pending_.empty()) pending_.forget(part);
     if (!unpinned_.empty()) unpinned_.forget(part);
@@ -248,6 +251,7 @@ FileRange PageStates::front(FileRange range, size_t* left) const {
   const size_t most = std::max<size_t>(*left, 1);
   size_t count = std::max<size_t>(segment::cut(usage_, most, &range), 1);
   count = std::max(count, segment::cut(leased_.set(), most, &range));
+  count = std::max(count, segment::cut(kept_.set(), most, &range));
   count = std::max(count, segment::cut(unpinned_.set(), most, &range));
   *left -= std::min(*left, count);
   return range;
@@ -426,7 +430,7 @@ std::vector<PageSegment> PageStates::owned_segments() const {
     const PageUse& use = segment.value();
     if (use.refs == 0) continue;
     areas_.visit(segment.range(), [&](FileRange part, PageSize size) {
-      visit_counts(leased_.set(), part, kLeases,
+      visit_counts(leased_.set(), part, kCount,
                    [&](FileRange piece, uint32_t leases) { append(piece, use, leases, size); });
     });
   }
@@ -457,6 +461,7 @@ bool PageStates::has_pinned(FileRange range) const {
 
 bool PageStates::is_discardable(FileRange range) const {
   if (!pending_.empty() && !pending_.set().is_empty_range(range)) return false;
+  if (!kept_.empty() && !kept_.set().is_empty_range(range)) return false;
   uint64_t bytes = 0;
   usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
     if (use.refs == 0 || !unpinned_.has(part, use.refs)) return false;
@@ -464,6 +469,27 @@ bool PageStates::is_discardable(FileRange range) const {
     return true;
   });
   return bytes == range.length();
+}
+
+Status PageStates::begin_keep(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  if (kept_.set().is_empty_range(range) && kept_.add(range)) return {};
+  return Status::error(ErrorCode::kRefCount, text(range) + " has pages that are kept already");
+}
+
+Status PageStates::end_keep(FileRange range) {
+  if (!range.empty() && kept_.remove(range, nullptr)) return {};
+  return Status::error(ErrorCode::kRefCount, text(range) + " has pages that are not kept");
+}
+
+bool PageStates::is_only_kept(FileRange range) const {
+  if (!pending_.empty() && !pending_.set().is_empty_range(range)) return false;
+  uint64_t bytes = 0;
+  usage_.visit_range(range, [&](FileRange part, const PageUse& use) {
+    if (use.refs == 1) bytes += part.length();
+    return use.refs == 1;
+  });
+  return bytes == range.length() && kept_.has(range);
 }
 
 std::vector<std::pair<FileRange, uint32_t>> PageStates::pinned() const {
@@ -480,9 +506,11 @@ std::vector<std::pair<FileRange, uint32_t>> PageStates::pinned() const {
     const uint32_t refs = segment.value().refs;
     if (refs == 0 || refs == UINT32_MAX) continue;
     visit_counts(unpinned_.set(), segment.range(), kHandles, [&](FileRange part, uint32_t handles) {
-      visit_counts(leased_.set(), part, kLeases, [&](FileRange piece, uint32_t leases) {
-        const uint64_t others = uint64_t{handles} + leases;
-        if (others < refs) append(piece, static_cast<uint32_t>(refs - others));
+      visit_counts(leased_.set(), part, kCount, [&](FileRange piece, uint32_t leases) {
+        visit_counts(kept_.set(), piece, kCount, [&](FileRange same, uint32_t kept) {
+          const uint64_t others = uint64_t{handles} + leases + kept;
+          if (others < refs) append(same, static_cast<uint32_t>(refs - others));
+        });
       });
     });
   }
@@ -497,6 +525,7 @@ void PageStates::clear() {
   pending_.clear();
   unadopted_.clear();
   leased_.clear();
+  kept_.clear();
   unpinned_.clear();
   used_bytes_ = releasing_bytes_ = quarantined_bytes_ = known_committed_bytes_ = 0;
 }
@@ -608,6 +637,7 @@ std::optional<std::string> PageStates::verify(uint64_t file_size) const {
   if (auto broken = verify_restored()) return broken;
   if (auto broken = verify_counts(unadopted_, "unadopted references")) return broken;
   if (auto broken = verify_counts(leased_, "leases")) return broken;
+  if (auto broken = verify_counts(kept_, "kept pages")) return broken;
   if (auto broken = verify_unpinned()) return broken;
   if (booked.sum() != known_committed_bytes_) {
     return "known_committed_bytes differs from the committed segments";

@@ -154,10 +154,19 @@ class PageStates {
   Status unpin(FileRange range);
   // Whether the contents are not needed: all references are unpinned, and nothing is on its way.
   bool is_discardable(FileRange range) const;
-  // The pages that handles of this process have pinned, in order, with the number of these handles.
+  // The pages that handles of this process have pinned, in order, with the number of these handles. A keeper is none.
   std::vector<std::pair<FileRange, uint32_t>> pinned() const;
   const UnpinnedPages& unpinned() const { return unpinned_; }
   UnpinnedPages& unpinned() { return unpinned_; }
+
+  // Pages that a Keeper (file/keeper.h) discards by itself: one of each page's references is the keeper's.
+  // kRefCount if one is already. Nothing else discards them.
+  Status begin_keep(FileRange range);
+  // kRefCount unless each page is kept.
+  Status end_keep(FileRange range);
+  // Whether only the keeper has these pages, and nothing is on its way.
+  bool is_only_kept(FileRange range) const;
+  const CountedPages& kept() const { return kept_; }
 
   // Section I: forgets everything; the ledger returns to zero.
   void clear();
@@ -195,6 +204,7 @@ class PageStates {
   PendingPages pending_;
   CountedPages unadopted_;
   CountedPages leased_;
+  CountedPages kept_;
   UnpinnedPages unpinned_;
   uint64_t used_bytes_ = 0;
   uint64_t releasing_bytes_ = 0;

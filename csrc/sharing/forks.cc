@@ -166,6 +166,7 @@ void before_fork() noexcept NO_THREAD_SAFETY_ANALYSIS {
   }
   FileSeat::listed_lock().lock();
   OwnerLink::listed_lock().lock();
+  visit_files([](MemoryFile& file) { file.stop_keepers_for_fork(); });
   visit_files([](MemoryFile& file) { file.lock_for_fork(); });
   visit_peer_files([](PeerFile& file) { file.lock_for_fork(); });
   if (fork.session != nullptr) visit_files([&](MemoryFile& file) { lend(fork, file); });
@@ -176,6 +177,7 @@ void before_fork() noexcept NO_THREAD_SAFETY_ANALYSIS {
 void after_fork_in_parent() noexcept NO_THREAD_SAFETY_ANALYSIS {
   visit_peer_files([](PeerFile& file) { file.unlock_after_fork(); });
   visit_files([](MemoryFile& file) { file.unlock_after_fork(); });
+  visit_files([](MemoryFile& file) { file.let_keepers_go_on(); });
   OwnerLink::listed_lock().unlock();
   FileSeat::listed_lock().unlock();
   FileRegistry::unlock_in_parent();

@@ -13,7 +13,7 @@ from pgalloc.cache.flights import MISSING, Flights
 from pgalloc.cache.functions import Identity
 from pgalloc.cache.keys import Key, check_tag, why_no_key
 from pgalloc.cache.mapping import Cache
-from pgalloc.cache.values import Expire, TooLargeError, buffer_of, expiry
+from pgalloc.cache.values import Expire, TooLargeError, buffer_of, lifetime
 from pgalloc.errors import ForkedError, OutOfMemoryError
 
 P = ParamSpec("P")
@@ -114,7 +114,7 @@ def cached(
     if result is not memoryview and result is not bytes:
         raise TypeError("result must be memoryview or bytes")
     checked_flag(wait, "wait")
-    expiry(expire)
+    lifetime(expire)
     if tag is not None:
         check_tag(tag)
 
@@ -194,7 +194,7 @@ class _Results:
     @property
     def can_be_kept(self) -> bool:
         """Whether this process has use of the Cache; a forked child has not."""
-        return not self._cache._changes.forked
+        return not self._cache._forked
 
     def key(self, /, *args: Any, **kwargs: Any) -> Key:
         """The key of a call with these arguments."""

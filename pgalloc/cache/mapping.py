@@ -1,14 +1,12 @@
 """Cache: a mapping from keys to bytes on discardable memory.
 
-Thread safety: every method may be called from any thread. Readers take no lock: what they found is
-theirs if it is still the key's value once they have pinned it. Everything else is a change, see
-``changes``.
+Thread safety: every method may be called from any thread. What is done to the values is done in the
+core, each call as a whole; Python code of the caller's runs outside of it.
 
 Invariants:
   1. The pages held, with what the index takes beyond an eighth of them, are at most ``maxsize``
      between calls.
-  2. What the core has discarded is a miss for readers at once; ``len()`` and the like know of it
-     too, and ``on_discard`` hears of it from the next call that takes the lock.
+  2. What the core has discarded is a miss at once; ``on_discard`` hears of it from a later call.
   3. A forked child has no use of a cache: it cannot know what the parent's guard discards.
 """
 
@@ -16,27 +14,20 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeVar, overload
 
-from pgalloc import _core, fork
-from pgalloc.allocation import whole_pages
-from pgalloc.cache.changes import Changes
-from pgalloc.cache.entry import Entry, index_cost
-from pgalloc.cache.integrity import broken_invariant
-from pgalloc.cache.keys import Key, check_key, check_tag, is_key
+from pgalloc import _core
+from pgalloc.cache.keys import Key, check_key, check_tag
 from pgalloc.cache.policy import Policy
 from pgalloc.cache.serving import CacheReader, serve
-from pgalloc.cache.slabs import slab_size
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
-from pgalloc.cache.store import Store, counted
-from pgalloc.cache.values import Expire, TooLargeError, buffer_of, expiry
+from pgalloc.cache.values import Expire, TooLargeError, buffer_of, lifetime
 from pgalloc.cache.views import CacheItems, CacheValues
-from pgalloc.errors import ClosedError, Error, ForkedError, OptionError
+from pgalloc.errors import ClosedError, ForkedError, OptionError
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
 from pgalloc.sharing import Server
@@ -106,16 +97,15 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self._on_discard = on_discard
         self._owns_file = file is None
         self._name: str | None = None
-        self._misses = 0
+        self._closed = False
+        self._process = _core.process_generation()
         self._servers = Servers()
         self._monitor = Monitor(headroom)
         try:
             self._file = MemoryFile() if file is None else file
-            self._store = Store(self._file, self._policy, limit)
-            self._store.keep_discarded_keys = on_discard is not None
-            self._entries = self._store.entries
-            self._changes = Changes(self._store)
-            fork.register(self._changes)
+            self._store = _core.CacheStore(
+                self._file, self._policy, limit, on_discard is not None
+            )
         except BaseException:
             if self._owns_file and hasattr(self, "_file"):
                 self._file.close()
@@ -157,8 +147,9 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     # --- reading ---------------------------------------------------------------------------------
 
     def __getitem__(self, key: Key) -> memoryview:
-        view = self.get(key)
+        view = self._store.get(key)
         if view is None:
+            self._tell()
             check_key(key)
             raise KeyError(key)
         return view
@@ -172,20 +163,11 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
 
         Of what is no key there is none; where there is no default to give, that is a TypeError.
         """
-        while True:
-            entry = self._entries.get(key) if is_key(key) else None
-            if entry is None or (entry.expires is not None and entry.expires <= time.monotonic()):
-                return self._missed(default)
-            try:
-                view = entry.allocation._pinned_view(entry.start, entry.stop)
-            except ClosedError:  # released by another thread, or the cache is closed
-                self._changes.check_usable()
-                continue
-            if self._entries.get(key) is not entry:
-                if view is not None:
-                    self._count(hits=-1)
-                continue
-            return self._missed(default) if view is None else view
+        view = self._store.get(key)
+        if view is None:
+            self._tell()
+            return default
+        return view
 
     @overload
     def get_bytes(self, key: Key) -> bytes | None: ...
@@ -196,41 +178,26 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         view = self.get(key)
         return default if view is None else view.tobytes()
 
-    def _missed(self, default: Any) -> Any:
-        self._changes.check_usable()
-        self._count(misses=1)
-        self._changes.catch_up()
-        self._tell()
-        return default
-
-    def _count(self, *, hits: int = 0, misses: int = 0) -> None:
-        with self._changes.lock:
-            self._store.uncounted_hits -= hits
-            self._misses += misses
-
     def _look_again(self, key: Key) -> memoryview | None:
-        """get() without counting a hit or a miss again."""
-        view = self.get(key)
-        if view is None:
-            self._count(misses=-1)
-        else:
-            self._count(hits=-1)
-        return view
+        """get() without counting a hit or a miss."""
+        return self._store.look_again(key)
 
     def __contains__(self, key: object) -> bool:
         """Whether there is a value: not counted, and without weight for the policy."""
-        self._catch_up()
-        return is_key(key) and key in self._entries
+        there = self._store.contains(key)
+        self._tell()
+        return there
 
     def __len__(self) -> int:
-        self._catch_up()
-        return len(self._entries)
+        count = self._store.count()
+        self._tell()
+        return count
 
     def __iter__(self) -> Iterator[Key]:
         """The keys as they are now; changes meanwhile do no harm."""
-        self._catch_up()
-        with self._changes.lock:
-            return iter(list(self._entries))
+        keys = self._store.keys()
+        self._tell()
+        return iter(keys)
 
     def items(self) -> CacheItems:
         """Keys and values as they are now, one by one; one that goes meanwhile is left out."""
@@ -240,14 +207,11 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         """The values as they are now, one by one; one that goes meanwhile is left out."""
         return CacheValues(self)
 
-    def _catch_up(self) -> None:
-        self._changes.catch_up()
-        self._tell()
-
     # --- writing ---------------------------------------------------------------------------------
 
     def __setitem__(self, key: Key, data: Any) -> None:
-        self.put(key, data)
+        self._put(key, data, None, None)
+        self._tell()
 
     def put(
         self, key: Key, data: Any, *, expire: Expire | None = None, tag: Key | None = None
@@ -263,74 +227,43 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         bytes, OutOfMemoryError if there is no room whatever is given up. The old value is then
         still there.
         """
-        check_key(key)
-        if tag is not None:
-            check_tag(tag)
-        expires = expiry(expire)
-        with buffer_of(data) as view:
-            self._put(key, view, expires, tag)
+        self._put(key, data, lifetime(expire), tag)
         self._tell()
 
     def _put(
-        self, key: Key, view: memoryview, expires: float | None, tag: Key | None, keep: bool = False
+        self, key: Key, data: Any, seconds: float | None, tag: Key | None, keep: bool = False
     ) -> None:
-        self._changes.check_usable()
-        length = view.nbytes
-        pages = whole_pages(length)
-        cost = index_cost(key, tag)
-        shares = self._store.shares_pages(length)
-        size = counted(slab_size(length) if shares else pages, cost)
-        if self.maxsize is not None and size > self.maxsize:
-            raise TooLargeError(
-                f"value too large: {length} bytes, counted as {size} with their key, do not fit "
-                f"into maxsize, {self.maxsize} bytes"
-            )
-        data: Any = view if view.c_contiguous else view.tobytes()
-        if shares:
-            with self._changes.lock:
-                if not self._changes.under_way:
-                    act = self._put_in_slab
-                    self._changes.make(act, key, data, length, expires, tag, keep, otherwise=None)
-                    return
-        reservation = _core.CommitReservation(pages + cost)
-        # Without the lock: the others go on.
-        allocation = self._file._allocate_filled(pages, data)
-        reservation.end()
-        entry = Entry(key, allocation, 0, length, self._store.number(), None, expires, tag)
-        self._changes.make(self._put_alone, entry, keep, otherwise=None)
+        if type(data) is bytes:
+            refused = self._store.put(key, data, seconds, tag, keep)
+        else:
+            with buffer_of(data) as view:
+                if view.c_contiguous:
+                    refused = self._store.put(key, view, seconds, tag, keep)
+                elif self.maxsize is not None and view.nbytes > self.maxsize:
+                    refused = view.nbytes  # without a copy of it
+                else:
+                    refused = self._store.put(key, view.tobytes(), seconds, tag, keep)
+        if refused is not None:
+            self._refuse(key, tag, memoryview(data).nbytes, refused)
 
-    def _put_in_slab(
-        self, key: Key, data: Any, length: int, expires: float | None, tag: Key | None, keep: bool
-    ) -> None:
-        if keep and key in self._entries:
-            return
-        slab, offset = self._store.slot(key, length, index_cost(key, tag))
-        try:
-            slab.allocation._write(offset, data)
-        except Error:
-            slab.vacant.append(offset)
-            raise
-        entry = Entry(
-            key, slab.allocation, offset, length, self._store.number(), slab, expires, tag
+    def _refuse(self, key: Key, tag: Key | None, length: int, counted: int) -> NoReturn:
+        check_key(key)
+        if tag is not None:
+            check_tag(tag)
+        raise TooLargeError(
+            f"value too large: {length} bytes, counted as {counted} with their key, do not fit "
+            f"into maxsize, {self.maxsize} bytes"
         )
-        self._store.add_to_slab(slab, entry)
-
-    def _put_alone(self, entry: Entry, keep: bool) -> None:
-        if keep and entry.key in self._entries:
-            return
-        self._store.make_way(entry.allocation.nbytes, entry.cost, entry.key)
-        self._store.add_alone(entry)
 
     def __delitem__(self, key: Key) -> None:
-        found = is_key(key) and self._remove(key)
-        self._catch_up()
+        found = self._remove(key)
+        self._tell()
         if not found:
             check_key(key)
             raise KeyError(key)
 
     def _remove(self, key: Key) -> bool:
-        there = key in self._entries
-        return self._changes.make(self._store.remove_key, key, otherwise=there)
+        return self._store.remove(key)
 
     def setdefault(self, key: Key, default: Any = b"") -> memoryview:
         """The value, after setting it to ``default`` if there is none."""
@@ -338,8 +271,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         view = self.get(key)
         if view is not None:
             return view
-        with buffer_of(default) as data:
-            self._put(key, data, None, None, keep=True)
+        self._put(key, default, None, None, keep=True)
         self._tell()
         view = self._look_again(key)
         # Gone again already: what was meant to be in the cache.
@@ -353,50 +285,45 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         """Remove and return the value, or ``default``; KeyError without one."""
         if default is _NO_DEFAULT:
             check_key(key)
-        self._catch_up()  # on_discard is called before the value is taken: it may raise
-        view = self._changes.make(self._store.take, key, otherwise=None) if is_key(key) else None
-        if view is None:
-            self._count(misses=1)
+        self._tell()  # before the value is taken: on_discard may raise
+        view = self._store.take(key)
         if view is None and default is _NO_DEFAULT:
             raise KeyError(key)
         return default if view is None else view
 
     def popitem(self) -> tuple[Key, memoryview]:
         """Remove and return the value that would go next. KeyError if there is none."""
-        self._catch_up()  # as in pop()
-        item = self._changes.make(self._store.take_next, otherwise=None)
+        self._tell()  # as in pop()
+        item = self._store.take_next()
         if item is None:
             raise KeyError("the cache is empty")
         return item
 
     def clear(self) -> None:
         """Remove everything."""
-        self._changes.make(self._store.remove_all, otherwise=None)
+        self._store.clear()
         self._tell()
 
     # --- what goes -------------------------------------------------------------------------------
 
     def evict(self, nbytes: str | SupportsIndex) -> int:
         """Give up values of about ``nbytes``, as the policy says. The bytes given up."""
-        given_up = self._changes.make(self._store.evict, parse_size(nbytes, "nbytes"), otherwise=0)
+        given_up = self._store.evict(parse_size(nbytes, "nbytes"))
         self._tell()
         return given_up
 
     def evict_tag(self, tag: Key) -> int:
         """Remove all values with this tag. Their number."""
         check_tag(tag)
-        count = self._changes.make(self._store.remove_tagged, tag, otherwise=0)
+        count = self._store.remove_tagged(tag)
         self._tell()
         return count
 
     def _tell(self) -> None:
-        """Call on_discard, without the lock."""
-        keys = self._store.discarded_keys
-        while keys and self._on_discard is not None:
-            try:
-                key = keys.pop()
-            except IndexError:  # another thread took it
-                return
+        """Call on_discard for what was discarded since."""
+        if self._on_discard is None:
+            return
+        while (key := self._store.take_discarded()) is not None:
             self._on_discard(key)
 
     # --- sharing ---------------------------------------------------------------------------------
@@ -407,7 +334,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         The socket is for its user only. Until the Server is closed, or the cache: it keeps the
         Server.
         """
-        self._changes.check_usable()
+        self._store.check()
         return self._servers.add(lambda: serve(self, path))
 
     @staticmethod
@@ -432,8 +359,9 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     @property
     def currsize(self) -> int:
         """What counts for ``maxsize``: pages, and what the index takes beyond an eighth of that."""
-        self._catch_up()
-        return self._store.size
+        size = self._store.size()
+        self._tell()
+        return size
 
     @property
     def policy(self) -> Policy:
@@ -447,58 +375,39 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
 
     def stats(self) -> CacheStats:
         """What happened so far, and what there is now."""
-        self._catch_up()
-        store = self._store
-        headroom = _core.guard_status()["available"]
-        with self._changes.lock:
-            return CacheStats(
-                hits=store.queue.hits - store.uncounted_hits,
-                misses=self._misses,
-                sets=store.sets,
-                evictions=store.evictions,
-                discards=store.discards,
-                expirations=store.expirations,
-                entries=len(store.entries),
-                value_bytes=store.value_bytes,
-                bytes=store.size,
-                page_bytes=store.held_bytes,
-                index_bytes=store.index_bytes,
-                headroom=headroom,
-            )
+        counts = _core.cache_stats(self._store)
+        self._tell()
+        return CacheStats(**counts, headroom=_core.guard_status()["available"])
 
     # --- the end ---------------------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._changes.closed
+        return self._closed
+
+    @property
+    def _forked(self) -> bool:
+        """Whether this is a forked child of the process that made it."""
+        return bool(self._process != _core.process_generation())
 
     def close(self) -> None:
         """Release all values, and close the file if it is the cache's own. Views stay valid."""
-        changes = self._changes
-        if changes.forked:  # another thread of the parent may have the lock
-            changes.closed = True
-            self._entries.clear()
+        self._closed = True
+        if self._forked:
             return
-        with changes.lock:
-            if changes.closed:
-                return
-            if not self._file.closed:
-                with suppress(ClosedError):  # another thread has just closed the file
-                    changes.make(self._store.remove_all, otherwise=None)
-                if self._name is not None:
-                    with suppress(OptionError):  # it was removed already
-                        self._file.remove_save_hook(self._name)
-            changes.closed = True
-            self._entries.clear()
+        self._store.close()
+        name, self._name = self._name, None
+        if name is not None and not self._file.closed:
+            with suppress(OptionError, ClosedError):  # another thread has removed, or closed it
+                self._file.remove_save_hook(name)
         self._servers.close()
         self._monitor.close()
         if self._owns_file:
             self._file.close()
 
     def __del__(self) -> None:
-        # Values in slabs know each other, and would wait for the garbage collector.
-        if "_changes" in self.__dict__ and not sys.is_finalizing():
+        if "_store" in self.__dict__ and not sys.is_finalizing():
             self.close()
 
     def __enter__(self) -> Self:
@@ -513,19 +422,17 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
 
     def _verify(self) -> str | None:
         """The first invariant that is broken, for pgalloc.testing."""
-        with self._changes.lock:
-            self._changes.catch_up()
-            return broken_invariant(self._store)
+        return _core.cache_verify(self._store)
 
     def __repr__(self) -> str:
         name = type(self).__name__
         try:
-            self._changes.catch_up()
+            count, size = self._store.count(), self._store.size()
         except ClosedError:
             return f"<{name} closed>"
         except ForkedError:
             return f"<{name} of the parent process>"
         return (
-            f"<{name} of {len(self._entries)} values, {self._store.size} bytes, "
+            f"<{name} of {count} values, {size} bytes, "
             f"maxsize={self.maxsize}, policy={str(self._policy)!r}>"
         )

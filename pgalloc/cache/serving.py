@@ -7,7 +7,6 @@ discarded nor used for something else before the reader has let go of it, or has
 from __future__ import annotations
 
 import os
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
@@ -47,18 +46,9 @@ def serve(cache: Cache, path: str | bytes | os.PathLike[str] | os.PathLike[bytes
 
 
 def _look_up(cache: Cache, key: Key) -> Value | None:
-    """Called by the broker. What changes at this very moment is a miss."""
-    cache._changes.check_usable()
-    entry = cache._entries.get(key)
-    if entry is not None and (entry.expires is None or entry.expires > time.monotonic()):
-        try:
-            view = entry.allocation._pinned_view(entry.start, entry.stop)
-        except ClosedError:
-            view = None
-        if view is not None and cache._entries.get(key) is entry:
-            return Value(entry.allocation, entry.start, entry.stop, view)
-    cache._count(misses=1)
-    return None
+    """Called by the broker."""
+    found = cache._store.look_up(key)
+    return None if found is None else Value(cache.file, *found)
 
 
 class CacheReader(Uncopyable):

@@ -12,10 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pgalloc import _core
-from pgalloc.allocation import Allocation
-from pgalloc.cache.entry import Entry
-from pgalloc.cache.keys import Decoder, Key, encode_key, encode_length
-from pgalloc.cache.slabs import Slab, is_possible
+from pgalloc.cache.keys import Decoder, Key, encode_length
 from pgalloc.errors import (
     RangeError,
     RefCountError,
@@ -38,22 +35,17 @@ def encode(cache: Cache | None) -> bytes:
     """
     if cache is None:
         return b""
-    with cache._changes.lock:
-        cache._changes.catch_up()
-        offset = time.time() - time.monotonic()
-        parts = [encode_length(_VERSION)]
-        for holder in cache._store.holders.values():
-            entries = [holder] if isinstance(holder, Entry) else list(holder.entries.values())
-            slot = 0 if isinstance(holder, Entry) else holder.slot
-            range_ = holder.allocation.range
-            parts.append(_HOLDER.pack(range_.start, range_.length, slot, len(entries)))
-            for entry in entries:
-                expires = 0.0 if entry.expires is None else entry.expires + offset
-                parts.append(_VALUE.pack(entry.start, entry.length, expires, entry.tag is not None))
-                if entry.tag is not None:
-                    parts.append(encode_key(entry.tag))
-                parts.append(encode_key(entry.key))
-        return b"".join(parts)
+    parts = [encode_length(_VERSION)]
+    now = time.time()
+    for start, length, slot, values in _core.cache_save(cache._store):
+        parts.append(_HOLDER.pack(start, length, slot, len(values)))
+        for offset, size, seconds, tag, key in values:
+            expires = 0.0 if seconds is None else now + seconds
+            parts.append(_VALUE.pack(offset, size, expires, tag is not None))
+            if tag is not None:
+                parts.append(tag)
+            parts.append(key)
+    return b"".join(parts)
 
 
 def decode(cache: Cache, payload: bytes) -> None:
@@ -63,69 +55,28 @@ def decode(cache: Cache, payload: bytes) -> None:
     decoder = Decoder(payload)
     if decoder.number(4) != _VERSION:
         raise SnapshotVersionError("the image has a cache of a later version")
-    cache._changes.make(_decode_all, cache, decoder, otherwise=None)
-
-
-def _decode_all(cache: Cache, decoder: Decoder) -> None:
-    offset = time.time() - time.monotonic()
+    now = time.time()
     while not decoder.at_end:
-        _decode_holder(cache, decoder, offset)
-    cache._store.shrink()
+        _decode_holder(cache, decoder, now)
 
 
-def _decode_holder(cache: Cache, decoder: Decoder, clock_offset: float) -> None:
+def _decode_holder(cache: Cache, decoder: Decoder, now: float) -> None:
     start, length, slot, count = _HOLDER.unpack(decoder.take(_HOLDER.size))
-    possible = is_possible(slot, length) if slot else count == 1
-    if start + length >= 2**63 or not possible:
+    if start + length >= 2**63:
         raise SnapshotCorruptError("a cache in the image has impossible pages")
+    values = [_decode_value(decoder, now) for _ in range(count)]
     try:
-        allocation = Allocation.adopt(cache.file, _core.FileRange(start, start + length))
+        _core.cache_restore(cache._store, start, length, slot, values)
     except (RangeError, RefCountError) as error:
         raise SnapshotCorruptError("a cache in the image has pages that are not its own") from error
-    number = cache._store.number()
-    slab = Slab(allocation, slot, number) if slot else None
-    try:
-        entries = [
-            _decode_value(decoder, allocation, slab, cache, clock_offset) for _ in range(count)
-        ]
-        if slab is not None:
-            _fill(slab, entries)
-    except BaseException:
-        allocation.release()
-        raise
-    if not entries:
-        allocation.release()
-        return
-    if slab is None:
-        entries[0].id = number
-    else:
-        cache._store.slabs.take_over(slab)
-    cache._store.hold(entries[0] if slab is None else slab)
-    for entry in entries:
-        cache._store.enter(entry)
-
-
-def _fill(slab: Slab, entries: list[Entry]) -> None:
-    slab.fresh = slab.allocation.nbytes // slab.slot * slab.slot
-    slab.entries = {entry.start: entry for entry in entries}
-    if len(slab.entries) != len(entries):
-        raise SnapshotCorruptError("two values of a cache in the image share a slot")
-    if len({entry.key for entry in entries}) != len(entries):
-        raise SnapshotCorruptError("a cache in the image has a key twice")
 
 
 def _decode_value(
-    decoder: Decoder, allocation: Allocation, slab: Slab | None, cache: Cache, clock_offset: float
-) -> Entry:
-    start, length, expires, tagged = _VALUE.unpack(decoder.take(_VALUE.size))
-    room = allocation.nbytes if slab is None else slab.slot
-    misplaced = start % slab.slot if slab else start
-    if length > room or start + room > allocation.nbytes or misplaced:
-        raise SnapshotCorruptError("a value of a cache in the image is not where it could be")
+    decoder: Decoder, now: float
+) -> tuple[int, int, float | None, Key | None, Key]:
+    offset, length, expires, tagged = _VALUE.unpack(decoder.take(_VALUE.size))
     tag: Key | None = decoder.key() if tagged else None
     key = decoder.key()
     if not 0 <= expires < float("inf"):
         raise SnapshotCorruptError("a value of a cache in the image has no time to expire")
-    expires_at = expires - clock_offset if expires else None
-    number = cache._store.number()
-    return Entry(key, allocation, start, length, number, slab, expires_at, tag)
+    return offset, length, expires - now if expires else None, tag, key

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import numbers
 import re
-import time
 from typing import Any, SupportsFloat, TypeAlias
 
 from pgalloc.errors import OptionError
@@ -36,15 +35,14 @@ def buffer_of(data: Any) -> memoryview:
     return view
 
 
-def expiry(expire: Expire | None) -> float | None:
-    """When a value expires, by time.monotonic(); None for never."""
+def lifetime(expire: Expire | None) -> float | None:
+    """For how many seconds a value is there; None for ever."""
     if expire is None:
         return None
     seconds = _seconds(expire)
     if not seconds > 0:
         raise OptionError("expire must be more than 0 seconds")
-    # More than 3000 years is for ever; and the clock is added to it.
-    return time.monotonic() + seconds if seconds < 1e11 else None
+    return seconds
 
 
 def _seconds(expire: Expire) -> float:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pgalloc import _core, fork
-from pgalloc.allocation import Allocation
 from pgalloc.errors import ClosedError, Error
 from pgalloc.threads import PARK_TIMEOUT_S, Thread
+
+if TYPE_CHECKING:
+    from pgalloc._core import FileRange
+    from pgalloc.memory_file import MemoryFile
 
 _log = logging.getLogger("pgalloc")
 
@@ -22,7 +25,8 @@ _log = logging.getLogger("pgalloc")
 class Value(NamedTuple):
     """A value of a cache: bytes ``[start, stop)`` of pages; ``view`` keeps them as they are."""
 
-    pages: Allocation
+    file: MemoryFile
+    range: FileRange
     start: int
     stop: int
     view: memoryview
@@ -78,9 +82,10 @@ class LookupThread:
             if value is None:
                 self.questions.answer_nothing(number)
                 return
-            pages = value.pages
             self._views[number] = value.view
-            wanted = self.questions.answer(number, pages.file, pages.range, value.start, value.stop)
+            wanted = self.questions.answer(
+                number, value.file, value.range, value.start, value.stop
+            )
             if not wanted:
                 del self._views[number]
         except BaseException as error:

@@ -187,7 +187,7 @@ class S3Fifo : public Reference {
 
 class Both {
  public:
-  Both(DiscardPolicy policy, uint64_t seed) : random_(seed), queue_(policy, /*tells_ids=*/true) {
+  Both(DiscardPolicy policy, uint64_t seed) : random_(seed), queue_(policy) {
     entries_.resize(kEntries);
     for (uint64_t id = 0; id < kEntries; ++id) {
       entries_[id].id = entries_[id].hash = id;
@@ -238,15 +238,13 @@ class Both {
     while (reference_->any_free()) evict();
     EXPECT(queue_.take_victim() == nullptr);
     EXPECT_EQ(queue_.size(), 0u);
-    EXPECT_EQ(queue_.take_discarded_ids(), told_);
-    EXPECT_EQ(queue_.discards(), discards_);
   }
 
  private:
   static constexpr uint64_t kEntries = 24;
 
   void unpin(Discardable& entry) {
-    window_ = queue_.size() + told_.size() + 1;
+    window_ = queue_.size() + 1;
     if (reference_->has(entry.id)) {
       reference_->let_go(entry.id);
     } else {
@@ -263,21 +261,14 @@ class Both {
     if (random_.one_in(4)) {
       reference_->put_last(expected);
       queue_.refuse(*victim);
-      return;
     }
-    queue_.discarded(*victim);
-    told_.push_back(victim->id);
-    ++discards_;
-    if (told_.size() == 8) EXPECT_EQ(queue_.take_discarded_ids(), std::exchange(told_, {}));
   }
 
   Random random_;
   DiscardQueue queue_;
   std::vector<Discardable> entries_;
   std::unique_ptr<Reference> reference_;
-  std::vector<uint64_t> told_;
   size_t window_ = 0;
-  uint64_t discards_ = 0;
 };
 
 void compare(DiscardPolicy policy) {
@@ -297,7 +288,7 @@ TEST(s3_fifo_is_as_its_paper_says) { compare(DiscardPolicy::kS3Fifo); }
 // A queue with entries 0, 1, 2 ... of a page each; the first `waiting` were unpinned in this order.
 class Few {
  public:
-  explicit Few(DiscardPolicy policy, uint64_t waiting = 0) : queue(policy, /*tells_ids=*/true) {
+  explicit Few(DiscardPolicy policy, uint64_t waiting = 0) : queue(policy) {
     entries.resize(40);
     for (uint64_t id = 0; id < entries.size(); ++id) {
       entries[id].id = entries[id].hash = id;
@@ -315,7 +306,6 @@ class Few {
       Discardable* const victim = queue.take_victim();
       if (victim == nullptr) break;
       ids.push_back(victim->id);
-      queue.discarded(*victim);
     }
     return ids;
   }
@@ -419,11 +409,9 @@ TEST(s3_fifo_sends_who_comes_back_soon_to_main) {
 TEST(s3_fifo_forgets_ghosts_after_as_many_departures_as_there_are_entries) {
   Few few(DiscardPolicy::kS3Fifo, 2);
   EXPECT_EQ(few.victims(1), Ids{0});
-  (void)few.queue.take_discarded_ids();  // or they would count as entries
   for (uint64_t id = 2; id < 8; ++id) {
     few.unpin(id);
     EXPECT_EQ(few.victims(1), Ids{id - 1});
-    (void)few.queue.take_discarded_ids();
   }
   few.unpin(0);
   few.unpin(8);
@@ -467,57 +455,34 @@ TEST(refused_means_last) {
     EXPECT_EQ(victim->id, 0u);
     few.queue.refuse(*victim);
     EXPECT_EQ(few.victims(4), (Ids{1, 2, 0}));
-    EXPECT_EQ(few.queue.take_discarded_ids(), (Ids{1, 2, 0}));
-    EXPECT_EQ(few.queue.take_discarded_ids(), Ids{});
-    EXPECT_EQ(few.queue.discards(), 3u);
   }
 }
 
-TEST(victims_by_bytes_are_those_of_the_policy_then_those_that_are_held) {
+TEST(victims_are_those_of_the_policy_then_those_that_are_held) {
   for (const DiscardPolicy policy : kInPlace) {
     Few few(policy, 4);
     few.pin(0);
-    EXPECT_EQ(few.queue.take_victims(2 * page_size()), (Ids{1, 2}));
-    EXPECT_EQ(few.queue.take_victims(page_size() + 1), (Ids{3, 0}));
-    EXPECT_EQ(few.queue.take_victims(1), Ids{});
-    EXPECT_EQ(few.queue.discards(), 0u);
-    EXPECT_EQ(few.queue.take_discarded_ids(), Ids{});
+    for (const uint64_t expected : {1, 2, 3, 0}) {
+      const Discardable* const victim = few.queue.take_victim_or_held();
+      EXPECT(victim != nullptr && victim->list == nullptr);
+      EXPECT_EQ(victim->id, expected);
+    }
+    EXPECT(few.queue.take_victim_or_held() == nullptr);
   }
 }
 
 TEST(discarding_takes_no_memory) {
   for (const DiscardPolicy policy : all_policies()) {
-    DiscardQueue queue(policy, /*tells_ids=*/true);
-    std::vector<uint64_t> expected;
-    // The ids of the first rounds are not fetched before the last one.
+    DiscardQueue queue(policy);
     for (const uint64_t entries : {1, 2, 3, 100, 5}) {
       std::deque<Discardable> all(entries);
-      for (Discardable& entry : all) {
-        entry.id = expected.size();
-        expected.push_back(entry.id);
-        queue.unpinned(entry);
-      }
+      for (Discardable& entry : all) queue.unpinned(entry);
       native_tests::allocations_left = 0;
-      while (Discardable* const victim = queue.take_victim()) queue.discarded(*victim);
+      while (queue.take_victim() != nullptr) {
+      }
       EXPECT_EQ(std::exchange(native_tests::allocations_left, -1), 0);
     }
-    std::vector<uint64_t> ids = queue.take_discarded_ids();
-    std::sort(ids.begin(), ids.end());
-    EXPECT_EQ(ids, expected);
-    EXPECT(queue.take_discarded_ids().empty());
   }
-}
-
-TEST(a_queue_that_tells_no_ids_keeps_none) {
-  DiscardQueue queue(DiscardPolicy::kLru);
-  Discardable entry;
-  entry.range = pages(0, 1);
-  queue.unpinned(entry);
-  queue.discarded(*queue.take_victim());
-  EXPECT_EQ(queue.discards(), 1u);
-  EXPECT_EQ(queue.take_discarded_ids(), Ids{});
-  queue.count_hit();
-  EXPECT_EQ(queue.hits(), 1u);
 }
 
 }  // namespace

@@ -224,26 +224,135 @@ TEST(a_sweep_leaves_what_a_handle_has_pinned) {
   EXPECT_EQ(rig.discarder.sweep(kAll, true), 2 * page_size());
 }
 
-TEST(queues_go_by_the_order_of_unpinning) {
+// A keeper of a few ranges: those that were kept first go first.
+class FewKept final : public Keeper {
+ public:
+  explicit FewKept(Rig& rig) : rig_(rig) { rig_.discarder.add_keeper(*this); }
+  ~FewKept() { rig_.discarder.remove_keeper(*this); }
+
+  bool keep(FileRange range, uint64_t order) {
+    kept_.push_back({range, order});
+    return rig_.discarder.begin_keep(range).ok();
+  }
+  std::optional<uint64_t> next_order() override {
+    return kept_.empty() ? std::nullopt : std::optional(kept_.front().second);
+  }
+  Discarded discard(uint64_t bytes_max, uint64_t order_max) override {
+    Discarded all;
+    while (all.bytes < bytes_max && !kept_.empty() && kept_.front().second <= order_max) {
+      const FileRange range = kept_.front().first;
+      kept_.erase(kept_.begin());
+      const Discarded one = rig_.discarder.discard_kept({&range, 1});
+      all.bytes += range.length();
+      all.given_back += one.given_back;
+      EXPECT(rig_.references.drop_kept(range).ok());
+    }
+    return all;
+  }
+  void before_fork() override {}
+  void after_fork_in_parent() override {}
+
+ private:
+  Rig& rig_;
+  std::vector<std::pair<FileRange, uint64_t>> kept_;
+};
+
+TEST(keepers_and_queues_go_by_the_order_of_unpinning) {
   Rig rig;
-  const auto queue = rig.discarder.add_queue(DiscardPolicy::kSieve);
-  Handle first(rig, rig.allocate(1), queue.get());
-  Handle second(rig, rig.allocate(1));
-  Handle third(rig, rig.allocate(1), queue.get());
-  first.id = 10;
-  third.id = 30;
-  EXPECT(first.unpin() && second.unpin() && third.unpin());
+  FewKept keeper(rig);
+  Handle before(rig, rig.allocate(1));
+  EXPECT(before.unpin());
   const uint64_t order = *rig.discarder.next_order();
-  EXPECT_EQ(order, first.order);
+  const FileRange kept = rig.allocate(1);
+  rig.fill(kept, 'x');
+  EXPECT(keeper.keep(kept, order + 1));
+  EXPECT_EQ(*rig.discarder.next_order(), order);
   EXPECT_EQ(rig.discarder.discard(1, order).bytes, page_size());
+  EXPECT(!before.pin());
+  EXPECT_EQ(*rig.discarder.next_order(), order + 1);
   EXPECT_EQ(rig.discarder.discard(1, order).bytes, 0u);  // what came later
-  EXPECT_EQ(rig.discarder.take_discarded_ids(*queue), std::vector<uint64_t>{10});
-  EXPECT_EQ(rig.discarder.discard(1, kAll).bytes, page_size());
-  EXPECT(!second.pin());
-  EXPECT(third.pin(/*in_place=*/true));
-  EXPECT_EQ(rig.discarder.discard(1, kAll).bytes, 0u);  // held in its place
-  EXPECT(third.unpin());
-  EXPECT_EQ(rig.discarder.take_victims(*queue, 1), std::vector<uint64_t>{30});
+  EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/false), 0u);
+  const auto discarded = rig.discarder.discard(1, order + 1);
+  EXPECT_EQ(discarded.bytes, page_size());
+  EXPECT_EQ(discarded.given_back, page_size());
+  EXPECT(!rig.discarder.next_order().has_value());
+}
+
+TEST(a_keeper_goes_before_what_is_unpinned_later) {
+  Rig rig;
+  FewKept keeper(rig);
+  EXPECT(keeper.keep(rig.allocate(2), 0));
+  Handle later(rig, rig.allocate(1));
+  EXPECT(later.unpin());
+  EXPECT_EQ(*rig.discarder.next_order(), 0u);
+  EXPECT_EQ(rig.discarder.discard(1, kAll).bytes, 2 * page_size());
+  EXPECT(later.pin());
+}
+
+TEST(what_is_kept_is_discarded_by_its_keeper_only) {
+  Rig rig;
+  FewKept keeper(rig);
+  const FileRange kept = rig.allocate(2);
+  rig.fill(kept, 'x');
+  EXPECT(keeper.keep(kept, 7));
+  EXPECT_EQ(rig.discarder.begin_keep(kept).code(), ErrorCode::kRefCount);
+  Handle other(rig, kept);  // a second handle
+  EXPECT(rig.references.inc_ref(kept, 0).ok());
+  EXPECT(other.unpin());
+  EXPECT_EQ(rig.discarder.discard_kept({&kept, 1}).bytes, 0u);  // there is another handle
+  EXPECT(rig.all(kept, 'x'));
+  EXPECT(other.pin());
+  EXPECT(rig.references.dec_ref(kept).ok());
+  EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/true), 2 * page_size());  // by its keeper
+  EXPECT(!rig.discarder.next_order().has_value());
+}
+
+TEST(keepers_discard_nothing_while_discards_are_held) {
+  Rig rig;
+  FewKept keeper(rig);
+  EXPECT(keeper.keep(rig.allocate(1), 0));
+  rig.discarder.hold();
+  EXPECT(!rig.discarder.next_order().has_value());
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, 0u);
+  EXPECT_EQ(rig.discarder.sweep(kAll, /*waiting=*/true), 0u);
+  rig.discarder.resume();
+  EXPECT_EQ(rig.discarder.discard(kAll, kAll).bytes, page_size());
+}
+
+TEST(dropping_kept_pages_leaves_them_to_those_who_have_them) {
+  Rig rig;
+  const FileRange kept = rig.allocate(2);
+  EXPECT(rig.discarder.begin_keep(kept).ok());
+  EXPECT(rig.references.inc_ref(kept, 0).ok());
+  EXPECT(rig.references.drop_kept(kept).ok());
+  EXPECT_EQ(rig.references.drop_kept(kept).code(), ErrorCode::kRefCount);
+  EXPECT(rig.discarder.begin_keep(kept).ok());  // by another keeper
+  EXPECT(rig.references.drop_kept(kept).ok());
+  EXPECT(!rig.references.dec_ref(kept).ok());  // it is gone
+}
+
+TEST(pages_that_are_kept_are_no_handles_when_a_process_forks) {
+  Rig rig;
+  const FileRange kept = rig.allocate(2);
+  const FileRange owned = rig.allocate(1);
+  EXPECT(rig.discarder.begin_keep(kept).ok());
+  References::Counts leases;
+  {
+    FileLock lock(rig.state);
+    rig.references.lease_pinned(&leases);
+  }
+  EXPECT_EQ(leases.size(), 1u);
+  EXPECT(leases.front().first == owned);
+  EXPECT(rig.discarder.end_keep(kept).ok());
+  {
+    FileLock lock(rig.state);
+    rig.references.undo_leases(leases, 0);
+    rig.references.lease_pinned(&leases);
+    uint64_t bytes = 0;
+    for (const auto& [range, handles] : leases) bytes += range.length();
+    EXPECT_EQ(bytes, 3 * page_size());
+    rig.references.undo_leases(leases, 0);
+  }
 }
 
 TEST(a_batch_takes_so_many_bytes_and_neighbours_in_one_punch) {

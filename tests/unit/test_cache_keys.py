@@ -15,8 +15,7 @@ import pytest
 from conftest import PAGE
 from no_keys import NO_KEYS
 
-from pgalloc import Cache, MemoryFile, OptionError, testing
-from pgalloc.cache import values
+from pgalloc import Cache, MemoryFile, OptionError, _core, testing
 
 
 @pytest.fixture
@@ -133,12 +132,15 @@ SECONDS += [np.float64(1.5), np.int16(1), np.longdouble(1.5), datetime.timedelta
 
 @pytest.mark.parametrize("expire", SECONDS, ids=lambda value: type(value).__name__)
 def test_expire_takes_every_real_number(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch, expire: Any
+    cache: Cache, expire: Any
 ) -> None:
-    monkeypatch.setattr(values.time, "monotonic", lambda: 100.0)
-    cache.put("k", b"v", expire=expire)
     seconds = expire.total_seconds() if isinstance(expire, datetime.timedelta) else float(expire)
-    assert cache._entries["k"].expires == 100 + seconds
+    with testing.ManualClock(cache.file) as clock:
+        cache.put("k", b"v", expire=expire)
+        clock.advance(seconds - 1e-6)
+        assert "k" in cache
+        clock.advance(2e-6)
+        assert "k" not in cache
 
 
 EVER: list[Any] = [float("inf"), 10**400, fractions.Fraction(10**400), decimal.Decimal("1e999")]
@@ -153,7 +155,9 @@ NO_SECONDS += [np.timedelta64(1, "s"), datetime.time(1), np.array([1.0])]
 def test_expire_at_its_limits(cache: Cache) -> None:
     for expire in EVER:
         cache.put("k", b"v", expire=expire)
-        assert cache._entries["k"].expires is None
+        with testing.ManualClock(cache.file) as clock:
+            clock.advance(1e9)
+            assert "k" in cache
     for expire in NEVER:
         with pytest.raises(OptionError, match="more than 0"):
             cache.put("k", b"new", expire=expire)
@@ -232,7 +236,7 @@ def test_a_callback_that_raises_costs_no_value() -> None:
             for left in (8, 8):
                 with pytest.raises(Stopped):
                     use(cache)  # type: ignore[no-untyped-call]
-                assert len(cache._entries) == left
+                assert _core.cache_stats(cache._store)["entries"] == left
             assert len(use(cache)) == PAGE  # type: ignore[no-untyped-call]
             assert len(cache) == 7
             testing.verify_cache(cache)

@@ -14,8 +14,9 @@ import pytest
 from conftest import PAGE
 
 import pgalloc
-from pgalloc import Cache, MemoryFile, SnapshotError, testing
-from pgalloc.cache import mapping, snapshot, store, values
+from pgalloc import Cache, MemoryFile, SnapshotError, _core, testing
+from pgalloc.cache import snapshot
+from pgalloc.cache.keys import Decoder, encode_key
 from pgalloc.cache.snapshot import encode
 
 LENGTHS = [0, 1, 200, 512, 513, 3072, 3073, 4096, 4097, 30000]
@@ -38,7 +39,12 @@ def test_save_and_restore(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
     with MemoryFile() as mf, Cache(file=mf, name="c") as cache, Cache(file=mf, name="d") as other:
         expected, others = fill(cache), fill(other, 30)
-        tagged = {e.key for e in cache._store.entries.values() if e.tag == "even"}
+        tagged = {
+            Decoder(key).key()
+            for _, _, _, values in _core.cache_save(cache._store)
+            for _, _, _, tag, key in values
+            if tag == encode_key("even")
+        }
         mf.save(path)
     caches: dict[str, Cache] = {}
 
@@ -72,26 +78,30 @@ def test_save_and_restore(mode: str, tmp_path: Path) -> None:
 
 
 def test_expiry_goes_on_over_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = types.SimpleNamespace(now=50.0, wall=1e9)
-    fake = types.SimpleNamespace(monotonic=lambda: clock.now, time=lambda: clock.wall)
-    for module in (mapping, store, values, snapshot):
-        monkeypatch.setattr(module, "time", fake)
+    clock = types.SimpleNamespace(wall=1e9)
+    monkeypatch.setattr(snapshot, "time", types.SimpleNamespace(time=lambda: clock.wall))
     with Cache() as cache:
-        for seconds in (10, 100, 1e10, float("inf")):
+        for seconds in (10, 100, 1e9, float("inf")):
             cache.put(str(seconds), b"v", expire=seconds)
         image = io.BytesIO()
         cache.file.save_hook("c", save=lambda: encode(cache))
         cache.file.save(image)
-    clock.now, clock.wall = 7.0, 1e9 + 60  # another boot, a minute later
+    clock.wall += 60  # another boot, a minute later
     made: list[Cache] = []
-    restore = lambda file, data: made.append(Cache.from_snapshot(file, data))  # noqa: E731
+    times: list[testing.ManualClock] = []
+
+    def restore(file: Any, data: bytes) -> None:
+        times.append(testing.ManualClock(file))
+        times[0].__enter__()
+        made.append(Cache.from_snapshot(file, data))
+
     with MemoryFile.restore(io.BytesIO(image.getvalue()), hooks={"c": restore}), made[0] as cache:
-        assert set(cache) == {"100", "10000000000.0", "inf"}
-        clock.now += 39
+        assert set(cache) == {"100", "1000000000.0", "inf"}
+        times[0].advance(39)
         assert "100" in cache
-        clock.now += 2
+        times[0].advance(2)
         assert "100" not in cache
-        clock.now += 1e10
+        times[0].advance(1e9)
         assert set(cache) == {"inf"}
 
 

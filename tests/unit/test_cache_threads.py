@@ -126,7 +126,6 @@ def test_a_view_has_what_was_put(policy: Policy, lengths: tuple[int, ...]) -> No
         run_threads(*(lambda seed=seed: use(seed) for seed in range(4)), discard, aim=aim)
         assert cache.stats().discards == len(told) > 0
         testing.verify_cache(cache)
-        assert not cache._changes._broken
 
 
 def test_a_value_that_is_looked_at_while_it_is_discarded() -> None:
@@ -310,7 +309,6 @@ def test_finalizers_use_the_cache_wherever_they_run(policy: Policy) -> None:
         assert not errors, errors[0]
         assert ran > 1000
         testing.verify_cache(cache)
-        assert not cache._changes._broken
 
 
 class Interrupted(BaseException):
@@ -370,21 +368,6 @@ def test_interrupts_at_random_moments(policy: Policy) -> None:
             aim.assert_hit()
     finally:
         signal.signal(signal.SIGALRM, before)
-
-
-def test_tables_that_are_mended_keep_the_values() -> None:
-    with Cache(on_discard=len) as cache:
-        for i in range(100):
-            cache.put(i, stamped(i, 0, 100 if i % 2 else 5000), tag=i % 3)
-        lost = cache._store.holders.popitem()[1]
-        cache._store.held_bytes = 7
-        cache._store._tags.clear()
-        cache._changes._broken = True
-        assert len(cache) == 100
-        testing.verify_cache(cache)
-        assert lost in cache._store.holders.values()
-        assert all(is_stamped(view, key) for key, view in cache.items())
-        assert cache.evict_tag(1) == 33
 
 
 # --- fork, and the end ---------------------------------------------------------------------------

@@ -468,19 +468,19 @@ def test_flights_leave_nothing(cache: Cache, pool: ThreadPoolExecutor) -> None:
 
 
 @pytest.mark.leaks_allowed
-def test_a_child_that_c_code_forks_while_the_lock_is_held(cache: Cache) -> None:
+def test_a_child_that_c_code_forks_while_the_cache_is_used(cache: Cache) -> None:
     """As uWSGI does: no hook of Python's has run. Nothing waits for the parent's thread."""
     cache[1] = b"v"
     f = cached(cache, result=bytes)(lambda x: b"%d" % x)
     assert f(1) == b"1"
     held, go = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with cache._changes.lock:
+    def use() -> None:
+        while not go.is_set():
+            cache[2] = bytes(cache[1])
             held.set()
-            go.wait(TIMEOUT_S)
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=use)
     thread.start()
     assert held.wait(TIMEOUT_S)
     pid = ctypes.PyDLL(None).fork()

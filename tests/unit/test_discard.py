@@ -317,7 +317,7 @@ def test_a_forked_child_neither_pins_nor_discards(mf: MemoryFile) -> None:
     if pid == 0:
         status = 1
         try:
-            for act in (a.pin, lambda: a._pinned_view(0, PAGE), a.view):
+            for act in (a.pin, a.view):
                 with pytest.raises(pgalloc.ForkedError):
                     act()
             del a
@@ -327,54 +327,6 @@ def test_a_forked_child_neither_pins_nor_discards(mf: MemoryFile) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert a.pin()
     assert is_all(a, b"a")
-
-
-def test_a_part_that_is_peeked_at(mf: MemoryFile) -> None:
-    a = filled(mf, 4, b"a")
-    a._write(PAGE - 1, b"xyz")
-    a.unpin()
-    part = a._pinned_view(PAGE - 1, PAGE + 2)
-    assert part is not None
-    assert part.readonly
-    assert bytes(part) == b"xyz"
-    assert a.pinned
-    assert memoryview(part.obj).readonly
-    part.release()
-    del part
-    assert not a.pinned
-    assert a._pinned_view(0, 0) is not None
-    with pytest.raises(pgalloc.RangeError):
-        a._pinned_view(0, a.nbytes + 1)
-    discard(mf, MIB)
-    assert a._pinned_view(0, 1) is None
-    assert not a.pinned
-
-
-@pytest.mark.parametrize("policy", list(Policy))
-def test_a_queue_with_a_policy(mf: MemoryFile, policy: Policy) -> None:
-    queue = _core.DiscardQueue(mf, policy)
-    allocations = [filled(mf, 1, b"q") for _ in range(40)]
-    for i, a in enumerate(allocations):
-        a._unpin_into(queue, i, i)
-    for a in allocations[:10]:
-        for _ in range(3):
-            assert a._pinned_view(0, 1) is not None
-    assert queue.hits == 30
-    held = allocations[20].view()
-    with testing.ManualPressure() as pressure:
-        pressure.demand(20 * PAGE)
-    gone = queue.take_discarded()
-    assert 20 <= len(gone) <= 40
-    assert queue.discards == len(gone)
-    assert not set(gone) & {*range(10), 20}, "the visited and the held stay"
-    assert gone == sorted(gone)
-    assert queue.take_discarded() == []
-    assert bytes(held[:1]) == b"q"
-    held.release()
-    victims = queue.take_victims(40 * PAGE)
-    assert len(set(victims) | set(gone)) == 40
-    assert queue.take_victims(PAGE) == []
-    testing.verify(mf)
 
 
 def test_what_was_written_beside_what_is_pinned_goes_too(mf: MemoryFile) -> None:

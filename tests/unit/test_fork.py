@@ -386,7 +386,7 @@ class Forks:
         return self.value
 
 
-@pytest.mark.parametrize("what", ["allocate", "allocate_range", "memcg_id", "filled", "inc_ref"])
+@pytest.mark.parametrize("what", ["allocate", "allocate_range", "memcg_id", "inc_ref"])
 def test_reading_an_argument_may_fork(mf: MemoryFile, what: str) -> None:
     """The child asks its parent, or is refused: it never uses what is the parent's."""
     length = Forks(PAGE)
@@ -396,7 +396,6 @@ def test_reading_an_argument_may_fork(mf: MemoryFile, what: str) -> None:
         "allocate": lambda: mf.allocate(length),
         "allocate_range": lambda: pgalloc.Allocation(mf, mf.allocate_range(length)),
         "memcg_id": lambda: mf.allocate(PAGE, memcg_id=memcg_id),
-        "filled": lambda: mf._allocate_filled(length, b""),
         "inc_ref": lambda: mf.inc_ref(kept.range, memcg_id),
     }
     result: Any = None

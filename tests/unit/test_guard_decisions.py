@@ -332,6 +332,19 @@ def test_room_is_made_by_discarding(bench: Bench, mf: MemoryFile) -> None:
     assert lost >= 5
 
 
+def test_a_value_needs_room_for_its_key(bench: Bench) -> None:
+    group = bench.level()
+    group.set(limit=100 * MIB, usage=98 * MIB)
+    bench.watch(group)
+    with pgalloc.Cache(headroom=0) as cache:
+        cache["short"] = b"small"
+        for value in (b"small", bytes(5000)):
+            with pytest.raises(OutOfMemoryError):
+                cache["k" * (4 * MIB)] = value
+        assert list(cache) == ["short"]
+        pgalloc.testing.verify_cache(cache)
+
+
 def test_small_commits_cost_no_look(bench: Bench) -> None:
     group = bench.level()
     group.set(limit=1000 * MIB, usage=0)

@@ -30,14 +30,14 @@ def _assert_ends(code: str) -> None:
 PROGRAMS = {
     "a __class__ that raises": """
 import pgalloc
+from pgalloc import _core
 class Raises:
     @property
     def __class__(self): raise ValueError("no")
 for call in (
     lambda it: pgalloc.Allocation(it, pgalloc.FileRange(0, 4096)),
     lambda it: pgalloc.MemoryFile.total_usage(it),
-    lambda it: mf.allocate(4096)._unpin_into(it, 1, 2),
-    lambda it: mf.allocate(4096)._count_hits_in(it),
+    lambda it: _core.CacheStore(it, "lru", None, False),
 ):
     mf = pgalloc.MemoryFile()
     try: call(Raises())
@@ -48,7 +48,7 @@ for call in (
 import pgalloc
 from pgalloc import _core
 mf = pgalloc.MemoryFile()
-for native in (_core.PeerFile, _core.MemoryFile, _core.DiscardQueue):
+for native in (_core.PeerFile, _core.MemoryFile, _core.CacheStore):
     class Lies:
         __slots__ = ("a", "b", "c", "d")
         @property
@@ -59,7 +59,8 @@ for native in (_core.PeerFile, _core.MemoryFile, _core.DiscardQueue):
         lambda: pgalloc.Allocation(it, pgalloc.FileRange(0, 4096)),
         lambda: pgalloc.MemoryFile.total_usage(it),
         lambda: _core.PeerFile.dec_ref(it, pgalloc.FileRange(0, 4096)),
-        lambda: mf.allocate(4096)._unpin_into(it, 1, 2),
+        lambda: _core.CacheStore(it, "lru", None, False),
+        lambda: _core.cache_stats(it),
     ):
         try: call()
         except TypeError: pass

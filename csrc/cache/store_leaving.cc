@@ -1,0 +1,274 @@
+// What leaves a cache: because its key is removed or set anew, because there is no room, because its time is over,
+// because the guard wants memory.
+#include <algorithm>
+#include <array>
+#include <new>
+
+#include "base/check.h"
+#include "base/reserve.h"
+#include "cache/sizes.h"
+#include "cache/store.h"
+#include "cache/store_bin.h"
+
+namespace pgalloc::cache {
+
+// --- Entries -------------------------------------------------------------------------------------
+
+uint64_t Store::index_bytes_of(uint64_t entry, const Fields& fields) const {
+  const Tags::Tag* const tag = tags_.of(entry);
+  return index_bytes_for(fields.key_length, fields.expires_ns != 0, tag != nullptr,
+                         tag == nullptr ? 0 : tag->name.size());
+}
+
+// What is known of a value beside the index and its place.
+void Store::forget(uint64_t entry, const Fields& fields, bool remember_key) {
+  stats_.value_bytes -= fields.length;
+  stats_.index_bytes -= index_bytes_of(entry, fields);
+  if (fields.expires_ns != 0) --expiring_;
+  tags_.remove(entry);
+  if (remember_key) {
+    discarded_.emplace_back(fields.key_place, fields.key_length);  // prepare() has made room for it
+  } else {
+    index_.keys().remove(fields.key_place, fields.key_length);
+  }
+}
+
+void Store::leave_slot(const Fields& fields, Bin& bin) {
+  Holder& holder = holders_.at(fields.holder);
+  holders_.vacate(holder, holder.slot_of(fields.place));
+  if (holder.live == 0 && !holder.open) drop(holder, bin);
+}
+
+void Store::remove_entry(uint64_t entry, Bin& bin) {
+  const Fields fields = writer_.fields(entry);
+  writer_.remove(entry);
+  forget(entry, fields);  // after the index: others may be looking
+  leave_slot(fields, bin);
+}
+
+bool Store::remove(std::string_view key) {
+  Bin bin(*this);
+  MutexLock lock(mu_);
+  catch_up(bin);
+  const auto entry = find(key, hash(key));
+  if (entry) remove_entry(*entry, bin);
+  return entry.has_value();
+}
+
+uint64_t Store::remove_tagged(std::string_view name) {
+  Bin bin(*this);
+  MutexLock lock(mu_);
+  catch_up(bin);
+  const Tags::Tag* const tag = tags_.find(name);
+  uint64_t left = tag == nullptr ? 0 : tag->size;
+  stats_.evictions += left;
+  const uint64_t count = left;
+  for (; left > 0; --left) remove_entry(tag->first, bin);  // the last one takes the tag with it
+  return count;
+}
+
+void Store::clear() {
+  Bin bin(*this);
+  MutexLock lock(mu_);
+  remove_all(bin);
+}
+
+void Store::remove_all(Bin& bin) {
+  holders_.visit([&](Holder& holder) { remove_holder(holder, /*remember=*/false, bin); });
+  expiries_.clear();
+}
+
+// What has expired.
+void Store::catch_up(Bin& bin) {
+  if (expiries_.empty()) return;
+  const auto holds = [&](uint64_t expires_ns, uint64_t entry) {
+    return writer_.in_use(entry) && writer_.fields(entry).expires_ns == expires_ns;
+  };
+  expiries_.take_until(now_ns(), [&](uint64_t expires_ns, uint64_t entry) {
+    if (!holds(expires_ns, entry)) return;
+    remove_entry(entry, bin);
+    ++stats_.expirations;
+  });
+  expiries_.tidy(expiring_, holds);
+}
+
+// --- Holders -------------------------------------------------------------------------------------
+
+// With all its values. Their number.
+uint64_t Store::remove_holder(Holder& holder, bool remember, Bin& bin) {
+  const uint64_t count = holder.live;
+  for (uint32_t slot = 0; slot < holder.values.size(); ++slot) {
+    if (holder.values[slot] == 0) continue;
+    const uint64_t entry = holder.values[slot] - 1;
+    const Fields fields = writer_.fields(entry);
+    writer_.remove(entry);
+    forget(entry, fields, remember);
+    holder.values[slot] = 0;
+  }
+  holder.live = 0;
+  drop(holder, bin);
+  return count;
+}
+
+// REQUIRES: it has no values.
+void Store::drop(Holder& holder, Bin& bin) {
+  queue_.remove(holder.waiting);
+  std::unique_ptr<Holder> gone = holders_.remove(holder);
+  if (gone->views == 0) {
+    bin.add(std::move(gone));
+    return;
+  }
+  // It is its views' from here on, as pages of any handle are.
+  Holder& viewed = *gone.release();
+  try {
+    if (viewed.kept && file_->discarder().end_keep(viewed.pages()).ok()) viewed.kept = false;
+  } catch (const std::bad_alloc&) {  // NOLINT: then a forked child gets no lease on it
+  }
+}
+
+void Store::return_pages(Holder& holder) try {
+  // Closed, it has let go of all pages.
+  (void)with_reserve([&] {
+    return holder.kept ? file_->references().drop_kept(holder.pages())
+                       : file_->references().dec_ref(holder.pages());
+  });
+} catch (const std::bad_alloc&) {
+  file_->warn("pages of a Cache could not be given back: no memory is left");
+}
+
+// --- Making room ---------------------------------------------------------------------------------
+
+uint64_t Store::size_locked() const { return counted(holders_.bytes(), stats_.index_bytes); }
+
+// Whether so much more would fit if it replaced the value of a key.
+bool Store::fits(uint64_t page_bytes, uint64_t index_bytes, std::string_view key) const {
+  if (!bytes_max_) return true;
+  uint64_t pages = holders_.bytes() + page_bytes;
+  uint64_t index = stats_.index_bytes + index_bytes;
+  if (const auto before = key.empty() ? std::nullopt : find(key, hash(key))) {
+    const Fields fields = writer_.fields(*before);
+    const Holder& holder = holders_.at(fields.holder);
+    if (holder.live == 1 && !holder.open) pages -= holder.pages().length();
+    index -= index_bytes_of(*before, fields);
+  }
+  return counted(pages, index) <= *bytes_max_;
+}
+
+void Store::make_way(uint64_t page_bytes, uint64_t index_bytes, std::string_view key, Bin& bin) {
+  while (!fits(page_bytes, index_bytes, key) && evict_one(bin)) {
+  }
+}
+
+uint64_t Store::evict(uint64_t bytes) {
+  Bin bin(*this);
+  MutexLock lock(mu_);
+  catch_up(bin);
+  const uint64_t before = size_locked();
+  while (before - size_locked() < bytes && evict_one(bin)) {
+  }
+  return before - size_locked();
+}
+
+// Gives up what goes next. False if there is nothing.
+bool Store::evict_one(Bin& bin) {
+  Holder* holder = nullptr;
+  if (const Discardable* const victim = queue_.take_victim_or_held()) {
+    holder = &holders_.at(static_cast<uint32_t>(victim->id));
+  } else {
+    // What is being filled does not wait, nor does, with some policies, what is being read.
+    holder = holders_.any_open_slab();
+    if (holder == nullptr) holder = holders_.any();
+  }
+  if (holder == nullptr) return false;
+  stats_.evictions += remove_holder(*holder, /*remember=*/false, bin);
+  return true;
+}
+
+// A value of what would go next.
+std::optional<uint64_t> Store::next_entry() {
+  const auto first_of = [](const Holder& holder) {
+    return std::find_if(holder.values.begin(), holder.values.end(),
+                        [](uint32_t value) { return value != 0; });
+  };
+  const Holder* holder = nullptr;
+  if (Discardable* const victim = queue_.take_victim_or_held()) {
+    holder = &holders_.at(static_cast<uint32_t>(victim->id));
+    queue_.refuse(*victim);  // its other values wait on, as if it had come last
+  }
+  if (holder == nullptr) {
+    holders_.visit([&](const Holder& each) {
+      if (holder == nullptr && each.live > 0) holder = &each;
+    });
+  }
+  if (holder == nullptr) return std::nullopt;
+  return *first_of(*holder) - 1;
+}
+
+// --- For the guard -------------------------------------------------------------------------------
+
+std::optional<uint64_t> Store::next_order() {
+  MutexLock lock(mu_);
+  return queue_.front_order();
+}
+
+Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
+  std::array<FileRange, Discarder::kBatchMax> ranges;
+  size_t count = 0;
+  uint64_t bytes = 0;
+  Bin bin(*this);
+  {
+    MutexLock lock(mu_);
+    while (count < ranges.size() && bytes < bytes_max) {
+      const auto order = queue_.front_order();
+      if (!order || *order > order_max) break;
+      const Discardable* const victim = queue_.take_victim();
+      if (victim == nullptr) break;
+      Holder& holder = holders_.at(static_cast<uint32_t>(victim->id));
+      const FileRange pages = holder.pages();
+      const uint32_t number = holder.number;
+      const bool viewed = holder.views > 0;
+      stats_.discards += remove_holder(holder, remembers_discarded_, bin);
+      bytes += pages.length();
+      if (!viewed && writer_.may_reuse(number)) ranges[count++] = pages;
+    }
+  }
+  // Neighbours go in one step.
+  std::sort(ranges.begin(), ranges.begin() + count,
+            [](const FileRange& a, const FileRange& b) { return a.start < b.start; });
+  size_t runs = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (runs > 0 && ranges[runs - 1].end == ranges[i].start) {
+      ranges[runs - 1].end = ranges[i].end;
+    } else {
+      ranges[runs++] = ranges[i];
+    }
+  }
+  const Discarded discarded = file_->discarder().discard_kept({ranges.data(), runs});
+  return {.bytes = bytes, .given_back = discarded.given_back};
+}
+
+// --- Forks ---------------------------------------------------------------------------------------
+
+void Store::before_fork() {
+  mu_.lock_unranked();
+  holders_.visit([&](Holder& holder) {
+    if (holder.views == 0 || !holder.kept) return;
+    try {
+      if (file_->discarder().end_keep(holder.pages()).ok()) holder.kept = false;
+    } catch (const std::bad_alloc&) {  // NOLINT: the child gets no lease on it
+    }
+  });
+}
+
+void Store::after_fork_in_parent() {
+  holders_.visit([&](Holder& holder) {
+    if (holder.kept) return;
+    try {
+      if (file_->discarder().begin_keep(holder.pages()).ok()) holder.kept = true;
+    } catch (const std::bad_alloc&) {  // NOLINT: it is not discarded
+    }
+  });
+  mu_.unlock_unranked();
+}
+
+}  // namespace pgalloc::cache
