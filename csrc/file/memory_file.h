@@ -4,7 +4,7 @@
 // Thread safety: every public method may be called from any thread of the process that made the file.
 // In a forked child none is called: see FileSeat.
 //
-// Lock order: registry of files, scan, the file's lock, then evictables, chunk map, ledger.
+// Lock order: registry of files, keepers, caches, scan, the file's lock, then evictables, chunk map, ledger.
 //
 // Invariant: the components share one FileState and nothing else; whichever needs another is given it
 // at construction, in the order in which they are declared here.
