@@ -160,16 +160,6 @@ def wait_for_channels(count: int) -> None:
         time.sleep(0.0002)  # time: it polls
 
 
-@contextmanager
-def threads_end() -> Iterator[None]:
-    """Those that look up values of a served cache end a moment after it."""
-    before = len(os.listdir("/proc/self/task"))
-    try:
-        yield
-    finally:
-        eventually(lambda: len(os.listdir("/proc/self/task")) <= before, "the end of threads")
-
-
 def on_peer(use: Callable[[Scene, Any], Any]) -> Callable[[Hands, Any], Any]:
     """A refusal must leave owner and peer as they were."""
 
@@ -212,7 +202,7 @@ def on_path(connect: Callable[[Any], Any], *, with_cache: bool) -> Callable[[Han
 
     def call(h: Hands, value: Any) -> None:
         channels = _core.broker_figures()["channels"]
-        with threads_end(), Cache() if with_cache else MemoryFile(capacity=CHUNK) as served:
+        with Cache() if with_cache else MemoryFile(capacity=CHUNK) as served:
             try:
                 with served.serve("4096"), served.serve("a"):
                     connect(value).close()
@@ -254,7 +244,7 @@ def _with_threads_gone(call: Callable[[Any], None], value: Any) -> None:
 
 
 def serve_cache(h: Hands, value: Any) -> None:
-    with threads_end(), Cache() as cache, cache.serve(value):
+    with Cache() as cache, cache.serve(value):
         pass
 
 
@@ -331,7 +321,7 @@ def _cases_of_paths() -> Iterator[Case]:
         "file": is_a(MemoryFile),  # peers learn that it is closed
         "path": socket_path,
         "readonly": BOOL,
-        "lookup": either(none, callable),
+        "cache": none,
     }
     for option, accepts in options.items():
         yield Case("Server", option, lambda h, v, o=option: make_server(h, **{o: v}), accepts)

@@ -26,7 +26,6 @@ enum class LockRank : uint8_t {
   kForks,        // one fork at a time
   kParks,        // stopping all threads of the core, and starting them again
   kBroker,       // what other processes hold of this one's files
-  kLookups,      // what the broker asks Python
   kImagePlan,    // what one save does next
   kImageOrder,   // the order in which its parts are written
   kImageSink,    // a stream that takes them

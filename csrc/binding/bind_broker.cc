@@ -17,6 +17,7 @@
 #include "binding/allocation_object.h"
 #include "binding/arguments.h"
 #include "binding/bind.h"
+#include "binding/cache_object.h"
 #include "binding/errors.h"
 #include "binding/file_handle.h"
 #include "binding/range_type.h"
@@ -156,8 +157,13 @@ bool await_claims(double seconds) {
 }
 
 std::unique_ptr<Server> serve(const py::bytes& path, const py::object& file, bool readonly,
-                              const std::shared_ptr<Lookups>& lookups, const PeerLimits& limits) {
-  Scope scope{memory_file(file), readonly, lookups, limits};
+                              const py::object& cache, const PeerLimits& limits) {
+  Scope scope{memory_file(file), readonly, nullptr, limits};
+  if (!cache.is_none()) {
+    const CacheObject* const served = checked_cache(cache.ptr());
+    if (served == nullptr) throw py::error_already_set();
+    scope.cache = served->store;
+  }
   const std::string place = path;
   auto server = [&] {
     WithoutGil release;
@@ -175,85 +181,6 @@ py::dict figures() {
   result["offers"] = figures.offers;
   result["sessions_without_channel"] = figures.sessions_without_channel;
   return result;
-}
-
-// --- Questions to Python -------------------------------------------------------------------------
-
-// Where memory is short, a question is answered so, and whatever else there is to do is tried again.
-py::object next(Self<Lookups> lookups) {
-  constexpr auto kPause = std::chrono::milliseconds(10);
-  for (;;) {
-    std::optional<Lookups::Event> event;
-    {
-      WithoutGil release;
-      event = lookups->next();
-    }
-    if (!event) return py::none();
-    try {
-      const auto text = py::reinterpret_steal<py::object>(
-          PyBytes_FromStringAndSize(event->key.data(), static_cast<Py_ssize_t>(event->key.size())));
-      if (!text) throw py::error_already_set();
-      return py::make_tuple(event->look_up, event->number, text);
-    } catch (const py::error_already_set&) {  // NOLINT: it is cleared by that
-    } catch (const std::bad_alloc&) {         // NOLINT: see below
-    } catch (const py::cast_error&) {         // NOLINT: the same
-    }
-    PyErr_Clear();
-    WithoutGil release;
-    if (event->look_up) {
-      lookups->fail(event->number);
-    } else {
-      lookups->put_back();
-    }
-    std::this_thread::sleep_for(kPause);
-  }
-}
-
-// False if it is not wanted any more.
-bool answer(Self<Lookups> lookups, uint64_t number, const py::object& file_object,
-            const py::object& range_object, uint64_t start, uint64_t stop) {
-  const FileRange range = file_range(range_object);
-  auto file = memory_file(file_object);
-  Status status;
-  bool wanted = false;
-  {
-    WithoutGil release;
-    status = file->references().lease_anew(range);
-    Lookups::Found found(Lookups::Value{file, range, start, stop});
-    wanted = status.ok() && lookups->answer(number, found);
-    if (status.ok() && !wanted) (void)file->references().drop_lease(range);
-    file.reset();
-  }
-  throw_if_error(status);
-  return wanted;
-}
-
-void answer_nothing(Self<Lookups> lookups, uint64_t number) {
-  WithoutGil release;
-  Lookups::Found found(std::nullopt);
-  (void)lookups->answer(number, found);
-}
-
-// `closed`: the cache is; else something went wrong.
-void answer_error(Self<Lookups> lookups, uint64_t number, bool closed, std::string text) {
-  WithoutGil release;
-  Lookups::Found found(
-      Status::error(closed ? ErrorCode::kClosed : ErrorCode::kSharing, std::move(text)));
-  (void)lookups->answer(number, found);
-}
-
-void bind_lookups(py::module_& module) {
-  py::class_<Lookups, std::shared_ptr<Lookups>>(module, "Lookups")
-      .def(py::init([] { return std::make_shared<Lookups>(Broker::instance().waker()); }))
-      .def("next", &next)
-      .def("answer", &answer, py::arg("number"), py::arg("file"), py::arg("range"),
-           py::arg("start"), py::arg("stop"))
-      .def("answer_nothing", &answer_nothing)
-      .def("answer_error", &answer_error)
-      .def("fail", [](Self<Lookups> lookups, uint64_t number) { lookups->fail(number); })
-      .def("stop", [](Self<Lookups> lookups) { lookups->stop(); })
-      .def("resume", [](Self<Lookups> lookups) { lookups->resume(); })
-      .def_property_readonly("closed", [](Self<Lookups> lookups) { return lookups->closed(); });
 }
 
 // --- For tests -----------------------------------------------------------------------------------
@@ -291,7 +218,7 @@ void bind_tests(py::module_& module) {
 void bind_servers(py::module_& module) {
   py::class_<Server>(module, "Server")
       .def(py::init(&serve), py::arg("path"), py::arg("file"), py::arg("readonly"),
-           py::arg("lookups"), py::arg("limits"))
+           py::arg("cache"), py::arg("limits"))
       // Native: a signal handler that raises finds no moment before they have begun.
       .def(
           "close",
@@ -312,7 +239,6 @@ void bind_servers(py::module_& module) {
 }  // namespace
 
 void bind_broker(py::module_& module) {
-  bind_lookups(module);
   bind_servers(module);
   py::class_<PeerLimits>(module, "PeerLimits")
       .def(py::init([](std::optional<uint64_t> bytes, std::optional<uint64_t> unclaimed,

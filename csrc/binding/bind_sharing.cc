@@ -328,25 +328,6 @@ py::object allocate(const py::object& file, Self<Handle> handle, uint64_t length
   }
 }
 
-template <class Handle>
-py::object value(const py::object& file, Self<Handle> handle, const py::bytes& key) {
-  const auto peer = local(handle);
-  const std::string text = key;
-  const auto found = value_or_throw(ask_owner(
-      peer->link(),
-      [&](const OwnerLink::Patience& patience) { return peer->value(text, patience); },
-      [&](const Result<std::optional<PeerFile::Value>>& value) {
-        if (*value) give_back(handle, (*value)->range);
-      }));
-  if (!found) return py::none();
-  PyObject* const pages = new_allocation(file.ptr(), handle->seat(), found->range);
-  if (pages == nullptr) {
-    give_back(handle, found->range);
-    throw py::error_already_set();
-  }
-  return py::make_tuple(py::reinterpret_steal<py::object>(pages), found->start, found->stop);
-}
-
 // A lease that has arrived becomes a handle.
 template <class Handle>
 py::object adopt(const py::object& file, Self<Handle> handle, Self<ArrivedLease> lease) {
@@ -411,10 +392,6 @@ void bind_remote_calls(py::class_<Handle>& type) {
               int mode, int huge, bool as_range) {
              return allocate<Handle>(self, self.cast<Self<Handle>>(), length, kind, direction,
                                      memcg_id, mode, huge, as_range);
-           })
-      .def("_remote_value",
-           [](const py::object& self, const py::bytes& key) {
-             return value<Handle>(self, self.cast<Self<Handle>>(), key);
            })
       .def("_adopt",
            [](const py::object& self, Self<ArrivedLease> lease) {

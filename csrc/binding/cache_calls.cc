@@ -166,10 +166,10 @@ PyObject* awaited_view_of(CacheObject* self, const Store::Value& value) {
   const std::shared_ptr<Store> store = self->store;
   if (store->file().incomplete() &&
       !await_pages(self->memory_file, store->file(), value.pages)) {
-    store->let_go(*value.holder);
+    store->let_go(value.hold);
     return nullptr;
   }
-  return view_of(store, value);
+  return view_of(store, store->file(), value);
 }
 
 PyObject* cache_get(PyObject* object, PyObject* key) {

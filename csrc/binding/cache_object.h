@@ -27,9 +27,10 @@ inline constexpr double kForEver = 3e9;
 
 // A read-only memoryview of a value, whose hold it takes over. nullptr with an exception set.
 // REQUIRES: its pages are not pending.
-PyObject* view_of(const std::shared_ptr<cache::Store>& store, const cache::Store::Value& value);
+PyObject* view_of(const std::shared_ptr<cache::ValueSource>& source, Pages& pages,
+                  const cache::HeldValue& value);
 // The same, once the pages have come.
-PyObject* awaited_view_of(CacheObject* self, const cache::Store::Value& value);
+PyObject* awaited_view_of(CacheObject* self, const cache::HeldValue& value);
 
 // The methods that run millions of times: cache_calls.cc.
 PyObject* cache_get(PyObject* object, PyObject* key);
@@ -37,6 +38,7 @@ PyObject* cache_look_again(PyObject* object, PyObject* key);
 PyObject* cache_put(PyObject* object, PyObject* const* args, Py_ssize_t count);
 
 bool add_cache_value_type();
+bool add_remote_cache_type(PyObject* module);
 bool add_cache_type(PyObject* module);
 
 }  // namespace pgalloc::binding

@@ -7,7 +7,6 @@
 #include "binding/cache_object.h"
 #include "binding/file_handle.h"
 #include "binding/guarded.h"
-#include "binding/range_type.h"
 #include "binding/without_gil.h"
 
 namespace pgalloc::binding {
@@ -169,28 +168,6 @@ PyObject* take_next(PyObject* object, PyObject*) {
   return item;
 }
 
-// For a peer: the pages, where in them the value is, and a view that holds it.
-PyObject* look_up(PyObject* object, PyObject* key) {
-  CacheObject* const self = cache_of(object);
-  return with_key(object, key, Py_NewRef(Py_None),
-                  [&](Store& store, std::string_view bytes) -> PyObject* {
-                    const auto value = store.get(bytes);
-                    if (!value) Py_RETURN_NONE;
-                    PyObject* const view = awaited_view_of(self, *value);
-                    PyObject* const range = view == nullptr ? nullptr : new_file_range(value->pages);
-                    PyObject* found = nullptr;
-                    if (range != nullptr) {
-                      const uint64_t start = value->place - value->pages.start;
-                      found = Py_BuildValue("(OKKO)", range, static_cast<unsigned long long>(start),
-                                            static_cast<unsigned long long>(start + value->length),
-                                            view);
-                    }
-                    Py_XDECREF(range);
-                    Py_XDECREF(view);
-                    return found;
-                  });
-}
-
 PyObject* clear(PyObject* object, PyObject*) {
   if (!usable(object)) return nullptr;
   const std::shared_ptr<Store> store = cache_of(object)->store;
@@ -268,8 +245,6 @@ PyMethodDef methods[] = {
      "get($self, key, /)\n--\n\nThe value as a view that holds it, or None. Counted."},
     {"look_again", guarded<cache_look_again>, METH_O,
      "look_again($self, key, /)\n--\n\nget(), not counted."},
-    {"look_up", guarded<look_up>, METH_O,
-     "look_up($self, key, /)\n--\n\nget() for a peer: pages, start, stop, view; or None."},
     {"contains", guarded<contains>, METH_O,
      "contains($self, key, /)\n--\n\nWhether there is a value. Not counted."},
     {"put", erased(guarded<cache_put>), METH_FASTCALL,

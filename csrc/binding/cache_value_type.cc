@@ -11,9 +11,9 @@ namespace {
 // Invariant: it has a hold on its value, which it gives back in the process that took it. A forked child has a lease on
 // the pages instead, until it ends.
 struct ValueObject {
-  PyObject_HEAD std::shared_ptr<cache::Store> store;
+  PyObject_HEAD std::shared_ptr<cache::ValueSource> source;
   std::shared_ptr<ChunkMap> mapping;
-  cache::Holder* holder;
+  uint64_t hold;
   const char* address;
   Py_ssize_t size;
   uint32_t generation;
@@ -28,14 +28,14 @@ int get_buffer(PyObject* object, Py_buffer* buffer, int flags) {
 
 void tp_dealloc(PyObject* object) {
   auto* const self = reinterpret_cast<ValueObject*>(object);
-  if (self->generation == process_generation()) self->store->let_go(*self->holder);
-  if (self->store.use_count() == 1 || self->mapping.use_count() == 1) {
+  if (self->generation == process_generation()) self->source->let_go(self->hold);
+  if (self->source.use_count() == 1 || self->mapping.use_count() == 1) {
     const WithoutGil release;  // the last one waits for the guard, and ends mappings
     self->mapping.reset();
-    self->store.reset();
+    self->source.reset();
   }
   self->mapping.~shared_ptr();
-  self->store.~shared_ptr();
+  self->source.~shared_ptr();
   PyObject_Free(object);
 }
 
@@ -43,8 +43,9 @@ PyBufferProcs buffer_procs = {get_buffer, nullptr};
 
 }  // namespace
 
-PyObject* view_of(const std::shared_ptr<cache::Store>& store, const cache::Store::Value& value) {
-  const Result<char*> address = store->file().map(value.pages);
+PyObject* view_of(const std::shared_ptr<cache::ValueSource>& source, Pages& pages,
+                  const cache::HeldValue& value) {
+  const Result<char*> address = pages.map(value.pages);
   ValueObject* self = nullptr;
   if (address.ok()) {
     self = PyObject_New(ValueObject, &value_type);
@@ -52,12 +53,12 @@ PyObject* view_of(const std::shared_ptr<cache::Store>& store, const cache::Store
     set_error(address.status());
   }
   if (self == nullptr) {
-    store->let_go(*value.holder);
+    source->let_go(value.hold);
     return nullptr;
   }
-  new (&self->store) std::shared_ptr<cache::Store>(store);
-  new (&self->mapping) std::shared_ptr<ChunkMap>(store->file().chunks());
-  self->holder = value.holder;
+  new (&self->source) std::shared_ptr<cache::ValueSource>(source);
+  new (&self->mapping) std::shared_ptr<ChunkMap>(pages.chunks());
+  self->hold = value.hold;
   self->address = *address + (value.place - value.pages.start);
   self->size = static_cast<Py_ssize_t>(value.length);
   self->generation = process_generation();

@@ -47,7 +47,6 @@ std::unique_ptr<Holder> Holders::remove(Holder& holder) {
   holder.gone = true;
   --size_;
   bytes_ -= holder.pages().length();
-  unused_.push_back(holder.number);
   return std::move(holders_[holder.number]);
 }
 

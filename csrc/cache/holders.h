@@ -6,7 +6,7 @@
 //   1. A slot has one value at a time, or none: then it was never used, or is vacant.
 //   2. A slab is open (being filled, the only one of its slot size) or closed. A closed one has a value at least, and
 //      waits in the policy's queue, unless it is viewed; one with vacant slots is known by their size.
-//   3. A holder that has left its tables with views still alive belongs to them: it is deleted with the last.
+//   3. A holder that has left its tables belongs to those who still hold it, and is deleted when none does.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,7 @@ struct Holder {
   uint32_t live = 0;        // how many values are here
   uint32_t fresh = 0;       // the first slot that was never used
   uint64_t views = 0;       // of this process
+  uint32_t hits_seen = 0;   // of other processes, by the policy
   bool open = false;
   bool kept = false;                 // by the file's discarder for this cache, see Keeper
   bool gone = false;                 // from the tables
@@ -35,7 +36,7 @@ struct Holder {
   std::vector<uint32_t> values;      // by slot: 1 + the number of the entry; 0: none
   Holder* previous_vacant = nullptr;  // of the closed ones with vacant slots of this size
   Holder* next_vacant = nullptr;
-  Holder* next_garbage = nullptr;
+  Holder* next_gone = nullptr;  // of those in a Bin, or in limbo
 
   FileRange pages() const { return waiting.range; }
   bool is_slab() const { return slot_bytes > 0; }
@@ -55,12 +56,16 @@ class Holders {
 
   Holder& at(uint32_t number) const { return *holders_[number]; }
   size_t size() const { return size_; }
+  // Numbers from here on were never given.
+  uint64_t numbers() const { return holders_.size(); }
   uint64_t bytes() const { return bytes_; }
 
   // Pages for one value, or a slab that is not open. nullptr if there are too many.
   Holder* add(FileRange pages, uint32_t slot_bytes);
+  // Its number stays its own until free_number(): other processes may know it by that.
   // REQUIRES: no value is there, and no list of a policy has it.
   std::unique_ptr<Holder> remove(Holder& holder);
+  void free_number(uint32_t number) { unused_.push_back(number); }
   // The first, in no order that means anything; nullptr if there is none.
   Holder* any() const;
 

@@ -23,6 +23,7 @@ constexpr uint64_t kEntriesMax = SlotFormat::kEntriesMax;
 // Of keys of usual lengths as many bytes as entries need; of longer ones fewer fit.
 constexpr uint64_t kKeyBytesOfEntry = 64;
 constexpr uint64_t kKeyBytesMin = uint64_t{256} << 20;
+constexpr uint64_t kEntriesMin = 256;
 
 struct Header {
   uint64_t magic;
@@ -31,6 +32,7 @@ struct Header {
   uint64_t key_bytes;
   HashSecret secret;
   alignas(64) SharedMemory::Atomic<uint64_t> table;
+  SharedMemory::Atomic<uint32_t> closed;
 };
 
 Header* header_of(const SharedFile& file) { return reinterpret_cast<Header*>(file.data()); }
@@ -51,12 +53,12 @@ struct IndexFile::Sizes {
 
 // The last table has room for all of them when it is filled to seven eighths; those before it take as much once
 // more.
-IndexFile::Sizes IndexFile::sizes_for(uint64_t entries_max) {
+IndexFile::Sizes IndexFile::sizes_for(uint64_t entries_max, uint64_t key_bytes_min) {
   constexpr uint64_t kFilled = Buckets::kSlots * 7;
   const uint64_t last = std::bit_ceil(entries_max * 8 / kFilled + 1);
   return {.buckets = 2 * last,
           .entries = entries_max,
-          .key_bytes = std::max(entries_max * kKeyBytesOfEntry, kKeyBytesMin)};
+          .key_bytes = std::max(entries_max * kKeyBytesOfEntry, key_bytes_min)};
 }
 
 IndexFile::IndexFile(SharedFile file, const Sizes& sizes)
@@ -72,10 +74,25 @@ IndexFile::IndexFile(SharedFile file, const Sizes& sizes)
   keys_ = KeyArena(reinterpret_cast<KeyArena::Word*>(keys), sizes.key_bytes / KeyArena::kWord);
 }
 
+void IndexFile::close() { header_of(file_)->closed.store(1, std::memory_order_release); }
+
+bool IndexFile::closed() const {
+  return header_of(file_)->closed.load(std::memory_order_acquire) != 0;
+}
+
 Result<IndexFile> IndexFile::create(uint64_t entries_max) {
-  const Sizes sizes = sizes_for(std::min(entries_max, kEntriesMax));
-  auto file = SharedFile::create_for_reading(sizes.bytes());
+  uint64_t entries = std::min(entries_max, kEntriesMax);
+  uint64_t key_bytes = kKeyBytesMin;
+  auto file = SharedFile::create_for_reading(sizes_for(entries, key_bytes).bytes());
+  // Where files may not be as long as that (RLIMIT_FSIZE), or addresses are short, it is for fewer.
+  while (!file.ok() && (file.status().error_number() == EFBIG || file.status().error_number() == ENOMEM) &&
+         entries > kEntriesMin) {
+    entries /= 2;
+    key_bytes /= 2;
+    file = SharedFile::create_for_reading(sizes_for(entries, key_bytes).bytes());
+  }
   if (!file.ok()) return file.status().clone();
+  const Sizes sizes = sizes_for(entries, key_bytes);
   Header* const header = header_of(*file);
   if (os::sys().getrandom(&header->secret, sizeof header->secret, 0) !=
       static_cast<ssize_t>(sizeof header->secret)) {
@@ -101,7 +118,7 @@ Result<IndexFile> IndexFile::map(os::Descriptor file) {
     sizes = {.buckets = header->bucket_count,
              .entries = header->entry_count,
              .key_bytes = header->key_bytes};
-    const Sizes most = sizes_for(kEntriesMax);
+    const Sizes most = sizes_for(kEntriesMax, kKeyBytesMin);
     if (header->magic != kMagic || sizes.entries > most.entries || sizes.buckets > most.buckets ||
         sizes.key_bytes > most.key_bytes) {
       return Status::error(ErrorCode::kSharing, "the shared file of a cache is no index");

@@ -19,7 +19,7 @@ namespace pgalloc::cache {
 
 class IndexFile {
  public:
-  // For up to so many values; it is writable here only.
+  // For up to so many values, or fewer where that is too long for a file; it is writable here only.
   static Result<IndexFile> create(uint64_t entries_max);
   // One that another process made. kSharing if it is none.
   static Result<IndexFile> map(os::Descriptor file);
@@ -30,6 +30,10 @@ class IndexFile {
   const KeyArena& keys() const { return keys_; }
   const HashSecret& secret() const { return secret_; }
   const SharedFile& file() const { return file_; }
+  // Nothing more comes: for others to know.
+  void close();
+  bool closed() const;
+  void close_descriptor() { file_.close_descriptor(); }
   // It is not looked at any more.
   void release() { file_ = SharedFile(); }
   void forget_in_child() { file_.forget_in_child(); }
@@ -37,7 +41,7 @@ class IndexFile {
  private:
   struct Sizes;
   IndexFile(SharedFile file, const Sizes& sizes);
-  static Sizes sizes_for(uint64_t entries_max);
+  static Sizes sizes_for(uint64_t entries_max, uint64_t key_bytes_min);
 
   SharedFile file_;
   Index<SharedMemory> index_;

@@ -37,6 +37,8 @@ class SharedFile {
   ~SharedFile();
 
   int fd() const { return file_.fd(); }
+  // The mapping is enough.
+  void close_descriptor() { file_.close(); }
   char* data() const { return data_; }
   uint64_t size() const { return size_; }
   // In a forked child of the process that made it: the mapping is not there, and its addresses may be another's.

@@ -8,7 +8,6 @@
 #include "base/check.h"
 #include "base/reserve.h"
 #include "cache/sizes.h"
-#include "cache/store_bin.h"
 #include "guard/commit_gate.h"
 
 namespace pgalloc::cache {
@@ -18,6 +17,7 @@ namespace {
 constexpr uint64_t kEntriesMax = uint64_t{1} << 26;
 constexpr uint64_t kEntryBytesMin = 40;  // of a value and its index, at least
 constexpr uint32_t kFirstTableBits = 2;
+constexpr size_t kLimboLooks = 4;  // with each value that comes
 
 uint64_t entries_max(const StoreOptions& options) {
   if (!options.bytes_max) return kEntriesMax;
@@ -74,10 +74,11 @@ Status Store::check_usable() const {
 
 void Store::close() {
   if (closed_.exchange(true) || generation_ != process_generation()) return;
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   remove_all(bin);
   discarded_.clear();
+  index_.close();
   index_.release();
 }
 
@@ -93,12 +94,12 @@ std::optional<uint64_t> Store::find(std::string_view key, uint32_t hash) const {
 Store::Value Store::hold(const Fields& fields) {
   Holder& holder = holders_.at(fields.holder);
   if (holder.views++ == 0 && !holder.open) queue_.pinned(holder.waiting);
-  return {&holder, holder.pages(), fields.place, fields.length};
+  return {reinterpret_cast<uint64_t>(&holder), holder.pages(), fields.place, fields.length};
 }
 
 std::optional<Store::Value> Store::get(std::string_view key, Look look) {
   const uint32_t its_hash = hash(key);
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   if (const auto entry = find(key, its_hash)) {
     const Fields fields = writer_.fields(*entry);
@@ -113,14 +114,14 @@ std::optional<Store::Value> Store::get(std::string_view key, Look look) {
 }
 
 bool Store::contains(std::string_view key) {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   return find(key, hash(key)).has_value();
 }
 
 std::optional<Store::Value> Store::take(std::string_view key) {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   const auto entry = find(key, hash(key));
@@ -135,7 +136,7 @@ std::optional<Store::Value> Store::take(std::string_view key) {
 }
 
 std::optional<std::pair<std::string, Store::Value>> Store::take_next() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   const auto entry = next_entry();
@@ -147,14 +148,15 @@ std::optional<std::pair<std::string, Store::Value>> Store::take_next() {
   return std::pair(std::move(key), value);
 }
 
-void Store::let_go(Holder& holder) {
-  Bin bin(*this);
+void Store::let_go(uint64_t hold) {
+  Holder& holder = *reinterpret_cast<Holder*>(hold);
+  Bin bin(*file_);
   {
     MutexLock lock(mu_);
     PGALLOC_CHECK(holder.views > 0);
     if (--holder.views > 0) return;
     if (holder.gone) {
-      bin.add(std::unique_ptr<Holder>(&holder));
+      delete_if_free(std::unique_ptr<Holder>(&holder), bin);
       return;
     }
     if (holder.open) return;
@@ -247,12 +249,12 @@ void Store::enter(Draft& draft, Holder& holder, uint32_t slot, uint64_t length, 
 Result<bool> Store::put_small(const Item& item, std::string_view data) {
   const uint64_t cost = index_bytes_of(item);
   const uint64_t slab_bytes = slab_bytes_for(data.size());
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   PGALLOC_RETURN_IF_ERROR(check_usable());
   catch_up(bin);
   if (item.only_if_none && find(item.key, hash(item.key))) return true;
-  Draft draft(*this);
+  Draft draft(index_.keys(), tags_);
   PGALLOC_RETURN_IF_ERROR(prepare(draft, item, bin));
   make_way(0, cost, item.key, bin);
   auto found = find_slot(data.size(), bin);
@@ -277,7 +279,7 @@ Result<bool> Store::put_small(const Item& item, std::string_view data) {
 
 Status Store::add_slab(const Item& item, FileRange pages, uint32_t slot_bytes) {
   {
-    Bin bin(*this);
+    Bin bin(*file_);
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_usable());
     make_way(pages.length(), index_bytes_of(item), item.key, bin);
@@ -294,12 +296,12 @@ Status Store::add_slab(const Item& item, FileRange pages, uint32_t slot_bytes) {
 Result<bool> Store::put_pages(const Item& item, FileRange pages, uint64_t length) {
   const uint64_t cost = index_bytes_of(item);
   {
-    Bin bin(*this);
+    Bin bin(*file_);
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_usable());
     catch_up(bin);
     if (item.only_if_none && find(item.key, hash(item.key))) return false;
-    Draft draft(*this);
+    Draft draft(index_.keys(), tags_);
     PGALLOC_RETURN_IF_ERROR(prepare(draft, item, bin));
     make_way(pages.length(), cost, item.key, bin);
     const Result<Holder*> holder = add_waiting(pages, 0, hash_of(item.key, secret_));
@@ -335,6 +337,7 @@ Result<Holder*> Store::add_waiting(FileRange pages, uint32_t slot_bytes,
   return holder;
 }
 
+// Whether no view shows it, and no other process holds it.
 bool Store::may_reuse(const Holder& holder) const {
   return holder.views == 0 && writer_.may_reuse(holder.number);
 }
@@ -342,6 +345,7 @@ bool Store::may_reuse(const Holder& holder) const {
 // A slot for a value of this length in a slab that exists.
 std::optional<std::pair<Holder*, uint32_t>> Store::find_slot(uint64_t length, Bin& bin) {
   const uint32_t slot_bytes = slot_bytes_for(length);
+  look_at_limbo(kLimboLooks, bin);
   if (Holder* const slab = holders_.open_slab(slot_bytes)) {
     if (const auto slot = holders_.take_slot(*slab, may_reuse(*slab))) return std::pair(slab, *slot);
     end_filling(*slab, bin);

@@ -22,14 +22,19 @@
 #include "base/mutex.h"
 #include "base/process_generation.h"
 #include "base/status.h"
+#include "cache/bin.h"
+#include "cache/draft.h"
 #include "cache/expiries.h"
 #include "cache/holders.h"
+#include "cache/holds_file.h"
 #include "cache/index_file.h"
 #include "cache/index_writer.h"
 #include "cache/tags.h"
+#include "cache/value_source.h"
 #include "file/keeper.h"
 #include "file/memory_file.h"
 #include "pages/discard_queue.h"
+#include "sharing/shared_cache.h"
 
 namespace pgalloc::cache {
 
@@ -61,7 +66,7 @@ struct StoreStats {
   uint64_t size = 0;
 };
 
-class Store final : public Keeper, public std::enable_shared_from_this<Store> {
+class Store final : public Keeper, public SharedCache, public ValueSource {
  public:
   static Result<std::shared_ptr<Store>> create(std::shared_ptr<MemoryFile> file,
                                                const StoreOptions& options);
@@ -75,13 +80,7 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
 
   // --- Values --------------------------------------------------------------------------------------
 
-  // Bytes of a file, in pages that are held until let_go().
-  struct Value {
-    Holder* holder = nullptr;
-    FileRange pages;
-    uint64_t place = 0;
-    uint64_t length = 0;
-  };
+  using Value = HeldValue;
   enum class Look : uint8_t { kCounted, kUncounted };
   std::optional<Value> get(std::string_view key, Look look = Look::kCounted) EXCLUDES(mu_);
   bool contains(std::string_view key) EXCLUDES(mu_);
@@ -89,7 +88,7 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   std::optional<Value> take(std::string_view key) EXCLUDES(mu_);
   // That which would go next, with its key.
   std::optional<std::pair<std::string, Value>> take_next() EXCLUDES(mu_);
-  void let_go(Holder& holder) EXCLUDES(mu_);
+  void let_go(uint64_t hold) override EXCLUDES(mu_);
   // While values are held, the mapping that they are in.
   std::shared_ptr<ChunkMap> chunks() const { return file_->chunks(); }
 
@@ -145,6 +144,14 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   Status restore(const SavedHolder& saved) EXCLUDES(mu_);
   std::optional<std::string> verify() EXCLUDES(mu_);
 
+  // --- Other processes: store_sharing.cc ----------------------------------------------------------
+
+  Result<os::Descriptor> index_file() const override EXCLUDES(mu_);
+  Result<uint64_t> attach() override EXCLUDES(mu_);
+  Result<uint64_t> attach_copy_of(uint64_t reader) override EXCLUDES(mu_);
+  Result<os::Descriptor> holds_file(uint64_t reader) const override EXCLUDES(mu_);
+  void detach(uint64_t reader) noexcept override EXCLUDES(mu_);
+
   // --- Keeper --------------------------------------------------------------------------------------
 
   std::optional<uint64_t> next_order() override EXCLUDES(mu_);
@@ -153,10 +160,8 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   void after_fork_in_parent() override NO_THREAD_SAFETY_ANALYSIS;
 
  private:
-  class Bin;
-  class Draft;
   Store(std::shared_ptr<MemoryFile> file, IndexFile index, const StoreOptions& options);
-  ~Store() = default;
+  ~Store() override = default;
   static void destroy(Store* store);
 
   uint32_t hash(std::string_view key) const {
@@ -187,13 +192,15 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   void leave_slot(const Fields& fields, Bin& bin) REQUIRES(mu_);
   uint64_t remove_holder(Holder& holder, bool remember, Bin& bin) REQUIRES(mu_);
   void drop(Holder& holder, Bin& bin) REQUIRES(mu_);
+  void delete_if_free(std::unique_ptr<Holder> gone, Bin& bin) REQUIRES(mu_);
+  void look_at_limbo(size_t count, Bin& bin) REQUIRES(mu_);
+  Holder* next_victim() REQUIRES(mu_);
   void remove_all(Bin& bin) REQUIRES(mu_);
   bool fits(uint64_t page_bytes, uint64_t index_bytes, std::string_view key) const REQUIRES(mu_);
   void make_way(uint64_t page_bytes, uint64_t index_bytes, std::string_view key, Bin& bin)
       REQUIRES(mu_);
   bool evict_one(Bin& bin) REQUIRES(mu_);
   std::optional<uint64_t> next_entry() REQUIRES(mu_);
-  void return_pages(Holder& holder);
 
   const std::shared_ptr<MemoryFile> file_;
   const std::optional<uint64_t> bytes_max_;
@@ -201,7 +208,7 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   const HashSecret secret_;
   const uint32_t generation_ = process_generation();
   std::atomic<bool> closed_{false};
-  Mutex mu_{LockRank::kCache};
+  mutable Mutex mu_{LockRank::kCache};
   IndexFile index_;  // what is in it: GUARDED_BY(mu_)
   IndexWriter<SharedMemory> writer_ GUARDED_BY(mu_);
   Holders holders_ GUARDED_BY(mu_);
@@ -210,6 +217,15 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   Expiries expiries_ GUARDED_BY(mu_);
   uint64_t expiring_ GUARDED_BY(mu_) = 0;                             // values that expire
   std::vector<std::pair<uint32_t, uint32_t>> discarded_ GUARDED_BY(mu_);  // keys: place and length
+  // Holders that are gone, and that other processes hold: the first of a ring.
+  Holder* limbo_ GUARDED_BY(mu_) = nullptr;
+  size_t limbo_size_ GUARDED_BY(mu_) = 0;
+  struct Reader {
+    uint64_t number;
+    HoldsFile file;
+  };
+  std::vector<Reader> readers_ GUARDED_BY(mu_);  // as many as the writer's, in the same order
+  uint64_t last_reader_ GUARDED_BY(mu_) = 0;
   StoreStats stats_ GUARDED_BY(mu_);  // but for what there is now, which is counted elsewhere
 };
 

@@ -5,12 +5,11 @@
 
 #include "cache/sizes.h"
 #include "cache/store.h"
-#include "cache/store_bin.h"
 
 namespace pgalloc::cache {
 
 Store::Keys Store::keys() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   Keys keys;
@@ -36,24 +35,28 @@ std::optional<std::string> Store::take_discarded() {
 }
 
 uint64_t Store::count() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   return writer_.size();
 }
 
 uint64_t Store::size() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   return size_locked();
 }
 
 StoreStats Store::stats() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   StoreStats stats = stats_;
+  for (const Reader& reader : readers_) {
+    stats.hits += reader.file.hits();
+    stats.misses += reader.file.misses();
+  }
   stats.entries = writer_.size();
   stats.page_bytes = holders_.bytes();
   stats.size = size_locked();
@@ -61,7 +64,7 @@ StoreStats Store::stats() {
 }
 
 std::vector<Store::SavedHolder> Store::save() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   std::vector<SavedHolder> all;
@@ -131,14 +134,14 @@ Status Store::restore(const SavedHolder& saved) {
 
 // Takes over a reference on the pages.
 Status Store::take_over(const SavedHolder& saved) {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   PGALLOC_RETURN_IF_ERROR(check_usable());
   std::vector<Draft> drafts;
   drafts.reserve(saved.values.size());
   for (const SavedValue& value : saved.values) {
     PGALLOC_RETURN_IF_ERROR(
-        prepare(drafts.emplace_back(*this),
+        prepare(drafts.emplace_back(index_.keys(), tags_),
                 {.key = value.key, .tag = value.tag, .expires_ns = value.expires_ns}, bin,
                 saved.values.size()));
   }
@@ -163,7 +166,7 @@ Status Store::take_over(const SavedHolder& saved) {
 }
 
 std::optional<std::string> Store::verify() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   if (auto broken = holders_.verify()) return broken;

@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <new>
+#include <utility>
 
 #include "base/check.h"
-#include "base/reserve.h"
 #include "cache/sizes.h"
 #include "cache/store.h"
-#include "cache/store_bin.h"
 
 namespace pgalloc::cache {
 
@@ -47,7 +46,7 @@ void Store::remove_entry(uint64_t entry, Bin& bin) {
 }
 
 bool Store::remove(std::string_view key) {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   const auto entry = find(key, hash(key));
@@ -56,7 +55,7 @@ bool Store::remove(std::string_view key) {
 }
 
 uint64_t Store::remove_tagged(std::string_view name) {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   const Tags::Tag* const tag = tags_.find(name);
@@ -68,7 +67,7 @@ uint64_t Store::remove_tagged(std::string_view name) {
 }
 
 void Store::clear() {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   remove_all(bin);
 }
@@ -114,10 +113,7 @@ uint64_t Store::remove_holder(Holder& holder, bool remember, Bin& bin) {
 void Store::drop(Holder& holder, Bin& bin) {
   queue_.remove(holder.waiting);
   std::unique_ptr<Holder> gone = holders_.remove(holder);
-  if (gone->views == 0) {
-    bin.add(std::move(gone));
-    return;
-  }
+  if (gone->views == 0) return delete_if_free(std::move(gone), bin);
   // It is its views' from here on, as pages of any handle are.
   Holder& viewed = *gone.release();
   try {
@@ -126,14 +122,41 @@ void Store::drop(Holder& holder, Bin& bin) {
   }
 }
 
-void Store::return_pages(Holder& holder) try {
-  // Closed, it has let go of all pages.
-  (void)with_reserve([&] {
-    return holder.kept ? file_->references().drop_kept(holder.pages())
-                       : file_->references().dec_ref(holder.pages());
-  });
-} catch (const std::bad_alloc&) {
-  file_->warn("pages of a Cache could not be given back: no memory is left");
+// What no view shows any more waits in limbo as long as other processes hold it. They let go without a word: it is
+// looked at from time to time, by those who come for memory.
+void Store::delete_if_free(std::unique_ptr<Holder> gone, Bin& bin) {
+  if (writer_.may_reuse(gone->number)) {
+    holders_.free_number(gone->number);
+    bin.add(std::move(gone));
+    return;
+  }
+  Holder* const held = gone.release();
+  held->next_gone = limbo_ == nullptr ? held : limbo_->next_gone;
+  if (limbo_ == nullptr) {
+    limbo_ = held;
+  } else {
+    limbo_->next_gone = held;
+  }
+  ++limbo_size_;
+}
+
+// At so many of those in limbo, in turn.
+void Store::look_at_limbo(size_t count, Bin& bin) {
+  for (count = std::min(count, limbo_size_); count > 0; --count) {
+    Holder* const next = limbo_->next_gone;
+    if (!writer_.may_reuse(next->number)) {
+      limbo_ = next;
+      continue;
+    }
+    if (next == limbo_) {
+      limbo_ = nullptr;
+    } else {
+      limbo_->next_gone = next->next_gone;
+    }
+    --limbo_size_;
+    holders_.free_number(next->number);
+    bin.add(std::unique_ptr<Holder>(next));
+  }
 }
 
 // --- Making room ---------------------------------------------------------------------------------
@@ -160,7 +183,7 @@ void Store::make_way(uint64_t page_bytes, uint64_t index_bytes, std::string_view
 }
 
 uint64_t Store::evict(uint64_t bytes) {
-  Bin bin(*this);
+  Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
   const uint64_t before = size_locked();
@@ -169,12 +192,32 @@ uint64_t Store::evict(uint64_t bytes) {
   return before - size_locked();
 }
 
+// What goes next, taken out of the queue; nullptr if nothing can. What other processes hold stays, and what they have
+// looked at since is passed over once: the policy hears of that only here.
+Holder* Store::next_victim() {
+  for (size_t tries = 2 * queue_.size(); tries > 0; --tries) {
+    Discardable* const victim = queue_.take_victim();
+    if (victim == nullptr) return nullptr;
+    Holder& holder = holders_.at(static_cast<uint32_t>(victim->id));
+    uint32_t hits = 0;
+    for (const auto& reader : writer_.readers()) hits += reader.hits(holder.number);
+    if (std::exchange(holder.hits_seen, hits) == hits && writer_.may_reuse(holder.number)) {
+      return &holder;
+    }
+    queue_.refuse(*victim);
+  }
+  return nullptr;
+}
+
 // Gives up what goes next. False if there is nothing.
 bool Store::evict_one(Bin& bin) {
-  Holder* holder = nullptr;
-  if (const Discardable* const victim = queue_.take_victim_or_held()) {
-    holder = &holders_.at(static_cast<uint32_t>(victim->id));
-  } else {
+  Holder* holder = next_victim();
+  if (holder == nullptr) {
+    if (const Discardable* const victim = queue_.take_victim_or_held()) {
+      holder = &holders_.at(static_cast<uint32_t>(victim->id));
+    }
+  }
+  if (holder == nullptr) {
     // What is being filled does not wait, nor does, with some policies, what is being read.
     holder = holders_.any_open_slab();
     if (holder == nullptr) holder = holders_.any();
@@ -215,21 +258,21 @@ Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
   std::array<FileRange, Discarder::kBatchMax> ranges;
   size_t count = 0;
   uint64_t bytes = 0;
-  Bin bin(*this);
+  Bin bin(*file_);
   {
     MutexLock lock(mu_);
+    look_at_limbo(limbo_size_, bin);
     while (count < ranges.size() && bytes < bytes_max) {
       const auto order = queue_.front_order();
       if (!order || *order > order_max) break;
-      const Discardable* const victim = queue_.take_victim();
-      if (victim == nullptr) break;
-      Holder& holder = holders_.at(static_cast<uint32_t>(victim->id));
-      const FileRange pages = holder.pages();
-      const uint32_t number = holder.number;
-      const bool viewed = holder.views > 0;
-      stats_.discards += remove_holder(holder, remembers_discarded_, bin);
+      Holder* const holder = next_victim();
+      if (holder == nullptr) break;
+      const FileRange pages = holder->pages();
+      const size_t in_limbo = limbo_size_;
+      stats_.discards += remove_holder(*holder, remembers_discarded_, bin);
       bytes += pages.length();
-      if (!viewed && writer_.may_reuse(number)) ranges[count++] = pages;
+      // Unless another process has come to hold it just now.
+      if (limbo_size_ == in_limbo) ranges[count++] = pages;
     }
   }
   // Neighbours go in one step.

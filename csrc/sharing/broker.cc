@@ -441,14 +441,6 @@ void Broker::stop_serving(uint64_t number) {
   peers_->remove_listener(number);
 }
 
-std::function<void()> Broker::waker() {
-  return [] {
-    Broker& broker = instance();
-    Locked lock(broker);
-    broker.peers_->wake();
-  };
-}
-
 Broker::Figures Broker::figures() {
   Locked lock(*this);
   Figures figures{.channels = peers_->channel_count(),

@@ -86,8 +86,6 @@ class Broker {
   // that ends.
   Result<uint64_t> serve(int fd, Scope scope) EXCLUDES(mu_);
   void stop_serving(uint64_t number) EXCLUDES(mu_);
-  // What a Lookups is made with.
-  std::function<void()> waker();
 
   // --- The thread ----------------------------------------------------------------------------------
 

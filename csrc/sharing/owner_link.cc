@@ -367,7 +367,7 @@ void OwnerLink::hold(Arrived arrived, Pending& pending) try {
 void OwnerLink::take_back(const Arrived& arrived, const Pending& pending) {
   wire::Pages pages;
   const bool brings =
-      pending.op == Op::kAllocate || pending.op == Op::kClaim || pending.op == Op::kValue;
+      pending.op == Op::kAllocate || pending.op == Op::kClaim;
   if (!brings || arrived.status != 0 || !wire::Reader(arrived.reply.payload).read(pages)) return;
   outgoing_.add(pages);
 }

@@ -360,37 +360,6 @@ Result<KindBytes> PeerFile::usage(uint32_t memcg_id, const Patience& patience) c
   return bytes;
 }
 
-Result<std::optional<PeerFile::Value>> PeerFile::value(const std::string& key,
-                                                       const Patience& patience) {
-  PGALLOC_RETURN_IF_ERROR(check_usable());
-  const auto outcome = std::make_shared<Result<std::optional<Value>>>(std::optional<Value>());
-  const auto self = shared_from_this();
-  OwnerLink::Exchange exchange{
-      [self, outcome](OwnerLink::Reply& reply) {
-        if (reply.payload.empty()) return;
-        wire::Pages pages;
-        Value value;
-        const auto range = self->pages_in(reply.payload);
-        if (!range || !wire::Reader(reply.payload).read_all(pages, value.start, value.stop) ||
-            value.start > value.stop || value.stop > range->length()) {
-          *outcome = not_the_protocol();
-          return;
-        }
-        value.range = *range;
-        Status status = self->adopt(*range);
-        if (status.ok()) {
-          *outcome = std::optional<Value>(value);
-        } else {
-          *outcome = std::move(status);
-        }
-      },
-      [self, outcome] {
-        if (outcome->ok() && **outcome) (void)self->dec_ref((**outcome)->range);
-      }};
-  PGALLOC_RETURN_IF_ERROR(link_->request(wire::Op::kValue, key, std::move(exchange), patience));
-  return std::move(*outcome);
-}
-
 // --- Discardable memory --------------------------------------------------------------------------
 
 std::vector<FileRange> PeerFile::unpinned_in(FileRange range) const {
@@ -532,7 +501,7 @@ bool PeerFile::close() {
     unpinned_.clear();
     lost_.clear();
   }
-  const bool keeps = !kept_.empty();
+  const bool keeps = !kept_.empty() || values_ > 0;
   lock.unlock();
   give_back(given_back);
   return keeps;

@@ -73,15 +73,6 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   // Whether one handle of one process holds each page, and this process it is.
   Result<bool> has_unique_ref(FileRange range, const Patience& patience) EXCLUDES(mu_);
   Result<KindBytes> usage(uint32_t memcg_id, const Patience& patience) const;
-  // The value of a served cache; nothing if it is not there. The pages are the caller's reference.
-  struct Value {
-    FileRange range;
-    uint64_t start = 0;
-    uint64_t stop = 0;
-  };
-  Result<std::optional<Value>> value(const std::string& key, const Patience& patience)
-      EXCLUDES(mu_);
-
   // Lets the owner discard pages. False if other handles of this process are on them: they stay pinned.
   // Once it was asked they count as unpinned, whether its answer comes or not.
   Result<bool> unpin(FileRange range, const Patience& patience) EXCLUDES(mu_);
@@ -120,6 +111,10 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   // A view of pages that a handle holds begins, or ends. REQUIRES: as many ends as beginnings.
   void begin_view(FileRange range) EXCLUDES(mu_);
   void end_view(FileRange range) EXCLUDES(mu_);
+  // The same for values of a served cache, which no handle holds: the owner is told of their end by the cache's
+  // reader, and the link lives until then.
+  void begin_value() { ++values_; }
+  void end_value() { --values_; }
 
   // Gives all leases back, but those on pages that are viewed: these as soon as no view is left. True if
   // there are such.
@@ -172,6 +167,7 @@ class PeerFile final : public Pages, public std::enable_shared_from_this<PeerFil
   // process that has lost its connection looks for mappings, and nothing need be viewed yet.
   void* sign_ = nullptr;
   std::atomic<bool> closed_{false};
+  std::atomic<uint64_t> values_{0};
   bool locked_for_fork_ = false;
   mutable std::atomic<uint64_t> size_{0};
   mutable Mutex mu_{LockRank::kMemoryFile};

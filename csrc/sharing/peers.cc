@@ -70,8 +70,7 @@ SteadyTime Peers::next_time(SteadyTime now) const {
     if (found == channels_.end()) continue;
     for (const Request& request : found->second->channel.requests()) {
       if (!request.waits) return now;
-      // What waits for a value is told when there is one.
-      if (request.op != Op::kValue) until = std::min<SteadyTime>(until, now + kWaitsMax);
+      until = std::min<SteadyTime>(until, now + kWaitsMax);
     }
   }
   if (now < accept_again_) until = std::min(until, accept_again_);

@@ -97,7 +97,7 @@ Result<std::unique_ptr<Server>> Server::create(const std::string& path, Scope sc
                          "the path of a socket has 107 bytes at most, and this one has " +
                              std::to_string(path.size()) + ": " + path);
   }
-  std::unique_ptr<Server> server(new Server(path, scope.lookups));
+  std::unique_ptr<Server> server(new Server(path));
   PGALLOC_RETURN_IF_ERROR(server->listen(std::move(scope)));
   return server;
 }
@@ -191,7 +191,6 @@ void Server::close() {
     if (lock.held() || !is_deserted(path_)) remove_file();
   }
   Broker::instance().stop_serving(number_);
-  if (lookups_ != nullptr) lookups_->close();
 }
 
 }  // namespace pgalloc

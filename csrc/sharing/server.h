@@ -34,7 +34,7 @@ class Server {
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;
 
-  // Accepts no more peers, removes the file, and answers no more look-ups.
+  // Accepts no more peers, and removes the file.
   void close();
   bool closed() const { return closed_.load(); }
 
@@ -44,8 +44,7 @@ class Server {
     ino_t inode = 0;
   };
 
-  Server(std::string path, std::shared_ptr<Lookups> lookups)
-      : path_(std::move(path)), folder_(os::folder_of(path_)), lookups_(std::move(lookups)) {}
+  explicit Server(std::string path) : path_(std::move(path)), folder_(os::folder_of(path_)) {}
   Status listen(Scope scope);
   Status listen_locked(Scope scope);
   Status listen_unlocked(Scope scope, const char* why);
@@ -53,8 +52,7 @@ class Server {
   void remove_file() const;
 
   const std::string path_;
-  const std::string folder_;                // close() needs no memory
-  const std::shared_ptr<Lookups> lookups_;  // of a cache; else nullptr
+  const std::string folder_;  // close() needs no memory
   const uint32_t generation_ = process_generation();
   Identity identity_;               // of the file
   uint64_t number_ = 0;             // of the listener

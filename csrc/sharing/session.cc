@@ -47,6 +47,12 @@ Session::Copying Session::begin_copy(Session& child) const {
   Copying copying;
   copying.files.reserve(shares_.size());
   for (const auto& [file, held] : shares_) copying.files.push_back(file);
+  child.attached_.reserve(attached_.size());
+  for (const Attached& each : attached_) {
+    const Result<uint64_t> reader = scope.cache->attach_copy_of(each.reader);
+    if (!reader.ok()) throw std::bad_alloc();  // as where memory runs out: the child gets nothing
+    child.attached_.push_back({*reader, each.file});  // whose mapping the child has from its parent
+  }
   return copying;
 }
 
@@ -74,7 +80,7 @@ Session::InUse Session::hold(const std::shared_ptr<MemoryFile>& file) {
 
 void Session::end_use(Held& held) noexcept {
   held.counted.set(held.share.bytes(), held.share.unpinned_count());
-  if (!held.share.empty() || !held.views.empty()) return;
+  if (!held.share.empty()) return;
   forgotten_.splice(forgotten_.end(), held.when_forgotten);
   shares_.erase(held.share.file()->id());
 }
@@ -134,12 +140,13 @@ std::vector<FileIdentity> Session::files() const {
     MemoryFile& file = *held->share.file();
     if (const auto use = FileInUse::begin(file)) files.push_back(FileIdentity::of(file.fd()));
   }
+  for (const Attached& each : attached_) files.push_back(each.file);
   return files;
 }
 
 std::optional<std::string> Session::verify() const {
   for (const auto& [name, held] : shares_) {
-    if (held->share.empty() && held->views.empty()) return "a file of which nothing is held stays";
+    if (held->share.empty()) return "a file of which nothing is held stays";
     if (!held->counted.is(held->share.bytes(), held->share.unpinned_count())) {
       return "what a process holds is miscounted";
     }
@@ -152,37 +159,8 @@ bool Session::end_some(size_t segments_max) {
   while (!shares_.empty()) {
     const InUse held(*this, *shares_.begin()->second);
     if (!held->share.end_some(segments_max)) return false;
-    if (!drop_views(*held, {0, kMaxOffset}, segments_max)) return false;
   }
-  return true;
-}
-
-// Cuts `*range` off where more values begin in it: how many are left.
-size_t Session::cut_at_views(const Held& held, size_t count_max, FileRange* range) {
-  size_t count = 0;
-  for (auto view = held.views.upper_bound(range->start);
-       view != held.views.end() && view->first < range->end; ++view) {
-    if (++count < count_max) continue;
-    range->end = view->first;
-  }
-  return count;
-}
-
-// What Python keeps for pages of which the peer holds nothing any more: so many. True if that is all.
-bool Session::drop_views(Held& held, FileRange range, size_t count_max) {
-  auto view = held.views.upper_bound(range.start);
-  if (view != held.views.begin()) --view;
-  while (view != held.views.end() && view->first < range.end) {
-    const FileRange pages{view->first, view->second.end};
-    const bool holds_some = !held.share.table().held().set().is_empty_range(pages);
-    if (pages.end <= range.start || holds_some) {
-      ++view;
-      continue;
-    }
-    if (count_max-- == 0) return false;
-    if (scope.lookups != nullptr) scope.lookups->drop(view->second.number, &let_go_);
-    view = held.views.erase(view);
-  }
+  for (; !attached_.empty(); attached_.pop_back()) scope.cache->detach(attached_.back().reader);
   return true;
 }
 

@@ -16,7 +16,6 @@
 #include <sys/types.h>
 
 #include <list>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,11 +27,11 @@
 #include "base/status.h"
 #include "os/descriptor.h"
 #include "sharing/limits.h"
-#include "sharing/lookups.h"
 #include "sharing/offers.h"
 #include "sharing/peer_process.h"
 #include "sharing/request.h"
 #include "sharing/share.h"
+#include "sharing/shared_cache.h"
 #include "sharing/wire.h"
 
 namespace pgalloc {
@@ -41,7 +40,7 @@ namespace pgalloc {
 struct Scope {
   std::shared_ptr<MemoryFile> file;  // nullptr: what is sent to them
   bool readonly = false;
-  std::shared_ptr<Lookups> lookups;  // of a served cache
+  std::shared_ptr<SharedCache> cache;  // if one is served
   PeerLimits limits;
 };
 
@@ -90,7 +89,7 @@ class Session {
 
   // A forked child, whose connection was made by its parent.
   bool born_connected() const { return forked_; }
-  bool holds_nothing() const { return shares_.empty(); }
+  bool holds_nothing() const { return shares_.empty() && attached_.empty(); }
   uint64_t bytes_of(uint64_t file) const;
   // What is wrong, if something is.
   std::optional<std::string> verify() const;
@@ -98,7 +97,7 @@ class Session {
   bool end_some(size_t segments_max);
   // Files that were let go of: to be destroyed without the broker's lock.
   std::vector<std::shared_ptr<MemoryFile>> take_let_go();
-  // The files of which it holds pages.
+  // The files of which it holds pages, or in which it says what it holds.
   std::vector<FileIdentity> files() const;
 
   const uint64_t id;
@@ -111,17 +110,12 @@ class Session {
   const double since_epoch;  // seconds
 
  private:
-  struct View {
-    uint64_t end = 0;
-    uint64_t number = 0;  // of the question
-  };
   using Files = std::list<std::shared_ptr<MemoryFile>>;
   struct Held {
     Held(const std::shared_ptr<MemoryFile>& file, PeerUsage& usage)
         : counted(usage, file->id()), share(file), when_forgotten{file} {}
     CountedShare counted;
     Share share;
-    std::map<uint64_t, View> views;  // by start: what Python keeps for this peer
     Files when_forgotten;            // so that no memory is needed then
   };
   // A file that is worked on. At the end what is held of it is counted; if that is nothing, it is
@@ -151,8 +145,6 @@ class Session {
   uint64_t bytes_max(const MemoryFile& file) const;
   void describe(MemoryFile& file, Answer* answer) const;
   void add_description(MemoryFile& file, Answer* answer) const;
-  bool drop_views(Held& held, FileRange range, size_t count_max);
-  static size_t cut_at_views(const Held& held, size_t count_max, FileRange* range);
 
   std::optional<Answer> open(Request& request);
   std::optional<Answer> claim(Request& request);
@@ -168,7 +160,8 @@ class Session {
   std::optional<Answer> usage_of_file(Request& request);
   std::optional<Answer> ping(Request& request);
   std::optional<Answer> served(Request& request);
-  std::optional<Answer> value(Request& request);
+  std::optional<Answer> call_cache(Request& request);
+  Answer attach();
   std::optional<Answer> make_room(Request& request);
 
   Offers& offers_;
@@ -176,6 +169,13 @@ class Session {
   std::unordered_map<uint64_t, std::unique_ptr<Held>>
       shares_;                          // of files of which it holds something
   std::unordered_set<uint64_t> known_;  // files it was let into
+  // Where it reads the cache: its numbers there, and the files in which it says what it holds.
+  struct Attached {
+    uint64_t reader = 0;
+    FileIdentity file;
+  };
+  static constexpr size_t kAttachedMax = 64;
+  std::vector<Attached> attached_;
   std::optional<std::string> payer_;    // as it was last looked at
   bool forked_ = false;                 // born with leases
   bool knows_all_ = false;              // a child of the owner knows all files that its parent had

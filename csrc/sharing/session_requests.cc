@@ -135,8 +135,8 @@ std::optional<Answer> Session::step(Request& request) {
       return ping(request);
     case Op::kServed:
       return served(request);
-    case Op::kValue:
-      return value(request);
+    case Op::kCache:
+      return call_cache(request);
     case Op::kMakeRoom:
       return make_room(request);
     case Op::kHello:
@@ -149,9 +149,6 @@ std::optional<Answer> Session::step(Request& request) {
 
 void Session::give_up(Request& request) {
   offers_.drop_later(std::move(request.begun));
-  if (request.op == Op::kValue && request.progress != 0 && scope.lookups != nullptr) {
-    scope.lookups->drop(std::exchange(request.progress, 0), &let_go_);
-  }
 }
 
 bool Session::undo_of(Request& request) noexcept {
@@ -162,8 +159,6 @@ bool Session::undo_of(Request& request) noexcept {
       return false;
     case Op::kAllocate:
     case Op::kClaim:
-    case Op::kValue:
-      if (request.answer.payload.size() < sizeof(wire::Pages)) return false;  // no such value
       request.payload = std::move(request.answer.payload);
       request.payload.resize(sizeof(wire::Pages));
       request.op = Op::kRelease;
@@ -403,9 +398,7 @@ bool Session::give_back(Request& request, size_t bytes, Status* status) {
     FileRange rest{pages.range.start + request.given_back, pages.range.end};
     while (!rest.empty()) {
       if (left == 0) return false;
-      FileRange few = rest;
-      const size_t views = cut_at_views(*held, left, &few);
-      Result<FileRange> done = held->share.release_front(few, &left);
+      Result<FileRange> done = held->share.release_front(rest, &left);
       if (!done.ok()) {
         *status = std::move(done).status();
         return true;
@@ -414,8 +407,6 @@ bool Session::give_back(Request& request, size_t bytes, Status* status) {
         request.waits = left > 0;
         return false;
       }
-      drop_views(*held, *done, SIZE_MAX);
-      left -= std::min(left, views);
       rest.start = done->end;
       request.given_back = rest.start - pages.range.start;
     }
@@ -536,56 +527,63 @@ std::optional<Answer> Session::usage_of_file(Request& request) {
 }
 
 // Answered when all that was given back before is back.
-std::optional<Answer> Session::ping(Request& request) {
-  if (scope.lookups != nullptr) {
-    if (request.progress == 0) request.progress = scope.lookups->posted();
-    if (!scope.lookups->done(request.progress)) {
-      request.waits = true;
-      return std::nullopt;
-    }
-  }
+std::optional<Answer> Session::ping(Request&) {
   return answer_with(static_cast<uint32_t>(::getpid()));
 }
 
 std::optional<Answer> Session::served(Request&) {
   if (scope.file == nullptr) return refuse(sharing_error("nothing is served here"));
-  return answer_with(scope.file->id(), uint8_t{scope.lookups != nullptr});
+  return answer_with(scope.file->id(), uint8_t{scope.cache != nullptr});
 }
 
-std::optional<Answer> Session::value(Request& request) {
-  if (scope.lookups == nullptr) return refuse(sharing_error("no cache is served here"));
+std::optional<Answer> Session::call_cache(Request& request) {
+  if (scope.cache == nullptr) return refuse(sharing_error("no cache is served here"));
+  uint8_t call = 0;
+  wire::Reader arguments(request.payload);
+  if (!arguments.read(call)) return malformed();
+  switch (static_cast<wire::CacheCall>(call)) {
+    case wire::CacheCall::kIndex: {
+      if (!arguments.left().empty()) return malformed();
+      Result<os::Descriptor> file = scope.cache->index_file();
+      if (!file.ok()) return refuse(std::move(file).status());
+      Answer answer;
+      answer.descriptor = std::move(*file);
+      return answer;
+    }
+    case wire::CacheCall::kAttach:
+      if (!arguments.left().empty()) return malformed();
+      return attach();
+    case wire::CacheCall::kDetach: {
+      uint64_t reader = 0;
+      if (!arguments.read_all(reader)) return malformed();
+      const auto attached = std::ranges::find_if(
+          attached_, [&](const Attached& each) { return each.reader == reader; });
+      if (attached == attached_.end()) return refuse(sharing_error("not attached to the cache"));
+      scope.cache->detach(reader);
+      attached_.erase(attached);
+      return Answer();
+    }
+  }
+  return malformed();
+}
+
+Answer Session::attach() {
+  if (attached_.size() == kAttachedMax) {
+    return refuse(sharing_error("a connection may be attached to a cache " +
+                                std::to_string(kAttachedMax) + " times at most"));
+  }
   Answer answer = answer_with_room();
-  let_go_.reserve(let_go_.size() + 2);
-  if (request.progress == 0) request.progress = scope.lookups->ask(request.payload);
-  std::optional<Lookups::Found> found = scope.lookups->take_answer(request.progress);
-  if (!found) {
-    request.waits = true;
-    return std::nullopt;
+  attached_.reserve(attached_.size() + 1);
+  const Result<uint64_t> reader = scope.cache->attach();
+  if (!reader.ok()) return refuse(reader.status().clone());
+  Result<os::Descriptor> file = scope.cache->holds_file(*reader);
+  if (!file.ok()) {
+    scope.cache->detach(*reader);
+    return refuse(std::move(file).status());
   }
-  const uint64_t number = std::exchange(request.progress, 0);
-  if (!found->ok() || !**found) {
-    scope.lookups->drop(number, &let_go_);
-    return found->ok() ? std::move(answer) : refuse(std::move(*found).status());
-  }
-  Lookups::Value& value = ***found;
-  const uint64_t name = value.file->id();
-  bool kept = false;
-  try {
-    // What Python keeps for the same pages already is enough.
-    const InUse held = hold(value.file);
-    kept = held->views.try_emplace(value.range.start, View{value.range.end, number}).second;
-    answer.status = held->share.table().add_lease(value.range);
-    if (!answer.status.ok()) throw std::bad_alloc();
-  } catch (const std::bad_alloc&) {
-    if (kept) InUse(*this, *shares_.find(name)->second)->views.erase(value.range.start);
-    (void)value.file->references().drop_lease(value.range);
-    scope.lookups->drop(number, &let_go_);
-    let_go_.push_back(std::move(value.file));
-    if (answer.status.ok()) throw;
-    return answer;
-  }
-  if (!kept) scope.lookups->drop(number, &let_go_);
-  wire::append(answer.payload, wire::Pages{name, value.range}, value.start, value.stop);
+  attached_.push_back({*reader, FileIdentity::of(file->fd())});
+  wire::append(answer.payload, *reader);
+  answer.descriptor = std::move(*file);
   return answer;
 }
 

@@ -50,11 +50,18 @@ enum class Op : uint8_t {
   kFork = 12,     // -> a connection for a child, with the same leases
   kPing = 13,     // -> process of the owner
   kServed = 14,   // -> file, whether there is a cache (u8)
-  kValue = 15,    // an encoded key -> pages, start and end of the value in them; or nothing
+  kCache = 15,    // what is wanted of the served cache (u8, a CacheCall) and its arguments -> see there
   kPart = 16,  // the beginning of a payload that is too long for one packet, without an answer; the
                // next packet goes on
   kMakeRoom = 17,  // bytes, and those of the whole commit (u64) -> how many were given back (u64):
                    // discards what counts against the peer's limits, until the commit fits
+};
+
+// Of a served cache. Payloads and answers are named beside each.
+enum class CacheCall : uint8_t {
+  kIndex = 1,   // -> its file, which only the owner writes
+  kAttach = 2,  // -> a number of this process (u64), and a file in which it says what it holds
+  kDetach = 3,  // that number -> it holds nothing any more
 };
 
 // The status of an answer: 0, or what went wrong. The text is the payload; kSystem has the errno

@@ -1,5 +1,7 @@
 """Keys: str, bytes, int, and tuples of these; and how they are written down in a snapshot.
 
+csrc/binding/cache_keys.h writes them down in the same way.
+
 Exactly these types, not their subclasses: hashing and comparing them runs no code of anybody's, so
 it may be done under a lock, and what is restored equals what was saved. What else equals a key
 (True, 1.0) is none: it is never looked up. Pure functions.
@@ -9,17 +11,11 @@ from __future__ import annotations
 
 from typing import TypeAlias, TypeGuard
 
-from pgalloc.errors import SharingError, SnapshotCorruptError
+from pgalloc.errors import SnapshotCorruptError
 
 Key: TypeAlias = str | bytes | int | tuple["Key", ...]
 
 _DEPTH_MAX = 32
-
-# Of a key that a reader in another process asks for: the owner takes it apart in the one thread
-# that looks values up, and while it forks it waits for that. (The bytes: csrc/sharing/lookups.h.)
-SERVED_BYTES_MAX = 1 << 20
-SERVED_PARTS_MAX = 1024
-_TOO_MANY = f"the tuples of a served cache's key have {SERVED_PARTS_MAX} parts at most"
 
 
 def is_key(key: object) -> TypeGuard[Key]:
@@ -69,56 +65,17 @@ def encode_key(key: Key) -> bytes:
     return b"b" + encode_length(len(key)) + key
 
 
-def encode_served_key(key: Key) -> bytes:
-    """As :func:`encode_key`. Raises SharingError if the key is beyond what a reader may ask for."""
-    _count_parts(key, SERVED_PARTS_MAX)
-    encoded = encode_key(key)
-    if len(encoded) > SERVED_BYTES_MAX:
-        raise SharingError(
-            f"a key of a served cache has {SERVED_BYTES_MAX} bytes at most, and this one has "
-            f"{len(encoded)}"
-        )
-    return encoded
-
-
-def _count_parts(key: Key, left: int) -> int:
-    """How many parts are left of so many. Raises SharingError if there are more."""
-    if not isinstance(key, tuple):
-        return left
-    left -= len(key)
-    if left < 0:
-        raise SharingError(_TOO_MANY)
-    for part in key:
-        left = _count_parts(part, left)
-    return left
-
-
-def decode_served_key(encoded: bytes) -> Key:
-    """What encode_served_key() gave. Raises SharingError, SnapshotCorruptError."""
-    if len(encoded) > SERVED_BYTES_MAX:
-        raise SharingError(f"a key of {len(encoded)} bytes")
-    decoder = Decoder(encoded, parts_max=SERVED_PARTS_MAX)
-    key = decoder.key()
-    if not decoder.at_end:
-        raise SnapshotCorruptError("there is something behind the key")
-    return key
-
-
 def encode_length(length: int) -> bytes:
     """A length as four bytes."""
     return length.to_bytes(4, "little")
 
 
 class Decoder:
-    """Reads what was encoded, and trusts none of it: SnapshotCorruptError.
+    """Reads what was encoded, and trusts none of it: SnapshotCorruptError."""
 
-    SharingError if the tuples of its keys have more parts than ``parts_max`` together.
-    """
-
-    def __init__(self, data: bytes, *, parts_max: int | None = None) -> None:
+    def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
-        self._parts_left = parts_max
 
     @property
     def at_end(self) -> bool:
@@ -143,10 +100,6 @@ class Decoder:
         if kind == b"t":
             if depth == 0:
                 raise SnapshotCorruptError("the tuples of a cache's key are nested too deeply")
-            if self._parts_left is not None:
-                self._parts_left -= length
-                if self._parts_left < 0:
-                    raise SharingError(_TOO_MANY)
             # Each part takes bytes: a length that promises too much ends with take().
             return tuple(self.key(depth - 1) for _ in range(length))
         content = self.take(length)

@@ -1,21 +1,20 @@
 """A cache that one process fills and others read, without copying.
 
-A value that is read elsewhere is held there by a lease, and here by a view: its pages are neither
-discarded nor used for something else before the reader has let go of it, or has died.
+A reader looks values up by itself, in the cache's index and file, which it has mapped: it sends no
+message, and the owner may do whatever it does. A value that it holds is neither discarded nor used
+for something else before it has let go of it, or has died.
 """
 
 from __future__ import annotations
 
 import os
-import weakref
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
+from pgalloc import _core
 from pgalloc.arguments import checked_timeout
-from pgalloc.cache.keys import Key, check_key, decode_served_key, encode_served_key, is_key
-from pgalloc.errors import ClosedError, SharingError, SnapshotCorruptError
+from pgalloc.cache.keys import Key, check_key
+from pgalloc.errors import SharingError
 from pgalloc.sharing import PeerFile, Server
-from pgalloc.sharing.lookups import Value
-from pgalloc.sharing.protocol import ProtocolError
 from pgalloc.sharing.serving import open_served
 from pgalloc.uncopyable import Uncopyable
 
@@ -27,28 +26,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def _decoded(encoded: bytes) -> Key:
-    try:
-        return decode_served_key(encoded)
-    except SnapshotCorruptError as error:
-        raise ProtocolError(f"a malformed key: {error}") from None
-
-
 def serve(cache: Cache, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
     """See Cache.serve()."""
-    this = weakref.ref(cache)  # or the Server would keep the cache
-
-    def look_up(encoded: bytes) -> Value | None:
-        cache = this()
-        return None if cache is None else _look_up(cache, _decoded(encoded))
-
-    return Server(cache.file, path, readonly=True, lookup=look_up)
-
-
-def _look_up(cache: Cache, key: Key) -> Value | None:
-    """Called by the broker."""
-    found = cache._store.look_up(key)
-    return None if found is None else Value(cache.file, *found)
+    return Server(cache.file, path, readonly=True, cache=cache._store)
 
 
 class CacheReader(Uncopyable):
@@ -67,6 +47,7 @@ class CacheReader(Uncopyable):
         *,
         timeout: float | None = None,
     ) -> None:
+        self._closed = False
         connection, name, has_cache = open_served(path, checked_timeout(timeout))
         try:
             if not has_cache:
@@ -76,6 +57,11 @@ class CacheReader(Uncopyable):
             connection.close()
             raise
         connection.files[name] = self._file
+        try:
+            self._store = _core.RemoteCache(self._file)
+        except BaseException:
+            self._file.close()
+            raise
 
     @overload
     def get(self, key: Key) -> memoryview | None: ...
@@ -84,18 +70,11 @@ class CacheReader(Uncopyable):
     def get(self, key: Key, default: Any = None) -> Any:
         """The value as a read-only view, or ``default`` if there is none, as of what is no key.
 
-        Raises OwnerGoneError when the cache's process has ended, ClosedError. A key may have a
-        mebibyte and 1024 parts at most: SharingError.
+        What was there when the owner ended is still found. Raises ClosedError, also when the owner
+        has closed the Cache, and ForkedError in a forked child.
         """
-        file = self._file
-        if file.closed:
-            raise ClosedError("the CacheReader is closed")
-        file._check_usable()
-        found = file._remote_value(encode_served_key(key)) if is_key(key) else None
-        if found is None:
-            return default
-        pages, start, stop = found
-        return pages.view(readonly=True)[start:stop]
+        view = self._store.get(key)
+        return default if view is None else view
 
     @overload
     def get_bytes(self, key: Key) -> bytes | None: ...
@@ -113,8 +92,9 @@ class CacheReader(Uncopyable):
             raise KeyError(key)
         return view
 
-    def __contains__(self, key: Key) -> bool:
-        return self.get(key) is not None
+    def __contains__(self, key: object) -> bool:
+        """Whether there is a value: not counted."""
+        return self._store.contains(key)
 
     def __iter__(self) -> NoReturn:
         raise TypeError("a CacheReader cannot be iterated over: keys() of the Cache itself can")
@@ -128,10 +108,12 @@ class CacheReader(Uncopyable):
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
-        return self._file.closed
+        return self._closed
 
     def close(self) -> None:
         """No more values are read. Views stay valid and unchanged as long as they are held."""
+        self._closed = True
+        self._store.close()
         self._file.close()
 
     def __enter__(self) -> Self:

@@ -5,7 +5,7 @@ long as one has a handle on a page, the owner keeps a reference for it. Each pee
 to the owner; the kernel closes it when the peer dies, however it dies, and the owner takes back
 what it held. Nothing has a name that could be left behind.
 
-* The owner's side is native: csrc/sharing/broker.h. ``lookups``: the values of a served cache.
+* The owner's side is native: csrc/sharing/broker.h.
 * ``protocol``: the messages, as far as Python makes and reads them.
 * ``connection``, ``peer``, ``remote``: the peer's, and a forked child's.
 * ``transport``: how pages travel in what multiprocessing sends. ``picklers``: which picklers send

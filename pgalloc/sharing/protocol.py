@@ -42,7 +42,7 @@ class Op(enum.IntEnum):
     FORK = 12  # a connection for a child, with the same leases
     PING = 13
     SERVED = 14  # what the server of this path serves
-    VALUE = 15  # of a cache
+    CACHE = 15  # what is wanted of a served cache
     PART = 16  # of a payload that is too long for one packet; has no answer
     MAKE_ROOM = 17  # discards what counts against the peer's limits
 

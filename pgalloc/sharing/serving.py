@@ -14,7 +14,6 @@ from pgalloc.errors import OptionError
 from pgalloc.sharing import protocol
 from pgalloc.sharing.connection import Connection
 from pgalloc.sharing.limits import Limits, native_limits
-from pgalloc.sharing.lookups import Lookup, LookupThread
 from pgalloc.sharing.peer import PeerFile
 from pgalloc.sharing.protocol import Op
 from pgalloc.uncopyable import Uncopyable
@@ -41,29 +40,24 @@ class Server(Uncopyable, _core.Server):
         path: Any,
         *,
         readonly: bool,
-        lookup: Lookup | None = None,
+        cache: _core.CacheStore | None = None,
         limits: Limits | None = None,
     ) -> None:
         if hasattr(self, "path"):
             raise RuntimeError("this Server is constructed already")
         if not isinstance(file, _core.MemoryFile):
             raise TypeError(f"expected a MemoryFile, not {type(file).__name__}")
-        if not (lookup is None or callable(lookup)):
-            raise TypeError("lookup must be callable")
         file._check_usable()
         checked_flag(readonly, "readonly")
         self.path = _checked_path(os.fsdecode(path))
-        self._lookups = None if lookup is None else LookupThread(lookup)
         super().__init__(
             os.fsencode(os.path.abspath(self.path)),  # it may be closed elsewhere
             file,
             readonly,
-            None if self._lookups is None else self._lookups.questions,
+            cache,
             native_limits(limits),
         )
         _servers.add(self)
-        if self._lookups is not None:
-            self._lookups.start()
 
     def __enter__(self) -> Self:
         return self

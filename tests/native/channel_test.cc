@@ -98,9 +98,9 @@ TEST(the_first_packet_says_who_a_peer_is_whose_process_is_not_known) {
 TEST(a_packet_has_64_kib_at_most) {
   Scene scene;
   const std::string longest(kPayloadMax, 'x');
-  EXPECT_EQ(scene.read(packet(Op::kValue, 1, longest)), Read::kRequest);
+  EXPECT_EQ(scene.read(packet(Op::kCache, 1, longest)), Read::kRequest);
   EXPECT_EQ(scene.channel->requests().back().payload, longest);
-  EXPECT_EQ(scene.read(packet(Op::kValue, 1, longest + "x")), Read::kMalformed);
+  EXPECT_EQ(scene.read(packet(Op::kCache, 1, longest + "x")), Read::kMalformed);
   EXPECT_EQ(scene.channel->requests().size(), 1u);
 }
 
@@ -120,8 +120,8 @@ TEST(parts_come_before_the_payload_that_they_begin) {
   EXPECT_EQ(scene.read(packet(Op::kPart, 0, "ab")), Read::kNothing);
   EXPECT_EQ(scene.read(packet(Op::kPart, 0, "cd")), Read::kNothing);
   EXPECT(scene.channel->requests().empty());
-  EXPECT_EQ(scene.read(packet(Op::kValue, 1, "ef")), Read::kRequest);
-  EXPECT_EQ(scene.read(packet(Op::kValue, 2, "gh")), Read::kRequest);
+  EXPECT_EQ(scene.read(packet(Op::kCache, 1, "ef")), Read::kRequest);
+  EXPECT_EQ(scene.read(packet(Op::kCache, 2, "gh")), Read::kRequest);
   EXPECT_EQ(scene.channel->requests().front().payload, "abcdef");
   EXPECT_EQ(scene.channel->requests().back().payload, "gh");
 }
@@ -132,7 +132,7 @@ TEST(parts_bring_no_pages_and_come_from_who_has_greeted) {
   EXPECT_EQ(scene.read(packet_with(Op::kPart, 1, pages)), Read::kMalformed);
   Scene begun;
   EXPECT_EQ(begun.read(packet(Op::kPart, 0, "ab")), Read::kNothing);
-  EXPECT_EQ(begun.read(packet_with(Op::kValue, 1, pages)), Read::kMalformed);
+  EXPECT_EQ(begun.read(packet_with(Op::kCache, 1, pages)), Read::kMalformed);
   Scene stranger(false);
   EXPECT_EQ(stranger.read(packet(Op::kPart, 0, "ab")), Read::kMalformed);
 }
@@ -148,7 +148,7 @@ TEST(the_parts_of_a_payload_are_limited) {
     const auto last = scene.read(packet(Op::kPart, 0, std::string(left + too_long, 'y')));
     EXPECT_EQ(last, too_long ? Read::kMalformed : Read::kNothing);
     if (too_long) continue;
-    EXPECT_EQ(scene.read(packet(Op::kValue, 1)), Read::kRequest);
+    EXPECT_EQ(scene.read(packet(Op::kCache, 1)), Read::kRequest);
     EXPECT_EQ(scene.channel->requests().front().payload.size(), wire::kPayloadBytesMax);
   }
 }
@@ -168,7 +168,7 @@ TEST(no_packet_is_lost_when_memory_runs_out) {
   int failed = 0;
   for (int64_t number = 0;; ++number) {
     Scene scene;
-    EXPECT(scene.client->send(packet_with(Op::kValue, 1, payload)));
+    EXPECT(scene.client->send(packet_with(Op::kCache, 1, payload)));
     Channel::make_spare(&scene.spare);
     allocations_left = number;
     const Read read = scene.channel->read(&scene.spare, kNow);
@@ -176,7 +176,7 @@ TEST(no_packet_is_lost_when_memory_runs_out) {
     allocations_left = -1;
     EXPECT_EQ(read, Read::kRequest);
     EXPECT_EQ(scene.channel->requests().front().payload, payload);
-    EXPECT_EQ(scene.channel->requests().front().op, Op::kValue);
+    EXPECT_EQ(scene.channel->requests().front().op, Op::kCache);
     EXPECT_EQ(scene.channel->requests().front().number, 1u);
     EXPECT_EQ(scene.channel->requests().front().released, sizeof(wire::Pages));
     EXPECT_EQ(scene.spare.empty(), !all);
@@ -195,7 +195,7 @@ TEST(not_more_is_read_than_two_requests_may_be_long) {
     for (size_t i = 1; i < each; ++i) {
       EXPECT_EQ(scene.read(packet(Op::kPart, 0, longest)), Read::kNothing);
     }
-    EXPECT_EQ(scene.read(packet(Op::kValue, number, longest)), Read::kRequest);
+    EXPECT_EQ(scene.read(packet(Op::kCache, number, longest)), Read::kRequest);
   }
   EXPECT_EQ(scene.channel->wanted_events(), 0u);
   EXPECT(scene.answer({}));
@@ -212,7 +212,7 @@ TEST(parts_without_memory_end_the_connection) {
   native_tests::all_fail = false;
   EXPECT_EQ(part, Read::kMalformed);
   EXPECT_EQ(scene.read(packet(Op::kPart, 0, payload)), Read::kNothing);
-  EXPECT(scene.client->send(packet(Op::kValue, 1)));
+  EXPECT(scene.client->send(packet(Op::kCache, 1)));
   native_tests::all_fail = true;
   const Read request = scene.channel->read(&scene.spare, kNow);
   native_tests::all_fail = false;
@@ -430,25 +430,12 @@ TEST(no_more_is_read_than_a_peer_may_ask_for_at_once) {
 }
 
 TEST(what_is_under_way_is_given_up_with_the_connection) {
-  Scope scope;
-  scope.lookups = std::make_shared<Lookups>([] {});
-  Scene scene(true, scope);
-  EXPECT_EQ(scene.read(packet(Op::kValue, 1, "key")), Read::kRequest);
-  EXPECT(!scene.channel->session().step(scene.channel->requests().front()));
+  Scene scene(true, {});
+  EXPECT_EQ(scene.read(packet(Op::kPing, 1)), Read::kRequest);
   const auto session = scene.channel->take_session();
   EXPECT(session != nullptr);
   EXPECT(scene.channel->requests().empty());
-  EXPECT(scope.lookups->next()->look_up);
-  EXPECT(!scope.lookups->next()->look_up);
   EXPECT(scene.channel->take_session() == nullptr);
-  // And if no one takes the session.
-  Scene other(true, scope);
-  EXPECT_EQ(other.read(packet(Op::kValue, 1, "key")), Read::kRequest);
-  EXPECT(!other.channel->session().step(other.channel->requests().front()));
-  EXPECT(scope.lookups->next()->look_up);
-  const uint64_t posted = scope.lookups->posted();
-  other.channel.reset();
-  EXPECT_EQ(scope.lookups->posted(), posted + 1);
 }
 
 }  // namespace

@@ -419,13 +419,13 @@ TEST(s3_fifo_forgets_ghosts_after_as_many_departures_as_there_are_entries) {
 }
 
 TEST(s3_fifo_gives_main_entries_a_round_for_each_visit) {
-  Few few(DiscardPolicy::kS3Fifo, 3);
+  Few few(DiscardPolicy::kS3Fifo, 6);
   EXPECT_EQ(few.victims(3), (Ids{0, 1, 2}));
   for (uint64_t id : {0, 1, 2}) few.unpin(id);  // all in main
   few.visit(0);
   few.visit(0);
   few.visit(1);
-  EXPECT_EQ(few.victims(3), (Ids{2, 1, 0}));
+  EXPECT_EQ(few.victims(6), (Ids{3, 4, 5, 2, 1, 0}));
 }
 
 TEST(s3_fifo_takes_from_main_while_the_small_queue_is_below_a_tenth) {

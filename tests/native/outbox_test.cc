@@ -115,11 +115,11 @@ TEST(nothing_comes_before_parts_and_greetings) {
   Scene scene;
   constexpr size_t kPart = wire::kPacketBytesMax - sizeof(wire::Header);
   scene.give_back(1);
-  scene.outbox.add(Op::kValue, 5, std::string(kPart + 3, 'x'));
+  scene.outbox.add(Op::kCache, 5, std::string(kPart + 3, 'x'));
   EXPECT(is(scene.next(), Op::kRelease, 0, 0));
   EXPECT(is(scene.next(), Op::kPart, 0, 0));
   EXPECT_EQ(scene.bytes.size(), kPart);
-  EXPECT(is(scene.next(), Op::kValue, 5, 0));
+  EXPECT(is(scene.next(), Op::kCache, 5, 0));
   EXPECT_EQ(scene.bytes, "xxx");
   scene.give_back(2);
   scene.outbox.add(Op::kHello, 6, "who");

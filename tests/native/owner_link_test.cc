@@ -223,7 +223,7 @@ TEST(long_payloads_go_in_parts) {
     std::string payload(size, 'p');
     payload.front() = 'f';
     payload.back() = 'l';
-    const auto question = link->ask(Op::kValue, payload, {});
+    const auto question = link->ask(Op::kCache, payload, {});
     std::string got;
     size_t packets = 0;
     while (got.size() < size) {
@@ -233,7 +233,7 @@ TEST(long_payloads_go_in_parts) {
       got += packet->payload;
       ++packets;
       const bool is_last = got.size() == size;
-      EXPECT_EQ(packet->kind, static_cast<uint8_t>(is_last ? Op::kValue : Op::kPart));
+      EXPECT_EQ(packet->kind, static_cast<uint8_t>(is_last ? Op::kCache : Op::kPart));
       EXPECT_EQ(packet->number, is_last ? 1u : 0u);
     }
     EXPECT_EQ(got, payload);
@@ -246,7 +246,7 @@ TEST(the_payload_of_a_request_is_limited) {
   const auto link = std::move(*OwnerLink::create(ends.peer()));
   const OwnerLink::Patience none{{}, [] { return true; }};
   const auto ask = [&](size_t size) {
-    return link->request(Op::kValue, std::string(size, 'p'), {}, none).code();
+    return link->request(Op::kCache, std::string(size, 'p'), {}, none).code();
   };
   EXPECT_EQ(ask(wire::kPayloadBytesMax + 1), ErrorCode::kSharing);
   EXPECT(ends.silent());
@@ -297,7 +297,7 @@ TEST(a_request_that_leaves_no_room_goes_by_itself) {
     OwnerLink::park_all();
     give_back(*link, 2);
     const std::string payload(kPayloadMax - room, 'p');
-    const auto question = link->ask(Op::kValue, payload, {});
+    const auto question = link->ask(Op::kCache, payload, {});
     const std::string first = ends.receive();
     if (room < 2 * kRangeBytes) {
       EXPECT_EQ(wire::parse(first, nullptr)->kind, static_cast<uint8_t>(Op::kRelease));
@@ -315,8 +315,8 @@ TEST(nothing_goes_along_with_parts_and_greetings) {
   const auto link = std::move(*OwnerLink::create(ends.peer()));
   OwnerLink::park_all();
   give_back(*link, 1);
-  const auto value = link->ask(Op::kValue, std::string(wire::kPacketBytesMax, 'p'), {});
-  for (const auto op : {Op::kRelease, Op::kPart, Op::kValue}) {
+  const auto value = link->ask(Op::kCache, std::string(wire::kPacketBytesMax, 'p'), {});
+  for (const auto op : {Op::kRelease, Op::kPart, Op::kCache}) {
     const std::string bytes = ends.receive();
     const auto packet = wire::parse(bytes, nullptr);
     EXPECT_EQ(packet->kind, static_cast<uint8_t>(op));

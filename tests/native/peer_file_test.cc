@@ -384,36 +384,6 @@ TEST(usage_is_of_its_size) {
   }
 }
 
-TEST(a_value_lies_in_its_pages) {
-  Scene scene;
-  const uint64_t length = 2 * page_size();
-  const wire::Pages its{kId, pages(0, 2)};
-  const auto ask = [&] { return scene.file->value("key", patient()); };
-  for (const auto& [start, stop] : {std::pair<uint64_t, uint64_t>{0, length}, {5, 5}, {1, 2}}) {
-    scene.answer_next(its, start, stop);
-    const auto value = ask();
-    EXPECT_EQ((*value)->range, pages(0, 2));
-    EXPECT_EQ((*value)->start, start);
-    EXPECT_EQ((*value)->stop, stop);
-    EXPECT_EQ(scene.heard()->payload, "key");
-    EXPECT(scene.file->dec_ref(pages(0, 2)).ok());
-    EXPECT_EQ(scene.given_back(), Ranges{pages(0, 2)});
-  }
-  scene.answer_next();
-  EXPECT(!ask()->has_value());
-  for (const auto& [start, stop] : {std::pair<uint64_t, uint64_t>{2, 1}, {0, length + 1}}) {
-    scene.answer_next(its, start, stop);
-    EXPECT_EQ(ask().status().code(), ErrorCode::kOwnerGone);
-  }
-  scene.answer_next(its, uint64_t{0});
-  EXPECT_EQ(ask().status().code(), ErrorCode::kOwnerGone);
-  scene.answer_next(its, uint64_t{0}, uint64_t{1}, uint8_t{0});
-  EXPECT_EQ(ask().status().code(), ErrorCode::kOwnerGone);
-  scene.answer_next(wire::Pages{kId + 1, pages(0, 2)}, uint64_t{0}, uint64_t{1});
-  EXPECT_EQ(ask().status().code(), ErrorCode::kOwnerGone);
-  EXPECT_EQ(scene.file->leased_bytes(), 0u);
-}
-
 TEST(pages_with_one_handle_here_are_unpinned) {
   Scene scene;
   scene.adopt(pages(0, 4));
@@ -630,7 +600,6 @@ TEST(a_closed_or_orphaned_file_asks_for_nothing) {
     EXPECT_EQ(scene.file->decommit(range, patient()).code(), wanted);
     EXPECT_EQ(scene.file->has_unique_ref(range, patient()).status().code(), wanted);
     EXPECT_EQ(scene.file->usage(0, patient()).status().code(), wanted);
-    EXPECT_EQ(scene.file->value("", patient()).status().code(), wanted);
     EXPECT_EQ(scene.file->unpin(range, patient()).status().code(), wanted);
     EXPECT_EQ(scene.file->pin(range, patient()).status().code(), wanted);
     // What is held can be held once more without the owner.

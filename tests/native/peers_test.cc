@@ -1035,30 +1035,6 @@ TEST(the_broker_waits_as_long_as_nothing_is_due) {
   EXPECT(client->receive().has_value());
 }
 
-TEST(what_waits_for_python_is_not_asked_again_and_again) {
-  Scene scene;
-  scene.hub.peers.set_look_every(std::chrono::hours(1));
-  scene.scope.lookups = std::make_shared<Lookups>([&] { scene.hub.peers.wake(); });
-  const auto client = scene.peer();
-  EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kValue), 1, std::string_view("key"))));
-  EXPECT(scene.hub.until([&] { return scene.scope.lookups->posted() == 1; }));
-  const auto now = std::chrono::steady_clock::now();
-  scene.hub.peers.set_look_every(std::chrono::hours(1));
-  (void)scene.hub.peers.prepare(now);
-  EXPECT(scene.hub.peers.prepare(now).timeout_ms > 1000);
-  EXPECT(client->send(wire::pack(static_cast<uint8_t>(Op::kPing), 2)));  // waits for that, too
-  for (int i = 0; i < 5; ++i) scene.hub.round();
-  EXPECT_EQ(scene.hub.peers.prepare(std::chrono::steady_clock::now()).timeout_ms, 1);
-  const auto event = scene.scope.lookups->next();
-  Lookups::Found found(std::nullopt);
-  EXPECT(scene.scope.lookups->answer(event->number, found));
-  std::optional<std::pair<uint8_t, std::string>> answer;
-  EXPECT(scene.hub.until([&] { return (answer = client->receive()).has_value(); }));
-  EXPECT_EQ(*answer, (std::pair<uint8_t, std::string>(0, "")));
-  scene.scope.lookups->close();
-  EXPECT(scene.hub.until([&] { return client->receive().has_value(); }));
-}
-
 TEST(processes_of_other_namespaces_come_through_a_door) {
   Listening scene;
   const std::string path = scene.hub.peers.path();

@@ -4,9 +4,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "file/file_registry.h"
@@ -801,207 +807,126 @@ TEST(a_listener_says_what_it_serves) {
   EXPECT(wire::Reader(plain.payload).read_all(name, is_cache));
   EXPECT_EQ(name, scene.file->id());
   EXPECT_EQ(is_cache, 0);
-  EXPECT_EQ(scene.error(Op::kValue, std::string_view("key")), ErrorCode::kSharing);
+  EXPECT_EQ(scene.error(Op::kCache, std::string_view("key")), ErrorCode::kSharing);
   EXPECT_EQ(scene.yes_or_no<uint32_t>(Op::kPing), static_cast<uint32_t>(::getpid()));
   Session nothing(2, scene.offers, {}, 2, 2);
   Request served = request_for(Op::kServed);
   EXPECT_EQ(nothing.step(served)->status.code(), ErrorCode::kSharing);
 }
 
-// --- A served cache ------------------------------------------------------------------------------
-
-Scope with_lookups(const std::shared_ptr<Lookups>& lookups) {
-  Scope scope;
-  scope.lookups = lookups;
-  return scope;
-}
-
-struct Served : Scene {
-  Served() : Scene(with_lookups(std::make_shared<Lookups>([] {}))) { range = take_pages(*file, 4); }
-  ~Served() { EXPECT(file->dec_ref(range).ok()); }
-  // Python's answer to the next question; its number.
-  uint64_t answer_next(std::optional<FileRange> value) {
-    const auto event = scope.lookups->next();
-    if (!EXPECT(event && event->look_up)) return 0;
-    Lookups::Found found(std::nullopt);
-    if (value) {
-      EXPECT(file->references().lease_anew(*value).ok());
-      found = Lookups::Found(Lookups::Value{file, *value, 3, 7});
-    }
-    EXPECT(scope.lookups->answer(event->number, found));
-    return event->number;
-  }
-  // The value of a question that Python answers with these pages.
-  uint64_t look_up(FileRange pages) {
-    Request request = request_for(Op::kValue, std::string_view("key"));
-    EXPECT(!session->step(request));
-    EXPECT(request.waits);
-    const uint64_t number = answer_next(pages);
-    const auto answer = session->step(request);
-    wire::Pages got;
-    uint64_t start = 0;
-    uint64_t stop = 0;
-    EXPECT(wire::Reader(answer->payload).read_all(got, start, stop));
-    EXPECT_EQ(got.file, file->id());
-    EXPECT_EQ(got.range, pages);
-    EXPECT_EQ(start, 3u);
-    EXPECT_EQ(stop, 7u);
-    EXPECT_EQ(session->verify(), std::nullopt);
-    return number;
-  }
-  // Which number Python is told to drop; nothing if none.
-  std::optional<uint64_t> dropped() {
-    scope.lookups->stop();
-    EXPECT(!scope.lookups->next());  // the last event is done with
-    scope.lookups->resume();
-    if (scope.lookups->done(scope.lookups->posted())) return std::nullopt;
-    const auto event = scope.lookups->next();
-    EXPECT(!event->look_up);
-    return event->number;
-  }
-
-  FileRange range;
-};
-
-// A served peer's session goes first.
-template <class Run>
-void serve(Run run) {
-  Served served;
-  run(served);
-  served.session.reset();
-}
-
 FileRange pages_in(FileRange all, uint64_t first, uint64_t end) {
   return {all.start + first * page_size(), all.start + end * page_size()};
 }
 
-TEST(values_of_released_pages_are_dropped_in_steps) {
-  serve([](Served& served) {
-    constexpr uint64_t kCount = 2 * Session::kSegmentsAtOnce;
-    const FileRange many = take_pages(*served.file, kCount);
-    for (uint64_t page = 0; page < kCount; ++page) served.look_up(pages_in(many, page, page + 1));
-    Request release = request_for(Op::kRelease, wire::Pages{served.file->id(), many});
-    EXPECT(!served.session->step(release));
-    EXPECT(release.given_back > 0);
-    EXPECT(pages_of(release.given_back) <= Session::kSegmentsAtOnce);
-    while (!served.session->step(release)) {
-    }
-    EXPECT(served.session->holds_nothing());
-    EXPECT(served.file->dec_ref(many).ok());
-  });
+// --- A served cache ------------------------------------------------------------------------------
+
+// It counts who is attached.
+struct FakeCache final : SharedCache {
+  Result<os::Descriptor> index_file() const override { return file(); }
+  Result<uint64_t> attach() override {
+    attached.insert(++last);
+    return last;
+  }
+  Result<uint64_t> attach_copy_of(uint64_t reader) override {
+    copies.emplace_back(reader, last + 1);
+    return attach();
+  }
+  Result<os::Descriptor> holds_file(uint64_t) const override {
+    if (refuses) return Status::error(ErrorCode::kSharing, "no");
+    return file();
+  }
+  void detach(uint64_t reader) noexcept override { attached.erase(reader); }
+
+  static Result<os::Descriptor> file() {
+    return os::Descriptor(os::kernel().memfd_create("cache", MFD_CLOEXEC));
+  }
+  std::set<uint64_t> attached;
+  std::vector<std::pair<uint64_t, uint64_t>> copies;
+  uint64_t last = 0;
+  bool refuses = false;
+};
+
+Scope with_cache(const std::shared_ptr<FakeCache>& cache) {
+  Scope scope;
+  scope.cache = cache;
+  return scope;
 }
 
-TEST(a_value_is_leased_until_its_pages_are_released) {
-  serve([](Served& served) {
-    EXPECT_EQ(served.ask(Op::kServed).payload.back(), 1);
-    const FileRange pages = pages_in(served.range, 0, 2);
-    const uint64_t number = served.look_up(pages);
-    EXPECT_EQ(served.session->bytes_of(served.file->id()), pages.length());
-    EXPECT_EQ(served.error(Op::kRelease, wire::Pages{served.file->id(), pages_in(pages, 0, 1)}),
-              std::nullopt);
-    const uint64_t posted = served.scope.lookups->posted();
-    EXPECT_EQ(posted, 1u);
-    EXPECT_EQ(served.error(Op::kRelease, wire::Pages{served.file->id(), pages_in(pages, 1, 2)}),
-              std::nullopt);
-    EXPECT_EQ(served.dropped(), number);
-    EXPECT(served.session->holds_nothing());
-  });
+struct Served : Scene {
+  explicit Served(std::shared_ptr<FakeCache> its_cache = std::make_shared<FakeCache>())
+      : Scene(with_cache(its_cache)), cache(std::move(its_cache)) {}
+
+  Answer call(wire::CacheCall call) { return ask(Op::kCache, static_cast<uint8_t>(call)); }
+  std::optional<uint64_t> attach() {
+    const Answer answer = call(wire::CacheCall::kAttach);
+    uint64_t reader = 0;
+    if (!answer.status.ok() || !wire::Reader(answer.payload).read_all(reader)) return std::nullopt;
+    EXPECT(answer.descriptor.open());
+    return reader;
+  }
+  std::shared_ptr<FakeCache> cache;
+};
+
+TEST(a_peer_is_attached_to_a_served_cache_until_it_detaches) {
+  Served served;
+  EXPECT_EQ(served.ask(Op::kServed).payload.back(), 1);
+  EXPECT(served.call(wire::CacheCall::kIndex).descriptor.open());
+  EXPECT(served.session->holds_nothing());
+  const auto first = served.attach();
+  const auto second = served.attach();
+  EXPECT(first && second);
+  EXPECT_EQ(served.cache->attached.size(), 2u);
+  EXPECT(!served.session->holds_nothing());
+  EXPECT_EQ(served.session->files().size(), 2u);  // where it says what it holds
+  const auto detach = static_cast<uint8_t>(wire::CacheCall::kDetach);
+  EXPECT_EQ(served.error(Op::kCache, detach, *first), std::nullopt);
+  EXPECT_EQ(served.cache->attached, (std::set<uint64_t>{*second}));
+  EXPECT_EQ(served.error(Op::kCache, detach, *first), ErrorCode::kSharing);
+  EXPECT_EQ(served.error(Op::kCache, detach, uint64_t{99}), ErrorCode::kSharing);
+  EXPECT(served.session->end_some(1));
+  EXPECT(served.cache->attached.empty());
+  EXPECT(served.session->holds_nothing());
 }
 
-TEST(a_second_value_on_the_same_pages_needs_no_second_view) {
-  serve([](Served& served) {
-    const uint64_t first = served.look_up(served.range);
-    const uint64_t second = served.look_up(served.range);
-    EXPECT_EQ(served.dropped(), second);
-    const wire::Pages pages{served.file->id(), served.range};
-    EXPECT_EQ(served.error(Op::kRelease, pages), std::nullopt);
-    EXPECT_EQ(served.error(Op::kRelease, pages), std::nullopt);
-    EXPECT_EQ(served.dropped(), first);
-    EXPECT_EQ(served.error(Op::kRelease, pages), ErrorCode::kSharing);
-  });
+TEST(a_peer_is_attached_so_often_at_most) {
+  Served served;
+  for (int i = 0; i < 64; ++i) EXPECT(served.attach());
+  EXPECT_EQ(served.call(wire::CacheCall::kAttach).status.code(), ErrorCode::kSharing);
+  EXPECT_EQ(served.cache->attached.size(), 64u);
 }
 
-TEST(only_the_views_of_released_pages_are_dropped) {
-  serve([](Served& served) {
-    std::vector<uint64_t> numbers;
-    for (uint64_t page = 0; page < 4; ++page) {
-      numbers.push_back(served.look_up(pages_in(served.range, page, page + 1)));
-    }
-    uint64_t posted = 4;
-    for (const uint64_t page : {1, 3, 0, 2}) {
-      const wire::Pages pages{served.file->id(), pages_in(served.range, page, page + 1)};
-      EXPECT_EQ(served.error(Op::kRelease, pages), std::nullopt);
-      EXPECT_EQ(served.scope.lookups->posted(), ++posted);
-      EXPECT_EQ(served.dropped(), numbers[page]);
-    }
-  });
+TEST(who_gets_no_file_is_not_attached) {
+  Served served;
+  served.cache->refuses = true;
+  EXPECT_EQ(served.call(wire::CacheCall::kAttach).status.code(), ErrorCode::kSharing);
+  EXPECT(served.cache->attached.empty());
+  EXPECT(served.session->holds_nothing());
 }
 
-TEST(views_are_dropped_in_pieces_when_a_peer_ends) {
-  serve([](Served& served) {
-    for (uint64_t page = 0; page < 4; ++page) {
-      (void)served.look_up(pages_in(served.range, page, page + 1));
-    }
-    int rounds = 1;
-    while (!served.session->end_some(1)) {
-      ++rounds;
-      if (!EXPECT(rounds < 50)) break;
-    }
-    EXPECT_EQ(rounds, 4);
-    EXPECT_EQ(served.scope.lookups->posted(), 8u);
-    EXPECT(served.session->holds_nothing());
-  });
+TEST(calls_of_a_cache_that_none_makes) {
+  Served served;
+  for (const std::string& payload :
+       {std::string(), std::string(1, '\0'), std::string(1, '\4'), std::string("\1x"),
+        std::string("\2x"), std::string("\3x"), std::string("\3") + std::string(9, 'x')}) {
+    Request request = request_for(Op::kCache, std::string_view(payload));
+    EXPECT(served.session->step(request)->malformed);
+  }
+  Scene without;
+  EXPECT_EQ(without.error(Op::kCache, uint8_t{1}), ErrorCode::kSharing);
 }
 
-TEST(what_is_not_in_the_cache_is_an_empty_answer) {
-  serve([](Served& served) {
-    Request request = request_for(Op::kValue, std::string_view("key"));
-    EXPECT(!served.session->step(request));
-    const uint64_t number = served.answer_next(std::nullopt);
-    const auto answer = served.session->step(request);
-    EXPECT(answer->status.ok());
-    EXPECT(answer->payload.empty());
-    EXPECT_EQ(served.dropped(), number);
-    Request later = request_for(Op::kValue, std::string_view("key"));
-    EXPECT(!served.session->step(later));
-    served.scope.lookups->close();
-    EXPECT_EQ(served.session->step(later)->status.code(), ErrorCode::kClosed);
-    EXPECT(served.session->holds_nothing());
-  });
-}
-
-TEST(a_value_that_is_given_up_is_given_back) {
-  serve([](Served& served) {
-    Request request = request_for(Op::kValue, std::string_view("key"));
-    EXPECT(!served.session->step(request));
-    const uint64_t number = served.answer_next(served.range);
-    Request ping = request_for(Op::kPing);
-    ping.progress = number;
-    served.session->give_up(ping);  // no question of Python's
-    EXPECT_EQ(served.refs(served.range.start), 2u);
-    served.session->give_up(request);
-    EXPECT_EQ(served.refs(served.range.start), 1u);
-    EXPECT_EQ(request.progress, 0u);
-    EXPECT_EQ(served.dropped(), number);
-    EXPECT_EQ(served.session->take_let_go().size(), 1u);
-  });
-}
-
-TEST(a_ping_is_answered_when_all_before_it_is_done) {
-  serve([](Served& served) {
-    Request request = request_for(Op::kPing);
-    EXPECT(served.session->step(request).has_value());
-    Request value = request_for(Op::kValue, std::string_view("key"));
-    EXPECT(!served.session->step(value));
-    Request waits = request_for(Op::kPing);
-    EXPECT(!served.session->step(waits));
-    EXPECT(waits.waits);
-    (void)served.answer_next(std::nullopt);
-    EXPECT(!served.session->step(waits));  // it is in Python's hands
-    EXPECT(served.session->step(value).has_value());
-    (void)served.dropped();
-    EXPECT(served.session->step(waits).has_value());  // the drop came later
-  });
+TEST(a_child_of_a_peer_holds_what_its_parent_holds) {
+  Served served;
+  const auto reader = served.attach();
+  Session child(2, served.offers, with_cache(served.cache), 2, 2);
+  (void)served.session->begin_copy(child);
+  EXPECT_EQ(served.cache->copies.size(), 1u);
+  EXPECT_EQ(served.cache->copies.front().first, *reader);
+  EXPECT(!child.holds_nothing());
+  EXPECT(served.session->end_some(1));
+  EXPECT_EQ(served.cache->attached, (std::set<uint64_t>{served.cache->copies.front().second}));
+  EXPECT(child.end_some(1));
+  EXPECT(served.cache->attached.empty());
 }
 
 TEST(memory_that_runs_out_leaves_no_file_of_which_nothing_is_held) {

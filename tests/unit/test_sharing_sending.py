@@ -23,7 +23,6 @@ from waiting import TIMEOUT_S, eventually
 
 import pgalloc
 from pgalloc import MemoryFile, SharingError
-from pgalloc.cache.keys import encode_key
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -250,21 +249,6 @@ def test_closing_the_file_leaves_what_was_received(owner: Peer, path: Path) -> N
         b.file.allocate(PAGE).release()
         b.release()
         c.release()
-
-
-def test_pages_that_are_served_for_reading_only_say_what_to_do(
-    tmp_path: Path, mf: MemoryFile
-) -> None:
-    path = tmp_path / "cache"
-    with pgalloc.Cache("1M") as cache, cache.serve(path), pgalloc.Cache.connect(path) as reader:
-        cache["k"] = b"v" * 10_000
-        found = reader._file._remote_value(encode_key("k"))
-        assert found is not None
-        pages = found[0]
-        with pytest.raises(SharingError, match="reading only"):
-            ForkingPickler.dumps(pages)
-        pages.release()
-        del pages, found
 
 
 def test_a_path_that_others_cannot_use_says_so(mf: MemoryFile, tmp_path: Path) -> None:

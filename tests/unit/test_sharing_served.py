@@ -33,8 +33,6 @@ from pgalloc import (
     SharingError,
     testing,
 )
-from pgalloc.sharing import lookups
-from pgalloc.sharing.lookups import LookupThread
 
 
 @pytest.fixture
@@ -369,32 +367,6 @@ def test_a_server_outlives_the_object_of_its_file(path: Path) -> None:
         peer.allocate(PAGE).release()
 
 
-def test_a_fork_during_a_look_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may wait for what the thread that forks has: its cache, in a signal handler that forks."""
-    entered, may_answer = threading.Event(), threading.Event()
-    answer = LookupThread._answer
-
-    def slow(self: LookupThread, number: int, key: bytes) -> None:
-        entered.set()
-        assert may_answer.wait(TIMEOUT_S)
-        answer(self, number, key)
-
-    monkeypatch.setattr(LookupThread, "_answer", slow)
-    monkeypatch.setattr(lookups, "PARK_TIMEOUT_S", 0.05)
-    with Cache("1M") as cache, cache.serve(path), Cache.connect(path) as reader:
-        cache["key"] = b"value"
-        got: list[bytes] = []
-        asking = threading.Thread(target=lambda: got.append(bytes(reader["key"])), daemon=True)
-        asking.start()
-        assert entered.wait(TIMEOUT_S)
-        in_child(lambda: None)
-        may_answer.set()
-        join([asking])
-        assert got == [b"value"]
-        for _ in range(3):  # by the thread that came after it
-            assert bytes(reader["key"]) == b"value"
-
-
 def test_values_held_elsewhere_are_not_discarded(path: Path) -> None:
     with Cache() as cache, cache.serve(path), Cache.connect(path) as reader:
         cache["k"] = np.arange(10_000)
@@ -424,7 +396,6 @@ os.kill(os.getpid(), 9)
         assert done.stdout == "b'abc'\n", done.stderr
         eventually(lambda: cache.file.leases() == [])
         with testing.ManualPressure() as pressure:
-            # The cache's own thread gives its view up a moment later.
             eventually(lambda: pressure.demand(1 << 40) > 0, "the value can be discarded")
 
 
