@@ -34,13 +34,14 @@ class Expiries {
       expire(expires_ns, entry);
     }
   }
-  // Those that do not hold go, where they would be more than a quarter of `holding`.
+  // Those that do not hold go, and those that are here twice, where they would be more than a quarter of `holding`.
   template <class Holds>
   void tidy(uint64_t holding, Holds holds) {
     constexpr size_t kFew = 64;
     if (heap_.size() <= holding + holding / 4 + kFew) return;
     std::erase_if(heap_, [&](const auto& each) { return !holds(each.first, each.second); });
-    std::make_heap(heap_.begin(), heap_.end(), std::greater<>());
+    std::sort(heap_.begin(), heap_.end());  // which makes it a heap
+    heap_.erase(std::unique(heap_.begin(), heap_.end()), heap_.end());
   }
   void clear() { heap_ = {}; }
 

@@ -166,9 +166,10 @@ std::optional<std::string> Holders::verify() const {
     if (holder.live + holder.vacant.size() != holder.fresh) {
       return its_name + " has slots that are taken twice, or lost";
     }
+    std::unordered_set<uint32_t> vacant;
     for (const uint32_t slot : holder.vacant) {
-      if (slot >= holder.fresh || holder.values[slot] != 0) {
-        return its_name + " has a vacant slot that is used";
+      if (slot >= holder.fresh || holder.values[slot] != 0 || !vacant.insert(slot).second) {
+        return its_name + " has a vacant slot that is used, or listed twice";
       }
     }
     if (holder.open != (open_slab(holder.slot_bytes) == &holder)) {
