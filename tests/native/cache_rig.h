@@ -84,7 +84,7 @@ struct CacheRig {
     const auto value = store->get(key);
     if (!value) return std::nullopt;
     std::string bytes(bytes_of(*value));
-    store->let_go(*value->holder);
+    store->let_go(value->hold);
     return bytes;
   }
   bool has(std::string_view key) {

@@ -160,7 +160,7 @@ class Model {
   void let_go() {
     if (held_.empty()) return;
     const uint64_t place = random_.below(held_.size());
-    rig_.store->let_go(*held_[place].value.holder);
+    rig_.store->let_go(held_[place].value.hold);
     held_.erase(held_.begin() + static_cast<ptrdiff_t>(place));
   }
   void remove() {
@@ -342,7 +342,7 @@ struct Few : CacheRig {
     std::string order;
     while (const auto next = store->take_next()) {
       order += next->first;
-      store->let_go(*next->second.holder);
+      store->let_go(next->second.hold);
     }
     return order;
   }
@@ -440,7 +440,7 @@ TEST(what_is_held_goes_last_and_what_is_discarded_is_not_held) {
     EXPECT_EQ(few.all(), "");
     EXPECT_EQ(few.bytes_of(*a), std::string(page_size(), 'a'));
     EXPECT_EQ(few.bytes_in_use(), page_size());
-    few.store->let_go(*a->holder);
+    few.store->let_go(a->hold);
     few.expect_in_order();
   }
 }
