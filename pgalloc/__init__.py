@@ -16,7 +16,7 @@ from pgalloc import pressure
 from pgalloc._core import CHUNK_SIZE, HUGE_PAGE_SIZE, PAGE_SIZE, EvictableRange, FileRange
 from pgalloc.accounting import Ledger, memory_accounting, total_memory
 from pgalloc.allocation import Allocation
-from pgalloc.cache import Cache, CacheReader, CacheStats, Policy, cached
+from pgalloc.cache import Cache, CacheStats, Policy, cached
 from pgalloc.enums import AllocationMode, DelayedEviction, Direction, MemoryKind
 from pgalloc.errors import (
     AccountError,
@@ -54,7 +54,6 @@ __all__ = [
     "Allocation",
     "AllocationMode",
     "Cache",
-    "CacheReader",
     "CacheStats",
     "ClosedError",
     "DelayedEviction",

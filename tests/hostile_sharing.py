@@ -41,7 +41,6 @@ import pgalloc
 from pgalloc import (
     Allocation,
     Cache,
-    CacheReader,
     MemoryFile,
     PeerFile,
     Server,
@@ -212,7 +211,7 @@ def on_path(connect: Callable[[Any], Any], *, with_cache: bool) -> Callable[[Han
     return call
 
 
-def on_reader(use: Callable[[CacheReader, Any], Any]) -> Callable[[Hands, Any], Any]:
+def on_reader(use: Callable[[Cache, Any], Any]) -> Callable[[Hands, Any], Any]:
     def read(value: Any) -> None:
         channels = _core.broker_figures()["channels"]
         with Cache() as cache:
@@ -313,7 +312,6 @@ def _cases_of_paths() -> Iterator[Case]:
     served: Accepts = lambda value: value in ("4096", b"4096") and isinstance(value, (str, bytes))
     yield Case("connect", "path", on_path(pgalloc.connect, with_cache=False), served)
     yield Case("Cache.connect", "path", on_path(Cache.connect, with_cache=True), served)
-    yield Case("CacheReader", "path", on_path(CacheReader, with_cache=True), served)
     no_cache = on_path(Cache.connect, with_cache=False)
     yield Case("Cache.connect", "path of a file", no_cache, nothing)
 
@@ -326,7 +324,7 @@ def _cases_of_paths() -> Iterator[Case]:
     for option, accepts in options.items():
         yield Case("Server", option, lambda h, v, o=option: make_server(h, **{o: v}), accepts)
 
-    get = "CacheReader.get"
+    get = "connected Cache.get"
     yield Case(get, "key", on_reader(lambda r, v: r.get(v)), anything)
     yield Case(f"{get}_bytes", "key", on_reader(lambda r, v: r.get_bytes(v)), anything)
     yield Case(f"{get}_bytes", "default", on_reader(lambda r, v: r.get_bytes("a", v)), anything)

@@ -34,6 +34,7 @@ enum class LockRank : uint8_t {
   kRegistry,     // the list of live files
   kSeats,        // the list of seats
   kLinks,        // the list of links to owners
+  kCaches,       // the list of caches
   kKeepers,      // who discards pages of one file by itself
   kCache,        // what one cache holds
   kScan,         // one commit scan at a time

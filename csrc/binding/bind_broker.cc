@@ -160,9 +160,8 @@ std::unique_ptr<Server> serve(const py::bytes& path, const py::object& file, boo
                               const py::object& cache, const PeerLimits& limits) {
   Scope scope{memory_file(file), readonly, nullptr, limits};
   if (!cache.is_none()) {
-    const CacheObject* const served = checked_cache(cache.ptr());
-    if (served == nullptr) throw py::error_already_set();
-    scope.cache = served->store;
+    scope.cache = own_store_of(cache.ptr());
+    if (scope.cache == nullptr) throw py::error_already_set();
   }
   const std::string place = path;
   auto server = [&] {

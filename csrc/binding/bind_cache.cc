@@ -10,6 +10,7 @@
 
 #include "binding/bind.h"
 #include "binding/cache_object.h"
+#include "binding/patience.h"
 
 namespace pgalloc::binding {
 
@@ -19,14 +20,24 @@ using cache::Store;
 
 namespace {
 
-Store& store_of(const py::object& object) {
-  CacheObject* const cache = checked_cache(object.ptr());
-  if (cache == nullptr) throw py::error_already_set();
-  return *cache->store;
+std::shared_ptr<Store> store_of(const py::object& object) {
+  auto store = own_store_of(object.ptr());
+  if (store == nullptr) throw py::error_already_set();
+  return store;
+}
+
+cache::StoreStats counted(const py::object& object) {
+  CacheSide side;
+  if (!side_of(cache_of(object.ptr()), &side)) throw py::error_already_set();
+  if (side.own != nullptr) return side.own->stats();
+  return value_or_throw(patiently(
+      side.remote->file().link().usual_patience(),
+      [&](const OwnerLink::Patience& patience) { return side.remote->stats(patience); }));
 }
 
 py::dict stats(const py::object& object) {
-  const cache::StoreStats stats = store_of(object).stats();
+  if (!is_cache(object.ptr())) throw py::type_error("expected a CacheStore");
+  const cache::StoreStats stats = counted(object);
   py::dict all;
   all["hits"] = stats.hits;
   all["misses"] = stats.misses;
@@ -47,7 +58,8 @@ using SavedValue = std::tuple<uint64_t, uint64_t, std::optional<double>, std::op
 using SavedHolder = std::tuple<uint64_t, uint64_t, uint32_t, std::vector<SavedValue>>;
 
 std::vector<SavedHolder> save(const py::object& object) {
-  Store& store = store_of(object);
+  const std::shared_ptr<Store> own = store_of(object);
+  Store& store = *own;
   const auto now_ns = static_cast<double>(store.file().clock().now().count());
   std::vector<SavedHolder> all;
   for (const Store::SavedHolder& holder : store.save()) {
@@ -79,7 +91,8 @@ std::string encoded(const py::object& key) {
 
 void restore(const py::object& object, uint64_t start, uint64_t length, uint32_t slot_bytes,
              const std::vector<RestoredValue>& values) {
-  Store& store = store_of(object);
+  const std::shared_ptr<Store> own = store_of(object);
+  Store& store = *own;
   const auto now_ns = static_cast<double>(store.file().clock().now().count());
   Store::SavedHolder holder{.pages = {start, start + length}, .slot_bytes = slot_bytes, .values = {}};
   for (const auto& [offset, size, seconds, tag, key] : values) {
@@ -100,7 +113,7 @@ void bind_cache(py::module_& module) {
   module.def("cache_stats", &stats);
   module.def("cache_save", &save);
   module.def("cache_restore", &restore);
-  module.def("cache_verify", [](const py::object& object) { return store_of(object).verify(); });
+  module.def("cache_verify", [](const py::object& object) { return store_of(object)->verify(); });
 }
 
 }  // namespace pgalloc::binding

@@ -1,11 +1,13 @@
-// Purpose: get and put of a cache. The GIL is kept where the work is small, and let go of where values are long or the
+// Purpose: get, put and increment of a cache. The GIL is kept where the work is small, and let go of where values are long or the
 // guard may have to make room.
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 
 #include "binding/cache_object.h"
 #include "binding/file_handle.h"
+#include "binding/patience.h"
 #include "binding/without_gil.h"
 #include "cache/sizes.h"
 #include "guard/commit_gate.h"
@@ -58,8 +60,12 @@ Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request, uin
   return file.allocate(request, /*may_wait=*/true);
 }
 
-bool put_small(CacheObject* self, const Item& item, std::string_view data) {
-  const std::shared_ptr<Store> store = self->store;
+// Of a value whose key is not long.
+constexpr uint64_t kUsualIndexBytes = 512;
+
+// 1 if it was set, 0 if the item does not allow it; -1 with an exception set.
+int put_small(CacheObject* self, const std::shared_ptr<Store>& store, const Item& item,
+              std::string_view data) {
   // Room for the index was made for with the slab, but not for a key as long as this.
   CommitReservation reservation;
   if (item.key.size() > page_size()) {
@@ -68,26 +74,25 @@ bool put_small(CacheObject* self, const Item& item, std::string_view data) {
       const WithoutGil release;
       status = commit_gate().reserve(store->index_bytes_of(item), reservation);
     }
-    if (!status.ok()) return set_error(status) != nullptr;
+    if (!status.ok()) return set_error(status), -1;
   }
   while (true) {
-    const Result<bool> done = store->put_small(item, data);
-    if (!done.ok()) return set_error(done.status()) != nullptr;
-    if (*done) return true;
+    const Result<Store::Put> done = store->put_small(item, data);
+    if (!done.ok()) return set_error(done.status()), -1;
+    if (*done != Store::Put::kWantsSlab) return *done == Store::Put::kDone;
     const uint64_t bytes = cache::slab_bytes_for(data.size());
     const uint32_t slot_bytes = cache::slot_bytes_for(data.size());
     // Committed, so that what is written there cannot fail; with the index of all values to come.
     const Result<FileRange> pages = allocate(
         store->file(), {.length = bytes, .mode = AllocationMode::kAllocateAndCommit},
-        bytes / slot_bytes * store->index_bytes_of(item));
-    if (!pages.ok()) {
-      return set_file_error(pages.status(), "allocate", self->memory_file) != nullptr;
-    }
+        bytes / slot_bytes * std::min(store->index_bytes_of(item), kUsualIndexBytes));
+    if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
     const Result<char*> mapped = store->file().map(*pages);
-    const Status status = mapped.ok() ? store->add_slab(item, *pages, slot_bytes) : mapped.status().clone();
+    const Status status =
+        mapped.ok() ? store->add_slab(item, *pages, slot_bytes) : mapped.status().clone();
     if (status.ok()) continue;
     (void)store->file().dec_ref(*pages);
-    return set_error(status) != nullptr;
+    return set_error(status), -1;
   }
 }
 
@@ -107,23 +112,22 @@ Status write(MemoryFile& file, FileRange pages, std::string_view data) {
   return {};
 }
 
-bool put_pages(CacheObject* self, const Item& item, std::string_view data) {
-  const std::shared_ptr<Store> store = self->store;
+// As put_small().
+int put_pages(CacheObject* self, const std::shared_ptr<Store>& store, const Item& item,
+              std::string_view data) {
   MemoryFile& file = store->file();
   const Result<FileRange> pages = allocate(file,
                                            {.length = cache::pages_for(data.size()),
                                             .will_be_overwritten = true,
                                             .huge = HugeWish::kIfUseful},
                                            store->index_bytes_of(item));
-  if (!pages.ok()) {
-    return set_file_error(pages.status(), "allocate", self->memory_file) != nullptr;
-  }
+  if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
   Status status;
   try {
     status = write(file, *pages, data);
     if (status.ok()) {
       const Result<bool> done = store->put_pages(item, *pages, data.size());
-      if (done.ok() && *done) return true;
+      if (done.ok() && *done) return 1;
       if (!done.ok()) status = done.status().clone();
     }
   } catch (...) {
@@ -131,57 +135,67 @@ bool put_pages(CacheObject* self, const Item& item, std::string_view data) {
     throw;
   }
   (void)file.dec_ref(*pages);
-  return status.ok() || set_file_error(status, "write", self->memory_file) != nullptr;
+  if (status.ok()) return 0;
+  return set_file_error(status, "write", self->memory_file), -1;
 }
 
-// When what is to last so many seconds expires; 0 for ever. False with an exception set.
-bool as_expiry(PyObject* seconds, MemoryFile& file, uint64_t* expires_ns) {
-  *expires_ns = 0;
-  if (seconds == Py_None) return true;
-  const double value = PyFloat_AsDouble(seconds);
-  if (value == -1.0 && PyErr_Occurred() != nullptr) return false;
-  if (!(value < kForEver)) return true;
-  *expires_ns = static_cast<uint64_t>(file.clock().now().count()) +
-                static_cast<uint64_t>(std::max(value * 1e9, 1.0));
-  return true;
+// `foreign`: it may be memory that another thread has to bring, so it is not read under the store's lock.
+int put_here(CacheObject* self, const std::shared_ptr<Store>& store, const Item& item,
+             std::string_view data, bool foreign) {
+  if (!store->shares_pages(data.size())) return put_pages(self, store, item, data);
+  if (foreign) return put_small(self, store, item, std::string(data));
+  return put_small(self, store, item, data);
 }
 
-PyObject* look(PyObject* object, PyObject* key, Store::Look how) {
+PyObject* look(PyObject* object, PyObject* key, bool counted) {
   CacheObject* const self = cache_of(object);
-  const Status usable = self->store->check_usable();
-  if (!usable.ok()) return set_error(usable);
   KeyBytes bytes;
   const Encoded encoded = encode_key(key, &bytes);
-  if (encoded == Encoded::kError) return nullptr;
-  // Of what is no key there is none.
-  const auto value =
-      self->store->get(encoded == Encoded::kKey ? bytes.view() : std::string_view(), how);
+  CacheSide side;
+  if (encoded == Encoded::kError || !side_of(self, &side)) return nullptr;
+  if (side.own != nullptr) {
+    // Of what is no key there is none.
+    const auto value = side.own->get(
+        encoded == Encoded::kKey ? bytes.view() : std::string_view(),
+        counted ? Store::Look::kCounted : Store::Look::kUncounted);
+    if (!value) Py_RETURN_NONE;
+    return view_on(self, side, *value);
+  }
+  if (encoded == Encoded::kNoKey) Py_RETURN_NONE;
+  const auto value = side.remote->get(bytes.view(), counted);
   if (!value) Py_RETURN_NONE;
-  return awaited_view_of(self, *value);
+  return view_on(self, side, *value);
 }
 
 }  // namespace
 
-PyObject* awaited_view_of(CacheObject* self, const Store::Value& value) {
-  const std::shared_ptr<Store> store = self->store;
-  if (store->file().incomplete() &&
-      !await_pages(self->memory_file, store->file(), value.pages)) {
-    store->let_go(value.hold);
+bool as_lifetime(PyObject* seconds, uint64_t* lasts_ns) {
+  *lasts_ns = 0;
+  if (seconds == Py_None) return true;
+  const double value = PyFloat_AsDouble(seconds);
+  if (value == -1.0 && PyErr_Occurred() != nullptr) return false;
+  if (value < kForEver) *lasts_ns = static_cast<uint64_t>(std::max(value * 1e9, 1.0));
+  return true;
+}
+
+PyObject* view_on(CacheObject* self, const CacheSide& side, const cache::HeldValue& value) {
+  if (side.remote != nullptr) return view_of(side.remote, side.remote->file(), value);
+  MemoryFile& file = side.own->file();
+  if (file.incomplete() && !await_pages(self->memory_file, file, value.pages)) {
+    side.own->let_go(value.hold);
     return nullptr;
   }
-  return view_of(store, store->file(), value);
+  return view_of(side.own, file, value);
 }
 
-PyObject* cache_get(PyObject* object, PyObject* key) {
-  return look(object, key, Store::Look::kCounted);
-}
+PyObject* cache_get(PyObject* object, PyObject* key) { return look(object, key, /*counted=*/true); }
 
 PyObject* cache_look_again(PyObject* object, PyObject* key) {
-  return look(object, key, Store::Look::kUncounted);
+  return look(object, key, /*counted=*/false);
 }
 
-// put(key, data, seconds, tag, only_if_none): None; what it would count for if that is too much; False for what is no
-// key, or no tag.
+// put(key, data, seconds, tag, only_if_none): None if it was set, False if it was not because there is a value; what it
+// would count for if that is too much; NotImplemented for what is no key, or no tag.
 PyObject* cache_put(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   if (count != 5) {
     PyErr_SetString(PyExc_TypeError, "put() takes key, data, seconds, tag, only_if_none");
@@ -190,33 +204,89 @@ PyObject* cache_put(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   KeyBytes key;
   KeyBytes tag;
   Data data;
+  uint64_t lasts_ns = 0;
   Encoded encoded = encode_key(args[0], &key);
   if (encoded == Encoded::kKey && args[3] != Py_None) encoded = encode_key(args[3], &tag);
-  if (encoded == Encoded::kNoKey) Py_RETURN_FALSE;
-  if (encoded == Encoded::kError || !data.get(args[1])) return nullptr;
-  // No Python code from here on.
+  if (encoded == Encoded::kNoKey) Py_RETURN_NOTIMPLEMENTED;
+  if (encoded == Encoded::kError || !as_lifetime(args[2], &lasts_ns) || !data.get(args[1])) {
+    return nullptr;
+  }
   CacheObject* const self = cache_of(object);
-  const Status usable = self->store->check_usable();
-  if (!usable.ok()) return set_error(usable);
-  Item item{.key = key.view(), .only_if_none = args[4] == Py_True};
+  CacheSide side;
+  if (!side_of(self, &side)) return nullptr;
+  Item item{.key = key.view(), .tag = {}, .only_if_none = args[4] == Py_True};
   if (args[3] != Py_None) item.tag = tag.view();
-  if (!as_expiry(args[2], self->store->file(), &item.expires_ns)) return nullptr;
   const std::string_view bytes = data.bytes();
-  const uint64_t size = self->store->size_of(bytes.size(), item);
-  if (self->store->bytes_max() && size > *self->store->bytes_max()) {
-    return PyLong_FromUnsignedLongLong(size);
+  if (side.own != nullptr) {
+    // No Python code from here on.
+    item.expires_ns = side.own->expiry_in(lasts_ns);
+    const uint64_t size = side.own->size_of(bytes.size(), item);
+    if (side.own->bytes_max() && size > *side.own->bytes_max()) {
+      return PyLong_FromUnsignedLongLong(size);
+    }
+    const int done = put_here(self, side.own, item, bytes, data.is_foreign());
+    if (done < 0) return nullptr;
+    if (done > 0) Py_RETURN_NONE;
+    Py_RETURN_FALSE;
   }
-  bool done = false;
-  if (!self->store->shares_pages(bytes.size())) {
-    done = put_pages(self, item, bytes);
-  } else if (data.is_foreign()) {
-    // Not read under the store's lock: it may be memory that another thread has to bring.
-    done = put_small(self, item, std::string(bytes));
+  item.expires_ns = lasts_ns;
+  const auto outcome = patiently(side.remote->file().link().usual_patience(),
+                                 [&](const OwnerLink::Patience& patience) {
+                                   return side.remote->put(item, bytes, patience);
+                                 });
+  if (!outcome.ok()) return set_error(outcome.status());
+  if (outcome->counted > 0) return PyLong_FromUnsignedLongLong(outcome->counted);
+  if (outcome->done) Py_RETURN_NONE;
+  Py_RETURN_FALSE;
+}
+
+// increment(key, delta, initial): the number; None if there is none; False if it is no number, or too large; NotImplemented
+// for what is no key.
+PyObject* cache_increment(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  if (count != 3) {
+    PyErr_SetString(PyExc_TypeError, "increment() takes key, delta, initial");
+    return nullptr;
+  }
+  KeyBytes key;
+  const Encoded encoded = encode_key(args[0], &key);
+  if (encoded == Encoded::kNoKey) Py_RETURN_NOTIMPLEMENTED;
+  if (encoded == Encoded::kError) return nullptr;
+  const int64_t delta = PyLong_AsLongLong(args[1]);
+  if (delta == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  std::optional<int64_t> initial;
+  if (args[2] != Py_None) {
+    initial = PyLong_AsLongLong(args[2]);
+    if (*initial == -1 && PyErr_Occurred() != nullptr) return nullptr;
+  }
+  CacheObject* const self = cache_of(object);
+  CacheSide side;
+  if (!side_of(self, &side)) return nullptr;
+  Store::Incremented done;
+  if (side.own != nullptr) {
+    bool failed = false;
+    const auto result = side.own->increment(
+        key.view(), delta, initial,
+        [&](const Item& item, std::string_view digits) -> Result<std::optional<Store::Put>> {
+          const int put = put_here(self, side.own, item, digits, /*foreign=*/false);
+          failed = put < 0;
+          if (failed) return std::optional<Store::Put>();
+          return std::optional(put > 0 ? Store::Put::kDone : Store::Put::kRefused);
+        });
+    if (failed) return nullptr;
+    if (!result.ok()) return set_error(result.status());
+    done = *result;
   } else {
-    done = put_small(self, item, bytes);
+    const auto result = patiently(side.remote->file().link().usual_patience(),
+                                  [&](const OwnerLink::Patience& patience) {
+                                    return side.remote->increment(key.view(), delta, initial,
+                                                                  patience);
+                                  });
+    if (!result.ok()) return set_error(result.status());
+    done = *result;
   }
-  if (!done) return nullptr;
-  Py_RETURN_NONE;
+  if (done.what == Store::Incremented::kNothing) Py_RETURN_NONE;
+  if (done.what == Store::Incremented::kNoNumber) Py_RETURN_FALSE;
+  return PyLong_FromLongLong(done.number);
 }
 
 }  // namespace pgalloc::binding

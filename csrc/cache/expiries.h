@@ -24,10 +24,10 @@ class Expiries {
     heap_.emplace_back(expires_ns, entry);
     std::push_heap(heap_.begin(), heap_.end(), std::greater<>());
   }
-  // Calls expire(expires_ns, entry) for all times that have come.
+  // Calls expire(expires_ns, entry) for times that have come, so many at most.
   template <class Expire>
-  void take_until(uint64_t now_ns, Expire expire) {
-    while (!heap_.empty() && heap_.front().first <= now_ns) {
+  void take_until(uint64_t now_ns, size_t count, Expire expire) {
+    for (; count > 0 && !heap_.empty() && heap_.front().first <= now_ns; --count) {
       const auto [expires_ns, entry] = heap_.front();
       std::pop_heap(heap_.begin(), heap_.end(), std::greater<>());
       heap_.pop_back();

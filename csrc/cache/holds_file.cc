@@ -11,7 +11,7 @@ namespace {
 using Word = Holds<SharedMemory>::Word;
 
 uint64_t bytes_for(uint64_t holder_count) {
-  return page_size() + align_up(holder_count * sizeof(Word), page_size());
+  return page_size() + align_up(holder_count * sizeof(Word), page_size()) + HoldsFile::kValueBytes;
 }
 
 }  // namespace
@@ -29,6 +29,8 @@ Result<HoldsFile> HoldsFile::map(os::Descriptor file, uint64_t holder_count) {
 }
 
 Word* HoldsFile::words() const { return reinterpret_cast<Word*>(file_.data() + page_size()); }
+
+char* HoldsFile::value() const { return file_.data() + file_.size() - kValueBytes; }
 
 Holds<SharedMemory> HoldsFile::holds() const { return {words(), holder_count_}; }
 

@@ -1,5 +1,5 @@
-// Purpose: the memory in which one process says what it holds of a cache (holds.h), and counts its look-ups. The owner of
-// the cache makes it; both have it mapped, and the process writes it.
+// Purpose: the memory in which one process says what it holds of a cache (holds.h), counts its look-ups, and puts values that
+// are to go into the cache. The owner of the cache makes it; both have it mapped, and the process writes it.
 //
 // Thread safety: any thread. What is read here may be anything: it harms nobody but its writer.
 #pragma once
@@ -24,6 +24,10 @@ class HoldsFile {
   void close_descriptor() { file_.close_descriptor(); }
   // What another one says, of these holders: in a file that no process writes yet.
   void copy_from(const HoldsFile& other, uint64_t holder_count);
+
+  // Where values are put, for the owner to copy: it may change while it is read.
+  static constexpr uint64_t kValueBytes = uint64_t{4} << 20;
+  char* value() const;
 
   void count_hit() const { counts()->hits.fetch_add(1, std::memory_order_relaxed); }
   void count_miss() const { counts()->misses.fetch_add(1, std::memory_order_relaxed); }

@@ -33,6 +33,7 @@ struct Header {
   HashSecret secret;
   alignas(64) SharedMemory::Atomic<uint64_t> table;
   SharedMemory::Atomic<uint32_t> closed;
+  SharedMemory::Atomic<uint64_t> entries_used;
 };
 
 Header* header_of(const SharedFile& file) { return reinterpret_cast<Header*>(file.data()); }
@@ -75,6 +76,15 @@ IndexFile::IndexFile(SharedFile file, const Sizes& sizes)
 }
 
 void IndexFile::close() { header_of(file_)->closed.store(1, std::memory_order_release); }
+
+void IndexFile::set_entries_used(uint64_t count) {
+  header_of(file_)->entries_used.store(count, std::memory_order_release);
+}
+
+uint64_t IndexFile::entries_used() const {
+  return std::min(header_of(file_)->entries_used.load(std::memory_order_acquire),
+                  index_.entry_count);
+}
 
 bool IndexFile::closed() const {
   return header_of(file_)->closed.load(std::memory_order_acquire) != 0;

@@ -30,6 +30,9 @@ class IndexFile {
   const KeyArena& keys() const { return keys_; }
   const HashSecret& secret() const { return secret_; }
   const SharedFile& file() const { return file_; }
+  // How many entries were ever used: those behind them are not.
+  void set_entries_used(uint64_t count);
+  uint64_t entries_used() const;
   // Nothing more comes: for others to know.
   void close();
   bool closed() const;

@@ -44,6 +44,20 @@ class IndexReader {
   }
   void let_go(const Fields& fields) { holds_.remove(fields.holder); }
 
+  // For those who go through all of them: what an entry says, and its version; nothing if it is not in use, or changes
+  // just now.
+  std::optional<Fields> look_at(uint64_t number, uint64_t* version) const {
+    const Entry<Memory>& entry = index_.entries[number];
+    *version = entry.version.load(std::memory_order_acquire);
+    const Fields fields = entry.fields();
+    if (!Entry<Memory>::in_use(*version) || !unchanged(entry, *version)) return std::nullopt;
+    return fields;
+  }
+  // Whether it still is the same: then what was read of its key since is right.
+  bool is_still(uint64_t number, uint64_t version) const {
+    return unchanged(index_.entries[number], version);
+  }
+
   // The same without a hold, for small values: copy_if_key(fields) copies the value, too. What it copied counts only
   // if this returns fields.
   template <class CopyIfKey>

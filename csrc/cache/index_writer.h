@@ -33,6 +33,7 @@ class IndexWriter {
   uint64_t size() const { return size_; }
   // Entries that were ever used: those from here on are not.
   uint64_t entries_used() const { return used_; }
+  uint64_t version(uint64_t number) const { return get(index_.entries[number].version); }
   bool in_use(uint64_t number) const {
     return Entry<Memory>::in_use(get(index_.entries[number].version));
   }

@@ -24,6 +24,12 @@ uint64_t entries_max(const StoreOptions& options) {
   return std::clamp<uint64_t>(*options.bytes_max / kEntryBytesMin, 256, kEntriesMax);
 }
 
+// Of this process; a child's own are others, because it has none of its parent's.
+uint64_t next_id() {
+  static std::atomic<uint64_t> last{0};
+  return last.fetch_add(1, std::memory_order_relaxed) + 1;
+}
+
 }  // namespace
 
 // --- Making and ending one -----------------------------------------------------------------------
@@ -34,11 +40,14 @@ Result<std::shared_ptr<Store>> Store::create(std::shared_ptr<MemoryFile> file,
   if (!index.ok()) return std::move(index).status();
   std::shared_ptr<Store> store(new Store(std::move(file), std::move(*index), options), destroy);
   store->file_->discarder().add_keeper(*store);
+  list(store);
   return store;
 }
 
 Store::Store(std::shared_ptr<MemoryFile> file, IndexFile index, const StoreOptions& options)
     : file_(std::move(file)),
+      id_(next_id()),
+      policy_(options.policy),
       bytes_max_(options.bytes_max),
       remembers_discarded_(options.remembers_discarded),
       secret_(index.secret()),
@@ -55,6 +64,7 @@ void Store::destroy(Store* store) {
     const_cast<std::shared_ptr<MemoryFile>&>(store->file_).reset();
     return;
   }
+  unlist(store->id_);
   store->close();
   store->file_->discarder().remove_keeper(*store);
   delete store;
@@ -91,6 +101,14 @@ std::optional<uint64_t> Store::find(std::string_view key, uint32_t hash) const {
   });
 }
 
+// The same, if its time is not over.
+std::optional<uint64_t> Store::find_living(std::string_view key, uint32_t hash) const {
+  const auto entry = find(key, hash);
+  if (!entry) return std::nullopt;
+  const uint64_t expires_ns = writer_.fields(*entry).expires_ns;
+  return expires_ns == 0 || expires_ns > now_ns() ? entry : std::nullopt;
+}
+
 Store::Value Store::hold(const Fields& fields) {
   Holder& holder = holders_.at(fields.holder);
   if (holder.views++ == 0 && !holder.open) queue_.pinned(holder.waiting);
@@ -101,12 +119,9 @@ std::optional<Store::Value> Store::get(std::string_view key, Look look) {
   const uint32_t its_hash = hash(key);
   Bin bin(*file_);
   MutexLock lock(mu_);
-  if (const auto entry = find(key, its_hash)) {
-    const Fields fields = writer_.fields(*entry);
-    if (fields.expires_ns == 0 || fields.expires_ns > now_ns()) {
-      if (look == Look::kCounted) ++stats_.hits;
-      return hold(fields);
-    }
+  if (const auto entry = find_living(key, its_hash)) {
+    if (look == Look::kCounted) ++stats_.hits;
+    return hold(writer_.fields(*entry));
   }
   if (look == Look::kCounted) ++stats_.misses;
   catch_up(bin);
@@ -117,14 +132,14 @@ bool Store::contains(std::string_view key) {
   Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
-  return find(key, hash(key)).has_value();
+  return find_living(key, hash(key)).has_value();
 }
 
 std::optional<Store::Value> Store::take(std::string_view key) {
   Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
-  const auto entry = find(key, hash(key));
+  const auto entry = find_living(key, hash(key));
   if (!entry) {
     ++stats_.misses;
     return std::nullopt;
@@ -187,12 +202,21 @@ bool Store::shares_pages(uint64_t length) const {
   return length <= small_value_max() && !few;
 }
 
+// Whether a value may be set as the item says.
+bool Store::may_put(const Item& item) const {
+  if (!item.only_if_none && item.only_in_place_of == 0) return true;
+  const auto entry = find_living(item.key, hash(item.key));
+  if (item.only_if_none) return !entry;
+  return entry && writer_.version(*entry) == item.only_in_place_of;
+}
+
 // All that may fail: room in the index, and memory for what is known of the value, one of so many.
 Status Store::prepare(Draft& draft, const Item& item, Bin& bin, size_t at_once) {
   constexpr uint64_t kKeyMax = std::numeric_limits<uint32_t>::max() / 2;
   if (item.key.size() > kKeyMax) {
     return Status::error(ErrorCode::kOutOfMemory, "the key is too long");
   }
+  look_at_limbo(kLimboLooks, bin);
   draft.fields.hash = hash(item.key);
   draft.fields.expires_ns = item.expires_ns;
   draft.fields.key_length = static_cast<uint32_t>(item.key.size());
@@ -232,28 +256,49 @@ void Store::enter(Draft& draft, Holder& holder, uint32_t slot, uint64_t length, 
   const Fields old = before ? writer_.fields(*before) : Fields{};
   const auto entry = before ? writer_.replace(*before, fields) : writer_.add(fields);
   PGALLOC_CHECK(entry.has_value());
-  draft.has_key = false;
   if (before) forget(*before, old);  // after the index: others may be looking
   holders_.set(holder, slot, *entry);
-  if (draft.tag != nullptr) tags_.add(*entry, *draft.tag);
-  if (fields.expires_ns != 0) {
-    expiries_.add(fields.expires_ns, *entry);
-    ++expiring_;
-  }
-  stats_.value_bytes += length;
-  stats_.index_bytes += index_bytes_of(*entry, fields);
+  know(*entry, draft);
   ++stats_.sets;
   if (before) leave_slot(old, bin);
 }
 
-Result<bool> Store::put_small(const Item& item, std::string_view data) {
+// The value stays where it is, and is known anew.
+void Store::enter_in_place(Draft& draft, Holder& holder, uint32_t slot, uint64_t old,
+                           const Fields& before) {
+  draft.fields.place = before.place;
+  draft.fields.length = before.length;
+  draft.fields.holder = before.holder;
+  const auto entry = writer_.replace(old, draft.fields);
+  PGALLOC_CHECK(entry.has_value());
+  forget(old, before);
+  --holder.live;
+  holders_.set(holder, slot, *entry);
+  know(*entry, draft);
+}
+
+// What is known of a value beside the index and its place.
+void Store::know(uint64_t entry, Draft& draft) {
+  const Fields& fields = draft.fields;
+  index_.set_entries_used(writer_.entries_used());
+  draft.has_key = false;
+  if (draft.tag != nullptr) tags_.add(entry, *draft.tag);
+  if (fields.expires_ns != 0) {
+    expiries_.add(fields.expires_ns, entry);
+    ++expiring_;
+  }
+  stats_.value_bytes += fields.length;
+  stats_.index_bytes += index_bytes_of(entry, fields);
+}
+
+Result<Store::Put> Store::put_small(const Item& item, std::string_view data) {
   const uint64_t cost = index_bytes_of(item);
   const uint64_t slab_bytes = slab_bytes_for(data.size());
   Bin bin(*file_);
   MutexLock lock(mu_);
   PGALLOC_RETURN_IF_ERROR(check_usable());
   catch_up(bin);
-  if (item.only_if_none && find(item.key, hash(item.key))) return true;
+  if (!may_put(item)) return Put::kRefused;
   Draft draft(index_.keys(), tags_);
   PGALLOC_RETURN_IF_ERROR(prepare(draft, item, bin));
   make_way(0, cost, item.key, bin);
@@ -263,7 +308,7 @@ Result<bool> Store::put_small(const Item& item, std::string_view data) {
   }
   if (!found) {
     make_way(slab_bytes, cost, item.key, bin);
-    return false;
+    return Put::kWantsSlab;
   }
   const auto [slab, slot] = *found;
   const uint64_t place = slab->place_of(slot);
@@ -274,7 +319,7 @@ Result<bool> Store::put_small(const Item& item, std::string_view data) {
   }
   std::memcpy(*address + (place - slab->pages().start), data.data(), data.size());
   enter(draft, *slab, slot, data.size(), bin);
-  return true;
+  return Put::kDone;
 }
 
 Status Store::add_slab(const Item& item, FileRange pages, uint32_t slot_bytes) {
@@ -300,7 +345,7 @@ Result<bool> Store::put_pages(const Item& item, FileRange pages, uint64_t length
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_usable());
     catch_up(bin);
-    if (item.only_if_none && find(item.key, hash(item.key))) return false;
+    if (!may_put(item)) return false;
     Draft draft(index_.keys(), tags_);
     PGALLOC_RETURN_IF_ERROR(prepare(draft, item, bin));
     make_way(pages.length(), cost, item.key, bin);
@@ -337,19 +382,23 @@ Result<Holder*> Store::add_waiting(FileRange pages, uint32_t slot_bytes,
   return holder;
 }
 
-// Whether no view shows it, and no other process holds it.
+// Whether no view shows it, and no other process holds it, or has it from a fork.
 bool Store::may_reuse(const Holder& holder) const {
-  return holder.views == 0 && writer_.may_reuse(holder.number);
+  if (holder.views > 0 || !writer_.may_reuse(holder.number)) return false;
+  const Result<bool> unique = file_->has_unique_ref(holder.pages());
+  return unique.ok() && *unique;
 }
 
 // A slot for a value of this length in a slab that exists.
 std::optional<std::pair<Holder*, uint32_t>> Store::find_slot(uint64_t length, Bin& bin) {
   const uint32_t slot_bytes = slot_bytes_for(length);
-  look_at_limbo(kLimboLooks, bin);
   if (Holder* const slab = holders_.open_slab(slot_bytes)) {
-    if (const auto slot = holders_.take_slot(*slab, may_reuse(*slab))) return std::pair(slab, *slot);
+    auto slot = holders_.take_slot(*slab, /*reuse=*/false);
+    if (!slot && !slab->vacant.empty()) slot = holders_.take_slot(*slab, may_reuse(*slab));
+    if (slot) return std::pair(slab, *slot);
     end_filling(*slab, bin);
   }
+  if (file_->incomplete()) return std::nullopt;  // its pages may have to come yet, and that would be waited for
   constexpr int kTries = 4;
   for (int i = 0; i < kTries; ++i) {
     Holder* const slab = holders_.first_vacant(slot_bytes);

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -50,6 +51,7 @@ struct Item {
   std::optional<std::string_view> tag;
   uint64_t expires_ns = 0;    // by the file's clock; 0: never
   bool only_if_none = false;  // do nothing if the key has a value
+  uint64_t only_in_place_of = 0;  // do nothing unless it has this very one: see counter()
 };
 
 struct StoreStats {
@@ -75,6 +77,9 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
 
   MemoryFile& file() const { return *file_; }
   std::optional<uint64_t> bytes_max() const { return bytes_max_; }
+  DiscardPolicy policy() const { return policy_; }
+  // When what is to last so long expires, by the file's clock; 0 for ever.
+  uint64_t expiry_in(uint64_t ns) const;
   // kForked, or kClosed if the store is closed, or its file.
   Status check_usable() const;
 
@@ -97,14 +102,37 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   uint64_t index_bytes_of(const Item& item) const;
   // Whether values of this length share pages here.
   bool shares_pages(uint64_t length) const;
-  // Copies a value that shares pages. False, without effect, if there is no slab for it: add_slab() one.
-  Result<bool> put_small(const Item& item, std::string_view data) EXCLUDES(mu_);
+  // Copies a value that shares pages. Without effect if the item does not allow it, or there is no slab for it: then
+  // add_slab() one.
+  enum class Put : uint8_t { kDone, kRefused, kWantsSlab };
+  Result<Put> put_small(const Item& item, std::string_view data) EXCLUDES(mu_);
   // A new slab, for this value first. Takes over the caller's reference on its pages.
   Status add_slab(const Item& item, FileRange pages, uint32_t slot_bytes) EXCLUDES(mu_);
   // A value that is written to pages of its own, of which it takes over the caller's reference. False, without effect,
   // if there is one and it was not to be replaced.
   Result<bool> put_pages(const Item& item, FileRange pages, uint64_t length) EXCLUDES(mu_);
   bool remove(std::string_view key) EXCLUDES(mu_);
+  // A value that is a number in decimal digits, and what else is known of it: to be set anew in its place.
+  struct Counter {
+    std::optional<int64_t> number;  // unless it is none
+    uint64_t version = 0;
+    uint64_t expires_ns = 0;
+    std::optional<std::string> tag;
+  };
+  Result<std::optional<Counter>> counter(std::string_view key) EXCLUDES(mu_);
+  // Adds to it, or to `initial` if there is none. The tag and the time stay. `put` sets the value as the item says; without
+  // an answer it has to wait, and so has this.
+  using PutDigits = std::function<Result<std::optional<Put>>(const Item&, std::string_view digits)>;
+  struct Incremented {
+    enum What : uint8_t { kNothing, kDone, kNoNumber };  // that fits 64 bits
+    What what = kNothing;
+    int64_t number = 0;
+    bool waits = false;
+  };
+  Result<Incremented> increment(std::string_view key, int64_t delta, std::optional<int64_t> initial,
+                                const PutDigits& put) EXCLUDES(mu_);
+  // The value expires then; whether there is one.
+  Result<bool> touch(std::string_view key, uint64_t expires_ns) EXCLUDES(mu_);
   uint64_t remove_tagged(std::string_view tag) EXCLUDES(mu_);
   void clear() EXCLUDES(mu_);
   // Gives up that much or a little more, as the policy says. The bytes given up.
@@ -144,13 +172,20 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   Status restore(const SavedHolder& saved) EXCLUDES(mu_);
   std::optional<std::string> verify() EXCLUDES(mu_);
 
-  // --- Other processes: store_sharing.cc ----------------------------------------------------------
+  // --- Other processes: store_sharing.cc, store_calls.cc ------------------------------------------
+
+  uint64_t id() const override { return id_; }
+  bool is_complete() const override { return !file_->incomplete(); }
+  std::string described() const override;
 
   Result<os::Descriptor> index_file() const override EXCLUDES(mu_);
   Result<uint64_t> attach() override EXCLUDES(mu_);
   Result<uint64_t> attach_copy_of(uint64_t reader) override EXCLUDES(mu_);
   Result<os::Descriptor> holds_file(uint64_t reader) const override EXCLUDES(mu_);
   void detach(uint64_t reader) noexcept override EXCLUDES(mu_);
+  Result<std::optional<std::string>> call(uint64_t reader, wire::CacheCall call,
+                                          std::string_view arguments, uint64_t* progress) override
+      EXCLUDES(mu_);
 
   // --- Keeper --------------------------------------------------------------------------------------
 
@@ -170,14 +205,39 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   uint64_t now_ns() const { return static_cast<uint64_t>(file_->clock().now().count()); }
   uint64_t size_locked() const REQUIRES(mu_);
   std::optional<uint64_t> find(std::string_view key, uint32_t hash) const REQUIRES(mu_);
+  std::optional<uint64_t> find_living(std::string_view key, uint32_t hash) const REQUIRES(mu_);
   Value hold(const Fields& fields) REQUIRES(mu_);
   void catch_up(Bin& bin) REQUIRES(mu_);
   uint64_t index_bytes_of(uint64_t entry, const Fields& fields) const REQUIRES(mu_);
 
+  // A long value that a reader puts part by part: pages that no value has yet.
+  struct Pending {
+    FileRange pages;
+    uint64_t length = 0;
+    uint64_t written = 0;
+  };
+
+  // For others: store_calls.cc.
+  using Answer = Result<std::optional<std::string>>;
+  Answer put_for(uint64_t reader, std::string_view arguments, uint64_t* progress);
+  Answer put_part(uint64_t reader, std::string_view arguments, uint64_t* progress);
+  Answer take_for(uint64_t reader, std::optional<std::string_view> key) EXCLUDES(mu_);
+  Answer increment_for(std::string_view arguments, uint64_t* progress);
+  Result<bool> has_room_for(uint64_t bytes, uint64_t* progress);
+  Result<std::optional<FileRange>> allocate_for(const AllocateRequest& request, uint64_t* progress);
+  Result<std::optional<Put>> put_copy(const Item& item, std::string_view data, uint64_t* progress);
+  Status write_value(FileRange pages, uint64_t at, std::string_view data);
+  Status write_zeros(FileRange pages, uint64_t from);
+  std::optional<Pending> take_pending(uint64_t reader) EXCLUDES(mu_);
+
   // Coming: store.cc.
+  bool may_put(const Item& item) const REQUIRES(mu_);
   Status prepare(Draft& draft, const Item& item, Bin& bin, size_t at_once = 1) REQUIRES(mu_);
   void enter(Draft& draft, Holder& holder, uint32_t slot, uint64_t length, Bin& bin)
       REQUIRES(mu_);
+  void enter_in_place(Draft& draft, Holder& holder, uint32_t slot, uint64_t old,
+                      const Fields& before) REQUIRES(mu_);
+  void know(uint64_t entry, Draft& draft) REQUIRES(mu_);
   std::optional<std::pair<Holder*, uint32_t>> find_slot(uint64_t length, Bin& bin) REQUIRES(mu_);
   bool vacate_slot_of(const Item& item, uint64_t length, Bin& bin) REQUIRES(mu_);
   void end_filling(Holder& slab, Bin& bin) REQUIRES(mu_);
@@ -194,7 +254,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   void drop(Holder& holder, Bin& bin) REQUIRES(mu_);
   void delete_if_free(std::unique_ptr<Holder> gone, Bin& bin) REQUIRES(mu_);
   void look_at_limbo(size_t count, Bin& bin) REQUIRES(mu_);
-  Holder* next_victim() REQUIRES(mu_);
+  Holder* next_victim(size_t tries) REQUIRES(mu_);
   void remove_all(Bin& bin) REQUIRES(mu_);
   bool fits(uint64_t page_bytes, uint64_t index_bytes, std::string_view key) const REQUIRES(mu_);
   void make_way(uint64_t page_bytes, uint64_t index_bytes, std::string_view key, Bin& bin)
@@ -203,6 +263,8 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   std::optional<uint64_t> next_entry() REQUIRES(mu_);
 
   const std::shared_ptr<MemoryFile> file_;
+  const uint64_t id_;
+  const DiscardPolicy policy_;
   const std::optional<uint64_t> bytes_max_;
   const bool remembers_discarded_;
   const HashSecret secret_;
@@ -223,7 +285,10 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   struct Reader {
     uint64_t number;
     HoldsFile file;
+    std::optional<Pending> pending;
   };
+  Reader* find_reader(uint64_t number) REQUIRES(mu_);
+  void give_back(FileRange pages) noexcept;
   std::vector<Reader> readers_ GUARDED_BY(mu_);  // as many as the writer's, in the same order
   uint64_t last_reader_ GUARDED_BY(mu_) = 0;
   StoreStats stats_ GUARDED_BY(mu_);  // but for what there is now, which is counted elsewhere

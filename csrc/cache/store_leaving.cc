@@ -49,7 +49,7 @@ bool Store::remove(std::string_view key) {
   Bin bin(*file_);
   MutexLock lock(mu_);
   catch_up(bin);
-  const auto entry = find(key, hash(key));
+  const auto entry = find_living(key, hash(key));
   if (entry) remove_entry(*entry, bin);
   return entry.has_value();
 }
@@ -77,13 +77,14 @@ void Store::remove_all(Bin& bin) {
   expiries_.clear();
 }
 
-// What has expired.
+// What has expired, or a part of it, so that no call takes long: what is left is not found all the same.
 void Store::catch_up(Bin& bin) {
+  constexpr size_t kAtOnce = 10'000;
   if (expiries_.empty()) return;
   const auto holds = [&](uint64_t expires_ns, uint64_t entry) {
     return writer_.in_use(entry) && writer_.fields(entry).expires_ns == expires_ns;
   };
-  expiries_.take_until(now_ns(), [&](uint64_t expires_ns, uint64_t entry) {
+  expiries_.take_until(now_ns(), kAtOnce, [&](uint64_t expires_ns, uint64_t entry) {
     if (!holds(expires_ns, entry)) return;
     remove_entry(entry, bin);
     ++stats_.expirations;
@@ -194,8 +195,8 @@ uint64_t Store::evict(uint64_t bytes) {
 
 // What goes next, taken out of the queue; nullptr if nothing can. What other processes hold stays, and what they have
 // looked at since is passed over once: the policy hears of that only here.
-Holder* Store::next_victim() {
-  for (size_t tries = 2 * queue_.size(); tries > 0; --tries) {
+Holder* Store::next_victim(size_t tries) {
+  for (; tries > 0; --tries) {
     Discardable* const victim = queue_.take_victim();
     if (victim == nullptr) return nullptr;
     Holder& holder = holders_.at(static_cast<uint32_t>(victim->id));
@@ -211,7 +212,8 @@ Holder* Store::next_victim() {
 
 // Gives up what goes next. False if there is nothing.
 bool Store::evict_one(Bin& bin) {
-  Holder* holder = next_victim();
+  constexpr size_t kTries = 64;  // those who put values must not go through all that others hold
+  Holder* holder = next_victim(kTries);
   if (holder == nullptr) {
     if (const Discardable* const victim = queue_.take_victim_or_held()) {
       holder = &holders_.at(static_cast<uint32_t>(victim->id));
@@ -265,7 +267,7 @@ Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
     while (count < ranges.size() && bytes < bytes_max) {
       const auto order = queue_.front_order();
       if (!order || *order > order_max) break;
-      Holder* const holder = next_victim();
+      Holder* const holder = next_victim(2 * queue_.size());
       if (holder == nullptr) break;
       const FileRange pages = holder->pages();
       const size_t in_limbo = limbo_size_;

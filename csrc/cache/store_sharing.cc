@@ -2,8 +2,10 @@
 #include <errno.h>
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
+#include "base/reserve.h"
 #include "cache/store.h"
 #include "os/syscalls.h"
 
@@ -37,7 +39,7 @@ Result<uint64_t> Store::attach() {
   MutexLock lock(mu_);
   readers_.reserve(readers_.size() + 1);
   writer_.readers().reserve(readers_.size() + 1);
-  readers_.push_back({++last_reader_, std::move(*file)});
+  readers_.push_back({++last_reader_, std::move(*file), std::nullopt});
   writer_.readers().push_back(readers_.back().file.holds());
   return last_reader_;
 }
@@ -52,7 +54,7 @@ Result<uint64_t> Store::attach_copy_of(uint64_t reader) {
   copy->copy_from(found->file, holders_.numbers());
   readers_.reserve(readers_.size() + 1);
   writer_.readers().reserve(readers_.size() + 1);
-  readers_.push_back({++last_reader_, std::move(*copy)});
+  readers_.push_back({++last_reader_, std::move(*copy), std::nullopt});
   writer_.readers().push_back(readers_.back().file.holds());
   return last_reader_;
 }
@@ -73,9 +75,31 @@ void Store::detach(uint64_t reader) noexcept {
   if (found == readers_.end()) return;
   stats_.hits += found->file.hits();
   stats_.misses += found->file.misses();
+  const std::optional<Pending> pending = found->pending;
   writer_.readers().erase(writer_.readers().begin() + (found - readers_.begin()));
   readers_.erase(found);
   look_at_limbo(limbo_size_, bin);
+  lock.unlock();
+  if (pending) give_back(pending->pages);
+}
+
+// Pages that no value has.
+void Store::give_back(FileRange pages) noexcept try {
+  (void)with_reserve([&] { return file_->references().dec_ref(pages); });
+} catch (const std::bad_alloc&) {
+  file_->warn("pages for a value of a Cache could not be given back: no memory is left");
+}
+
+Store::Reader* Store::find_reader(uint64_t number) {
+  const auto found =
+      std::ranges::find_if(readers_, [&](const Reader& each) { return each.number == number; });
+  return found == readers_.end() ? nullptr : &*found;
+}
+
+std::string Store::described() const {
+  std::string text;
+  wire::append(text, bytes_max_.value_or(UINT64_MAX), static_cast<uint8_t>(policy_), id_);
+  return text;
 }
 
 }  // namespace pgalloc::cache

@@ -49,9 +49,11 @@ Session::Copying Session::begin_copy(Session& child) const {
   for (const auto& [file, held] : shares_) copying.files.push_back(file);
   child.attached_.reserve(attached_.size());
   for (const Attached& each : attached_) {
-    const Result<uint64_t> reader = scope.cache->attach_copy_of(each.reader);
+    if (each.reader == 0) continue;
+    const Result<uint64_t> reader = each.cache->attach_copy_of(each.reader);
     if (!reader.ok()) throw std::bad_alloc();  // as where memory runs out: the child gets nothing
-    child.attached_.push_back({*reader, each.file});  // whose mapping the child has from its parent
+    // The child has its parent's mapping of its parent's file.
+    child.attached_.push_back({each.cache, *reader, each.file});
   }
   return copying;
 }
@@ -140,7 +142,9 @@ std::vector<FileIdentity> Session::files() const {
     MemoryFile& file = *held->share.file();
     if (const auto use = FileInUse::begin(file)) files.push_back(FileIdentity::of(file.fd()));
   }
-  for (const Attached& each : attached_) files.push_back(each.file);
+  for (const Attached& each : attached_) {
+    if (each.reader != 0) files.push_back(each.file);
+  }
   return files;
 }
 
@@ -160,7 +164,9 @@ bool Session::end_some(size_t segments_max) {
     const InUse held(*this, *shares_.begin()->second);
     if (!held->share.end_some(segments_max)) return false;
   }
-  for (; !attached_.empty(); attached_.pop_back()) scope.cache->detach(attached_.back().reader);
+  for (Attached& each : attached_) {
+    if (each.reader != 0) each.cache->detach(std::exchange(each.reader, 0));
+  }
   return true;
 }
 

@@ -15,6 +15,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <list>
 #include <memory>
 #include <optional>
@@ -89,7 +90,7 @@ class Session {
 
   // A forked child, whose connection was made by its parent.
   bool born_connected() const { return forked_; }
-  bool holds_nothing() const { return shares_.empty() && attached_.empty(); }
+  bool holds_nothing() const { return shares_.empty() && !is_attached(); }
   uint64_t bytes_of(uint64_t file) const;
   // What is wrong, if something is.
   std::optional<std::string> verify() const;
@@ -161,7 +162,9 @@ class Session {
   std::optional<Answer> ping(Request& request);
   std::optional<Answer> served(Request& request);
   std::optional<Answer> call_cache(Request& request);
-  Answer attach();
+  std::shared_ptr<SharedCache> cache_of(uint64_t id) const;
+  static Answer describe_cache(const SharedCache& cache);
+  Answer attach(const std::shared_ptr<SharedCache>& cache);
   std::optional<Answer> make_room(Request& request);
 
   Offers& offers_;
@@ -169,12 +172,17 @@ class Session {
   std::unordered_map<uint64_t, std::unique_ptr<Held>>
       shares_;                          // of files of which it holds something
   std::unordered_set<uint64_t> known_;  // files it was let into
-  // Where it reads the cache: its numbers there, and the files in which it says what it holds.
+  // The caches that it is attached to: its numbers there, and the files in which it says what it holds. One that it has
+  // left stays, as 0: it may be destroyed with the session only.
   struct Attached {
+    std::shared_ptr<SharedCache> cache;
     uint64_t reader = 0;
     FileIdentity file;
   };
   static constexpr size_t kAttachedMax = 64;
+  bool is_attached() const {
+    return std::ranges::any_of(attached_, [](const Attached& each) { return each.reader != 0; });
+  }
   std::vector<Attached> attached_;
   std::optional<std::string> payer_;    // as it was last looked at
   bool forked_ = false;                 // born with leases

@@ -536,52 +536,90 @@ std::optional<Answer> Session::served(Request&) {
   return answer_with(scope.file->id(), uint8_t{scope.cache != nullptr});
 }
 
-std::optional<Answer> Session::call_cache(Request& request) {
-  if (scope.cache == nullptr) return refuse(sharing_error("no cache is served here"));
-  uint8_t call = 0;
-  wire::Reader arguments(request.payload);
-  if (!arguments.read(call)) return malformed();
-  switch (static_cast<wire::CacheCall>(call)) {
-    case wire::CacheCall::kIndex: {
-      if (!arguments.left().empty()) return malformed();
-      Result<os::Descriptor> file = scope.cache->index_file();
-      if (!file.ok()) return refuse(std::move(file).status());
-      Answer answer;
-      answer.descriptor = std::move(*file);
-      return answer;
-    }
-    case wire::CacheCall::kAttach:
-      if (!arguments.left().empty()) return malformed();
-      return attach();
-    case wire::CacheCall::kDetach: {
-      uint64_t reader = 0;
-      if (!arguments.read_all(reader)) return malformed();
-      const auto attached = std::ranges::find_if(
-          attached_, [&](const Attached& each) { return each.reader == reader; });
-      if (attached == attached_.end()) return refuse(sharing_error("not attached to the cache"));
-      scope.cache->detach(reader);
-      attached_.erase(attached);
-      return Answer();
-    }
-  }
-  return malformed();
+// Children of the owner know all of its caches, as its files; others the one that is served to them.
+std::shared_ptr<SharedCache> Session::cache_of(uint64_t id) const {
+  if (id == 0) return scope.cache;
+  if (scope.cache != nullptr && scope.cache->id() == id) return scope.cache;
+  return knows_all_ ? SharedCache::find(id) : nullptr;
 }
 
-Answer Session::attach() {
-  if (attached_.size() == kAttachedMax) {
-    return refuse(sharing_error("a connection may be attached to a cache " +
+std::optional<Answer> Session::call_cache(Request& request) {
+  uint8_t number = 0;
+  uint64_t id = 0;
+  wire::Reader arguments(request.payload);
+  if (!arguments.read(number, id)) return malformed();
+  const auto call = static_cast<wire::CacheCall>(number);
+  if (call <= wire::CacheCall::kAttach) {
+    const std::shared_ptr<SharedCache> cache = cache_of(id);
+    if (cache == nullptr) return refuse(sharing_error("no cache is served here"));
+    if (!arguments.left().empty()) return malformed();
+    if (!cache->is_complete()) {
+      request.waits = true;
+      return std::nullopt;
+    }
+    // The last to let go of it may not be here, under the lock.
+    attached_.reserve(attached_.size() + 1);
+    Answer answer = call == wire::CacheCall::kIndex ? describe_cache(*cache) : attach(cache);
+    const bool known = std::ranges::any_of(
+        attached_, [&](const Attached& each) { return each.cache == cache; });
+    if (!known) attached_.push_back({cache, 0, {}});
+    return answer;
+  }
+  uint64_t reader = 0;
+  if (!arguments.read(reader)) return malformed();
+  const auto attached = std::ranges::find_if(attached_, [&](const Attached& each) {
+    return reader != 0 && each.reader == reader && (id == 0 || each.cache->id() == id);
+  });
+  if (attached == attached_.end()) return refuse(sharing_error("not attached to the cache"));
+  if (call == wire::CacheCall::kDetach) {
+    if (!arguments.left().empty()) return malformed();
+    attached->cache->detach(std::exchange(attached->reader, 0));
+    return Answer();
+  }
+  Result<std::optional<std::string>> done =
+      attached->cache->call(reader, call, arguments.left(), &request.progress);
+  if (!done.ok()) {
+    if (done.status().message().empty()) return malformed();
+    return refuse(std::move(done).status());
+  }
+  if (!*done) {
+    request.waits = true;
+    return std::nullopt;
+  }
+  Answer answer;
+  answer.payload = std::move(**done);
+  return answer;
+}
+
+Answer Session::describe_cache(const SharedCache& cache) {
+  Answer answer;
+  answer.payload = cache.described();
+  Result<os::Descriptor> file = cache.index_file();
+  if (!file.ok()) return refuse(std::move(file).status());
+  answer.descriptor = std::move(*file);
+  return answer;
+}
+
+Answer Session::attach(const std::shared_ptr<SharedCache>& cache) {
+  const auto count = std::ranges::count_if(
+      attached_, [](const Attached& each) { return each.reader != 0; });
+  if (static_cast<size_t>(count) >= kAttachedMax) {
+    return refuse(sharing_error("a connection may be attached to caches " +
                                 std::to_string(kAttachedMax) + " times at most"));
   }
   Answer answer = answer_with_room();
-  attached_.reserve(attached_.size() + 1);
-  const Result<uint64_t> reader = scope.cache->attach();
+  const Result<uint64_t> reader = cache->attach();
   if (!reader.ok()) return refuse(reader.status().clone());
-  Result<os::Descriptor> file = scope.cache->holds_file(*reader);
+  Result<os::Descriptor> file = cache->holds_file(*reader);
   if (!file.ok()) {
-    scope.cache->detach(*reader);
+    cache->detach(*reader);
     return refuse(std::move(file).status());
   }
-  attached_.push_back({*reader, FileIdentity::of(file->fd())});
+  const auto left = std::ranges::find_if(attached_, [&](const Attached& each) {
+    return each.reader == 0 && each.cache == cache;
+  });
+  Attached& place = left == attached_.end() ? attached_.emplace_back() : *left;
+  place = {cache, *reader, FileIdentity::of(file->fd())};
   wire::append(answer.payload, *reader);
   answer.descriptor = std::move(*file);
   return answer;

@@ -14,7 +14,6 @@
 from pgalloc.cache.decorator import cached
 from pgalloc.cache.mapping import Cache
 from pgalloc.cache.policy import Policy
-from pgalloc.cache.serving import CacheReader
 from pgalloc.cache.stats import CacheStats
 
-__all__ = ["Cache", "CacheReader", "CacheStats", "Policy", "cached"]
+__all__ = ["Cache", "CacheStats", "Policy", "cached"]

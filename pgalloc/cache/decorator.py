@@ -14,11 +14,14 @@ from pgalloc.cache.functions import Identity
 from pgalloc.cache.keys import Key, check_tag, why_no_key
 from pgalloc.cache.mapping import Cache
 from pgalloc.cache.values import Expire, TooLargeError, buffer_of, lifetime
-from pgalloc.errors import ForkedError, OutOfMemoryError
+from pgalloc.errors import ForkedError, OutOfMemoryError, OwnerGoneError, SharingError
 
 P = ParamSpec("P")
 R = TypeVar("R", memoryview, bytes)
 R_co = TypeVar("R_co", covariant=True)
+
+# Of a cache that another process owns, and that has ended or does not answer.
+_OUT_OF_REACH = (ForkedError, OwnerGoneError, SharingError)
 
 _NONE = b"pgalloc.cached: None \x9b\x1f\xd0\x5c\x7e\xe3\x42\xa8\x11\x96\x2d"
 """What is kept for None."""
@@ -97,8 +100,9 @@ def cached(
     too; what it raises is raised by all. With ``wait=False`` each calls the function. A call of
     the same key from within calls the function again.
 
-    Also for ``async def``, methods and static methods, not for generators. In a forked child,
-    which has no use of its parent's Cache, each call calls the function.
+    Also for ``async def``, methods and static methods, not for generators. In a forked child it uses
+    its parent's Cache. Where the process that owns the cache has ended, or does not answer, the
+    function is called.
 
     The decorated function has ``cache_info()`` (hits, misses, and the cache's maxsize and
     currsize), ``cache_clear()``, which removes its results and no others, ``cache_key()``, which
@@ -138,7 +142,7 @@ def cached(
                 found = results.look(made)
                 if found is not MISSING:
                     return found
-                if wait and results.can_be_kept:
+                if wait:
                     return await flights.run_async(made, function, *args, **kwargs)
                 return results.keep(made, await function(*args, **kwargs), True)
 
@@ -150,7 +154,7 @@ def cached(
                 found = results.look(made)
                 if found is not MISSING:
                     return found
-                if wait and results.can_be_kept:
+                if wait:
                     return flights.run(made, function, *args, **kwargs)
                 return results.keep(made, function(*args, **kwargs), True)
 
@@ -191,11 +195,6 @@ class _Results:
         self._as_bytes = as_bytes
         self._hits = self._misses = 0
 
-    @property
-    def can_be_kept(self) -> bool:
-        """Whether this process has use of the Cache; a forked child has not."""
-        return not self._cache._forked
-
     def key(self, /, *args: Any, **kwargs: Any) -> Key:
         """The key of a call with these arguments."""
         who = self._identity()
@@ -214,7 +213,9 @@ class _Results:
 
     def look(self, key: Key) -> Any:
         """What is kept, or MISSING. Counted."""
-        view = self._cache.get(key) if self.can_be_kept else None
+        view = None
+        with suppress(*_OUT_OF_REACH):
+            view = self._cache.get(key)
         if view is None:
             self._misses += 1
             return MISSING
@@ -223,7 +224,9 @@ class _Results:
 
     def look_again(self, key: Key) -> Any:
         """What is kept, or MISSING. Not counted."""
-        view = self._cache._look_again(key)
+        view = None
+        with suppress(*_OUT_OF_REACH):
+            view = self._cache._look_again(key)
         return MISSING if view is None else self._shown(view)
 
     def _shown(self, view: memoryview) -> Any:
@@ -235,8 +238,8 @@ class _Results:
         """What callers get; it is kept if there is room, and with ``store``."""
         with buffer_of(_NONE if data is None else data) as buffer:
             plain = buffer.nbytes != len(_NONE) or buffer.tobytes() != _NONE
-            if store and self.can_be_kept and (plain or data is None):
-                with suppress(TooLargeError, OutOfMemoryError, ForkedError):
+            if store and (plain or data is None):
+                with suppress(TooLargeError, OutOfMemoryError, *_OUT_OF_REACH):
                     self._cache.put(key, buffer, expire=self._expire, tag=self._tag)
                     if plain and not self._as_bytes:
                         view = self._cache._look_again(key)
@@ -249,8 +252,6 @@ class _Results:
 
     def clear(self) -> None:
         self._hits = self._misses = 0
-        if not self.can_be_kept:
-            return
         who = self._identity()
         for key in self._cache:
             if isinstance(key, tuple) and key[:1] == (who,):
@@ -258,5 +259,7 @@ class _Results:
 
     def info(self) -> CacheInfo:
         """Hits and misses of this function; maxsize and currsize of its Cache."""
-        currsize = self._cache.currsize if self.can_be_kept else 0
+        currsize = 0
+        with suppress(*_OUT_OF_REACH):
+            currsize = self._cache.currsize
         return CacheInfo(self._hits, self._misses, self._cache.maxsize, currsize)

@@ -1,4 +1,4 @@
-"""Cache: a mapping from keys to bytes on discardable memory.
+"""Cache: a mapping from keys to bytes on discardable memory, for one process or many.
 
 Thread safety: every method may be called from any thread. What is done to the values is done in the
 core, each call as a whole; Python code of the caller's runs outside of it.
@@ -6,8 +6,10 @@ core, each call as a whole; Python code of the caller's runs outside of it.
 Invariants:
   1. The pages held, with what the index takes beyond an eighth of them, are at most ``maxsize``
      between calls.
-  2. What the core has discarded is a miss at once; ``on_discard`` hears of it from a later call.
-  3. A forked child has no use of a cache: it cannot know what the parent's guard discards.
+  2. What the core has discarded is a miss at once, in all processes; ``on_discard`` hears of it from
+     a later call.
+  3. One process owns a cache. Others (forked children, and those that connect) find values without
+     it, and change them through it; it needs no Python for that.
 """
 
 from __future__ import annotations
@@ -15,23 +17,29 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from pgalloc import _core
+from pgalloc.arguments import checked_timeout
 from pgalloc.cache.keys import Key, check_key, check_tag
 from pgalloc.cache.policy import Policy
-from pgalloc.cache.serving import CacheReader, serve
 from pgalloc.cache.snapshot import decode, encode
 from pgalloc.cache.stats import CacheStats
 from pgalloc.cache.values import Expire, TooLargeError, buffer_of, lifetime
 from pgalloc.cache.views import CacheItems, CacheValues
-from pgalloc.errors import ClosedError, ForkedError, OptionError
+from pgalloc.errors import (
+    ClosedError,
+    ForkedError,
+    OptionError,
+    OwnerGoneError,
+    SharingError,
+)
 from pgalloc.memory_file import MemoryFile
 from pgalloc.pressure import Monitor
-from pgalloc.sharing import Server
-from pgalloc.sharing.serving import Servers
+from pgalloc.sharing import PeerFile, Server
+from pgalloc.sharing.serving import Servers, open_served
 from pgalloc.sizes import Headroom, parse_size
 from pgalloc.uncopyable import Uncopyable
 
@@ -100,9 +108,9 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self._closed = False
         self._process = _core.process_generation()
         self._servers = Servers()
-        self._monitor = Monitor(headroom)
+        self._monitor: Monitor | None = Monitor(headroom)
         try:
-            self._file = MemoryFile() if file is None else file
+            self._file: MemoryFile | PeerFile = MemoryFile() if file is None else file
             self._store = _core.CacheStore(
                 self._file, self._policy, limit, on_discard is not None
             )
@@ -114,7 +122,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         if name is not None:
             this = weakref.ref(self)  # or the file would keep the cache
             try:
-                self._file.save_hook(name, save=lambda: encode(this()))
+                self._own_file().save_hook(name, save=lambda: encode(this()))
             except BaseException:
                 self.close()
                 raise
@@ -178,6 +186,12 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         view = self.get(key)
         return default if view is None else view.tobytes()
 
+    def get_many(self, keys: Iterable[Key]) -> dict[Key, memoryview]:
+        """The values of those keys that have one."""
+        found = {key: view for key in keys if (view := self._store.get(key)) is not None}
+        self._tell()
+        return found
+
     def _look_again(self, key: Key) -> memoryview | None:
         """get() without counting a hit or a miss."""
         return self._store.look_again(key)
@@ -230,9 +244,54 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self._put(key, data, lifetime(expire), tag)
         self._tell()
 
+    def add(
+        self, key: Key, data: Any, *, expire: Expire | None = None, tag: Key | None = None
+    ) -> bool:
+        """put() unless there is a value. Whether it was set: of several at once, one is told so."""
+        added = self._put(key, data, lifetime(expire), tag, keep=True)
+        self._tell()
+        return added
+
+    def put_many(
+        self, items: Mapping[Key, Any], *, expire: Expire | None = None, tag: Key | None = None
+    ) -> None:
+        """put() for each item. What an exception leaves is set as far as it came."""
+        seconds = lifetime(expire)
+        for key, data in items.items():
+            self._put(key, data, seconds, tag)
+        self._tell()
+
+    def incr(self, key: Key, delta: int = 1, *, initial: int | None = None) -> int:
+        """Add to a number, and return it: in all processes no two calls see the same.
+
+        A number is a value of decimal digits, as get() shows; ``initial`` is what to begin with if
+        there is none. Time and tag stay. Raises KeyError without a value and ``initial``,
+        ValueError for a value that is no number, or a sum beyond 64 bits.
+        """
+        if not (type(delta) is int and (initial is None or type(initial) is int)):
+            raise TypeError("delta and initial must be int")
+        if not all(-(2**63) <= n < 2**63 for n in (delta, initial or 0)):
+            raise ValueError("delta and initial must fit into 64 bits")
+        number = self._store.increment(key, delta, initial)
+        self._tell()
+        if number is NotImplemented:
+            check_key(key)
+        if number is None:
+            raise KeyError(key)
+        if number is False:
+            raise ValueError("the value is no number, or the sum does not fit into 64 bits")
+        return int(number)
+
+    def touch(self, key: Key, expire: Expire | None = None) -> bool:
+        """Have a value expire in so many seconds from now; None: never. Whether there is one."""
+        there = self._store.touch(key, lifetime(expire))
+        self._tell()
+        return there
+
     def _put(
         self, key: Key, data: Any, seconds: float | None, tag: Key | None, keep: bool = False
-    ) -> None:
+    ) -> bool:
+        """Whether it was set: not if there is a value, with ``keep``."""
         if type(data) is bytes:
             refused = self._store.put(key, data, seconds, tag, keep)
         else:
@@ -243,16 +302,16 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
                     refused = view.nbytes  # without a copy of it
                 else:
                     refused = self._store.put(key, view.tobytes(), seconds, tag, keep)
-        if refused is not None:
-            self._refuse(key, tag, memoryview(data).nbytes, refused)
-
-    def _refuse(self, key: Key, tag: Key | None, length: int, counted: int) -> NoReturn:
+        if refused is None:
+            return True
+        if refused is False:
+            return False
         check_key(key)
         if tag is not None:
             check_tag(tag)
         raise TooLargeError(
-            f"value too large: {length} bytes, counted as {counted} with their key, do not fit "
-            f"into maxsize, {self.maxsize} bytes"
+            f"value too large: {memoryview(data).nbytes} bytes, counted as {refused} with their "
+            f"key, do not fit into maxsize, {self.maxsize} bytes"
         )
 
     def __delitem__(self, key: Key) -> None:
@@ -329,25 +388,68 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
     # --- sharing ---------------------------------------------------------------------------------
 
     def serve(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Server:
-        """Let other processes of this user read the values, without copying: Cache.connect(path).
+        """Let other processes of this user use the cache: Cache.connect(path).
 
         The socket is for its user only. Until the Server is closed, or the cache: it keeps the
-        Server.
+        Server. Those that are connected stay so. Raises SharingError where it is another process's.
         """
         self._store.check()
-        return self._servers.add(lambda: serve(self, path))
+        return self._servers.add(
+            lambda: Server(self._own_file(), path, readonly=True, cache=self._store)
+        )
 
-    @staticmethod
+    @classmethod
     def connect(
-        path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, timeout: float | None = None
-    ) -> CacheReader:
-        """The cache that another process serves at this path, for reading.
+        cls,
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        *,
+        timeout: float | None = None,
+    ) -> Self:
+        """The cache that another process serves at this path.
 
-        A request that is not answered within ``timeout`` seconds (None: 60) raises SharingError.
+        It is used as in its own process. Values are found without asking that one, whatever it does
+        meanwhile; what changes something waits for an answer of its core: after ``timeout`` seconds
+        (None: 60) SharingError. When it has ended, what was there is still found, and changes raise
+        OwnerGoneError.
         Raises OwnerGoneError if no process serves there, SharingError if what is served there is
         no cache.
         """
-        return CacheReader(path, timeout=timeout)
+        connection, name, has_cache = open_served(path, checked_timeout(timeout))
+        try:
+            if not has_cache:
+                raise SharingError(f"no cache is served at {os.fsdecode(path)!r}")
+            file = PeerFile(connection, name, owns_connection=True)
+        except BaseException:
+            connection.close()
+            raise
+        connection.files[name] = file
+        cache = cls.__new__(cls)
+        try:
+            cache._connect(file)
+        except BaseException:
+            file.close()
+            raise
+        return cache
+
+    def _connect(self, file: PeerFile) -> None:
+        """Be the cache that the owner of a file serves."""
+        self._on_discard = None
+        self._owns_file = True
+        self._name = None
+        self._closed = False
+        self._process = _core.process_generation()
+        self._servers = Servers()
+        self._monitor = None  # its owner keeps it below the limits
+        self._file = file
+        self._store = _core.CacheStore.connect(file)
+        self._policy = Policy(self._store.policy)
+
+    def _own_file(self) -> MemoryFile:
+        if self._forked:
+            raise ForkedError("the Cache is the parent process's: this is for that one to do")
+        if not isinstance(self._file, MemoryFile):
+            raise SharingError("the Cache is another process's: this is for that one to do")
+        return self._file
 
     # --- figures ---------------------------------------------------------------------------------
 
@@ -369,8 +471,8 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         return self._policy
 
     @property
-    def file(self) -> MemoryFile:
-        """The MemoryFile that the values live in."""
+    def file(self) -> MemoryFile | PeerFile:
+        """The MemoryFile that the values live in; where it is another process's, as a PeerFile."""
         return self._file
 
     def stats(self) -> CacheStats:
@@ -392,17 +494,21 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         return bool(self._process != _core.process_generation())
 
     def close(self) -> None:
-        """Release all values, and close the file if it is the cache's own. Views stay valid."""
+        """Release all values, and close the file if it is the cache's own. Views stay valid.
+
+        In another process than its own: use it no more.
+        """
         self._closed = True
+        self._store.close()
         if self._forked:
             return
-        self._store.close()
         name, self._name = self._name, None
         if name is not None and not self._file.closed:
             with suppress(OptionError, ClosedError):  # another thread has removed, or closed it
-                self._file.remove_save_hook(name)
+                self._own_file().remove_save_hook(name)
         self._servers.close()
-        self._monitor.close()
+        if self._monitor is not None:
+            self._monitor.close()
         if self._owns_file:
             self._file.close()
 
@@ -432,6 +538,8 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
             return f"<{name} closed>"
         except ForkedError:
             return f"<{name} of the parent process>"
+        except (OwnerGoneError, SharingError):
+            return f"<{name} of a process that does not answer>"
         return (
             f"<{name} of {count} values, {size} bytes, "
             f"maxsize={self.maxsize}, policy={str(self._policy)!r}>"

@@ -21,7 +21,7 @@ void add(Expiries& expiries, uint64_t expires_ns, uint64_t entry) {
 }
 Times take_until(Expiries& expiries, uint64_t now_ns) {
   Times taken;
-  expiries.take_until(now_ns, [&](uint64_t at, uint64_t entry) { taken.emplace_back(at, entry); });
+  expiries.take_until(now_ns, SIZE_MAX, [&](uint64_t at, uint64_t entry) { taken.emplace_back(at, entry); });
   return taken;
 }
 
@@ -89,7 +89,7 @@ TEST(random_times_expire_as_a_reference_says) {
       }
       std::sort(expected.begin(), expected.end());
       Times taken;
-      expiries.take_until(now, [&](uint64_t at, uint64_t its_entry) {
+      expiries.take_until(now, SIZE_MAX, [&](uint64_t at, uint64_t its_entry) {
         if (!holds(at, its_entry)) return;
         expires.erase(its_entry);
         taken.emplace_back(at, its_entry);
@@ -116,7 +116,7 @@ TEST(without_memory_nothing_is_reserved_and_what_is_needs_none) {
   }
   native_tests::all_fail = true;
   uint64_t last = 0;
-  expiries.take_until(1000, [&](uint64_t at, uint64_t) { last = at; });
+  expiries.take_until(1000, SIZE_MAX, [&](uint64_t at, uint64_t) { last = at; });
   expiries.clear();
   native_tests::all_fail = false;
   EXPECT_EQ(last, 1000u);

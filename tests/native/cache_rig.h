@@ -41,9 +41,9 @@ struct CacheRig {
 
   Status put_small(const cache::Item& item, std::string_view data) {
     while (true) {
-      const Result<bool> done = store->put_small(item, data);
+      const Result<cache::Store::Put> done = store->put_small(item, data);
       if (!done.ok()) return done.status().clone();
-      if (*done) return {};
+      if (*done != cache::Store::Put::kWantsSlab) return {};
       PGALLOC_RETURN_IF_ERROR(add_slab(item, data.size()));
     }
   }

@@ -11,11 +11,12 @@ namespace pgalloc::key_arena_test {
 namespace {
 
 using cache::KeyArena;
+using cache::KeyBlocks;
 using native_tests::Random;
 
 TEST(random_keys_stay_what_they_are) {
   Random random(3);
-  std::vector<KeyArena::Word> words(20'000);
+  std::vector<KeyArena::Word> words(64 * KeyBlocks::kChunkWords);
   KeyArena keys(words.data(), words.size());
   std::map<uint32_t, std::string> model;
   size_t refused = 0;
@@ -33,6 +34,7 @@ TEST(random_keys_stay_what_they_are) {
       if (place) EXPECT(model.emplace(*place, key).second);
     }
     if (step % 100 != 0) continue;
+    EXPECT_EQ(keys.blocks().verify(), std::nullopt);
     for (const auto& [place, key] : model) {
       EXPECT(keys.is(place, key.size(), key));
       EXPECT_EQ(keys.at(place, key.size()), key);
@@ -47,24 +49,48 @@ TEST(random_keys_stay_what_they_are) {
 }
 
 TEST(what_is_full_refuses_until_something_is_freed) {
-  std::vector<KeyArena::Word> words(4);
+  std::vector<KeyArena::Word> words(2 * KeyBlocks::kChunkWords);
   KeyArena keys(words.data(), words.size());
-  EXPECT_EQ(keys.add("12345678"), std::optional<uint32_t>(0));
-  EXPECT_EQ(keys.add(std::string(9, 'x')), std::optional<uint32_t>(1));
-  EXPECT_EQ(keys.add(std::string(9, 'y')), std::nullopt);
-  EXPECT_EQ(keys.add(""), std::optional<uint32_t>(3));
+  std::vector<uint32_t> places;
+  while (const auto place = keys.add(std::string(2000, 'x'))) places.push_back(*place);
+  EXPECT_EQ(places.size(), 4u);  // two in each chunk
   EXPECT_EQ(keys.add(""), std::nullopt);
-  keys.remove(1, 9);
-  EXPECT_EQ(keys.add(std::string(16, 'y')), std::optional<uint32_t>(1));
+  EXPECT_EQ(keys.add(std::string(5000, 'y')), std::nullopt);
+  keys.remove(places[0], 2000);
+  EXPECT_EQ(keys.add(""), std::nullopt);  // the chunk has another key of that length
+  keys.remove(places[1], 2000);
+  EXPECT(keys.add("").has_value());
+  keys.remove(places[2], 2000);
+  keys.remove(places[3], 2000);
+  EXPECT_EQ(keys.blocks().chunks_in_use(), 1u);
+  EXPECT_EQ(keys.blocks().verify(), std::nullopt);
+}
+
+TEST(what_was_freed_serves_keys_of_any_length) {
+  std::vector<KeyArena::Word> words(64 * KeyBlocks::kChunkWords);
+  KeyArena keys(words.data(), words.size());
+  for (const uint64_t length : {8, 100, 1000, 3000, 10'000, 200'000, 50, 262'144}) {
+    std::vector<uint32_t> places;
+    const std::string key(length, 'k');
+    while (const auto place = keys.add(key)) places.push_back(*place);
+    // All but a chunk's worth of it.
+    EXPECT(places.size() * KeyArena::bytes_for(length) + KeyArena::bytes_for(length) +
+               KeyBlocks::kChunkWords * 8 * 16 >
+           words.size() * 8);
+    EXPECT_EQ(keys.blocks().verify(), std::nullopt);
+    for (size_t i = 0; i < places.size(); i += 2) keys.remove(places[i], length);
+    EXPECT_EQ(keys.blocks().verify(), std::nullopt);
+    for (size_t i = 1; i < places.size(); i += 2) keys.remove(places[i], length);
+    EXPECT_EQ(keys.blocks().chunks_in_use(), 0u);
+    EXPECT_EQ(keys.blocks().verify(), std::nullopt);
+  }
 }
 
 TEST(a_class_has_room_for_its_lengths_and_little_more) {
-  uint64_t before = 0;
   for (uint64_t length = 0; length < 100'000; ++length) {
     const uint64_t bytes = KeyArena::bytes_for(length);
-    EXPECT(bytes >= length && bytes >= before);
-    EXPECT(bytes <= std::max<uint64_t>(length + 8, length * 5 / 4 + 8));
-    before = bytes;
+    EXPECT(bytes >= length);
+    EXPECT(bytes <= std::max<uint64_t>(length + 8, length > 2048 ? length + 4096 : length * 5 / 4 + 8));
   }
   EXPECT(KeyArena::bytes_for(uint64_t{1} << 34) >= uint64_t{1} << 34);
 }

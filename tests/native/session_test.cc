@@ -822,6 +822,16 @@ FileRange pages_in(FileRange all, uint64_t first, uint64_t end) {
 
 // It counts who is attached.
 struct FakeCache final : SharedCache {
+  uint64_t id() const override { return 77; }
+  bool is_complete() const override { return true; }
+  std::string described() const override { return "described"; }
+  Result<std::optional<std::string>> call(uint64_t reader, wire::CacheCall call,
+                                          std::string_view arguments, uint64_t* progress) override {
+    if (arguments == "none") return Status::error(ErrorCode::kSharing, "");
+    if (arguments == "refused") return Status::error(ErrorCode::kOutOfMemory, "no");
+    if (arguments == "waits" && ++*progress < 3) return std::optional<std::string>();
+    return std::optional(std::to_string(reader) + "/" + std::to_string(static_cast<int>(call)));
+  }
   Result<os::Descriptor> index_file() const override { return file(); }
   Result<uint64_t> attach() override {
     attached.insert(++last);
@@ -856,7 +866,9 @@ struct Served : Scene {
   explicit Served(std::shared_ptr<FakeCache> its_cache = std::make_shared<FakeCache>())
       : Scene(with_cache(its_cache)), cache(std::move(its_cache)) {}
 
-  Answer call(wire::CacheCall call) { return ask(Op::kCache, static_cast<uint8_t>(call)); }
+  Answer call(wire::CacheCall call, uint64_t id = 0) {
+    return ask(Op::kCache, static_cast<uint8_t>(call), id);
+  }
   std::optional<uint64_t> attach() {
     const Answer answer = call(wire::CacheCall::kAttach);
     uint64_t reader = 0;
@@ -871,6 +883,8 @@ TEST(a_peer_is_attached_to_a_served_cache_until_it_detaches) {
   Served served;
   EXPECT_EQ(served.ask(Op::kServed).payload.back(), 1);
   EXPECT(served.call(wire::CacheCall::kIndex).descriptor.open());
+  EXPECT_EQ(served.call(wire::CacheCall::kIndex, 77).payload, "described");
+  EXPECT_EQ(served.call(wire::CacheCall::kIndex, 78).status.code(), ErrorCode::kSharing);
   EXPECT(served.session->holds_nothing());
   const auto first = served.attach();
   const auto second = served.attach();
@@ -879,10 +893,10 @@ TEST(a_peer_is_attached_to_a_served_cache_until_it_detaches) {
   EXPECT(!served.session->holds_nothing());
   EXPECT_EQ(served.session->files().size(), 2u);  // where it says what it holds
   const auto detach = static_cast<uint8_t>(wire::CacheCall::kDetach);
-  EXPECT_EQ(served.error(Op::kCache, detach, *first), std::nullopt);
+  EXPECT_EQ(served.error(Op::kCache, detach, uint64_t{0}, *first), std::nullopt);
   EXPECT_EQ(served.cache->attached, (std::set<uint64_t>{*second}));
-  EXPECT_EQ(served.error(Op::kCache, detach, *first), ErrorCode::kSharing);
-  EXPECT_EQ(served.error(Op::kCache, detach, uint64_t{99}), ErrorCode::kSharing);
+  EXPECT_EQ(served.error(Op::kCache, detach, uint64_t{0}, *first), ErrorCode::kSharing);
+  EXPECT_EQ(served.error(Op::kCache, detach, uint64_t{0}, uint64_t{99}), ErrorCode::kSharing);
   EXPECT(served.session->end_some(1));
   EXPECT(served.cache->attached.empty());
   EXPECT(served.session->holds_nothing());
@@ -905,14 +919,50 @@ TEST(who_gets_no_file_is_not_attached) {
 
 TEST(calls_of_a_cache_that_none_makes) {
   Served served;
+  const auto with = [](uint8_t call, const std::string& rest) {
+    return std::string(1, static_cast<char>(call)) + rest;
+  };
+  const std::string served_one(8, '\0');
   for (const std::string& payload :
-       {std::string(), std::string(1, '\0'), std::string(1, '\4'), std::string("\1x"),
-        std::string("\2x"), std::string("\3x"), std::string("\3") + std::string(9, 'x')}) {
+       {std::string(), with(1, ""), with(1, served_one + "x"), with(2, served_one + "x"),
+        with(3, served_one + "x"), with(4, served_one)}) {
     Request request = request_for(Op::kCache, std::string_view(payload));
     EXPECT(served.session->step(request)->malformed);
   }
   Scene without;
-  EXPECT_EQ(without.error(Op::kCache, uint8_t{1}), ErrorCode::kSharing);
+  EXPECT_EQ(without.error(Op::kCache, uint8_t{1}, uint64_t{0}), ErrorCode::kSharing);
+}
+
+TEST(what_a_peer_wants_of_a_cache_the_cache_does) {
+  Served served;
+  const auto put = static_cast<uint8_t>(wire::CacheCall::kPut);
+  EXPECT_EQ(served.error(Op::kCache, put, uint64_t{0}, uint64_t{1}), ErrorCode::kSharing);
+  const uint64_t reader = *served.attach();
+  const auto ask = [&](std::string_view arguments) {
+    return request_for(Op::kCache, put, uint64_t{0}, reader, arguments);
+  };
+  Request good = ask("good");
+  EXPECT_EQ(served.session->step(good)->payload, std::to_string(reader) + "/4");
+  Request refused = ask("refused");
+  EXPECT_EQ(served.session->step(refused)->status.code(), ErrorCode::kOutOfMemory);
+  Request none = ask("none");
+  EXPECT(served.session->step(none)->malformed);
+  Request waits = ask("waits");
+  EXPECT(!served.session->step(waits) && waits.waits);
+  EXPECT(!served.session->step(waits));
+  EXPECT(served.session->step(waits).has_value());
+}
+
+TEST(who_leaves_and_comes_again_takes_no_more_room) {
+  Served served;
+  for (int i = 0; i < 200; ++i) {
+    const auto reader = served.attach();
+    EXPECT_EQ(served.error(Op::kCache, static_cast<uint8_t>(wire::CacheCall::kDetach), uint64_t{0},
+                           *reader),
+              std::nullopt);
+  }
+  EXPECT(served.cache->attached.empty());
+  EXPECT(served.session->holds_nothing());
 }
 
 TEST(a_child_of_a_peer_holds_what_its_parent_holds) {

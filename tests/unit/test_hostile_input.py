@@ -58,7 +58,6 @@ NO_ARGUMENTS = {
     "Cache.popitem",
     "Cache.stats",
     "Cache.values",
-    "CacheReader.close",
     "Ledger.memcg_ids",
     "Ledger.total",
     "MemoryFile.close",

@@ -40,7 +40,6 @@ PARTS = {
     "binding/mapping_type.cc": "binding/file_handle.h",
     "binding/cache_calls.cc": "binding/cache_object.h",
     "binding/cache_type.cc": "binding/cache_object.h",
-    "binding/remote_cache_type.cc": "binding/cache_object.h",
     "binding/cache_value_type.cc": "binding/cache_object.h",
     "binding/bind_cache.cc": "binding/bind.h",
     "cache/store_contents.cc": "cache/store.h",

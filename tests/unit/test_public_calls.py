@@ -38,7 +38,7 @@ NOT_CALLED = {
     # Attributes of sources, which are plain.
     *(f"pressure.ManualSource.{name}" for name in ("kind", "level", "poll_mask")),
     # By their owners alone: made by MemoryFile.serve(), connect(), Cache.connect(), share().
-    *("Server", "PeerFile", "CacheReader", "Shared", "pressure.EventStream"),
+    *("Server", "PeerFile", "Shared", "pressure.EventStream"),
 }
 
 
