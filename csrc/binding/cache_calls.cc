@@ -72,7 +72,7 @@ int put_small(CacheObject* self, const std::shared_ptr<Store>& store, const Item
     Status status;
     {
       const WithoutGil release;
-      status = commit_gate().reserve(store->index_bytes_of(item), reservation);
+      status = commit_gate().reserve(store->index_to_come(item, 1), reservation);
     }
     if (!status.ok()) return set_error(status), -1;
   }
@@ -85,7 +85,7 @@ int put_small(CacheObject* self, const std::shared_ptr<Store>& store, const Item
     // Committed, so that what is written there cannot fail; with the index of all values to come.
     const Result<FileRange> pages = allocate(
         store->file(), {.length = bytes, .mode = AllocationMode::kAllocateAndCommit},
-        bytes / slot_bytes * std::min(store->index_bytes_of(item), kUsualIndexBytes));
+        std::min(store->index_to_come(item, bytes / slot_bytes), bytes / slot_bytes * kUsualIndexBytes));
     if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
     const Result<char*> mapped = store->file().map(*pages);
     const Status status =
@@ -120,7 +120,7 @@ int put_pages(CacheObject* self, const std::shared_ptr<Store>& store, const Item
                                            {.length = cache::pages_for(data.size()),
                                             .will_be_overwritten = true,
                                             .huge = HugeWish::kIfUseful},
-                                           store->index_bytes_of(item));
+                                           store->index_to_come(item, 1));
   if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
   Status status;
   try {

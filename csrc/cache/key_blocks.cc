@@ -110,6 +110,7 @@ std::optional<uint32_t> KeyBlocks::take_run(uint32_t count) {
   if (wanted > chunks_.size()) chunks_.resize(wanted);
   const uint32_t first = used_;
   used_ += count;
+  touched_ = std::max(touched_, used_);
   in_use_ += count;
   chunks_[first].its_class = chunks_[first + count - 1].its_class = kRun;
   return first;

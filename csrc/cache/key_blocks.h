@@ -38,6 +38,8 @@ class KeyBlocks {
 
   // The chunks that are used now.
   uint64_t chunks_in_use() const { return in_use_; }
+  // Those that were used once, and are free: their memory is there.
+  uint64_t chunks_to_reuse() const { return touched_ - in_use_; }
   std::optional<std::string> verify() const;
 
  private:
@@ -72,6 +74,7 @@ class KeyBlocks {
   Word* words_ = nullptr;
   uint32_t chunk_count_ = 0;
   uint32_t used_ = 0;
+  uint32_t touched_ = 0;  // the most that used_ ever was
   uint64_t in_use_ = 0;
   std::vector<Chunk> chunks_;
   std::array<uint32_t, kClasses> classes_ = all_none<kClasses>();

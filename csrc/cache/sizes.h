@@ -47,12 +47,12 @@ inline uint64_t pages_for(uint64_t length) {
 
 // What the index takes for a value, in bytes: its entry, its share of buckets and of holders; its key; its time; its
 // place among those of its tag, which may be the only one.
+inline constexpr uint64_t kEntryBytes = 48 + 16 + 8;
 inline uint64_t index_bytes_for(uint64_t key_length, bool expires, bool tagged,
                                 uint64_t tag_length) {
-  constexpr uint64_t kEntry = 48 + 16 + 8;
   constexpr uint64_t kTime = 24;
   constexpr uint64_t kTag = 16 + 120;
-  return kEntry + KeyArena::bytes_for(key_length) + (expires ? kTime : 0) +
+  return kEntryBytes + KeyArena::bytes_for(key_length) + (expires ? kTime : 0) +
          (tagged ? kTag + tag_length : 0);
 }
 

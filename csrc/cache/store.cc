@@ -191,6 +191,16 @@ uint64_t Store::index_bytes_of(const Item& item) const {
                          item.tag ? item.tag->size() : 0);
 }
 
+uint64_t Store::index_to_come(const Item& item, uint64_t count) {
+  MutexLock lock(mu_);
+  const KeyBlocks& blocks = index_.keys().blocks();
+  const uint64_t keys = count * KeyArena::bytes_for(item.key.size());
+  const uint64_t free_keys = blocks.chunks_to_reuse() * KeyBlocks::kChunkWords * KeyArena::kWord;
+  const uint64_t free_entries = writer_.entries_used() - writer_.size();
+  return (keys > free_keys ? keys - free_keys : 0) +
+         (count > free_entries ? count - free_entries : 0) * kEntryBytes;
+}
+
 uint64_t Store::size_of(uint64_t length, const Item& item) const {
   const uint64_t pages = shares_pages(length) ? slab_bytes_for(length) : pages_for(length);
   return counted(pages, index_bytes_of(item));

@@ -100,6 +100,8 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   // What a value of this length counts for, at least.
   uint64_t size_of(uint64_t length, const Item& item) const;
   uint64_t index_bytes_of(const Item& item) const;
+  // How much memory the index will take for so many more values like this: none where it has what others have left.
+  uint64_t index_to_come(const Item& item, uint64_t count) EXCLUDES(mu_);
   // Whether values of this length share pages here.
   bool shares_pages(uint64_t length) const;
   // Copies a value that shares pages. Without effect if the item does not allow it, or there is no slab for it: then
@@ -224,7 +226,8 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   Answer take_for(uint64_t reader, std::optional<std::string_view> key) EXCLUDES(mu_);
   Answer increment_for(std::string_view arguments, uint64_t* progress);
   Result<bool> has_room_for(uint64_t bytes, uint64_t* progress);
-  Result<std::optional<FileRange>> allocate_for(const AllocateRequest& request, uint64_t* progress);
+  Result<std::optional<FileRange>> allocate_for(const AllocateRequest& request,
+                                                uint64_t index_bytes, uint64_t* progress);
   Result<std::optional<Put>> put_copy(const Item& item, std::string_view data, uint64_t* progress);
   Status write_value(FileRange pages, uint64_t at, std::string_view data);
   Status write_zeros(FileRange pages, uint64_t from);

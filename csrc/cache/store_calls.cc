@@ -123,8 +123,8 @@ Result<bool> Store::has_room_for(uint64_t bytes, uint64_t* progress) {
 
 // Pages; nothing if that has to wait.
 Result<std::optional<FileRange>> Store::allocate_for(const AllocateRequest& request,
-                                                     uint64_t* progress) {
-  const Result<bool> room = has_room_for(request.length, progress);
+                                                     uint64_t index_bytes, uint64_t* progress) {
+  const Result<bool> room = has_room_for(request.length + index_bytes, progress);
   if (!room.ok()) return room.status().clone();
   if (!*room) return std::optional<FileRange>();
   bool must_wait = false;
@@ -144,7 +144,7 @@ Result<std::optional<Store::Put>> Store::put_copy(const Item& item, std::string_
     if (*done != Put::kWantsSlab) return std::optional(*done);
     const Result<std::optional<FileRange>> pages = allocate_for(
         {.length = slab_bytes_for(data.size()), .mode = AllocationMode::kAllocateAndCommit},
-        progress);
+        index_to_come(item, slab_bytes_for(data.size()) / slot_bytes_for(data.size())), progress);
     if (!pages.ok()) return pages.status().clone();
     if (!*pages) return std::optional<Put>();
     const Result<char*> mapped = file_->map(**pages);
@@ -157,7 +157,7 @@ Result<std::optional<Store::Put>> Store::put_copy(const Item& item, std::string_
   }
   const Result<std::optional<FileRange>> pages = allocate_for(
       {.length = pages_for(data.size()), .will_be_overwritten = true, .huge = HugeWish::kIfUseful},
-      progress);
+      index_to_come(item, 1), progress);
   if (!pages.ok()) return pages.status().clone();
   if (!*pages) return std::optional<Put>();
   Status status = write_value(**pages, 0, data);
@@ -243,7 +243,7 @@ Store::Answer Store::put_part(uint64_t reader, std::string_view arguments, uint6
     if (const auto old = take_pending(reader)) give_back(old->pages);
     const Result<std::optional<FileRange>> pages = allocate_for(
         {.length = pages_for(length), .will_be_overwritten = true, .huge = HugeWish::kIfUseful},
-        progress);
+        /*index_bytes=*/0, progress);
     if (!pages.ok()) return pages.status().clone();
     if (!*pages) return std::optional<std::string>();
     if (Status status = write_zeros(**pages, align_down(length, page_size())); !status.ok()) {

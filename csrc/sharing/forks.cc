@@ -15,6 +15,7 @@
 #include "sharing/broker.h"
 #include "sharing/peer_file.h"
 #include "sharing/plant.h"
+#include "sharing/shared_cache.h"
 
 namespace pgalloc {
 
@@ -166,6 +167,7 @@ void before_fork() noexcept NO_THREAD_SAFETY_ANALYSIS {
   }
   FileSeat::listed_lock().lock();
   OwnerLink::listed_lock().lock();
+  SharedCache::lock_for_fork();
   visit_files([](MemoryFile& file) { file.stop_keepers_for_fork(); });
   visit_files([](MemoryFile& file) { file.lock_for_fork(); });
   visit_peer_files([](PeerFile& file) { file.lock_for_fork(); });
@@ -178,6 +180,7 @@ void after_fork_in_parent() noexcept NO_THREAD_SAFETY_ANALYSIS {
   visit_peer_files([](PeerFile& file) { file.unlock_after_fork(); });
   visit_files([](MemoryFile& file) { file.unlock_after_fork(); });
   visit_files([](MemoryFile& file) { file.let_keepers_go_on(); });
+  SharedCache::unlock_in_parent();
   OwnerLink::listed_lock().unlock();
   FileSeat::listed_lock().unlock();
   FileRegistry::unlock_in_parent();
@@ -302,6 +305,7 @@ void after_fork_in_child() noexcept NO_THREAD_SAFETY_ANALYSIS {
   begin_process_generation();
   OwnerLink::visit_listed([](OwnerLink& link) { link.leave_to_parent(); });
   OwnerLink::reset_in_child();
+  SharedCache::reset_in_child();
   OwnerLink::listed_lock().unlock();
   FileSeat::listed_lock().unlock();
   FileRegistry::reset_in_child();

@@ -34,4 +34,11 @@ void SharedCache::unlist(uint64_t id) noexcept {
   listed().caches.erase(id);
 }
 
+void SharedCache::lock_for_fork() { listed().mu.lock_unranked(); }
+void SharedCache::unlock_in_parent() { listed().mu.unlock_unranked(); }
+void SharedCache::reset_in_child() {
+  listed().caches.clear();
+  listed().mu.unlock_unranked();
+}
+
 }  // namespace pgalloc

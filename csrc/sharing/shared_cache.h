@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "base/status.h"
+#include "base/thread_annotations.h"
 #include "os/descriptor.h"
 #include "sharing/wire.h"
 
@@ -39,6 +40,11 @@ class SharedCache {
   virtual Result<std::optional<std::string>> call(uint64_t reader, wire::CacheCall call,
                                                   std::string_view arguments,
                                                   uint64_t* progress) = 0;
+
+  // Around a fork: the list does not change from the first to one of the others. In a child it is empty.
+  static void lock_for_fork() NO_THREAD_SAFETY_ANALYSIS;
+  static void unlock_in_parent() NO_THREAD_SAFETY_ANALYSIS;
+  static void reset_in_child() NO_THREAD_SAFETY_ANALYSIS;
 
  protected:
   // In the constructor of what is whole by then, and at the beginning of its end.

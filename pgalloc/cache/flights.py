@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
+from pgalloc import _core
 from pgalloc.cache.keys import Key
 
 MISSING: Any = object()
@@ -125,13 +126,21 @@ class Flights:
         self._look = look
         self._keep = keep
         self._flights: dict[Key, _Flight] = {}
+        self._process = _core.process_generation()
 
     def forget(self) -> None:
         """Keep nothing of what is being computed now."""
         self._flights.clear()
 
+    def _leave_parents(self) -> None:
+        """In a forked child: the threads that lead its parent's flights are not here."""
+        if self._process != _core.process_generation():
+            self._process = _core.process_generation()
+            self._flights = {}
+
     def run(self, key: Key, compute: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """The result of the flight of a key, led here if there is none."""
+        self._leave_parents()
         mine: Any = _Flight()
         other = found = None
         try:
@@ -162,6 +171,7 @@ class Flights:
         """run() for a coroutine function."""
         import asyncio
 
+        self._leave_parents()
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # trio's, say

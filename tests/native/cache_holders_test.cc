@@ -103,6 +103,8 @@ TEST(there_are_no_more_holders_than_allowed) {
   holders.vacate(first, 0);
   const auto gone = holders.remove(first);
   EXPECT(gone->gone && gone->pages() == pages(0, 1));
+  EXPECT(holders.add(pages(3, 4), 0) == nullptr);  // others may know it by its number
+  holders.free_number(gone->number);
   EXPECT_EQ(add_value(holders, pages(3, 4), 2).number, 0u);  // it has the free number
   EXPECT(&holders.at(1) == &second && holders.any() == &holders.at(0));
   EXPECT_EQ(holders.verify(), std::nullopt);
@@ -247,7 +249,9 @@ class Model {
   }
   void remove(Holder& holder) {
     slabs_.erase(&holder);
-    EXPECT(holders_.remove(holder)->gone);
+    const auto gone = holders_.remove(holder);
+    EXPECT(gone->gone);
+    holders_.free_number(gone->number);
   }
 
   bool check() {

@@ -807,7 +807,7 @@ TEST(a_listener_says_what_it_serves) {
   EXPECT(wire::Reader(plain.payload).read_all(name, is_cache));
   EXPECT_EQ(name, scene.file->id());
   EXPECT_EQ(is_cache, 0);
-  EXPECT_EQ(scene.error(Op::kCache, std::string_view("key")), ErrorCode::kSharing);
+  EXPECT_EQ(scene.error(Op::kCache, uint8_t{1}, uint64_t{0}), ErrorCode::kSharing);
   EXPECT_EQ(scene.yes_or_no<uint32_t>(Op::kPing), static_cast<uint32_t>(::getpid()));
   Session nothing(2, scene.offers, {}, 2, 2);
   Request served = request_for(Op::kServed);

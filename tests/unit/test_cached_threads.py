@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from waiting import TIMEOUT_S, Aim, eventually, is_inside, join
 
-from pgalloc import Cache, ForkedError, cached, testing
+from pgalloc import Cache, cached, testing
 from pgalloc.cache.flights import Flights
 
 
@@ -489,15 +489,12 @@ def test_a_child_that_c_code_forks_while_the_cache_is_used(cache: Cache) -> None
         try:
             signal.alarm(30)  # instead of a hang
             assert [f(x) for x in (1, 1, 2)] == [b"1", b"1", b"2"]
-            uses: list[Callable[[], Any]] = [
-                *(lambda: cache[1], lambda: cache.get("absent"), lambda: cache.put(1, b"x")),
-                *(lambda: len(cache), cache.stats, lambda: cache.put(1, bytes(9000))),
-                *(cache.popitem, cache.clear, lambda: cache.evict(1), lambda: list(cache)),
-            ]
-            for use in uses:
-                with pytest.raises(ForkedError):
-                    use()
-            assert repr(cache) == "<Cache of the parent process>"
+            assert bytes(cache[1]) == b"v"
+            cache.put(3, b"x")
+            cache.put(4, bytes(9000))
+            assert len(cache) >= 3
+            assert cache.evict_tag("none") == 0
+            assert {1, 3, 4} <= set(cache)
             cache.close()
             status = 0
         finally:
