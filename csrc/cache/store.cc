@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <new>
+#include <utility>
 
 #include "base/check.h"
 #include "base/reserve.h"
@@ -58,6 +60,18 @@ void Store::destroy(Store* store) {
   store->close();
   store->file_->discarder().remove_keeper(*store);
   delete store;
+}
+
+Store::~Store() {
+  return_pages(nullptr);
+  if (unreturned_ == nullptr) return;
+  for (Holder* next = unreturned_; next != nullptr;) {
+    const std::unique_ptr<Holder> holder(std::exchange(next, next->next_garbage));
+  }
+  try {
+    file_->warn("pages of a Cache could not be given back: no memory is left");
+  } catch (const std::bad_alloc&) {  // NOLINT: the file has them until it is closed
+  }
 }
 
 Status Store::check_usable() const {
@@ -158,11 +172,7 @@ void Store::let_go(Holder& holder) {
       return;
     }
     if (holder.open) return;
-    try {
-      queue_.unpinned(holder.waiting);
-    } catch (const std::bad_alloc&) {  // NOLINT: it stays where it is, until it is looked at again
-      return;
-    }
+    queue_.unpinned(holder.waiting);
   }
   commit_gate().note_unpinned();
 }
@@ -256,11 +266,9 @@ Result<bool> Store::put_small(const Item& item, std::string_view data) {
   PGALLOC_RETURN_IF_ERROR(prepare(draft, item, bin));
   make_way(0, cost, item.key, bin);
   auto found = find_slot(data.size(), bin);
-  if (!found && !fits(slab_bytes, cost, item.key) && vacate_slot_of(item, data.size(), bin)) {
-    found = find_slot(data.size(), bin);
-  }
+  if (!found && !fits(slab_bytes, cost, {})) found = take_slot_of(item, data.size(), bin);
   if (!found) {
-    make_way(slab_bytes, cost, item.key, bin);
+    make_way(slab_bytes, cost, {}, bin);
     return false;
   }
   const auto [slab, slot] = *found;
@@ -280,7 +288,7 @@ Status Store::add_slab(const Item& item, FileRange pages, uint32_t slot_bytes) {
     Bin bin(*this);
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_usable());
-    make_way(pages.length(), index_bytes_of(item), item.key, bin);
+    make_way(pages.length(), index_bytes_of(item), {}, bin);  // what the key has stays until then
     if (Holder* const open = holders_.open_slab(slot_bytes)) end_filling(*open, bin);
     const Result<Holder*> slab = add_waiting(pages, slot_bytes, std::nullopt);
     if (!slab.ok()) return slab.status().clone();
@@ -319,19 +327,19 @@ Result<Holder*> Store::add_waiting(FileRange pages, uint32_t slot_bytes,
     return Status::error(ErrorCode::kOutOfMemory, "the Cache has too many values");
   }
   if (hash) holder->waiting.hash = *hash;
+  Status status;
   try {
-    const Status status = file_->discarder().begin_keep(pages);
-    if (!status.ok()) {
-      (void)holders_.remove(*holder);
-      return status.clone();
-    }
-    holder->kept = true;
-    queue_.unpinned(holder->waiting);
+    status = file_->discarder().begin_keep(pages);
   } catch (...) {
-    if (holder->kept) (void)file_->discarder().end_keep(pages);
     (void)holders_.remove(*holder);
     throw;
   }
+  if (!status.ok()) {
+    (void)holders_.remove(*holder);
+    return status;
+  }
+  holder->kept = true;
+  queue_.unpinned(holder->waiting);
   return holder;
 }
 
@@ -346,8 +354,9 @@ std::optional<std::pair<Holder*, uint32_t>> Store::find_slot(uint64_t length, Bi
     if (const auto slot = holders_.take_slot(*slab, may_reuse(*slab))) return std::pair(slab, *slot);
     end_filling(*slab, bin);
   }
+  // What came with an image may have to be awaited; what is filled since it came need not.
   constexpr int kTries = 4;
-  for (int i = 0; i < kTries; ++i) {
+  for (int i = 0; i < kTries && !file_->incomplete(); ++i) {
     Holder* const slab = holders_.first_vacant(slot_bytes);
     if (slab == nullptr) break;
     if (!may_reuse(*slab)) {
@@ -361,14 +370,18 @@ std::optional<std::pair<Holder*, uint32_t>> Store::find_slot(uint64_t length, Bi
   return std::nullopt;
 }
 
-// Removes the value of a key if its successor can have its slot: no slab has to go.
-bool Store::vacate_slot_of(const Item& item, uint64_t length, Bin& bin) {
+// The slot of the value that the key has, which goes, if its successor can have it: no slab has to go.
+// REQUIRES: no slab of its slot size is open.
+std::optional<std::pair<Holder*, uint32_t>> Store::take_slot_of(const Item& item, uint64_t length,
+                                                                Bin& bin) {
   const auto entry = find(item.key, hash(item.key));
-  if (!entry) return false;
-  const Holder& holder = holders_.at(writer_.fields(*entry).holder);
-  if (holder.slot_bytes != slot_bytes_for(length) || !may_reuse(holder)) return false;
+  if (!entry || file_->incomplete()) return std::nullopt;
+  Holder& slab = holders_.at(writer_.fields(*entry).holder);
+  if (slab.slot_bytes != slot_bytes_for(length) || !may_reuse(slab)) return std::nullopt;
+  queue_.remove(slab.waiting);
+  holders_.open(slab);  // first: so it stays, if this is its only value
   remove_entry(*entry, bin);
-  return true;
+  return std::pair(&slab, *holders_.take_slot(slab, /*reuse=*/true));
 }
 
 void Store::end_filling(Holder& slab, Bin& bin) {

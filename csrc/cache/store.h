@@ -156,7 +156,7 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   class Bin;
   class Draft;
   Store(std::shared_ptr<MemoryFile> file, IndexFile index, const StoreOptions& options);
-  ~Store() = default;
+  ~Store();
   static void destroy(Store* store);
 
   uint32_t hash(std::string_view key) const {
@@ -174,7 +174,8 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   void enter(Draft& draft, Holder& holder, uint32_t slot, uint64_t length, Bin& bin)
       REQUIRES(mu_);
   std::optional<std::pair<Holder*, uint32_t>> find_slot(uint64_t length, Bin& bin) REQUIRES(mu_);
-  bool vacate_slot_of(const Item& item, uint64_t length, Bin& bin) REQUIRES(mu_);
+  std::optional<std::pair<Holder*, uint32_t>> take_slot_of(const Item& item, uint64_t length,
+                                                           Bin& bin) REQUIRES(mu_);
   void end_filling(Holder& slab, Bin& bin) REQUIRES(mu_);
   Result<Holder*> add_waiting(FileRange pages, uint32_t slot_bytes, std::optional<uint64_t> hash)
       REQUIRES(mu_);
@@ -193,7 +194,8 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
       REQUIRES(mu_);
   bool evict_one(Bin& bin) REQUIRES(mu_);
   std::optional<uint64_t> next_entry() REQUIRES(mu_);
-  void return_pages(Holder& holder);
+  void return_pages(Holder* first);
+  bool try_to_return(const Holder& holder);
 
   const std::shared_ptr<MemoryFile> file_;
   const std::optional<uint64_t> bytes_max_;
@@ -201,6 +203,7 @@ class Store final : public Keeper, public std::enable_shared_from_this<Store> {
   const HashSecret secret_;
   const uint32_t generation_ = process_generation();
   std::atomic<bool> closed_{false};
+  std::atomic<Holder*> unreturned_{nullptr};  // those of no table: there was no memory to give their pages back
   Mutex mu_{LockRank::kCache};
   IndexFile index_;  // what is in it: GUARDED_BY(mu_)
   IndexWriter<SharedMemory> writer_ GUARDED_BY(mu_);

@@ -10,14 +10,14 @@
 
 namespace pgalloc::cache {
 
-// Holders that no view needs any more. Their pages are given back at its end: to be declared before the lock is taken.
+// Holders that no view needs any more. Their pages are given back at its end, and those for which there was no memory
+// before: to be declared before the lock is taken.
 class Store::Bin {
  public:
   explicit Bin(Store& store) : store_(store) {}
   ~Bin() {
-    while (first_ != nullptr) {
-      const std::unique_ptr<Holder> holder(std::exchange(first_, first_->next_garbage));
-      store_.return_pages(*holder);
+    if (first_ != nullptr || store_.unreturned_.load(std::memory_order_relaxed) != nullptr) {
+      store_.return_pages(first_);
     }
   }
   Bin(const Bin&) = delete;

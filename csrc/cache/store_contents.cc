@@ -1,7 +1,8 @@
 // All that is in a cache, at once: its keys, its figures, what an image says of it.
 #include <algorithm>
-#include <new>
+#include <memory>
 #include <unordered_set>
+#include <utility>
 
 #include "cache/sizes.h"
 #include "cache/store.h"
@@ -117,15 +118,21 @@ Status check(const Store::SavedHolder& saved) {
 
 Status Store::restore(const SavedHolder& saved) {
   PGALLOC_RETURN_IF_ERROR(check(saved));
+  auto adopted = std::make_unique<Holder>();  // first: it gives the pages back where they are not taken over
+  adopted->waiting.range = saved.pages;
+  Bin bin(*this);
   PGALLOC_RETURN_IF_ERROR(file_->references().adopt(saved.pages));
   Status status;
   try {
-    status = saved.values.empty() ? file_->references().dec_ref(saved.pages) : take_over(saved);
+    if (!saved.values.empty()) {
+      status = take_over(saved);
+      if (status.ok()) return status;
+    }
   } catch (...) {
-    (void)file_->references().dec_ref(saved.pages);
+    bin.add(std::move(adopted));
     throw;
   }
-  if (!status.ok()) (void)file_->references().dec_ref(saved.pages);
+  bin.add(std::move(adopted));
   return status;
 }
 

@@ -2,7 +2,9 @@
 // because the guard wants memory.
 #include <algorithm>
 #include <array>
+#include <memory>
 #include <new>
+#include <utility>
 
 #include "base/check.h"
 #include "base/reserve.h"
@@ -126,14 +128,29 @@ void Store::drop(Holder& holder, Bin& bin) {
   }
 }
 
-void Store::return_pages(Holder& holder) try {
-  // Closed, it has let go of all pages.
+// Of this list, and of the one of those that wait for memory: there the rest of both is afterwards.
+void Store::return_pages(Holder* first) {
+  for (Holder* next : {first, unreturned_.exchange(nullptr)}) {
+    while (next != nullptr) {
+      std::unique_ptr<Holder> holder(std::exchange(next, next->next_garbage));
+      if (try_to_return(*holder)) continue;
+      Holder* const left = holder.release();
+      left->next_garbage = unreturned_;
+      while (!unreturned_.compare_exchange_weak(left->next_garbage, left)) {
+      }
+    }
+  }
+}
+
+bool Store::try_to_return(const Holder& holder) try {
+  // A file that is closed has let go of all pages.
   (void)with_reserve([&] {
     return holder.kept ? file_->references().drop_kept(holder.pages())
                        : file_->references().dec_ref(holder.pages());
   });
+  return true;
 } catch (const std::bad_alloc&) {
-  file_->warn("pages of a Cache could not be given back: no memory is left");
+  return false;
 }
 
 // --- Making room ---------------------------------------------------------------------------------
@@ -148,7 +165,7 @@ bool Store::fits(uint64_t page_bytes, uint64_t index_bytes, std::string_view key
   if (const auto before = key.empty() ? std::nullopt : find(key, hash(key))) {
     const Fields fields = writer_.fields(*before);
     const Holder& holder = holders_.at(fields.holder);
-    if (holder.live == 1 && !holder.open) pages -= holder.pages().length();
+    if (!holder.is_slab()) pages -= holder.pages().length();  // a slab may be the next one's, too
     index -= index_bytes_of(*before, fields);
   }
   return counted(pages, index) <= *bytes_max_;
@@ -232,18 +249,9 @@ Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
       if (!viewed && writer_.may_reuse(number)) ranges[count++] = pages;
     }
   }
-  // Neighbours go in one step.
   std::sort(ranges.begin(), ranges.begin() + count,
             [](const FileRange& a, const FileRange& b) { return a.start < b.start; });
-  size_t runs = 0;
-  for (size_t i = 0; i < count; ++i) {
-    if (runs > 0 && ranges[runs - 1].end == ranges[i].start) {
-      ranges[runs - 1].end = ranges[i].end;
-    } else {
-      ranges[runs++] = ranges[i];
-    }
-  }
-  const Discarded discarded = file_->discarder().discard_kept({ranges.data(), runs});
+  const Discarded discarded = file_->discarder().discard_kept({ranges.data(), count});
   return {.bytes = bytes, .given_back = discarded.given_back};
 }
 
