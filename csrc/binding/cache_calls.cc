@@ -2,8 +2,10 @@
 // guard may have to make room.
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <string>
 
+#include "base/reserve.h"
 #include "binding/cache_object.h"
 #include "binding/file_handle.h"
 #include "binding/without_gil.h"
@@ -58,6 +60,28 @@ Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request, uin
   return file.allocate(request, /*may_wait=*/true);
 }
 
+// Pages that are given back unless they become the store's.
+class NewPages {
+ public:
+  NewPages(MemoryFile& file, FileRange range) : file_(file), range_(range) {}
+  ~NewPages() {
+    if (!owned_) return;
+    try {
+      (void)with_reserve([&] { return file_.dec_ref(range_); });
+    } catch (const std::bad_alloc&) {  // NOLINT: the file has them until it is closed
+    }
+  }
+  NewPages(const NewPages&) = delete;
+  NewPages& operator=(const NewPages&) = delete;
+
+  void release() { owned_ = false; }
+
+ private:
+  MemoryFile& file_;
+  const FileRange range_;
+  bool owned_ = true;
+};
+
 bool put_small(CacheObject* self, const Item& item, std::string_view data) {
   const std::shared_ptr<Store> store = self->store;
   // Room for the index was made for with the slab, but not for a key as long as this.
@@ -83,11 +107,11 @@ bool put_small(CacheObject* self, const Item& item, std::string_view data) {
     if (!pages.ok()) {
       return set_file_error(pages.status(), "allocate", self->memory_file) != nullptr;
     }
+    NewPages owned(store->file(), *pages);
     const Result<char*> mapped = store->file().map(*pages);
     const Status status = mapped.ok() ? store->add_slab(item, *pages, slot_bytes) : mapped.status().clone();
-    if (status.ok()) continue;
-    (void)store->file().dec_ref(*pages);
-    return set_error(status) != nullptr;
+    if (!status.ok()) return set_error(status) != nullptr;
+    owned.release();
   }
 }
 
@@ -118,20 +142,17 @@ bool put_pages(CacheObject* self, const Item& item, std::string_view data) {
   if (!pages.ok()) {
     return set_file_error(pages.status(), "allocate", self->memory_file) != nullptr;
   }
-  Status status;
-  try {
-    status = write(file, *pages, data);
-    if (status.ok()) {
-      const Result<bool> done = store->put_pages(item, *pages, data.size());
-      if (done.ok() && *done) return true;
-      if (!done.ok()) status = done.status().clone();
+  NewPages owned(file, *pages);
+  Status status = write(file, *pages, data);
+  if (status.ok()) {
+    const Result<bool> done = store->put_pages(item, *pages, data.size());
+    if (done.ok()) {
+      if (*done) owned.release();
+      return true;
     }
-  } catch (...) {
-    (void)file.dec_ref(*pages);
-    throw;
+    status = done.status().clone();
   }
-  (void)file.dec_ref(*pages);
-  return status.ok() || set_file_error(status, "write", self->memory_file) != nullptr;
+  return set_file_error(status, "write", self->memory_file) != nullptr;
 }
 
 // When what is to last so many seconds expires; 0 for ever. False with an exception set.
