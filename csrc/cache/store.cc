@@ -343,15 +343,20 @@ Result<Holder*> Store::add_waiting(FileRange pages, uint32_t slot_bytes,
   return holder;
 }
 
+// Whether no process may be reading there. One that was forked while a value was held has a lease on the pages.
 bool Store::may_reuse(const Holder& holder) const {
-  return holder.views == 0 && writer_.may_reuse(holder.number);
+  if (holder.views > 0 || !writer_.may_reuse(holder.number)) return false;
+  const Result<bool> has_no_lease = file_->references().has_unique_ref(holder.pages());
+  return has_no_lease.ok() && *has_no_lease;
 }
 
 // A slot for a value of this length in a slab that exists.
 std::optional<std::pair<Holder*, uint32_t>> Store::find_slot(uint64_t length, Bin& bin) {
   const uint32_t slot_bytes = slot_bytes_for(length);
   if (Holder* const slab = holders_.open_slab(slot_bytes)) {
-    if (const auto slot = holders_.take_slot(*slab, may_reuse(*slab))) return std::pair(slab, *slot);
+    auto slot = holders_.take_slot(*slab, /*reuse=*/false);
+    if (!slot && may_reuse(*slab)) slot = holders_.take_slot(*slab, /*reuse=*/true);
+    if (slot) return std::pair(slab, *slot);
     end_filling(*slab, bin);
   }
   // What came with an image may have to be awaited; what is filled since it came need not.

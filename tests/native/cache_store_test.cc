@@ -613,6 +613,33 @@ TEST(what_is_discarded_goes_at_once_but_for_pages_that_another_has) {
   rig.expect_in_order();
 }
 
+// A child that was forked while a value was held reads it for as long as it lives.
+TEST(a_slot_is_not_used_again_while_another_process_has_the_pages) {
+  CacheRig rig;
+  for (uint64_t i = 0; i < 3 * tiny_slots(); ++i) {
+    EXPECT(rig.put("key " + std::to_string(i), tiny(i)));
+  }
+  const auto held = rig.store->get("key 3");
+  const FileRange leased = held->pages;
+  rig.file->stop_keepers_for_fork();
+  EXPECT(rig.file->references().lease_anew(leased).ok());
+  rig.file->let_keepers_go_on();
+  rig.store->let_go(*held->holder);
+  const std::string before(*rig.file->map(leased), leased.length());
+  EXPECT(rig.store->remove("key 3"));
+  for (uint64_t i = 0; i < tiny_slots(); ++i) {
+    EXPECT(rig.put("new " + std::to_string(i), tiny(9)));
+  }
+  EXPECT_EQ(std::string(*rig.file->map(leased), leased.length()), before);
+  EXPECT_EQ(rig.store->verify(), std::nullopt);
+  EXPECT(rig.file->references().drop_lease(leased).ok());
+  EXPECT(rig.put("last", tiny(9)));
+  const auto last = rig.store->get("last");
+  EXPECT_EQ(last->place, held->place);  // it can be used again now
+  rig.store->let_go(*last->holder);
+  rig.expect_in_order();
+}
+
 // --- Its end, and that of its file ---------------------------------------------------------------
 
 TEST(what_is_held_outlives_the_values_of_a_closed_store) {
