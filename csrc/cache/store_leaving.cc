@@ -13,6 +13,18 @@
 #include "cache/store_bin.h"
 
 namespace pgalloc::cache {
+namespace {
+
+// From here on a forked child gets a lease on its pages.
+void end_keep(Discarder& discarder, Holder& holder) {
+  try {
+    const Status status = with_reserve([&] { return discarder.end_keep(holder.pages()); });
+    if (status.ok()) holder.kept = false;
+  } catch (const std::bad_alloc&) {  // NOLINT: it gets none
+  }
+}
+
+}  // namespace
 
 // --- Entries -------------------------------------------------------------------------------------
 
@@ -122,10 +134,7 @@ void Store::drop(Holder& holder, Bin& bin) {
   }
   // It is its views' from here on, as pages of any handle are.
   Holder& viewed = *gone.release();
-  try {
-    if (viewed.kept && file_->discarder().end_keep(viewed.pages()).ok()) viewed.kept = false;
-  } catch (const std::bad_alloc&) {  // NOLINT: then a forked child gets no lease on it
-  }
+  if (viewed.kept) end_keep(file_->discarder(), viewed);
 }
 
 // Of this list, and of the one of those that wait for memory: there the rest of both is afterwards.
@@ -260,11 +269,7 @@ Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
 void Store::before_fork() {
   mu_.lock_unranked();
   holders_.visit([&](Holder& holder) {
-    if (holder.views == 0 || !holder.kept) return;
-    try {
-      if (file_->discarder().end_keep(holder.pages()).ok()) holder.kept = false;
-    } catch (const std::bad_alloc&) {  // NOLINT: the child gets no lease on it
-    }
+    if (holder.views > 0 && holder.kept) end_keep(file_->discarder(), holder);
   });
 }
 
@@ -272,7 +277,9 @@ void Store::after_fork_in_parent() {
   holders_.visit([&](Holder& holder) {
     if (holder.kept) return;
     try {
-      if (file_->discarder().begin_keep(holder.pages()).ok()) holder.kept = true;
+      const Status status =
+          with_reserve([&] { return file_->discarder().begin_keep(holder.pages()); });
+      if (status.ok()) holder.kept = true;
     } catch (const std::bad_alloc&) {  // NOLINT: it is not discarded
     }
   });

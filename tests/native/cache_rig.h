@@ -27,8 +27,9 @@ inline constexpr std::array kAllPolicies{DiscardPolicy::kLru, DiscardPolicy::kSi
 struct CacheRig {
   using Store = cache::Store;
 
-  explicit CacheRig(const cache::StoreOptions& options = {})
-      : store(std::move(*Store::create(file, options))) {
+  explicit CacheRig(const cache::StoreOptions& options = {},
+                    std::shared_ptr<MemoryFile> its_file = std::move(*MemoryFile::create({}, {})))
+      : file(std::move(its_file)), store(std::move(*Store::create(file, options))) {
     file->clock().use_manual(std::chrono::seconds(1), {});
   }
 
@@ -121,7 +122,7 @@ struct CacheRig {
     EXPECT_EQ(bytes_in_use(), store->stats().page_bytes);
   }
 
-  const std::shared_ptr<MemoryFile> file = std::move(*MemoryFile::create({}, {}));
+  const std::shared_ptr<MemoryFile> file;
   const std::shared_ptr<Store> store;
 
  private:

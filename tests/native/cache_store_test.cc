@@ -686,6 +686,21 @@ TEST(a_file_may_be_closed_before_its_stores) {
   EXPECT_EQ(rig.store->count(), 0u);
 }
 
+// The pages on which a child that is forked now gets leases.
+uint64_t leased_in_fork(CacheRig& rig) NO_THREAD_SAFETY_ANALYSIS {
+  References::Counts leases;
+  rig.file->stop_keepers_for_fork();
+  native_tests::allocations_left = -1;  // what may fail is what the keepers do
+  rig.file->lock_for_fork();
+  rig.file->references().lease_pinned(&leases);
+  rig.file->references().undo_leases(leases, 0);
+  rig.file->unlock_after_fork();
+  rig.file->let_keepers_go_on();
+  uint64_t bytes = 0;
+  for (const auto& [range, handles] : leases) bytes += range.length();
+  return bytes / page_size();
+}
+
 TEST(a_fork_sees_what_is_held_as_pages_of_handles) {
   CacheRig rig;
   EXPECT(rig.put_pages_of("held", 2));
@@ -693,27 +708,43 @@ TEST(a_fork_sees_what_is_held_as_pages_of_handles) {
   EXPECT(rig.put_pages_of("idle", 4));
   const auto held = rig.store->get("held");
   const auto taken = rig.store->take("taken");
-  const auto leased = [&] {
-    References::Counts leases;
-    rig.file->stop_keepers_for_fork();
-    rig.file->lock_for_fork();
-    [&]() NO_THREAD_SAFETY_ANALYSIS {
-      rig.file->references().lease_pinned(&leases);
-      rig.file->references().undo_leases(leases, 0);
-    }();
-    rig.file->unlock_after_fork();
-    rig.file->let_keepers_go_on();
-    uint64_t bytes = 0;
-    for (const auto& [range, handles] : leases) bytes += range.length();
-    return bytes / page_size();
-  };
-  EXPECT_EQ(leased(), 5u);
+  EXPECT_EQ(leased_in_fork(rig), 5u);
   EXPECT_EQ(rig.store->verify(), std::nullopt);
   rig.store->let_go(*held->holder);
-  EXPECT_EQ(leased(), 3u);
+  EXPECT_EQ(leased_in_fork(rig), 3u);
   rig.store->let_go(*taken->holder);
-  EXPECT_EQ(leased(), 0u);
+  EXPECT_EQ(leased_in_fork(rig), 0u);
   rig.expect_in_order();
+}
+
+// There is a reserve for that: a child must not read what its parent gives back.
+TEST(a_fork_sees_what_is_held_when_memory_runs_out) {
+  bool failed = true;
+  for (int64_t left = 0; failed; ++left) {
+    CacheRig rig;
+    // Many, so that what is known of them takes memory.
+    constexpr int kValues = 400;
+    for (int i = 0; i < kValues; ++i) EXPECT(rig.put_pages_of(std::to_string(i), 1));
+    std::vector<Store::Value> held;
+    for (int i = 0; i < kValues; i += 2) {
+      const std::string key = std::to_string(i);
+      const bool takes = i % 4 == 0;
+      native_tests::allocations_left = takes ? left : -1;
+      const auto value = takes ? rig.store->take(key) : rig.store->get(key);
+      native_tests::allocations_left = -1;
+      held.push_back(*value);
+    }
+    native_tests::allocations_left = left;
+    EXPECT_EQ(leased_in_fork(rig), held.size());
+    native_tests::allocations_left = left;
+    rig.file->stop_keepers_for_fork();
+    rig.file->let_keepers_go_on();
+    failed = native_tests::allocations_left < 0;
+    native_tests::allocations_left = -1;
+    EXPECT_EQ(rig.store->verify(), std::nullopt);
+    for (const Store::Value& value : held) rig.store->let_go(*value.holder);
+    rig.expect_in_order();
+  }
 }
 
 }  // namespace

@@ -45,16 +45,18 @@ class Scene {
     for (int i = 0; i < kUsers; ++i) {
       users.emplace_back([this, random = Random(seeds.below(1000))]() mutable { use(random); });
     }
-    std::thread guard([this, random = Random(1)]() mutable { until_done([&] { discard(random); }); });
+    std::thread guard(
+        [this, random = Random(1)]() mutable { until_done([&] { discard(random); }); });
     std::thread holder([this] { until_done([this] { hold_discards(); }); });
     std::thread forks([this] { until_done([this] { fork(); }); });
     for (std::thread& user : users) user.join();
     done_ = true;
     for (std::thread* thread : {&guard, &holder, &forks}) thread->join();
-    for (const auto& [count, what] :
-         {std::pair{&torn_, "torn"}, {&changed_, "changed while it was held"},
-          {&discarded_, "discarded while that was held"}, {&broken_, "broken"},
-          {&refused_, "refused"}}) {
+    for (const auto& [count, what] : {std::pair{&torn_, "torn"},
+                                      {&changed_, "changed while it was held"},
+                                      {&discarded_, "discarded while that was held"},
+                                      {&broken_, "broken"},
+                                      {&refused_, "refused"}}) {
       if (*count > 0) std::cerr << "  " << *count << " times " << what << "\n";
       EXPECT_EQ(*count, 0);
     }
@@ -206,6 +208,38 @@ TEST(values_are_whole_and_stay_while_they_are_held) {
     Scene({.policy = policy}).run();
     Scene({.policy = policy, .bytes_max = 256 * page_size(), .remembers_discarded = true}).run();
     Scene({.policy = policy, .bytes_max = 20 * page_size()}).run();
+  }
+}
+
+TEST(stores_and_their_files_end_while_the_guard_asks_them) {
+  for (int round = 0; round < 60; ++round) {
+    const std::shared_ptr<MemoryFile> file = std::move(*MemoryFile::create({}, {}));
+    std::atomic<bool> done{false};
+    std::thread guard([&] {
+      while (!done) (void)file->discarder().discard(page_size(), kAll);
+    });
+    std::thread forks([&] {
+      while (!done) {
+        file->stop_keepers_for_fork();
+        file->let_keepers_go_on();
+        std::this_thread::yield();
+      }
+    });
+    for (int i = 0; i < 5; ++i) {
+      CacheRig rig({}, file);
+      for (int value = 0; value < 20; ++value) {
+        EXPECT(rig.put(std::to_string(value), std::string(500, 'x')) || file->closed());
+        EXPECT(rig.put_pages_of(std::to_string(value), 1) || file->closed());
+      }
+      const auto held = rig.store->get("3");
+      if (round % 3 == 1 && i == 3) EXPECT(file->close().ok());
+      if (round % 3 == 2) rig.store->close();
+      if (held) rig.store->let_go(*held->holder);
+    }
+    done = true;
+    guard.join();
+    forks.join();
+    EXPECT_EQ(file->verify(), std::nullopt);
   }
 }
 
