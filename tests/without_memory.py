@@ -45,8 +45,15 @@ def _recycle(file: pgalloc.MemoryFile) -> None:
                 pass
 
 
+def _fill_a_slab(cache: pgalloc.Cache) -> None:
+    """The first value of its size: it gets a slab."""
+    cache.clear()
+    cache["key"] = b"value"
+
+
 NOT_PUBLIC = {
     "CacheStore": Call("", "", lambda it: _core.CacheStore(it.file, "lru", None, True)),
+    "a slab of a cache": Call("", "", lambda it: _fill_a_slab(it.cache)),
     "recycled pages": Call("", "", lambda it: _recycle(it.file)),
     "SegmentSet": Call("", "", lambda it: testing.SegmentSet().insert(0, 1, 2, False)),
     "ranges": Call("", "", lambda it: repr(it.pages.range.intersect(it.pages.range))),

@@ -2,9 +2,11 @@
 // guard may have to make room.
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <optional>
 #include <string>
 
+#include "base/reserve.h"
 #include "binding/cache_object.h"
 #include "binding/file_handle.h"
 #include "binding/patience.h"
@@ -60,6 +62,28 @@ Result<FileRange> allocate(MemoryFile& file, const AllocateRequest& request, uin
   return file.allocate(request, /*may_wait=*/true);
 }
 
+// Pages that are given back unless they become the store's.
+class NewPages {
+ public:
+  NewPages(MemoryFile& file, FileRange range) : file_(file), range_(range) {}
+  ~NewPages() {
+    if (!owned_) return;
+    try {
+      (void)with_reserve([&] { return file_.dec_ref(range_); });
+    } catch (const std::bad_alloc&) {  // NOLINT: the file has them until it is closed
+    }
+  }
+  NewPages(const NewPages&) = delete;
+  NewPages& operator=(const NewPages&) = delete;
+
+  void release() { owned_ = false; }
+
+ private:
+  MemoryFile& file_;
+  const FileRange range_;
+  bool owned_ = true;
+};
+
 // Of a value whose key is not long.
 constexpr uint64_t kUsualIndexBytes = 512;
 
@@ -87,12 +111,12 @@ int put_small(CacheObject* self, const std::shared_ptr<Store>& store, const Item
         store->file(), {.length = bytes, .mode = AllocationMode::kAllocateAndCommit},
         std::min(store->index_to_come(item, bytes / slot_bytes), bytes / slot_bytes * kUsualIndexBytes));
     if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
+    NewPages owned(store->file(), *pages);
     const Result<char*> mapped = store->file().map(*pages);
     const Status status =
         mapped.ok() ? store->add_slab(item, *pages, slot_bytes) : mapped.status().clone();
-    if (status.ok()) continue;
-    (void)store->file().dec_ref(*pages);
-    return set_error(status), -1;
+    if (!status.ok()) return set_error(status), -1;
+    owned.release();
   }
 }
 
@@ -122,20 +146,16 @@ int put_pages(CacheObject* self, const std::shared_ptr<Store>& store, const Item
                                             .huge = HugeWish::kIfUseful},
                                            store->index_to_come(item, 1));
   if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
-  Status status;
-  try {
-    status = write(file, *pages, data);
-    if (status.ok()) {
-      const Result<bool> done = store->put_pages(item, *pages, data.size());
-      if (done.ok() && *done) return 1;
-      if (!done.ok()) status = done.status().clone();
+  NewPages owned(file, *pages);
+  Status status = write(file, *pages, data);
+  if (status.ok()) {
+    const Result<bool> done = store->put_pages(item, *pages, data.size());
+    if (done.ok()) {
+      if (*done) owned.release();
+      return *done ? 1 : 0;
     }
-  } catch (...) {
-    (void)file.dec_ref(*pages);
-    throw;
+    status = done.status().clone();
   }
-  (void)file.dec_ref(*pages);
-  if (status.ok()) return 0;
   return set_file_error(status, "write", self->memory_file), -1;
 }
 

@@ -1,9 +1,10 @@
-// Purpose: holders that are not needed any more. Their pages are given back at its end, without the cache's lock: it is to be
-// declared before that is taken.
+// Purpose: holders that are not needed any more, until their pages are given back. That needs memory, and may have to be
+// tried again.
 //
-// Thread safety: externally synchronised.
+// Thread safety: Leavings: any thread, without the cache's lock. Bin: externally synchronised.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <utility>
 
@@ -12,14 +13,31 @@
 
 namespace pgalloc::cache {
 
+// Of one cache: those for which there was no memory.
+class Leavings {
+ public:
+  explicit Leavings(MemoryFile& file) : file_(file) {}
+  ~Leavings();
+  Leavings(const Leavings&) = delete;
+  Leavings& operator=(const Leavings&) = delete;
+
+  bool empty() const { return first_.load(std::memory_order_relaxed) == nullptr; }
+  // Gives back the pages of these holders, and of those that wait.
+  void give_back(Holder* first);
+
+ private:
+  bool try_to_give_back(const Holder& holder);
+
+  MemoryFile& file_;
+  std::atomic<Holder*> first_{nullptr};
+};
+
+// What one call lets go of. It is given back at the end: to be declared before the lock is taken.
 class Bin {
  public:
-  explicit Bin(MemoryFile& file) : file_(file) {}
+  explicit Bin(Leavings& leavings) : leavings_(leavings) {}
   ~Bin() {
-    while (first_ != nullptr) {
-      const std::unique_ptr<Holder> holder(std::exchange(first_, first_->next_gone));
-      give_back(*holder);
-    }
+    if (first_ != nullptr || !leavings_.empty()) leavings_.give_back(first_);
   }
   Bin(const Bin&) = delete;
   Bin& operator=(const Bin&) = delete;
@@ -30,9 +48,7 @@ class Bin {
   }
 
  private:
-  void give_back(const Holder& holder);
-
-  MemoryFile& file_;
+  Leavings& leavings_;
   Holder* first_ = nullptr;
 };
 

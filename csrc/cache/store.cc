@@ -30,6 +30,18 @@ uint64_t next_id() {
   return last.fetch_add(1, std::memory_order_relaxed) + 1;
 }
 
+template <class Act>
+class AtEnd {
+ public:
+  explicit AtEnd(Act act) : act_(act) {}
+  ~AtEnd() { act_(); }
+  AtEnd(const AtEnd&) = delete;
+  AtEnd& operator=(const AtEnd&) = delete;
+
+ private:
+  Act act_;
+};
+
 }  // namespace
 
 // --- Making and ending one -----------------------------------------------------------------------
@@ -84,7 +96,7 @@ Status Store::check_usable() const {
 
 void Store::close() {
   if (closed_.exchange(true) || generation_ != process_generation()) return;
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   remove_all(bin);
   discarded_.clear();
@@ -117,7 +129,7 @@ Store::Value Store::hold(const Fields& fields) {
 
 std::optional<Store::Value> Store::get(std::string_view key, Look look) {
   const uint32_t its_hash = hash(key);
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   if (const auto entry = find_living(key, its_hash)) {
     if (look == Look::kCounted) ++stats_.hits;
@@ -129,14 +141,14 @@ std::optional<Store::Value> Store::get(std::string_view key, Look look) {
 }
 
 bool Store::contains(std::string_view key) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   return find_living(key, hash(key)).has_value();
 }
 
 std::optional<Store::Value> Store::take(std::string_view key) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const auto entry = find_living(key, hash(key));
@@ -151,7 +163,7 @@ std::optional<Store::Value> Store::take(std::string_view key) {
 }
 
 std::optional<std::pair<std::string, Store::Value>> Store::take_next() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const auto entry = next_entry();
@@ -165,7 +177,7 @@ std::optional<std::pair<std::string, Store::Value>> Store::take_next() {
 
 void Store::let_go(uint64_t hold) {
   Holder& holder = *reinterpret_cast<Holder*>(hold);
-  Bin bin(*file_);
+  Bin bin(leavings_);
   {
     MutexLock lock(mu_);
     PGALLOC_CHECK(holder.views > 0);
@@ -175,11 +187,7 @@ void Store::let_go(uint64_t hold) {
       return;
     }
     if (holder.open) return;
-    try {
-      queue_.unpinned(holder.waiting);
-    } catch (const std::bad_alloc&) {  // NOLINT: it stays where it is, until it is looked at again
-      return;
-    }
+    queue_.unpinned(holder.waiting);
   }
   commit_gate().note_unpinned();
 }
@@ -304,18 +312,18 @@ void Store::know(uint64_t entry, Draft& draft) {
 Result<Store::Put> Store::put_small(const Item& item, std::string_view data) {
   const uint64_t cost = index_bytes_of(item);
   const uint64_t slab_bytes = slab_bytes_for(data.size());
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   PGALLOC_RETURN_IF_ERROR(check_usable());
   catch_up(bin);
   if (!may_put(item)) return Put::kRefused;
+  // A slab that was added for this value may be more than there is room for, if the value does not come.
+  const AtEnd fit([&]() NO_THREAD_SAFETY_ANALYSIS { make_way(0, 0, {}, bin); });
   Draft draft(index_.keys(), tags_);
   PGALLOC_RETURN_IF_ERROR(prepare(draft, item, bin));
   make_way(0, cost, item.key, bin);
   auto found = find_slot(data.size(), bin);
-  if (!found && !fits(slab_bytes, cost, item.key) && vacate_slot_of(item, data.size(), bin)) {
-    found = find_slot(data.size(), bin);
-  }
+  if (!found && !fits(slab_bytes, cost, item.key)) found = take_slot_of(item, data.size(), bin);
   if (!found) {
     make_way(slab_bytes, cost, item.key, bin);
     return Put::kWantsSlab;
@@ -334,7 +342,7 @@ Result<Store::Put> Store::put_small(const Item& item, std::string_view data) {
 
 Status Store::add_slab(const Item& item, FileRange pages, uint32_t slot_bytes) {
   {
-    Bin bin(*file_);
+    Bin bin(leavings_);
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_usable());
     make_way(pages.length(), index_bytes_of(item), item.key, bin);
@@ -351,7 +359,7 @@ Status Store::add_slab(const Item& item, FileRange pages, uint32_t slot_bytes) {
 Result<bool> Store::put_pages(const Item& item, FileRange pages, uint64_t length) {
   const uint64_t cost = index_bytes_of(item);
   {
-    Bin bin(*file_);
+    Bin bin(leavings_);
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_usable());
     catch_up(bin);
@@ -376,21 +384,23 @@ Result<Holder*> Store::add_waiting(FileRange pages, uint32_t slot_bytes,
     return Status::error(ErrorCode::kOutOfMemory, "the Cache has too many values");
   }
   if (hash) holder->waiting.hash = *hash;
+  Status status;
   try {
-    const Status status = file_->discarder().begin_keep(pages);
-    if (!status.ok()) {
-      (void)holders_.remove(*holder);
-      return status.clone();
-    }
-    holder->kept = true;
-    queue_.unpinned(holder->waiting);
+    status = file_->discarder().begin_keep(pages);
   } catch (...) {
-    if (holder->kept) (void)file_->discarder().end_keep(pages);
-    (void)holders_.remove(*holder);
+    forget_new(*holder);
     throw;
   }
+  if (!status.ok()) {
+    forget_new(*holder);
+    return status;
+  }
+  holder->kept = true;
+  queue_.unpinned(holder->waiting);
   return holder;
 }
+
+void Store::forget_new(Holder& holder) { holders_.free_number(holders_.remove(holder)->number); }
 
 // Whether no view shows it, and no other process holds it, or has it from a fork.
 bool Store::may_reuse(const Holder& holder) const {
@@ -424,14 +434,18 @@ std::optional<std::pair<Holder*, uint32_t>> Store::find_slot(uint64_t length, Bi
   return std::nullopt;
 }
 
-// Removes the value of a key if its successor can have its slot: no slab has to go.
-bool Store::vacate_slot_of(const Item& item, uint64_t length, Bin& bin) {
+// The slot of the value that the key has, which goes, if its successor can have it: no slab has to go.
+// REQUIRES: no slab of its slot size is open.
+std::optional<std::pair<Holder*, uint32_t>> Store::take_slot_of(const Item& item, uint64_t length,
+                                                                Bin& bin) {
   const auto entry = find(item.key, hash(item.key));
-  if (!entry) return false;
-  const Holder& holder = holders_.at(writer_.fields(*entry).holder);
-  if (holder.slot_bytes != slot_bytes_for(length) || !may_reuse(holder)) return false;
+  if (!entry || file_->incomplete()) return std::nullopt;
+  Holder& slab = holders_.at(writer_.fields(*entry).holder);
+  if (slab.slot_bytes != slot_bytes_for(length) || !may_reuse(slab)) return std::nullopt;
+  queue_.remove(slab.waiting);
+  holders_.open(slab);  // first: so it stays, if this is its only value
   remove_entry(*entry, bin);
-  return true;
+  return std::pair(&slab, *holders_.take_slot(slab, /*reuse=*/true));
 }
 
 void Store::end_filling(Holder& slab, Bin& bin) {

@@ -242,10 +242,12 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
                       const Fields& before) REQUIRES(mu_);
   void know(uint64_t entry, Draft& draft) REQUIRES(mu_);
   std::optional<std::pair<Holder*, uint32_t>> find_slot(uint64_t length, Bin& bin) REQUIRES(mu_);
-  bool vacate_slot_of(const Item& item, uint64_t length, Bin& bin) REQUIRES(mu_);
+  std::optional<std::pair<Holder*, uint32_t>> take_slot_of(const Item& item, uint64_t length,
+                                                           Bin& bin) REQUIRES(mu_);
   void end_filling(Holder& slab, Bin& bin) REQUIRES(mu_);
   Result<Holder*> add_waiting(FileRange pages, uint32_t slot_bytes, std::optional<uint64_t> hash)
       REQUIRES(mu_);
+  void forget_new(Holder& holder) REQUIRES(mu_);
   Status take_over(const SavedHolder& saved) EXCLUDES(mu_);
   bool may_reuse(const Holder& holder) const REQUIRES(mu_);
 
@@ -266,6 +268,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   std::optional<uint64_t> next_entry() REQUIRES(mu_);
 
   const std::shared_ptr<MemoryFile> file_;
+  Leavings leavings_{*file_};
   const uint64_t id_;
   const DiscardPolicy policy_;
   const std::optional<uint64_t> bytes_max_;

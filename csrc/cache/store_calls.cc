@@ -281,7 +281,7 @@ std::optional<Store::Pending> Store::take_pending(uint64_t reader) {
 
 // What is taken is held for the reader from before it leaves the index.
 Store::Answer Store::take_for(uint64_t reader, std::optional<std::string_view> key) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const Reader* const its = find_reader(reader);

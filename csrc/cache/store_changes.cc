@@ -24,7 +24,7 @@ Result<std::optional<Store::Counter>> Store::counter(std::string_view key) {
   Counter counter;
   Value value;
   {
-    Bin bin(*file_);
+    Bin bin(leavings_);
     MutexLock lock(mu_);
     PGALLOC_RETURN_IF_ERROR(check_usable());
     catch_up(bin);
@@ -79,7 +79,7 @@ Result<Store::Incremented> Store::increment(std::string_view key, int64_t delta,
 }
 
 Result<bool> Store::touch(std::string_view key, uint64_t expires_ns) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   PGALLOC_RETURN_IF_ERROR(check_usable());
   catch_up(bin);

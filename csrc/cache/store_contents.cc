@@ -1,7 +1,8 @@
 // All that is in a cache, at once: its keys, its figures, what an image says of it.
 #include <algorithm>
-#include <new>
+#include <memory>
 #include <unordered_set>
+#include <utility>
 
 #include "cache/sizes.h"
 #include "cache/store.h"
@@ -9,7 +10,7 @@
 namespace pgalloc::cache {
 
 Store::Keys Store::keys() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   Keys keys;
@@ -35,21 +36,21 @@ std::optional<std::string> Store::take_discarded() {
 }
 
 uint64_t Store::count() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   return writer_.size();
 }
 
 uint64_t Store::size() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   return size_locked();
 }
 
 StoreStats Store::stats() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   StoreStats stats = stats_;
@@ -64,7 +65,7 @@ StoreStats Store::stats() {
 }
 
 std::vector<Store::SavedHolder> Store::save() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   std::vector<SavedHolder> all;
@@ -120,21 +121,27 @@ Status check(const Store::SavedHolder& saved) {
 
 Status Store::restore(const SavedHolder& saved) {
   PGALLOC_RETURN_IF_ERROR(check(saved));
+  auto adopted = std::make_unique<Holder>();  // first: it gives the pages back where they are not taken over
+  adopted->waiting.range = saved.pages;
+  Bin bin(leavings_);
   PGALLOC_RETURN_IF_ERROR(file_->references().adopt(saved.pages));
   Status status;
   try {
-    status = saved.values.empty() ? file_->references().dec_ref(saved.pages) : take_over(saved);
+    if (!saved.values.empty()) {
+      status = take_over(saved);
+      if (status.ok()) return status;
+    }
   } catch (...) {
-    (void)file_->references().dec_ref(saved.pages);
+    bin.add(std::move(adopted));
     throw;
   }
-  if (!status.ok()) (void)file_->references().dec_ref(saved.pages);
+  bin.add(std::move(adopted));
   return status;
 }
 
 // Takes over a reference on the pages.
 Status Store::take_over(const SavedHolder& saved) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   PGALLOC_RETURN_IF_ERROR(check_usable());
   std::vector<Draft> drafts;
@@ -166,7 +173,7 @@ Status Store::take_over(const SavedHolder& saved) {
 }
 
 std::optional<std::string> Store::verify() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   if (auto broken = holders_.verify()) return broken;

@@ -6,10 +6,23 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/reserve.h"
 #include "cache/sizes.h"
 #include "cache/store.h"
 
 namespace pgalloc::cache {
+namespace {
+
+// From here on a forked child gets a lease on its pages.
+void end_keep(Discarder& discarder, Holder& holder) {
+  try {
+    const Status status = with_reserve([&] { return discarder.end_keep(holder.pages()); });
+    if (status.ok()) holder.kept = false;
+  } catch (const std::bad_alloc&) {  // NOLINT: it gets none
+  }
+}
+
+}  // namespace
 
 // --- Entries -------------------------------------------------------------------------------------
 
@@ -46,7 +59,7 @@ void Store::remove_entry(uint64_t entry, Bin& bin) {
 }
 
 bool Store::remove(std::string_view key) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const auto entry = find_living(key, hash(key));
@@ -55,7 +68,7 @@ bool Store::remove(std::string_view key) {
 }
 
 uint64_t Store::remove_tagged(std::string_view name) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const Tags::Tag* const tag = tags_.find(name);
@@ -67,7 +80,7 @@ uint64_t Store::remove_tagged(std::string_view name) {
 }
 
 void Store::clear() {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   remove_all(bin);
 }
@@ -117,10 +130,7 @@ void Store::drop(Holder& holder, Bin& bin) {
   if (gone->views == 0) return delete_if_free(std::move(gone), bin);
   // It is its views' from here on, as pages of any handle are.
   Holder& viewed = *gone.release();
-  try {
-    if (viewed.kept && file_->discarder().end_keep(viewed.pages()).ok()) viewed.kept = false;
-  } catch (const std::bad_alloc&) {  // NOLINT: then a forked child gets no lease on it
-  }
+  if (viewed.kept) end_keep(file_->discarder(), viewed);
 }
 
 // What no view shows any more waits in limbo as long as other processes hold it. They let go without a word: it is
@@ -172,7 +182,7 @@ bool Store::fits(uint64_t page_bytes, uint64_t index_bytes, std::string_view key
   if (const auto before = key.empty() ? std::nullopt : find(key, hash(key))) {
     const Fields fields = writer_.fields(*before);
     const Holder& holder = holders_.at(fields.holder);
-    if (holder.live == 1 && !holder.open) pages -= holder.pages().length();
+    if (!holder.is_slab()) pages -= holder.pages().length();  // a slab may be the next one's, too
     index -= index_bytes_of(*before, fields);
   }
   return counted(pages, index) <= *bytes_max_;
@@ -184,7 +194,7 @@ void Store::make_way(uint64_t page_bytes, uint64_t index_bytes, std::string_view
 }
 
 uint64_t Store::evict(uint64_t bytes) {
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const uint64_t before = size_locked();
@@ -260,7 +270,7 @@ Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
   std::array<FileRange, Discarder::kBatchMax> ranges;
   size_t count = 0;
   uint64_t bytes = 0;
-  Bin bin(*file_);
+  Bin bin(leavings_);
   {
     MutexLock lock(mu_);
     look_at_limbo(limbo_size_, bin);
@@ -277,18 +287,9 @@ Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
       if (limbo_size_ == in_limbo) ranges[count++] = pages;
     }
   }
-  // Neighbours go in one step.
   std::sort(ranges.begin(), ranges.begin() + count,
             [](const FileRange& a, const FileRange& b) { return a.start < b.start; });
-  size_t runs = 0;
-  for (size_t i = 0; i < count; ++i) {
-    if (runs > 0 && ranges[runs - 1].end == ranges[i].start) {
-      ranges[runs - 1].end = ranges[i].end;
-    } else {
-      ranges[runs++] = ranges[i];
-    }
-  }
-  const Discarded discarded = file_->discarder().discard_kept({ranges.data(), runs});
+  const Discarded discarded = file_->discarder().discard_kept({ranges.data(), count});
   return {.bytes = bytes, .given_back = discarded.given_back};
 }
 
@@ -297,11 +298,7 @@ Discarded Store::discard(uint64_t bytes_max, uint64_t order_max) {
 void Store::before_fork() {
   mu_.lock_unranked();
   holders_.visit([&](Holder& holder) {
-    if (holder.views == 0 || !holder.kept) return;
-    try {
-      if (file_->discarder().end_keep(holder.pages()).ok()) holder.kept = false;
-    } catch (const std::bad_alloc&) {  // NOLINT: the child gets no lease on it
-    }
+    if (holder.views > 0 && holder.kept) end_keep(file_->discarder(), holder);
   });
 }
 
@@ -309,7 +306,9 @@ void Store::after_fork_in_parent() {
   holders_.visit([&](Holder& holder) {
     if (holder.kept) return;
     try {
-      if (file_->discarder().begin_keep(holder.pages()).ok()) holder.kept = true;
+      const Status status =
+          with_reserve([&] { return file_->discarder().begin_keep(holder.pages()); });
+      if (status.ok()) holder.kept = true;
     } catch (const std::bad_alloc&) {  // NOLINT: it is not discarded
     }
   });

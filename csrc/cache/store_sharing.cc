@@ -69,7 +69,7 @@ Result<os::Descriptor> Store::holds_file(uint64_t reader) const {
 
 void Store::detach(uint64_t reader) noexcept {
   if (generation_ != process_generation()) return;  // a forked child ends its parent's sessions
-  Bin bin(*file_);
+  Bin bin(leavings_);
   MutexLock lock(mu_);
   const auto found =
       std::ranges::find_if(readers_, [&](const Reader& each) { return each.number == reader; });

@@ -79,10 +79,7 @@ void Discarder::join(Discardable& entry, Discardable& next) {
   }
   entry.range.end = next.range.end;
   next.unpinned = false;
-  try {
-    if (entry.unpinned && !state_.closed()) queue_of(entry).unpinned(entry);
-  } catch (const std::bad_alloc&) {  // NOLINT: then it stays
-  }
+  if (entry.unpinned && !state_.closed()) queue_of(entry).unpinned(entry);
 }
 
 bool Discarder::is_being_discarded(FileRange range) const {
@@ -434,8 +431,15 @@ Discarded Discarder::discard_kept(std::span<const FileRange> ranges) {
   Discarded result;
   FileLock lock(state_);
   if (!may_discard()) return result;
-  for (const FileRange& range : ranges) {
-    if (state_.pages.is_only_kept(range)) (void)take_run_unchecked(range, batch);
+  for (size_t next = 0; next < ranges.size();) {
+    FileRange run = ranges[next++];
+    if (!state_.pages.is_only_kept(run)) continue;
+    // Neighbours go in one step.
+    for (; next < ranges.size() && ranges[next].start == run.end; ++next) {
+      if (!state_.pages.is_only_kept(ranges[next])) break;
+      run.end = ranges[next].end;
+    }
+    (void)take_run_unchecked(run, batch);
   }
   if (batch.run_count == 0) return result;
   ++under_way_;
@@ -464,9 +468,12 @@ void Discarder::after_fork_in_parent() {
 // --- Holding -------------------------------------------------------------------------------------
 
 void Discarder::hold() {
-  FileLock lock(state_);
-  ++held_;
-  while (!discarding_.empty()) state_.wait(ended_);
+  {
+    FileLock lock(state_);
+    ++held_;
+    while (!discarding_.empty()) state_.wait(ended_);
+  }
+  const MutexLock no_keeper_is_being_asked(keepers_mu_);
 }
 
 void Discarder::resume() {

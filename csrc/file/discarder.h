@@ -74,8 +74,8 @@ class Discarder {
   // How long ago the next to go was unpinned, compared with other files; nothing if none waits.
   std::optional<uint64_t> next_order() const EXCLUDES(file_lock);
 
-  // Calls nest.
-  void hold() EXCLUDES(file_lock);
+  // Calls nest. What was begun before is over when hold() returns, what keepers do included.
+  void hold() EXCLUDES(keepers_mu_, file_lock);
   void resume() EXCLUDES(file_lock);
   // Whether nothing is held, and the file is open.
   bool can_discard() const EXCLUDES(file_lock);
@@ -88,8 +88,8 @@ class Discarder {
   // Its pages: each is kept once. Only it discards them.
   Status begin_keep(FileRange range) EXCLUDES(file_lock);
   Status end_keep(FileRange range) EXCLUDES(file_lock);
-  // Gives back pages that are kept, and stay so: those of which no other has a reference. REQUIRES: their keeper has
-  // no use for their contents; kBatchMax ranges at most.
+  // Gives back pages that are kept, and stay so: the ranges of which no other has a reference. REQUIRES: their keeper
+  // has no use for their contents; kBatchMax ranges at most, in ascending order.
   static constexpr size_t kBatchMax = 512;
   Discarded discard_kept(std::span<const FileRange> ranges) EXCLUDES(file_lock);
   void before_fork() NO_THREAD_SAFETY_ANALYSIS;

@@ -29,19 +29,10 @@ Status References::drop_kept(FileRange range) {
   FileLock lock(state_);
   discarder_.wait_for_discards(range);
   PGALLOC_RETURN_IF_ERROR(state_.check_open());
-  if (!state_.pages.kept().has(range)) return state_.pages.end_keep(range);
-  PGALLOC_RETURN_IF_ERROR(drop_ref(range));
-  // Pages that went are not kept any more by that. For others there may be no memory: then they are not discarded
-  // before those who have them let go.
-  try {
-    if (state_.pages.kept().has(range)) (void)state_.pages.end_keep(range);
-  } catch (const std::bad_alloc&) {  // NOLINT
-  }
-  return {};
+  return note_dropped(state_.pages.drop_kept(range));
 }
 
-Status References::drop_ref(FileRange range) {
-  Result<uint64_t> wasted = state_.pages.dec_ref(range);
+Status References::note_dropped(Result<uint64_t> wasted) {
   if (!wasted.ok()) return std::move(wasted).status();
   if (*wasted > 0) {
     reclaimer_.freed(*wasted);

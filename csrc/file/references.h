@@ -58,7 +58,10 @@ class References {
   void undo_leases(const Counts& leases, size_t but) noexcept REQUIRES(file_lock);
 
  private:
-  Status drop_ref(FileRange range) REQUIRES(file_lock);
+  Status drop_ref(FileRange range) REQUIRES(file_lock) {
+    return note_dropped(state_.pages.dec_ref(range));
+  }
+  Status note_dropped(Result<uint64_t> wasted) REQUIRES(file_lock);
 
   FileState& state_;
   Reclaimer& reclaimer_;

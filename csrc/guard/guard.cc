@@ -6,7 +6,6 @@
 #include <array>
 #include <exception>
 #include <new>
-#include <system_error>
 #include <type_traits>
 #include <utility>
 
@@ -213,8 +212,8 @@ void Guard::start_if_wanted() {
   try {
     const os::WithoutSignals quiet;
     thread_ = std::thread([this] { run(); });
-  } catch (const std::system_error&) {
-    wake_ = {};  // nor a thread; callers that commit memory still make room for it
+  } catch (const std::exception&) {
+    wake_ = {};  // no thread, or no memory for it; callers that commit memory still make room for it
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <new>
 
 namespace pgalloc {
 namespace {
@@ -22,7 +23,12 @@ std::optional<uint64_t> DiscardQueue::front_order() const {
 }
 
 void DiscardQueue::unpinned(Discardable& entry) {
-  if (policy_ == DiscardPolicy::kS3Fifo) ghosts_.remember(size() + 1);
+  if (policy_ == DiscardPolicy::kS3Fifo) {
+    try {
+      ghosts_.remember(size() + 1);
+    } catch (const std::bad_alloc&) {  // NOLINT: as many as before
+    }
+  }
   entry.order = unpins.fetch_add(1, std::memory_order_relaxed);
   entry.held = false;
   stuck_ = false;

@@ -50,7 +50,7 @@ class DiscardQueue {
   // last asked.
   std::optional<uint64_t> front_order() const;
 
-  // The entry was unpinned, or pinned. May allocate, before it changes anything.
+  // The entry was unpinned, or pinned. Without memory, s3-fifo remembers fewer of those that left.
   void unpinned(Discardable& entry);
   void pinned(Discardable& entry);
   // It leaves for good.

@@ -15,11 +15,12 @@ namespace pgalloc {
 
 class Ghosts {
  public:
-  // Keys that left more than `keys` departures ago are forgotten. Allocates, unlike the rest.
+  // Keys that left more than `keys` departures ago are forgotten. Allocates, unlike the rest; a std::bad_alloc leaves
+  // those that are remembered.
   void remember(size_t keys) {
     window_ = keys;
     const size_t sets = std::bit_ceil(std::max<size_t>(keys / kWays, 16));
-    if (sets > sets_.size()) sets_.assign(sets, {});
+    if (sets > sets_.size()) sets_ = std::vector<std::array<Ghost, kWays>>(sets);
   }
   void add(uint64_t key) {
     if (sets_.empty()) return;

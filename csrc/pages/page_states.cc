@@ -482,6 +482,20 @@ Status PageStates::end_keep(FileRange range) {
   return Status::error(ErrorCode::kRefCount, text(range) + " has pages that are not kept");
 }
 
+Result<uint64_t> PageStates::drop_kept(FileRange range) {
+  PGALLOC_RETURN_IF_ERROR(check_used(range));
+  if (!kept_.has(range)) {
+    return Status::error(ErrorCode::kRefCount, text(range) + " has pages that are not kept");
+  }
+  // First, with what drop_refs() needs of it: once the references are dropped, nothing may fail.
+  size_t parts = 0;
+  usage_.visit_range(range, [&](FileRange, const PageUse&) { ++parts; });
+  kept_.reserve(parts + 1);
+  Result<uint64_t> wasted = dec_ref(range);
+  if (wasted.ok()) kept_.limit(range, 0);  // of pages that others have, too
+  return wasted;
+}
+
 bool PageStates::is_only_kept(FileRange range) const {
   if (!pending_.empty() && !pending_.set().is_empty_range(range)) return false;
   uint64_t bytes = 0;

@@ -164,6 +164,8 @@ class PageStates {
   Status begin_keep(FileRange range);
   // kRefCount unless each page is kept.
   Status end_keep(FileRange range);
+  // Ends that, and drops the keeper's reference: the bytes that became waste.
+  Result<uint64_t> drop_kept(FileRange range);
   // Whether only the keeper has these pages, and nothing is on its way.
   bool is_only_kept(FileRange range) const;
   const CountedPages& kept() const { return kept_; }

@@ -3,6 +3,8 @@
 #include "cache/store.h"
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <map>
 #include <thread>
 
@@ -456,6 +458,293 @@ TEST(a_read_of_a_slab_keeps_all_its_values) {
   EXPECT_EQ(rig.store->count(), 2 * slots);
   EXPECT(rig.has("a") && !rig.has(std::string(1, static_cast<char>('a' + slots))));
   rig.expect_in_order();
+}
+
+// --- What must not happen ------------------------------------------------------------------------
+
+constexpr uint64_t kTiny = 400;  // shares a page with nine others
+
+std::string tiny(uint64_t number) {
+  std::string bytes(kTiny, static_cast<char>('0' + number % 10));
+  return bytes;
+}
+uint64_t tiny_slots() { return page_size() / cache::slot_bytes_for(kTiny); }
+
+// Values with pages of their own, until no other page has room.
+void fill_up(CacheRig& rig) {
+  for (int i = 0; rig.store->size() + page_size() <= *rig.store->bytes_max(); ++i) {
+    EXPECT(rig.put_pages_of("filler " + std::to_string(i), 1));
+  }
+  EXPECT_EQ(rig.store->stats().evictions, 0u);
+}
+
+// Its slab does not go with the old value: the new one is in it, too.
+TEST(a_value_that_costs_more_when_it_is_set_again_in_its_slab_makes_way_for_that) {
+  for (uint64_t tag_length = 36000; tag_length < 36000 + 2 * page_size(); tag_length += 256) {
+    CacheRig rig({.policy = DiscardPolicy::kLru, .bytes_max = 64 * page_size()});
+    for (uint64_t i = 0; i < 2 * tiny_slots(); ++i) {
+      EXPECT(rig.put("key " + std::to_string(i), tiny(i)));
+    }
+    for (uint64_t i = 1; i < tiny_slots(); ++i) rig.store->remove("key " + std::to_string(i));
+    fill_up(rig);
+    EXPECT(rig.get("key 0").has_value());  // so that others make way
+    const std::string tag(tag_length, 't');
+    EXPECT(rig.put({.key = "key 0", .tag = tag}, tiny(5)).ok());
+    EXPECT_EQ(rig.get("key 0"), tiny(5));
+    if (!EXPECT_EQ(rig.store->verify(), std::nullopt)) return;
+  }
+}
+
+TEST(a_slab_for_a_small_value_has_room_before_the_large_one_leaves) {
+  CacheRig rig({.policy = DiscardPolicy::kLru, .bytes_max = 64 * page_size()});
+  EXPECT(rig.put_pages_of("key", 4));
+  fill_up(rig);
+  EXPECT(rig.get("key").has_value());
+  const Item item{.key = "key"};
+  EXPECT(!*rig.store->put_small(item, tiny(5)));
+  EXPECT_EQ(rig.get("key"), std::string(4 * page_size(), 'k'));
+  EXPECT(rig.add_slab(item, kTiny).ok());
+  EXPECT_EQ(rig.store->verify(), std::nullopt);
+  EXPECT(*rig.store->put_small(item, tiny(5)));
+  EXPECT_EQ(rig.get("key"), tiny(5));
+  rig.expect_in_order();
+}
+
+// Slabs with vacant slots that are being read are in the way, so it takes the slot of its old value.
+TEST(a_small_value_that_is_set_again_is_never_missing) {
+  for (const bool alone : {true, false}) {
+    CacheRig rig({.bytes_max = 64 * page_size()});
+    constexpr uint64_t kSlabs = 7;
+    for (uint64_t i = 0; i < kSlabs * tiny_slots(); ++i) {
+      EXPECT(rig.put("key " + std::to_string(i), tiny(i)));
+    }
+    const uint64_t last = (kSlabs - 2) * tiny_slots();  // the first of the last but one
+    const std::string key = "key " + std::to_string(last);
+    std::vector<Store::Value> held;
+    for (uint64_t slab = 0; slab < kSlabs - 2; ++slab) {
+      held.push_back(*rig.store->get("key " + std::to_string(slab * tiny_slots())));
+      rig.store->remove("key " + std::to_string(slab * tiny_slots() + 1));
+    }
+    for (uint64_t i = 1; alone && i < tiny_slots(); ++i) {
+      rig.store->remove("key " + std::to_string(last + i));
+    }
+    fill_up(rig);
+    const Result<bool> done = rig.store->put_small({.key = key}, tiny(5));
+    EXPECT_EQ(rig.get(key), *done ? tiny(5) : tiny(last));
+    EXPECT_EQ(rig.store->verify(), std::nullopt);
+    EXPECT(rig.put(key, tiny(6)));
+    EXPECT_EQ(rig.get(key), tiny(6));
+    for (const Store::Value& value : held) rig.store->let_go(*value.holder);
+    rig.expect_in_order();
+  }
+}
+
+// All pages of a file, in one extent that comes when it is asked for.
+class Late final : public ExtentSource {
+ public:
+  explicit Late(FileRange range) {
+    head_ = {.range = range, .encoding = image::Encoding::kRaw, .stored_length = range.length()};
+    for (size_t page = 0; page < range.length() / page_size(); ++page) head_.map.set(page);
+    index_.push_back(image::index_entry(head_));
+  }
+  const std::vector<image::IndexEntry>& index() const override { return index_; }
+  bool has_encoded_extents() const override { return false; }
+  size_t first_extent_after(uint64_t) const override { return 0; }
+  Result<image::ExtentHead> read_extent(size_t, Buffer& buffer) const override {
+    ++read;
+    std::memset(buffer.reserve(page_size() + head_.stored_length) + page_size(), 'x',
+                head_.stored_length);
+    return head_;
+  }
+
+  mutable std::atomic<int> read{0};
+
+ private:
+  image::ExtentHead head_;
+  std::vector<image::IndexEntry> index_;
+};
+
+// That would be a wait under the store's lock, for threads that may need what the caller holds.
+TEST(no_value_is_put_into_pages_that_are_still_in_an_image) {
+  CacheRig rig;
+  const FileRange slab = pages(0, 4);
+  EXPECT(rig.file->restore(slab.length(), {{.range = slab}}).ok());
+  const auto source = std::make_shared<Late>(slab);
+  EXPECT(rig.file->loader().begin(source).ok());
+  const uint32_t slot_bytes = cache::slot_bytes_for(1000);
+  EXPECT(rig.store
+             ->restore({.pages = slab,
+                        .slot_bytes = slot_bytes,
+                        .values = {{.offset = slot_bytes, .length = 900, .key = "old"}}})
+             .ok());
+  for (int i = 0; i < 40; ++i) {
+    EXPECT(rig.put("new " + std::to_string(i), std::string(1000, 'n')));
+  }
+  EXPECT_EQ(source->read, 0);
+  EXPECT_EQ(rig.get("old"), std::string(900, 'x'));
+  EXPECT_EQ(source->read, 1);
+  for (int i = 0; i < 40; ++i) {
+    EXPECT_EQ(rig.get("new " + std::to_string(i)), std::string(1000, 'n'));
+  }
+  // Now it can be filled.
+  const uint64_t before = rig.store->stats().page_bytes;
+  const uint64_t vacant = 3 * (slab.length() / slot_bytes) - 41;
+  for (uint64_t i = 0; i < vacant; ++i) {
+    EXPECT(rig.put("last " + std::to_string(i), std::string(1000, 'l')));
+  }
+  EXPECT_EQ(rig.store->stats().page_bytes, before);
+  EXPECT_EQ(rig.get("old"), std::string(900, 'x'));
+  rig.expect_in_order();
+}
+
+// A forked child has a lease on the pages in the middle.
+TEST(what_is_discarded_goes_at_once_but_for_pages_that_another_has) {
+  CacheRig rig;
+  for (const char* key : {"a", "b", "c"}) EXPECT(rig.put_pages_of(key, 1));
+  const auto b = rig.store->get("b");
+  const FileRange leased = b->pages;
+  rig.store->let_go(*b->holder);
+  EXPECT(rig.file->references().lease_anew(leased).ok());
+  const Discarded discarded = rig.store->discard(kAll, kAll);
+  EXPECT_EQ(discarded.bytes, 3 * page_size());
+  EXPECT_EQ(discarded.given_back, 2 * page_size());
+  EXPECT_EQ(rig.bytes_of({.pages = leased, .place = leased.start, .length = 1}), "b");
+  EXPECT(rig.file->references().drop_lease(leased).ok());
+  rig.expect_in_order();
+}
+
+// A child that was forked while a value was held reads it for as long as it lives.
+TEST(a_slot_is_not_used_again_while_another_process_has_the_pages) {
+  CacheRig rig;
+  for (uint64_t i = 0; i < 3 * tiny_slots(); ++i) {
+    EXPECT(rig.put("key " + std::to_string(i), tiny(i)));
+  }
+  const auto held = rig.store->get("key 3");
+  const FileRange leased = held->pages;
+  rig.file->stop_keepers_for_fork();
+  EXPECT(rig.file->references().lease_anew(leased).ok());
+  rig.file->let_keepers_go_on();
+  rig.store->let_go(*held->holder);
+  const std::string before(*rig.file->map(leased), leased.length());
+  EXPECT(rig.store->remove("key 3"));
+  for (uint64_t i = 0; i < tiny_slots(); ++i) {
+    EXPECT(rig.put("new " + std::to_string(i), tiny(9)));
+  }
+  EXPECT_EQ(std::string(*rig.file->map(leased), leased.length()), before);
+  EXPECT_EQ(rig.store->verify(), std::nullopt);
+  EXPECT(rig.file->references().drop_lease(leased).ok());
+  EXPECT(rig.put("last", tiny(9)));
+  const auto last = rig.store->get("last");
+  EXPECT_EQ(last->place, held->place);  // it can be used again now
+  rig.store->let_go(*last->holder);
+  rig.expect_in_order();
+}
+
+// --- Its end, and that of its file ---------------------------------------------------------------
+
+TEST(what_is_held_outlives_the_values_of_a_closed_store) {
+  CacheRig rig;
+  EXPECT(rig.put("small", tiny(3)));
+  EXPECT(rig.put_pages_of("large", 3));
+  const auto small = rig.store->get("small");
+  const auto large = rig.store->get("large");
+  rig.store->close();
+  rig.store->close();
+  EXPECT_EQ(rig.store->check_usable().code(), ErrorCode::kClosed);
+  EXPECT(!rig.store->get("small") && !rig.store->take("large") && !rig.store->take_next());
+  EXPECT(!rig.store->contains("small") && !rig.store->remove("large"));
+  EXPECT_EQ(rig.put({.key = "new"}, tiny(1)).code(), ErrorCode::kClosed);
+  EXPECT_EQ(rig.put({.key = "new"}, std::string(9999, 'n')).code(), ErrorCode::kClosed);
+  EXPECT(rig.keys().empty() && rig.store->save().empty());
+  EXPECT_EQ(rig.store->evict(kAll), 0u);
+  EXPECT_EQ(rig.store->discard(kAll, kAll).bytes, 0u);
+  EXPECT_EQ(rig.bytes_of(*small), tiny(3));
+  EXPECT_EQ(rig.bytes_of(*large), std::string(3 * page_size(), 'l'));
+  EXPECT_EQ(rig.bytes_in_use(), 4 * page_size());
+  rig.store->let_go(*small->holder);
+  rig.store->let_go(*large->holder);
+  rig.expect_in_order();
+}
+
+TEST(a_file_may_be_closed_before_its_stores) {
+  CacheRig rig;
+  for (uint64_t i = 0; i < 30; ++i) EXPECT(rig.put("key " + std::to_string(i), tiny(i)));
+  EXPECT(rig.put_pages_of("large", 3));
+  const auto chunks = rig.store->chunks();
+  const auto small = rig.store->get("key 1");
+  const auto large = rig.store->take("large");
+  EXPECT(rig.file->close().ok());
+  EXPECT_EQ(rig.store->check_usable().code(), ErrorCode::kClosed);
+  EXPECT_EQ(rig.store->put_small({.key = "key 1"}, tiny(9)).status().code(), ErrorCode::kClosed);
+  EXPECT(rig.store->remove("key 2"));
+  EXPECT_EQ(rig.store->discard(kAll, kAll).given_back, 0u);
+  rig.store->before_fork();
+  rig.store->after_fork_in_parent();
+  rig.store->let_go(*small->holder);
+  rig.store->let_go(*large->holder);
+  rig.store->clear();
+  EXPECT_EQ(rig.store->count(), 0u);
+}
+
+// The pages on which a child that is forked now gets leases.
+uint64_t leased_in_fork(CacheRig& rig) NO_THREAD_SAFETY_ANALYSIS {
+  References::Counts leases;
+  rig.file->stop_keepers_for_fork();
+  native_tests::allocations_left = -1;  // what may fail is what the keepers do
+  rig.file->lock_for_fork();
+  rig.file->references().lease_pinned(&leases);
+  rig.file->references().undo_leases(leases, 0);
+  rig.file->unlock_after_fork();
+  rig.file->let_keepers_go_on();
+  uint64_t bytes = 0;
+  for (const auto& [range, handles] : leases) bytes += range.length();
+  return bytes / page_size();
+}
+
+TEST(a_fork_sees_what_is_held_as_pages_of_handles) {
+  CacheRig rig;
+  EXPECT(rig.put_pages_of("held", 2));
+  EXPECT(rig.put_pages_of("taken", 3));
+  EXPECT(rig.put_pages_of("idle", 4));
+  const auto held = rig.store->get("held");
+  const auto taken = rig.store->take("taken");
+  EXPECT_EQ(leased_in_fork(rig), 5u);
+  EXPECT_EQ(rig.store->verify(), std::nullopt);
+  rig.store->let_go(*held->holder);
+  EXPECT_EQ(leased_in_fork(rig), 3u);
+  rig.store->let_go(*taken->holder);
+  EXPECT_EQ(leased_in_fork(rig), 0u);
+  rig.expect_in_order();
+}
+
+// There is a reserve for that: a child must not read what its parent gives back.
+TEST(a_fork_sees_what_is_held_when_memory_runs_out) {
+  bool failed = true;
+  for (int64_t left = 0; failed; ++left) {
+    CacheRig rig;
+    // Many, so that what is known of them takes memory.
+    constexpr int kValues = 400;
+    for (int i = 0; i < kValues; ++i) EXPECT(rig.put_pages_of(std::to_string(i), 1));
+    std::vector<Store::Value> held;
+    for (int i = 0; i < kValues; i += 2) {
+      const std::string key = std::to_string(i);
+      const bool takes = i % 4 == 0;
+      native_tests::allocations_left = takes ? left : -1;
+      const auto value = takes ? rig.store->take(key) : rig.store->get(key);
+      native_tests::allocations_left = -1;
+      held.push_back(*value);
+    }
+    native_tests::allocations_left = left;
+    EXPECT_EQ(leased_in_fork(rig), held.size());
+    native_tests::allocations_left = left;
+    rig.file->stop_keepers_for_fork();
+    rig.file->let_keepers_go_on();
+    failed = native_tests::allocations_left < 0;
+    native_tests::allocations_left = -1;
+    EXPECT_EQ(rig.store->verify(), std::nullopt);
+    for (const Store::Value& value : held) rig.store->let_go(*value.holder);
+    rig.expect_in_order();
+  }
 }
 
 }  // namespace

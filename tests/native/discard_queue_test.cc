@@ -421,7 +421,7 @@ TEST(s3_fifo_forgets_ghosts_after_as_many_departures_as_there_are_entries) {
 TEST(s3_fifo_gives_main_entries_a_round_for_each_visit) {
   Few few(DiscardPolicy::kS3Fifo, 6);
   EXPECT_EQ(few.victims(3), (Ids{0, 1, 2}));
-  for (uint64_t id : {0, 1, 2}) few.unpin(id);  // all in main
+  for (uint64_t id : {2, 1, 0}) few.unpin(id);  // all in main: they left not long ago
   few.visit(0);
   few.visit(0);
   few.visit(1);
@@ -468,6 +468,27 @@ TEST(victims_are_those_of_the_policy_then_those_that_are_held) {
       EXPECT_EQ(victim->id, expected);
     }
     EXPECT(few.queue.take_victim_or_held() == nullptr);
+  }
+}
+
+TEST(without_memory_entries_wait_all_the_same) {
+  for (const DiscardPolicy policy : all_policies()) {
+    for (const uint64_t before : {0, 200}) {
+      DiscardQueue queue(policy);
+      std::deque<Discardable> all(before + 300);
+      for (uint64_t i = 0; i < all.size(); ++i) {
+        all[i].hash = i;
+        native_tests::all_fail = i >= before;
+        queue.unpinned(all[i]);
+      }
+      EXPECT_EQ(queue.size(), all.size());
+      Discardable* const first = queue.take_victim();
+      EXPECT(first == &all.front());
+      queue.unpinned(*first);
+      native_tests::all_fail = false;
+      for (size_t i = 0; i < all.size(); ++i) EXPECT(queue.take_victim() != nullptr);
+      EXPECT(queue.take_victim() == nullptr);
+    }
   }
 }
 

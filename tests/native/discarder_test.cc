@@ -4,10 +4,12 @@
 
 #include <errno.h>
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <thread>
 
+#include "native/memory.h"
 #include "native/rig.h"
 
 namespace pgalloc::discarder_test {
@@ -307,6 +309,72 @@ TEST(what_is_kept_is_discarded_by_its_keeper_only) {
   EXPECT(!rig.discarder.next_order().has_value());
 }
 
+TEST(of_neighbours_those_go_that_no_other_has) {
+  Rig rig;
+  const FileRange kept = rig.allocate(6);
+  rig.fill(kept, 'x');
+  const std::array ranges{pages(0, 2), pages(2, 4), pages(4, 6)};
+  for (const FileRange& range : ranges) EXPECT(rig.discarder.begin_keep(range).ok());
+  EXPECT(rig.references.inc_ref(ranges[1], 0).ok());
+  int punches = 0;
+  {
+    const Punching punching([&] { ++punches; });
+    const auto discarded = rig.discarder.discard_kept(ranges);
+    EXPECT_EQ(discarded.bytes, 4 * page_size());
+    EXPECT_EQ(discarded.given_back, 4 * page_size());
+  }
+  EXPECT_EQ(punches, 2);
+  EXPECT(rig.all(ranges[0], '\0') && rig.all(ranges[1], 'x') && rig.all(ranges[2], '\0'));
+  EXPECT(rig.references.dec_ref(ranges[1]).ok());
+  rig.fill(kept, 'x');
+  {
+    const Punching punching([&] { ++punches; });
+    EXPECT_EQ(rig.discarder.discard_kept(ranges).bytes, 6 * page_size());
+  }
+  EXPECT_EQ(punches, 3);  // neighbours go in one step
+  EXPECT(rig.references.drop_kept(kept).ok());
+}
+
+// What a keeper does, it does before hold() returns, or after resume(): also what is no punch.
+TEST(holding_waits_for_a_keeper_that_is_being_asked) {
+  struct Slow final : Keeper {
+    explicit Slow(Rig& rig) : rig(rig) { rig.discarder.add_keeper(*this); }
+    ~Slow() { rig.discarder.remove_keeper(*this); }
+    std::optional<uint64_t> next_order() override { return done ? std::nullopt : std::optional(0); }
+    Discarded discard(uint64_t, uint64_t) override {
+      std::atomic<bool> begun{false};
+      other = std::thread([&] {
+        begun = true;
+        rig.discarder.hold();
+        held = true;
+      });
+      while (!begun) std::this_thread::yield();
+      for (int i = 0; i < 1000 && !held; ++i) std::this_thread::yield();
+      EXPECT(!held);
+      done = true;
+      return {.bytes = page_size()};
+    }
+    void before_fork() override {}
+    void after_fork_in_parent() override {}
+    Rig& rig;
+    std::atomic<bool> held{false};
+    std::thread other;
+    bool done = false;
+  };
+  for (const bool sweeps : {false, true}) {
+    Rig rig;
+    Slow keeper(rig);
+    if (sweeps) {
+      (void)rig.discarder.sweep(1, /*waiting=*/true);
+    } else {
+      EXPECT_EQ(rig.discarder.discard(1, kAll).bytes, page_size());
+    }
+    keeper.other.join();
+    EXPECT(keeper.held);
+    rig.discarder.resume();
+  }
+}
+
 TEST(keepers_discard_nothing_while_discards_are_held) {
   Rig rig;
   FewKept keeper(rig);
@@ -329,6 +397,35 @@ TEST(dropping_kept_pages_leaves_them_to_those_who_have_them) {
   EXPECT(rig.discarder.begin_keep(kept).ok());  // by another keeper
   EXPECT(rig.references.drop_kept(kept).ok());
   EXPECT(!rig.references.dec_ref(kept).ok());  // it is gone
+}
+
+// Parts of them may be another's.
+TEST(dropping_kept_pages_ends_that_all_of_them_are_kept) {
+  for (int64_t left = 0;; ++left) {
+    Rig rig;
+    const FileRange kept = rig.allocate(4);
+    EXPECT(rig.discarder.begin_keep(kept).ok());
+    EXPECT(rig.references.inc_ref(pages(1, 2), 0).ok());
+    EXPECT(rig.references.inc_ref(pages(3, 4), 0).ok());
+    native_tests::allocations_left = left;
+    bool dropped = false;
+    try {
+      dropped = rig.references.drop_kept(kept).ok();
+    } catch (const std::bad_alloc&) {  // NOLINT
+    }
+    const bool failed = native_tests::allocations_left < 0;
+    native_tests::allocations_left = -1;
+    EXPECT(dropped || failed);
+    if (!dropped) EXPECT(rig.references.drop_kept(kept).ok());
+    {
+      const FileLock lock(rig.state);
+      EXPECT(rig.state.pages.kept().empty());
+    }
+    EXPECT_EQ(rig.refs(0), 0u);
+    EXPECT_EQ(rig.refs(1), 1u);
+    EXPECT_EQ(rig.refs(3), 1u);
+    if (!failed) return;
+  }
 }
 
 TEST(pages_that_are_kept_are_no_handles_when_a_process_forks) {

@@ -13,6 +13,7 @@
 #include <optional>
 #include <thread>
 
+#include "native/memory.h"
 #include "native/sharing.h"
 #include "os/thread.h"
 
@@ -126,6 +127,28 @@ TEST(its_thread_runs_once_there_is_something_to_do) {
   scene.guard.resume();
   EXPECT(scene.status().running);
   scene.guard.park();
+  EXPECT(file->end_handle(entry).ok());
+}
+
+// Its caller has unpinned something, and is not told otherwise.
+TEST(without_memory_for_its_thread_the_next_unpin_starts_it) {
+  Scene scene;
+  const auto file = make_file();
+  Discardable entry;
+  entry.range = take_pages(*file, 1);
+  EXPECT(file->unpin(entry).ok());
+  scene.configure();
+  bool failed = true;
+  for (int64_t left = 0; failed; ++left) {
+    native_tests::allocations_left = left;
+    scene.guard.resume();
+    commit_gate().note_unpinned();
+    failed = native_tests::allocations_left < 0;
+    native_tests::allocations_left = -1;
+    commit_gate().note_unpinned();
+    EXPECT(scene.status().running);
+    scene.guard.park();
+  }
   EXPECT(file->end_handle(entry).ok());
 }
 

@@ -11,6 +11,7 @@ namespace pgalloc::native_tests {
 // So many allocations of this thread succeed, and then one fails, or all of them. Negative: none fails.
 inline thread_local int64_t allocations_left = -1;
 inline thread_local bool all_fail = false;
+inline thread_local bool all_fail_then = false;  // once one has failed
 
 // From here on nothing that is freed is used again; and whether nothing was written to since.
 void keep_freed_memory();
@@ -20,7 +21,9 @@ bool freed_memory_is_untouched();
 inline bool memory_runs_out() {
   if (all_fail) return true;
   if (allocations_left < 0) return false;
-  return allocations_left-- == 0;
+  if (allocations_left-- > 0) return false;
+  all_fail = all_fail_then;
+  return true;
 }
 
 // Calls until nothing fails any more: first the first allocation fails, then the second, ... `failed` is

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from children import Child
 from conftest import PAGE
 from held_call import HeldCall
 from waiting import TIMEOUT_S, Aim, eventually, join
@@ -371,6 +372,31 @@ def test_interrupts_at_random_moments(policy: Policy) -> None:
 
 
 # --- fork, and the end ---------------------------------------------------------------------------
+
+
+def test_a_forked_child_keeps_small_values_that_share_pages() -> None:
+    """Its parent does not put others in their place, once it has let go of them itself."""
+    with Cache() as cache:
+        for number in range(40):
+            cache[number] = bytes([number]) * 1000
+        view = cache[3]
+        ready_read, ready_write = os.pipe()
+
+        def child() -> None:
+            os.read(ready_read, 1)
+            assert bytes(view) == b"\x03" * 1000
+
+        forked = Child(child)
+        view.release()
+        del view
+        for number in range(40):
+            del cache[number]
+            cache[number, "new"] = b"n" * 1000
+        os.write(ready_write, b"x")
+        forked.wait()
+        os.close(ready_read)
+        os.close(ready_write)
+        testing.verify_cache(cache)
 
 
 @pytest.mark.leaks_allowed
