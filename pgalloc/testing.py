@@ -85,7 +85,7 @@ def verify_cache(cache: Cache) -> None:
     broken = cache._verify()
     if broken is not None:
         raise AssertionError(broken)
-    verify(cache.file)
+    verify(cache._own_file())
 
 
 @contextmanager

@@ -159,6 +159,16 @@ def wait_for_channels(count: int) -> None:
         time.sleep(0.0002)  # time: it polls
 
 
+@contextmanager
+def threads_end() -> Iterator[None]:
+    """That of a connection ends a moment after the last reference to it."""
+    before = len(os.listdir("/proc/self/task"))
+    try:
+        yield
+    finally:
+        eventually(lambda: len(os.listdir("/proc/self/task")) <= before, "the end of threads")
+
+
 def on_peer(use: Callable[[Scene, Any], Any]) -> Callable[[Hands, Any], Any]:
     """A refusal must leave owner and peer as they were."""
 

@@ -100,9 +100,9 @@ def cached(
     too; what it raises is raised by all. With ``wait=False`` each calls the function. A call of
     the same key from within calls the function again.
 
-    Also for ``async def``, methods and static methods, not for generators. In a forked child it uses
-    its parent's Cache. Where the process that owns the cache has ended, or does not answer, the
-    function is called.
+    Also for ``async def``, methods and static methods, not for generators. In a forked child it
+    uses its parent's Cache. Where the process that owns the cache has ended, or does not answer,
+    the function is called.
 
     The decorated function has ``cache_info()`` (hits, misses, and the cache's maxsize and
     currsize), ``cache_clear()``, which removes its results and no others, ``cache_key()``, which

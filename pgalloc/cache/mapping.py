@@ -6,8 +6,8 @@ core, each call as a whole; Python code of the caller's runs outside of it.
 Invariants:
   1. The pages held, with what the index takes beyond an eighth of them, are at most ``maxsize``
      between calls.
-  2. What the core has discarded is a miss at once, in all processes; ``on_discard`` hears of it from
-     a later call.
+  2. What the core has discarded is a miss at once, in all processes; ``on_discard`` hears of it
+     from a later call.
   3. One process owns a cache. Others (forked children, and those that connect) find values without
      it, and change them through it; it needs no Python for that.
 """
@@ -111,9 +111,7 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self._monitor: Monitor | None = Monitor(headroom)
         try:
             self._file: MemoryFile | PeerFile = MemoryFile() if file is None else file
-            self._store = _core.CacheStore(
-                self._file, self._policy, limit, on_discard is not None
-            )
+            self._store = _core.CacheStore(self._file, self._policy, limit, on_discard is not None)
         except BaseException:
             if self._owns_file and hasattr(self, "_file"):
                 self._file.close()

@@ -71,9 +71,7 @@ def _decode_holder(cache: Cache, decoder: Decoder, now: float) -> None:
         raise SnapshotCorruptError("a cache in the image has pages that are not its own") from error
 
 
-def _decode_value(
-    decoder: Decoder, now: float
-) -> tuple[int, int, float | None, Key | None, Key]:
+def _decode_value(decoder: Decoder, now: float) -> tuple[int, int, float | None, Key | None, Key]:
     offset, length, expires, tagged = _VALUE.unpack(decoder.take(_VALUE.size))
     tag: Key | None = decoder.key() if tagged else None
     key = decoder.key()

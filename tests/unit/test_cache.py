@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from conftest import PAGE
 
 import pgalloc
-from pgalloc import Cache, ClosedError, MemoryFile, OutOfMemoryError, Policy, RangeError, testing
+from pgalloc import Cache, ClosedError, MemoryFile, Policy, testing
 
 LENGTHS = [0, 1, 7, 8, 9, 200, 511, 512, 513, 816, 817, 2040, 2041, 3071, 3072, 3073]
 LENGTHS += [4095, 4096, 4097, 8192, 8193, 65535, 65536, 65537]
@@ -315,7 +314,9 @@ def test_expiry(cache: Cache, clock: testing.ManualClock) -> None:
     assert len(cache) == 2
 
 
-def test_an_expired_value_does_not_block_setdefault_and_pop(cache: Cache, clock: testing.ManualClock) -> None:
+def test_an_expired_value_does_not_block_setdefault_and_pop(
+    cache: Cache, clock: testing.ManualClock
+) -> None:
     for use in (lambda: bytes(cache.setdefault("k", b"new")), lambda: cache.pop("k", b"new")):
         cache.put("k", b"old", expire=1)
         clock.advance(2)

@@ -131,9 +131,7 @@ SECONDS += [np.float64(1.5), np.int16(1), np.longdouble(1.5), datetime.timedelta
 
 
 @pytest.mark.parametrize("expire", SECONDS, ids=lambda value: type(value).__name__)
-def test_expire_takes_every_real_number(
-    cache: Cache, expire: Any
-) -> None:
+def test_expire_takes_every_real_number(cache: Cache, expire: Any) -> None:
     seconds = expire.total_seconds() if isinstance(expire, datetime.timedelta) else float(expire)
     with testing.ManualClock(cache.file) as clock:
         cache.put("k", b"v", expire=expire)

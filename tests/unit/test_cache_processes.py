@@ -37,9 +37,10 @@ def is_stamped(view: Any, key: Any) -> bool:
     data = bytes(view)
     stamp, _, _ = data.partition(b";")
     whole = stamp + b";"
-    return data.startswith(repr(key).encode() + b"/") and data == (
-        whole * (len(data) // len(whole) + 1)
-    )[: len(data)]
+    return (
+        data.startswith(repr(key).encode() + b"/")
+        and data == (whole * (len(data) // len(whole) + 1))[: len(data)]
+    )
 
 
 def in_child(act: Callable[[], object]) -> None:
@@ -145,7 +146,7 @@ def test_all_calls(others: Any) -> None:
             cache.incr("none")
         cache["text"] = b"no number"
         for key, delta in (("text", 1), ("n", 2**63 - 1)):
-            with pytest.raises(ValueError):  # noqa: PT011
+            with pytest.raises(ValueError):
                 cache.incr(key, delta)
         cache.put_many({1: b"one", 2: b"two"})
         assert {k: bytes(v) for k, v in cache.get_many([1, 2, 3]).items()} == {1: b"one", 2: b"two"}
@@ -409,6 +410,6 @@ def test_a_file_that_is_restored_lets_no_process_in_before_it_is_whole(tmp_path:
         caches.append(Cache.from_snapshot(file, data))
 
     restored = MemoryFile.restore(image, background=True, hooks={"c": restore})
-    with restored, caches[0] as cache, cache.serve(tmp_path / "s"):
-        with Cache.connect(tmp_path / "s") as other:
-            assert all(is_stamped(other[key], key) for key in range(200))
+    path = tmp_path / "s"
+    with restored, caches[0] as cache, cache.serve(path), Cache.connect(path) as other:
+        assert all(is_stamped(other[key], key) for key in range(200))

@@ -19,7 +19,6 @@ from conftest import PAGE
 from held_call import HeldCall
 from waiting import TIMEOUT_S, Aim, eventually, join
 
-import pgalloc
 from pgalloc import Cache, ClosedError, MemoryFile, Policy, testing
 
 POLICIES = list(Policy)
@@ -379,16 +378,15 @@ def test_a_forked_child_keeps_small_values_that_share_pages() -> None:
     with Cache() as cache:
         for number in range(40):
             cache[number] = bytes([number]) * 1000
-        view = cache[3]
+        views = [cache[3]]
         ready_read, ready_write = os.pipe()
 
         def child() -> None:
             os.read(ready_read, 1)
-            assert bytes(view) == b"\x03" * 1000
+            assert bytes(views[0]) == b"\x03" * 1000
 
         forked = Child(child)
-        view.release()
-        del view
+        del views[0]
         for number in range(40):
             del cache[number]
             cache[number, "new"] = b"n" * 1000

@@ -10,7 +10,7 @@ import pytest
 from conftest import PAGE, stored, update_usage
 
 import pgalloc
-from pgalloc import Allocation, ClosedError, MemoryFile, Policy, RefCountError, _core, testing
+from pgalloc import Allocation, ClosedError, MemoryFile, RefCountError, testing
 
 MIB = 1 << 20
 

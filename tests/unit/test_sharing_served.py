@@ -12,16 +12,14 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from children import in_child
 from conftest import PAGE
-from waiting import TIMEOUT_S, eventually, join
+from waiting import eventually
 
 import pgalloc
 from pgalloc import (
