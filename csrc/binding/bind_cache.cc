@@ -30,9 +30,9 @@ cache::StoreStats counted(const py::object& object) {
   CacheSide side;
   if (!side_of(cache_of(object.ptr()), &side)) throw py::error_already_set();
   if (side.own != nullptr) return side.own->stats();
-  return value_or_throw(patiently(
-      side.remote->file().link().usual_patience(),
-      [&](const OwnerLink::Patience& patience) { return side.remote->stats(patience); }));
+  return value_or_throw(
+      patiently(side.remote->file().link().usual_patience(),
+                [&](const OwnerLink::Patience& patience) { return side.remote->stats(patience); }));
 }
 
 py::dict stats(const py::object& object) {
@@ -54,7 +54,8 @@ py::dict stats(const py::object& object) {
 }
 
 // Times are in seconds from now, keys and tags encoded.
-using SavedValue = std::tuple<uint64_t, uint64_t, std::optional<double>, std::optional<py::bytes>, py::bytes>;
+using SavedValue =
+    std::tuple<uint64_t, uint64_t, std::optional<double>, std::optional<py::bytes>, py::bytes>;
 using SavedHolder = std::tuple<uint64_t, uint64_t, uint32_t, std::vector<SavedValue>>;
 
 std::vector<SavedHolder> save(const py::object& object) {
@@ -69,7 +70,8 @@ std::vector<SavedHolder> save(const py::object& object) {
       if (value.expires_ns != 0) seconds = (static_cast<double>(value.expires_ns) - now_ns) / 1e9;
       std::optional<py::bytes> tag;
       if (value.tag) tag = py::bytes(*value.tag);
-      values.emplace_back(value.offset, value.length, seconds, std::move(tag), py::bytes(value.key));
+      values.emplace_back(value.offset, value.length, seconds, std::move(tag),
+                          py::bytes(value.key));
     }
     all.emplace_back(holder.pages.start, holder.pages.length(), holder.slot_bytes,
                      std::move(values));
@@ -94,13 +96,15 @@ void restore(const py::object& object, uint64_t start, uint64_t length, uint32_t
   const std::shared_ptr<Store> own = store_of(object);
   Store& store = *own;
   const auto now_ns = static_cast<double>(store.file().clock().now().count());
-  Store::SavedHolder holder{.pages = {start, start + length}, .slot_bytes = slot_bytes, .values = {}};
+  Store::SavedHolder holder{
+      .pages = {start, start + length}, .slot_bytes = slot_bytes, .values = {}};
   for (const auto& [offset, size, seconds, tag, key] : values) {
     Store::SavedValue& value = holder.values.emplace_back();
     value.offset = offset;
     value.length = size;
     // What has expired since, too: so it is counted.
-    if (seconds && *seconds < kForEver) value.expires_ns = static_cast<uint64_t>(std::max(now_ns + *seconds * 1e9, 1.0));
+    if (seconds && *seconds < kForEver)
+      value.expires_ns = static_cast<uint64_t>(std::max(now_ns + *seconds * 1e9, 1.0));
     value.key = encoded(key);
     if (tag) value.tag = encoded(*tag);
   }

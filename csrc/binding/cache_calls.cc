@@ -107,9 +107,10 @@ int put_small(CacheObject* self, const std::shared_ptr<Store>& store, const Item
     const uint64_t bytes = cache::slab_bytes_for(data.size());
     const uint32_t slot_bytes = cache::slot_bytes_for(data.size());
     // Committed, so that what is written there cannot fail; with the index of all values to come.
-    const Result<FileRange> pages = allocate(
-        store->file(), {.length = bytes, .mode = AllocationMode::kAllocateAndCommit},
-        std::min(store->index_to_come(item, bytes / slot_bytes), bytes / slot_bytes * kUsualIndexBytes));
+    const Result<FileRange> pages =
+        allocate(store->file(), {.length = bytes, .mode = AllocationMode::kAllocateAndCommit},
+                 std::min(store->index_to_come(item, bytes / slot_bytes),
+                          bytes / slot_bytes * kUsualIndexBytes));
     if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
     NewPages owned(store->file(), *pages);
     const Result<char*> mapped = store->file().map(*pages);
@@ -175,9 +176,8 @@ PyObject* look(PyObject* object, PyObject* key, bool counted) {
   if (encoded == Encoded::kError || !side_of(self, &side)) return nullptr;
   if (side.own != nullptr) {
     // Of what is no key there is none.
-    const auto value = side.own->get(
-        encoded == Encoded::kKey ? bytes.view() : std::string_view(),
-        counted ? Store::Look::kCounted : Store::Look::kUncounted);
+    const auto value = side.own->get(encoded == Encoded::kKey ? bytes.view() : std::string_view(),
+                                     counted ? Store::Look::kCounted : Store::Look::kUncounted);
     if (!value) Py_RETURN_NONE;
     return view_on(self, side, *value);
   }
@@ -250,10 +250,9 @@ PyObject* cache_put(PyObject* object, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_FALSE;
   }
   item.expires_ns = lasts_ns;
-  const auto outcome = patiently(side.remote->file().link().usual_patience(),
-                                 [&](const OwnerLink::Patience& patience) {
-                                   return side.remote->put(item, bytes, patience);
-                                 });
+  const auto outcome = patiently(
+      side.remote->file().link().usual_patience(),
+      [&](const OwnerLink::Patience& patience) { return side.remote->put(item, bytes, patience); });
   if (!outcome.ok()) return set_error(outcome.status());
   if (outcome->counted > 0) return PyLong_FromUnsignedLongLong(outcome->counted);
   if (outcome->done) Py_RETURN_NONE;
@@ -296,11 +295,10 @@ PyObject* cache_increment(PyObject* object, PyObject* const* args, Py_ssize_t co
     if (!result.ok()) return set_error(result.status());
     done = *result;
   } else {
-    const auto result = patiently(side.remote->file().link().usual_patience(),
-                                  [&](const OwnerLink::Patience& patience) {
-                                    return side.remote->increment(key.view(), delta, initial,
-                                                                  patience);
-                                  });
+    const auto result = patiently(
+        side.remote->file().link().usual_patience(), [&](const OwnerLink::Patience& patience) {
+          return side.remote->increment(key.view(), delta, initial, patience);
+        });
     if (!result.ok()) return set_error(result.status());
     done = *result;
   }

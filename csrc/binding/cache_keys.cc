@@ -54,8 +54,8 @@ bool add_int(PyObject* number, KeyBytes* bytes) {
   Py_XDECREF(method);
   Py_XDECREF(names);
   Py_XDECREF(arguments);
-  const bool done =
-      written != nullptr && add('i', PyBytes_AS_STRING(written), static_cast<size_t>(length), bytes);
+  const bool done = written != nullptr &&
+                    add('i', PyBytes_AS_STRING(written), static_cast<size_t>(length), bytes);
   Py_XDECREF(written);
   return done;
 }
@@ -67,8 +67,8 @@ bool add_str(PyObject* text, KeyBytes* bytes) {
   }
   PyObject* const encoded = PyUnicode_AsEncodedString(text, "utf-8", "surrogatepass");
   if (encoded == nullptr) return false;
-  const bool done = add('s', PyBytes_AS_STRING(encoded),
-                        static_cast<size_t>(PyBytes_GET_SIZE(encoded)), bytes);
+  const bool done =
+      add('s', PyBytes_AS_STRING(encoded), static_cast<size_t>(PyBytes_GET_SIZE(encoded)), bytes);
   Py_DECREF(encoded);
   return done;
 }
@@ -103,8 +103,8 @@ PyObject* decode_int(std::string_view content) {
       PyObject_GetAttrString(reinterpret_cast<PyObject*>(&PyLong_Type), "from_bytes");
   // "N" takes over the reference, also if it is nullptr.
   PyObject* const arguments = Py_BuildValue(
-      "(Ns)",
-      PyBytes_FromStringAndSize(content.data(), static_cast<Py_ssize_t>(content.size())), "little");
+      "(Ns)", PyBytes_FromStringAndSize(content.data(), static_cast<Py_ssize_t>(content.size())),
+      "little");
   PyObject* const names = Py_BuildValue("{sO}", "signed", Py_True);
   PyObject* value = nullptr;
   if (method != nullptr && arguments != nullptr && names != nullptr) {

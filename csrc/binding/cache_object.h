@@ -19,7 +19,8 @@ namespace pgalloc::binding {
 
 struct CacheObject {
   PyObject_HEAD PyObject* memory_file;  // a MemoryFile or a PeerFile; nullptr once collected
-  std::shared_ptr<cache::Store> store;  // its parent's in a forked child, for its number; null in one that connected
+  std::shared_ptr<cache::Store>
+      store;  // its parent's in a forked child, for its number; null in one that connected
   std::shared_ptr<cache::RemoteStore> remote;
   bool closed;
 };

@@ -40,8 +40,8 @@ bool as_policy(PyObject* object, DiscardPolicy* policy) {
 // nullptr with an exception set.
 std::shared_ptr<RemoteStore> attach(PeerFile& peer, uint64_t cache) {
   const std::shared_ptr<PeerFile> file = peer.shared_from_this();
-  Result<std::shared_ptr<RemoteStore>> store = patiently(
-      file->link().usual_patience(), [&](const OwnerLink::Patience& patience) {
+  Result<std::shared_ptr<RemoteStore>> store =
+      patiently(file->link().usual_patience(), [&](const OwnerLink::Patience& patience) {
         return RemoteStore::attach(file, cache, patience);
       });
   if (!store.ok()) return set_error(store.status()), nullptr;
@@ -108,8 +108,8 @@ PyObject* connect(PyObject* type, PyObject* object) {
   }
   std::shared_ptr<RemoteStore> remote = attach(*peer, 0);
   if (remote == nullptr) return nullptr;
-  auto* const self = cache_of(reinterpret_cast<PyTypeObject*>(type)->tp_alloc(
-      reinterpret_cast<PyTypeObject*>(type), 0));
+  auto* const self = cache_of(
+      reinterpret_cast<PyTypeObject*>(type)->tp_alloc(reinterpret_cast<PyTypeObject*>(type), 0));
   if (self == nullptr) {
     const WithoutGil release;
     remote.reset();
@@ -178,9 +178,8 @@ PyObject* either(PyObject* object, Own own, Remote remote) {
   CacheSide side;
   if (!side_of(cache_of(object), &side)) return nullptr;
   if (side.own != nullptr) return made(own(*side.own));
-  return asked(*side.remote, [&](const OwnerLink::Patience& patience) {
-    return remote(*side.remote, patience);
-  });
+  return asked(*side.remote,
+               [&](const OwnerLink::Patience& patience) { return remote(*side.remote, patience); });
 }
 
 // The same for a key; `otherwise` for what is none.
@@ -256,8 +255,7 @@ PyObject* take(PyObject* object, PyObject* key) {
   if (encoded == Encoded::kError || !side_of(self, &side)) return nullptr;
   if (side.own != nullptr) {
     // Of what is no key there is none.
-    const auto value =
-        side.own->take(encoded == Encoded::kKey ? bytes.view() : std::string_view());
+    const auto value = side.own->take(encoded == Encoded::kKey ? bytes.view() : std::string_view());
     return value ? view_on(self, side, *value) : Py_NewRef(Py_None);
   }
   if (encoded == Encoded::kNoKey) Py_RETURN_NONE;

@@ -17,8 +17,7 @@ using namespace pgalloc::binding;  // NOLINT(google-build-using-namespace)
 PYBIND11_MODULE(_main_core, module) {
   module.doc() = "The native core of pgalloc. Use the names that pgalloc itself exports.";
   if (!load_error_types() || !add_range_types(module.ptr()) || !add_mapping_type(module.ptr()) ||
-      !add_allocation_type(module.ptr()) ||
-      !add_cache_type(module.ptr())) {
+      !add_allocation_type(module.ptr()) || !add_cache_type(module.ptr())) {
     throw py::error_already_set();
   }
   module.attr("PAGE_SIZE") = pgalloc::page_size();

@@ -156,8 +156,8 @@ std::optional<std::string> Holders::verify() const {
     bytes += holder.pages().length();
     ranges.push_back(holder.pages());
     if (holder.number != number || holder.gone) return its_name + " is not what it is known as";
-    const size_t used = holder.values.size() -
-                        static_cast<size_t>(std::count(holder.values.begin(), holder.values.end(), 0u));
+    const size_t used = holder.values.size() - static_cast<size_t>(std::count(
+                                                   holder.values.begin(), holder.values.end(), 0u));
     if (used != holder.live) return its_name + " has another number of values than it says";
     if (!holder.is_slab()) {
       if (used != 1) return its_name + " has no value";

@@ -30,10 +30,10 @@ struct Holder {
   uint64_t views = 0;       // of this process
   uint32_t hits_seen = 0;   // of other processes, by the policy
   bool open = false;
-  bool kept = false;                 // by the file's discarder for this cache, see Keeper
-  bool gone = false;                 // from the tables
-  std::vector<uint32_t> vacant;      // slots; it has room for all
-  std::vector<uint32_t> values;      // by slot: 1 + the number of the entry; 0: none
+  bool kept = false;                  // by the file's discarder for this cache, see Keeper
+  bool gone = false;                  // from the tables
+  std::vector<uint32_t> vacant;       // slots; it has room for all
+  std::vector<uint32_t> values;       // by slot: 1 + the number of the entry; 0: none
   Holder* previous_vacant = nullptr;  // of the closed ones with vacant slots of this size
   Holder* next_vacant = nullptr;
   Holder* next_gone = nullptr;  // of those in a Bin, or in limbo

@@ -95,7 +95,8 @@ Result<IndexFile> IndexFile::create(uint64_t entries_max) {
   uint64_t key_bytes = kKeyBytesMin;
   auto file = SharedFile::create_for_reading(sizes_for(entries, key_bytes).bytes());
   // Where files may not be as long as that (RLIMIT_FSIZE), or addresses are short, it is for fewer.
-  while (!file.ok() && (file.status().error_number() == EFBIG || file.status().error_number() == ENOMEM) &&
+  while (!file.ok() &&
+         (file.status().error_number() == EFBIG || file.status().error_number() == ENOMEM) &&
          entries > kEntriesMin) {
     entries /= 2;
     key_bytes /= 2;

@@ -70,7 +70,8 @@ class KeyArena {
   }
   // The same where a reader was told so, which may be wrong.
   std::optional<std::string> copy(uint32_t place, uint64_t length) const {
-    if (place > word_count_ || (length + kWord - 1) / kWord > word_count_ - place) return std::nullopt;
+    if (place > word_count_ || (length + kWord - 1) / kWord > word_count_ - place)
+      return std::nullopt;
     return at(place, length);
   }
   std::string at(uint32_t place, uint64_t length) const {

@@ -65,8 +65,8 @@ std::optional<uint64_t> KeyBlocks::take(uint64_t words) {
   uint64_t block = chunk.fresh;
   if (chunk.freed != 0) {
     block = chunk.freed - 1u;
-    chunk.freed = static_cast<uint16_t>(words_[number * kChunkWords + block * size_of(its_class)].load(
-        std::memory_order_relaxed));
+    chunk.freed = static_cast<uint16_t>(
+        words_[number * kChunkWords + block * size_of(its_class)].load(std::memory_order_relaxed));
   } else {
     ++chunk.fresh;
   }
@@ -98,7 +98,8 @@ std::optional<uint32_t> KeyBlocks::take_run(uint32_t count) {
       const uint32_t run = chunks_[first].run;
       if (run < count) continue;
       unlink(bins_[bin], first);
-      chunks_[first].its_class = chunks_[first + count - 1].its_class = kRun;  // so the rest stays apart
+      chunks_[first].its_class = chunks_[first + count - 1].its_class =
+          kRun;  // so the rest stays apart
       in_use_ += run;
       if (run > count) free_run(first + count, run - count);
       return first;

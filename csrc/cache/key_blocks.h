@@ -46,17 +46,17 @@ class KeyBlocks {
   static constexpr uint64_t kShortMax = 256;
   static constexpr uint32_t kNone = UINT32_MAX;
   static constexpr uint8_t kFree = 255;
-  static constexpr uint8_t kRun = 254;      // the first of a long key's
-  static constexpr uint8_t kRunEnd = 253;   // its last
+  static constexpr uint8_t kRun = 254;     // the first of a long key's
+  static constexpr uint8_t kRunEnd = 253;  // its last
   static constexpr size_t kClasses = 28;
 
   struct Chunk {
     uint32_t next = kNone;  // in the list of its class, or of free runs
     uint32_t previous = kNone;
-    uint32_t run = 0;       // of a free run, or a long key's: how many chunks
-    uint16_t live = 0;      // blocks with a key
-    uint16_t fresh = 0;     // blocks that were ever used
-    uint16_t freed = 0;     // 1 + the first free one of these
+    uint32_t run = 0;    // of a free run, or a long key's: how many chunks
+    uint16_t live = 0;   // blocks with a key
+    uint16_t fresh = 0;  // blocks that were ever used
+    uint16_t freed = 0;  // 1 + the first free one of these
     uint8_t its_class = kFree;
   };
 

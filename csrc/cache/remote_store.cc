@@ -34,7 +34,8 @@ Result<Reply> ask(OwnerLink& link, wire::CacheCall call, uint64_t cache,
   const auto reply = std::make_shared<Reply>();
   OwnerLink::Exchange exchange{[reply](OwnerLink::Reply& arrived) {
                                  reply->payload = arrived.payload;
-                                 reply->file = os::Descriptor(std::exchange(arrived.descriptor, -1));
+                                 reply->file =
+                                     os::Descriptor(std::exchange(arrived.descriptor, -1));
                                },
                                {}};
   PGALLOC_RETURN_IF_ERROR(
@@ -55,9 +56,8 @@ void append_text(std::string& out, std::string_view text) {
 }
 
 uint64_t now_ns() {
-  return static_cast<uint64_t>(std::chrono::nanoseconds(
-                                   std::chrono::steady_clock::now().time_since_epoch())
-                                   .count());
+  return static_cast<uint64_t>(
+      std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
 }
 
 }  // namespace
@@ -214,7 +214,8 @@ Result<RemoteStore::Outcome> RemoteStore::put(const Item& item, std::string_view
   const auto bits = static_cast<uint8_t>((item.only_if_none ? 1 : 0) | (item.tag ? 2 : 0));
   const bool in_file = data.size() > kShort && !value_used_.exchange(true);
   if (in_file) return put_from_file(bits, text, data, patience);
-  if (data.size() > kInMessageMax) {  // another thread is putting one: so this one gets a place of its own
+  if (data.size() >
+      kInMessageMax) {  // another thread is putting one: so this one gets a place of its own
     Result<std::shared_ptr<RemoteStore>> other = attach(file_, facts_.id, patience);
     if (!other.ok()) return std::move(other).status();
     (*other)->value_used_ = true;
@@ -355,8 +356,8 @@ Result<StoreStats> RemoteStore::stats(const Patience& patience) {
   if (!answer.ok()) return answer.status().clone();
   StoreStats all;
   if (!wire::Reader(*answer).read_all(all.hits, all.misses, all.sets, all.evictions, all.discards,
-                                      all.expirations, all.entries, all.value_bytes,
-                                      all.page_bytes, all.index_bytes, all.size)) {
+                                      all.expirations, all.entries, all.value_bytes, all.page_bytes,
+                                      all.index_bytes, all.size)) {
     return not_the_protocol();
   }
   return all;

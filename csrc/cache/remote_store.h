@@ -101,7 +101,7 @@ class RemoteStore final : public ValueSource, public std::enable_shared_from_thi
   HoldsFile holds_;
   IndexReader<SharedMemory> reader_;
   std::atomic<bool> closed_{false};
-  std::atomic<uint64_t> held_{1};         // values, and 1 until close()
+  std::atomic<uint64_t> held_{1};        // values, and 1 until close()
   std::atomic<bool> value_used_{false};  // holds_.value(): for good, if an answer has not come
 };
 

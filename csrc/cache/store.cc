@@ -249,7 +249,8 @@ Status Store::prepare(Draft& draft, const Item& item, Bin& bin, size_t at_once) 
       }
     }
     if (!evict_one(bin)) {
-      return Status::error(ErrorCode::kOutOfMemory, "the index of the Cache has no room for the key");
+      return Status::error(ErrorCode::kOutOfMemory,
+                           "the index of the Cache has no room for the key");
     }
   }
   if (item.tag) draft.tag = &tags_.claim(*item.tag, writer_.entries_used() + at_once);
@@ -418,7 +419,8 @@ std::optional<std::pair<Holder*, uint32_t>> Store::find_slot(uint64_t length, Bi
     if (slot) return std::pair(slab, *slot);
     end_filling(*slab, bin);
   }
-  if (file_->incomplete()) return std::nullopt;  // its pages may have to come yet, and that would be waited for
+  if (file_->incomplete())
+    return std::nullopt;  // its pages may have to come yet, and that would be waited for
   constexpr int kTries = 4;
   for (int i = 0; i < kTries; ++i) {
     Holder* const slab = holders_.first_vacant(slot_bytes);

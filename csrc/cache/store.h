@@ -49,8 +49,8 @@ struct StoreOptions {
 struct Item {
   std::string_view key;
   std::optional<std::string_view> tag;
-  uint64_t expires_ns = 0;    // by the file's clock; 0: never
-  bool only_if_none = false;  // do nothing if the key has a value
+  uint64_t expires_ns = 0;        // by the file's clock; 0: never
+  bool only_if_none = false;      // do nothing if the key has a value
   uint64_t only_in_place_of = 0;  // do nothing unless it has this very one: see counter()
 };
 
@@ -201,9 +201,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   ~Store() override = default;
   static void destroy(Store* store);
 
-  uint32_t hash(std::string_view key) const {
-    return static_cast<uint32_t>(hash_of(key, secret_));
-  }
+  uint32_t hash(std::string_view key) const { return static_cast<uint32_t>(hash_of(key, secret_)); }
   uint64_t now_ns() const { return static_cast<uint64_t>(file_->clock().now().count()); }
   uint64_t size_locked() const REQUIRES(mu_);
   std::optional<uint64_t> find(std::string_view key, uint32_t hash) const REQUIRES(mu_);
@@ -236,8 +234,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   // Coming: store.cc.
   bool may_put(const Item& item) const REQUIRES(mu_);
   Status prepare(Draft& draft, const Item& item, Bin& bin, size_t at_once = 1) REQUIRES(mu_);
-  void enter(Draft& draft, Holder& holder, uint32_t slot, uint64_t length, Bin& bin)
-      REQUIRES(mu_);
+  void enter(Draft& draft, Holder& holder, uint32_t slot, uint64_t length, Bin& bin) REQUIRES(mu_);
   void enter_in_place(Draft& draft, Holder& holder, uint32_t slot, uint64_t old,
                       const Fields& before) REQUIRES(mu_);
   void know(uint64_t entry, Draft& draft) REQUIRES(mu_);
@@ -283,7 +280,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   DiscardQueue queue_ GUARDED_BY(mu_);
   Tags tags_ GUARDED_BY(mu_);
   Expiries expiries_ GUARDED_BY(mu_);
-  uint64_t expiring_ GUARDED_BY(mu_) = 0;                             // values that expire
+  uint64_t expiring_ GUARDED_BY(mu_) = 0;                                 // values that expire
   std::vector<std::pair<uint32_t, uint32_t>> discarded_ GUARDED_BY(mu_);  // keys: place and length
   // Holders that are gone, and that other processes hold: the first of a ring.
   Holder* limbo_ GUARDED_BY(mu_) = nullptr;

@@ -162,7 +162,8 @@ Result<std::optional<Store::Put>> Store::put_copy(const Item& item, std::string_
   if (!*pages) return std::optional<Put>();
   Status status = write_value(**pages, 0, data);
   if (status.ok()) status = write_zeros(**pages, data.size());
-  Result<bool> done = status.ok() ? put_pages(item, **pages, data.size()) : Result<bool>(std::move(status));
+  Result<bool> done =
+      status.ok() ? put_pages(item, **pages, data.size()) : Result<bool>(std::move(status));
   if (!done.ok() || !*done) give_back(**pages);
   if (!done.ok()) return std::move(done).status();
   return std::optional(*done ? Put::kDone : Put::kRefused);
@@ -307,10 +308,11 @@ Store::Answer Store::increment_for(std::string_view arguments, uint64_t* progres
     return malformed();
   }
   const auto first = bits & 1 ? std::optional(initial) : std::nullopt;
-  const Result<Incremented> done = increment(
-      key, delta, first, [&](const Item& item, std::string_view digits) -> Result<std::optional<Put>> {
-        return put_copy(item, digits, progress);
-      });
+  const Result<Incremented> done =
+      increment(key, delta, first,
+                [&](const Item& item, std::string_view digits) -> Result<std::optional<Put>> {
+                  return put_copy(item, digits, progress);
+                });
   if (!done.ok()) return done.status().clone();
   if (done->waits) return std::optional<std::string>();
   return answer(static_cast<uint8_t>(done->what), done->number);

@@ -79,12 +79,11 @@ std::vector<Store::SavedHolder> Store::save() {
       if (value == 0) continue;
       const Fields fields = writer_.fields(value - 1);
       const Tags::Tag* const tag = tags_.of(value - 1);
-      saved.values.push_back(
-          {.offset = fields.place - holder.pages().start,
-           .length = fields.length,
-           .expires_ns = fields.expires_ns,
-           .key = index_.keys().at(fields.key_place, fields.key_length),
-           .tag = tag == nullptr ? std::nullopt : std::optional(tag->name)});
+      saved.values.push_back({.offset = fields.place - holder.pages().start,
+                              .length = fields.length,
+                              .expires_ns = fields.expires_ns,
+                              .key = index_.keys().at(fields.key_place, fields.key_length),
+                              .tag = tag == nullptr ? std::nullopt : std::optional(tag->name)});
     }
   });
   return all;
@@ -121,7 +120,8 @@ Status check(const Store::SavedHolder& saved) {
 
 Status Store::restore(const SavedHolder& saved) {
   PGALLOC_RETURN_IF_ERROR(check(saved));
-  auto adopted = std::make_unique<Holder>();  // first: it gives the pages back where they are not taken over
+  auto adopted =
+      std::make_unique<Holder>();  // first: it gives the pages back where they are not taken over
   adopted->waiting.range = saved.pages;
   Bin bin(leavings_);
   PGALLOC_RETURN_IF_ERROR(file_->references().adopt(saved.pages));

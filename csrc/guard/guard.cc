@@ -213,7 +213,8 @@ void Guard::start_if_wanted() {
     const os::WithoutSignals quiet;
     thread_ = std::thread([this] { run(); });
   } catch (const std::exception&) {
-    wake_ = {};  // no thread, or no memory for it; callers that commit memory still make room for it
+    wake_ =
+        {};  // no thread, or no memory for it; callers that commit memory still make room for it
   }
 }
 

@@ -183,8 +183,8 @@ Result<uint64_t> PageStates::dec_ref(FileRange range) {
 // Fetches the memory that drop_refs() needs, so that it drops all references or none. One part needs none of it: to
 // make it waste is the first step, and fails without effect.
 void PageStates::reserve_to_drop(UsageSet::Iterator first, FileRange range, uint32_t count) {
-  const bool is_plain =
-      unadopted_.empty() && leased_.empty() && kept_.empty() && pending_.empty() && unpinned_.empty();
+  const bool is_plain = unadopted_.empty() && leased_.empty() && kept_.empty() &&
+                        pending_.empty() && unpinned_.empty();
   if (is_plain && range.end <= first.end()) return;
   size_t parts = 0, wasted = 0, unadopted = 0, leased = 0, kept = 0;
   for (auto segment = first; segment.ok() && segment.start() < range.end;

@@ -366,8 +366,7 @@ void OwnerLink::hold(Arrived arrived, Pending& pending) try {
 // There is no memory for what the answer brings: it is given back by what was spared for that.
 void OwnerLink::take_back(const Arrived& arrived, const Pending& pending) {
   wire::Pages pages;
-  const bool brings =
-      pending.op == Op::kAllocate || pending.op == Op::kClaim;
+  const bool brings = pending.op == Op::kAllocate || pending.op == Op::kClaim;
   if (!brings || arrived.status != 0 || !wire::Reader(arrived.reply.payload).read(pages)) return;
   outgoing_.add(pages);
 }

@@ -117,7 +117,7 @@ class Session {
         : counted(usage, file->id()), share(file), when_forgotten{file} {}
     CountedShare counted;
     Share share;
-    Files when_forgotten;            // so that no memory is needed then
+    Files when_forgotten;  // so that no memory is needed then
   };
   // A file that is worked on. At the end what is held of it is counted; if that is nothing, it is
   // forgotten, and may go.
@@ -184,9 +184,9 @@ class Session {
     return std::ranges::any_of(attached_, [](const Attached& each) { return each.reader != 0; });
   }
   std::vector<Attached> attached_;
-  std::optional<std::string> payer_;    // as it was last looked at
-  bool forked_ = false;                 // born with leases
-  bool knows_all_ = false;              // a child of the owner knows all files that its parent had
+  std::optional<std::string> payer_;  // as it was last looked at
+  bool forked_ = false;               // born with leases
+  bool knows_all_ = false;            // a child of the owner knows all files that its parent had
   std::vector<std::shared_ptr<MemoryFile>> let_go_;
   Files forgotten_;  // let go of, too
 };

@@ -147,9 +147,7 @@ std::optional<Answer> Session::step(Request& request) {
   return malformed();
 }
 
-void Session::give_up(Request& request) {
-  offers_.drop_later(std::move(request.begun));
-}
+void Session::give_up(Request& request) { offers_.drop_later(std::move(request.begun)); }
 
 bool Session::undo_of(Request& request) noexcept {
   wire::Secret secret{};
@@ -560,8 +558,8 @@ std::optional<Answer> Session::call_cache(Request& request) {
     // The last to let go of it may not be here, under the lock.
     attached_.reserve(attached_.size() + 1);
     Answer answer = call == wire::CacheCall::kIndex ? describe_cache(*cache) : attach(cache);
-    const bool known = std::ranges::any_of(
-        attached_, [&](const Attached& each) { return each.cache == cache; });
+    const bool known =
+        std::ranges::any_of(attached_, [&](const Attached& each) { return each.cache == cache; });
     if (!known) attached_.push_back({cache, 0, {}});
     return answer;
   }
@@ -601,8 +599,8 @@ Answer Session::describe_cache(const SharedCache& cache) {
 }
 
 Answer Session::attach(const std::shared_ptr<SharedCache>& cache) {
-  const auto count = std::ranges::count_if(
-      attached_, [](const Attached& each) { return each.reader != 0; });
+  const auto count =
+      std::ranges::count_if(attached_, [](const Attached& each) { return each.reader != 0; });
   if (static_cast<size_t>(count) >= kAttachedMax) {
     return refuse(sharing_error("a connection may be attached to caches " +
                                 std::to_string(kAttachedMax) + " times at most"));
@@ -615,9 +613,8 @@ Answer Session::attach(const std::shared_ptr<SharedCache>& cache) {
     cache->detach(*reader);
     return refuse(std::move(file).status());
   }
-  const auto left = std::ranges::find_if(attached_, [&](const Attached& each) {
-    return each.reader == 0 && each.cache == cache;
-  });
+  const auto left = std::ranges::find_if(
+      attached_, [&](const Attached& each) { return each.reader == 0 && each.cache == cache; });
   Attached& place = left == attached_.end() ? attached_.emplace_back() : *left;
   place = {cache, *reader, FileIdentity::of(file->fd())};
   wire::append(answer.payload, *reader);

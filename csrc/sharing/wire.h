@@ -50,8 +50,9 @@ enum class Op : uint8_t {
   kFork = 12,     // -> a connection for a child, with the same leases
   kPing = 13,     // -> process of the owner
   kServed = 14,   // -> file, whether there is a cache (u8)
-  kCache = 15,    // what is wanted of a cache (u8, a CacheCall), which one (u64; 0: the one that is served), arguments ->
-                  // see there
+  kCache =
+      15,  // what is wanted of a cache (u8, a CacheCall), which one (u64; 0: the one that is served), arguments ->
+           // see there
   kPart = 16,  // the beginning of a payload that is too long for one packet, without an answer; the
                // next packet goes on
   kMakeRoom = 17,  // bytes, and those of the whole commit (u64) -> how many were given back (u64):
@@ -61,24 +62,30 @@ enum class Op : uint8_t {
 // Of a cache. Arguments and answers are named beside each. From kPut on the first argument is the number that kAttach
 // has brought. Keys and tags are encoded (binding/cache_keys.h), and come after their lengths (u32).
 enum class CacheCall : uint8_t {
-  kIndex = 1,   // -> what limits it (u64; all bits: nothing), its policy (u8), which one it is (u64); and its file, which
-                // only the owner writes
-  kAttach = 2,  // -> the number of this process, and a file in which it says what it holds, and puts values
+  kIndex =
+      1,  // -> what limits it (u64; all bits: nothing), its policy (u8), which one it is (u64); and its file, which
+          // only the owner writes
+  kAttach =
+      2,  // -> the number of this process, and a file in which it says what it holds, and puts values
   kDetach = 3,  // that number -> it holds nothing any more
-  kPut = 4,     // bits: only if there is none (1), there is a tag (2), a part of the value is in the file (4), others
-                // came before it (8) (u8); for how long (u64, ns; 0: ever); key, tag, length of the value (u64), the
-                // value -> whether it was set (u8: 0 not, 1 it was, 2 it is too large: what it would count for, u64)
-  kPutPart = 5,      // length of the value (u64), where this part begins in it (u64), its length (u64) ->
-  kRemove = 6,       // key -> whether there was one (u8)
+  kPut =
+      4,  // bits: only if there is none (1), there is a tag (2), a part of the value is in the file (4), others
+  // came before it (8) (u8); for how long (u64, ns; 0: ever); key, tag, length of the value (u64), the
+  // value -> whether it was set (u8: 0 not, 1 it was, 2 it is too large: what it would count for, u64)
+  kPutPart =
+      5,  // length of the value (u64), where this part begins in it (u64), its length (u64) ->
+  kRemove = 6,        // key -> whether there was one (u8)
   kRemoveTagged = 7,  // tag -> how many (u64)
-  kClear = 8,        // ->
-  kEvict = 9,        // bytes (u64) -> how many were given up (u64)
-  kTake = 10,        // key -> whether there was one (u8), where it is: place, length (u64), holder (u32), which is held
-  kTakeNext = 11,    // -> the same, and the key
-  kStats = 12,       // -> the fields of StoreStats
-  kIncrement = 13,   // bits: there is a first value (1) (u8), by how much, that first value (i64), key -> what became of it
-                     // (u8: 0 there is none, 1 it was done, 2 it is no number), the number (i64)
-  kTouch = 14,       // for how long (u64, ns), key -> whether there was one (u8)
+  kClear = 8,         // ->
+  kEvict = 9,         // bytes (u64) -> how many were given up (u64)
+  kTake =
+      10,  // key -> whether there was one (u8), where it is: place, length (u64), holder (u32), which is held
+  kTakeNext = 11,  // -> the same, and the key
+  kStats = 12,     // -> the fields of StoreStats
+  kIncrement =
+      13,  // bits: there is a first value (1) (u8), by how much, that first value (i64), key -> what became of it
+           // (u8: 0 there is none, 1 it was done, 2 it is no number), the number (i64)
+  kTouch = 14,  // for how long (u64, ns), key -> whether there was one (u8)
 };
 
 // The status of an answer: 0, or what went wrong. The text is the payload; kSystem has the errno

@@ -21,7 +21,8 @@ void add(Expiries& expiries, uint64_t expires_ns, uint64_t entry) {
 }
 Times take_until(Expiries& expiries, uint64_t now_ns) {
   Times taken;
-  expiries.take_until(now_ns, SIZE_MAX, [&](uint64_t at, uint64_t entry) { taken.emplace_back(at, entry); });
+  expiries.take_until(now_ns, SIZE_MAX,
+                      [&](uint64_t at, uint64_t entry) { taken.emplace_back(at, entry); });
   return taken;
 }
 

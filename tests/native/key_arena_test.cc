@@ -90,7 +90,8 @@ TEST(a_class_has_room_for_its_lengths_and_little_more) {
   for (uint64_t length = 0; length < 100'000; ++length) {
     const uint64_t bytes = KeyArena::bytes_for(length);
     EXPECT(bytes >= length);
-    EXPECT(bytes <= std::max<uint64_t>(length + 8, length > 2048 ? length + 4096 : length * 5 / 4 + 8));
+    EXPECT(bytes <=
+           std::max<uint64_t>(length + 8, length > 2048 ? length + 4096 : length * 5 / 4 + 8));
   }
   EXPECT(KeyArena::bytes_for(uint64_t{1} << 34) >= uint64_t{1} << 34);
 }
