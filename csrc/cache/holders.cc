@@ -50,11 +50,12 @@ std::unique_ptr<Holder> Holders::remove(Holder& holder) {
   return std::move(holders_[holder.number]);
 }
 
-Holder* Holders::any() const {
-  for (const auto& holder : holders_) {
-    if (holder != nullptr) return holder.get();
+Holder* Holders::any() {
+  if (size_ == 0) return nullptr;
+  for (;; ++looked_) {
+    if (looked_ >= holders_.size()) looked_ = 0;
+    if (holders_[looked_] != nullptr) return holders_[looked_].get();
   }
-  return nullptr;
 }
 
 const Holders::Class* Holders::find_class(uint32_t slot_bytes) const {

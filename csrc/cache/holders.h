@@ -66,8 +66,8 @@ class Holders {
   // REQUIRES: no value is there, and no list of a policy has it.
   std::unique_ptr<Holder> remove(Holder& holder);
   void free_number(uint32_t number) { unused_.push_back(number); }
-  // The first, in no order that means anything; nullptr if there is none.
-  Holder* any() const;
+  // One of them; nullptr if there is none.
+  Holder* any();
 
   // The open slab of this slot size, and of all; nullptr if there is none.
   Holder* open_slab(uint32_t slot_bytes) const;
@@ -108,6 +108,7 @@ class Holders {
 
   const uint32_t count_max_;
   std::vector<std::unique_ptr<Holder>> holders_;
+  size_t looked_ = 0;             // where any() goes on
   std::vector<uint32_t> unused_;  // numbers below holders_.size(); it has room for all
   size_t size_ = 0;
   uint64_t bytes_ = 0;

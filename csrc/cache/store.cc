@@ -85,8 +85,8 @@ void Store::destroy(Store* store) {
 Status Store::check_usable() const {
   if (generation_ != process_generation()) {
     return Status::error(ErrorCode::kForked,
-                         "this Cache is the parent process's: make one in the forked child, or "
-                         "serve() it in the parent and Cache.connect() in the child");
+                         "this Cache is the parent process's, to which this forked child has no "
+                         "connection: serve() it in the parent and Cache.connect() in the child");
   }
   if (closed_.load(std::memory_order_acquire) || file_->closed()) {
     return Status::error(ErrorCode::kClosed, "the Cache is closed");
@@ -98,7 +98,7 @@ void Store::close() {
   if (closed_.exchange(true) || generation_ != process_generation()) return;
   Bin bin(leavings_);
   MutexLock lock(mu_);
-  remove_all(bin);
+  (void)remove_all(kAll, bin);
   discarded_.clear();
   index_.close();
   index_.release();
@@ -380,7 +380,12 @@ Result<bool> Store::put_pages(const Item& item, FileRange pages, uint64_t length
 // its own does. As before if it fails.
 Result<Holder*> Store::add_waiting(FileRange pages, uint32_t slot_bytes,
                                    std::optional<uint64_t> hash) {
-  Holder* const holder = holders_.add(pages, slot_bytes);
+  Holder* holder = holders_.add(pages, slot_bytes);
+  if (holder == nullptr) {  // those in limbo have numbers, too
+    Bin bin(leavings_);
+    look_at_limbo(limbo_size_, bin);
+    holder = holders_.add(pages, slot_bytes);
+  }
   if (holder == nullptr) {
     return Status::error(ErrorCode::kOutOfMemory, "the Cache has too many values");
   }

@@ -135,10 +135,13 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
                                 const PutDigits& put) EXCLUDES(mu_);
   // The value expires then; whether there is one.
   Result<bool> touch(std::string_view key, uint64_t expires_ns) EXCLUDES(mu_);
-  uint64_t remove_tagged(std::string_view tag) EXCLUDES(mu_);
-  void clear() EXCLUDES(mu_);
+  // Of these three so much at a time: `most` values, or a few more.
+  static constexpr uint64_t kAll = UINT64_MAX;
+  uint64_t remove_tagged(std::string_view tag, uint64_t most = kAll) EXCLUDES(mu_);
+  // Whether that was all.
+  bool clear(uint64_t most = kAll) EXCLUDES(mu_);
   // Gives up that much or a little more, as the policy says. The bytes given up.
-  uint64_t evict(uint64_t bytes) EXCLUDES(mu_);
+  uint64_t evict(uint64_t bytes, uint64_t most = kAll) EXCLUDES(mu_);
   // Releases all values; calls afterwards find none.
   void close() EXCLUDES(mu_);
 
@@ -223,6 +226,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   Answer put_part(uint64_t reader, std::string_view arguments, uint64_t* progress);
   Answer take_for(uint64_t reader, std::optional<std::string_view> key) EXCLUDES(mu_);
   Answer increment_for(std::string_view arguments, uint64_t* progress);
+  Answer evict_for(uint64_t bytes, uint64_t* progress);
   Result<bool> has_room_for(uint64_t bytes, uint64_t* progress);
   Result<std::optional<FileRange>> allocate_for(const AllocateRequest& request,
                                                 uint64_t index_bytes, uint64_t* progress);
@@ -257,7 +261,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   void delete_if_free(std::unique_ptr<Holder> gone, Bin& bin) REQUIRES(mu_);
   void look_at_limbo(size_t count, Bin& bin) REQUIRES(mu_);
   Holder* next_victim(size_t tries) REQUIRES(mu_);
-  void remove_all(Bin& bin) REQUIRES(mu_);
+  bool remove_all(uint64_t most, Bin& bin) REQUIRES(mu_);
   bool fits(uint64_t page_bytes, uint64_t index_bytes, std::string_view key) const REQUIRES(mu_);
   void make_way(uint64_t page_bytes, uint64_t index_bytes, std::string_view key, Bin& bin)
       REQUIRES(mu_);

@@ -16,6 +16,9 @@ namespace {
 
 using wire::CacheCall;
 
+// Values that go in one step: about 2 ms.
+constexpr uint64_t kAtOnce = 4096;
+
 // No reader sends this.
 Status malformed() { return Status::error(ErrorCode::kSharing, ""); }
 
@@ -58,14 +61,17 @@ Store::Answer Store::call(uint64_t reader, CacheCall call, std::string_view argu
       return answer(static_cast<uint8_t>(remove(key)));
     case CacheCall::kRemoveTagged:
       if (!read_key(fields, &key) || !fields.left().empty()) return malformed();
-      return answer(remove_tagged(key));
+      number = remove_tagged(key, kAtOnce);
+      *progress += number;
+      if (number == kAtOnce) return std::optional<std::string>();
+      return answer(*progress);
     case CacheCall::kClear:
       if (!fields.left().empty()) return malformed();
-      clear();
+      if (!clear(kAtOnce)) return std::optional<std::string>();
       return answer();
     case CacheCall::kEvict:
       if (!fields.read_all(number)) return malformed();
-      return answer(evict(number));
+      return evict_for(number, progress);
     case CacheCall::kTake:
       if (!read_key(fields, &key) || !fields.left().empty()) return malformed();
       return take_for(reader, key);
@@ -94,6 +100,16 @@ Store::Answer Store::call(uint64_t reader, CacheCall call, std::string_view argu
       break;  // the session's
   }
   return malformed();
+}
+
+// In steps; what went before is in `progress`.
+Store::Answer Store::evict_for(uint64_t bytes, uint64_t* progress) {
+  const uint64_t before = count();
+  const uint64_t gone = evict(bytes - std::min(bytes, *progress), kAtOnce);
+  *progress += gone;
+  const bool more = gone > 0 && *progress < bytes && before - std::min(before, count()) >= kAtOnce;
+  if (more) return std::optional<std::string>();
+  return answer(*progress);
 }
 
 uint64_t Store::expiry_in(uint64_t ns) const {

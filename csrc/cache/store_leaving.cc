@@ -67,27 +67,32 @@ bool Store::remove(std::string_view key) {
   return entry.has_value();
 }
 
-uint64_t Store::remove_tagged(std::string_view name) {
+uint64_t Store::remove_tagged(std::string_view name, uint64_t most) {
   Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const Tags::Tag* const tag = tags_.find(name);
-  uint64_t left = tag == nullptr ? 0 : tag->size;
+  uint64_t left = tag == nullptr ? 0 : std::min(tag->size, most);
   stats_.evictions += left;
   const uint64_t count = left;
   for (; left > 0; --left) remove_entry(tag->first, bin);  // the last one takes the tag with it
   return count;
 }
 
-void Store::clear() {
+bool Store::clear(uint64_t most) {
   Bin bin(leavings_);
   MutexLock lock(mu_);
-  remove_all(bin);
+  return remove_all(most, bin);
 }
 
-void Store::remove_all(Bin& bin) {
-  holders_.visit([&](Holder& holder) { remove_holder(holder, /*remember=*/false, bin); });
+bool Store::remove_all(uint64_t most, Bin& bin) {
+  uint64_t removed = 0;
+  while (Holder* const holder = holders_.any()) {
+    removed += remove_holder(*holder, /*remember=*/false, bin) + 1;
+    if (removed >= most) return holders_.any() == nullptr;
+  }
   expiries_.clear();
+  return true;
 }
 
 // What has expired, or a part of it, so that no call takes long: what is left is not found all the same.
@@ -193,12 +198,13 @@ void Store::make_way(uint64_t page_bytes, uint64_t index_bytes, std::string_view
   }
 }
 
-uint64_t Store::evict(uint64_t bytes) {
+uint64_t Store::evict(uint64_t bytes, uint64_t most) {
   Bin bin(leavings_);
   MutexLock lock(mu_);
   catch_up(bin);
   const uint64_t before = size_locked();
-  while (before - size_locked() < bytes && evict_one(bin)) {
+  const uint64_t evictions = stats_.evictions;
+  while (before - size_locked() < bytes && stats_.evictions - evictions < most && evict_one(bin)) {
   }
   return before - size_locked();
 }

@@ -41,7 +41,7 @@ struct Scene : CacheRig {
     values.erase("gone");
   }
   ~Scene() {
-    for (const Store::Value& value : held) store->let_go(*value.holder);
+    for (const Store::Value& value : held) store->let_go(value.hold);
   }
 
   void set(const std::string& key, uint64_t length, std::string_view tag, uint64_t expires_ns = 0) {
@@ -71,7 +71,7 @@ struct Scene : CacheRig {
       EXPECT_EQ(its, bytes);
     }
     // Nothing is lost, if some of it had to wait for memory.
-    for (const Store::Value& value : std::exchange(held, {})) store->let_go(*value.holder);
+    for (const Store::Value& value : std::exchange(held, {})) store->let_go(value.hold);
     if (store->check_usable().ok()) {
       EXPECT(put("more", "more"));
       EXPECT(put("more", std::string(4 * page_size(), 'm')));
@@ -115,7 +115,7 @@ void fail_each(const char* name, Make make, const std::function<void(Scene&)>& c
 // Whatever happens, it lets go.
 struct Held {
   Held(Scene& its, const Store::Value& value) : its(its), value(value) {}
-  ~Held() { its.store->let_go(*value.holder); }
+  ~Held() { its.store->let_go(value.hold); }
   Held(const Held&) = delete;
   Scene& its;
   const Store::Value value;
@@ -131,7 +131,7 @@ const std::vector<Call>& calls() {
   static const std::vector<Call> all{
       {"get",
        [](Scene& its) {
-         if (const auto value = its.store->get("small 1")) its.store->let_go(*value->holder);
+         if (const auto value = its.store->get("small 1")) its.store->let_go(value->hold);
          EXPECT(!its.store->get("no key"));
        }},
       {"get what is being filled",
@@ -144,7 +144,7 @@ const std::vector<Call>& calls() {
          while (!its.held.empty()) {
            const Store::Value value = its.held.back();
            its.held.pop_back();
-           its.store->let_go(*value.holder);
+           its.store->let_go(value.hold);
          }
        }},
       {"take",

@@ -501,11 +501,11 @@ TEST(a_slab_for_a_small_value_has_room_before_the_large_one_leaves) {
   fill_up(rig);
   EXPECT(rig.get("key").has_value());
   const Item item{.key = "key"};
-  EXPECT(!*rig.store->put_small(item, tiny(5)));
+  EXPECT(*rig.store->put_small(item, tiny(5)) == Store::Put::kWantsSlab);
   EXPECT_EQ(rig.get("key"), std::string(4 * page_size(), 'k'));
   EXPECT(rig.add_slab(item, kTiny).ok());
+  EXPECT(*rig.store->put_small(item, tiny(5)) == Store::Put::kDone);
   EXPECT_EQ(rig.store->verify(), std::nullopt);
-  EXPECT(*rig.store->put_small(item, tiny(5)));
   EXPECT_EQ(rig.get("key"), tiny(5));
   rig.expect_in_order();
 }
@@ -529,12 +529,12 @@ TEST(a_small_value_that_is_set_again_is_never_missing) {
       rig.store->remove("key " + std::to_string(last + i));
     }
     fill_up(rig);
-    const Result<bool> done = rig.store->put_small({.key = key}, tiny(5));
-    EXPECT_EQ(rig.get(key), *done ? tiny(5) : tiny(last));
+    const auto done = rig.store->put_small({.key = key}, tiny(5));
+    EXPECT_EQ(rig.get(key), *done == Store::Put::kDone ? tiny(5) : tiny(last));
     EXPECT_EQ(rig.store->verify(), std::nullopt);
     EXPECT(rig.put(key, tiny(6)));
     EXPECT_EQ(rig.get(key), tiny(6));
-    for (const Store::Value& value : held) rig.store->let_go(*value.holder);
+    for (const Store::Value& value : held) rig.store->let_go(value.hold);
     rig.expect_in_order();
   }
 }
@@ -603,7 +603,7 @@ TEST(what_is_discarded_goes_at_once_but_for_pages_that_another_has) {
   for (const char* key : {"a", "b", "c"}) EXPECT(rig.put_pages_of(key, 1));
   const auto b = rig.store->get("b");
   const FileRange leased = b->pages;
-  rig.store->let_go(*b->holder);
+  rig.store->let_go(b->hold);
   EXPECT(rig.file->references().lease_anew(leased).ok());
   const Discarded discarded = rig.store->discard(kAll, kAll);
   EXPECT_EQ(discarded.bytes, 3 * page_size());
@@ -624,7 +624,7 @@ TEST(a_slot_is_not_used_again_while_another_process_has_the_pages) {
   rig.file->stop_keepers_for_fork();
   EXPECT(rig.file->references().lease_anew(leased).ok());
   rig.file->let_keepers_go_on();
-  rig.store->let_go(*held->holder);
+  rig.store->let_go(held->hold);
   const std::string before(*rig.file->map(leased), leased.length());
   EXPECT(rig.store->remove("key 3"));
   for (uint64_t i = 0; i < tiny_slots(); ++i) {
@@ -636,7 +636,7 @@ TEST(a_slot_is_not_used_again_while_another_process_has_the_pages) {
   EXPECT(rig.put("last", tiny(9)));
   const auto last = rig.store->get("last");
   EXPECT_EQ(last->place, held->place);  // it can be used again now
-  rig.store->let_go(*last->holder);
+  rig.store->let_go(last->hold);
   rig.expect_in_order();
 }
 
@@ -661,8 +661,8 @@ TEST(what_is_held_outlives_the_values_of_a_closed_store) {
   EXPECT_EQ(rig.bytes_of(*small), tiny(3));
   EXPECT_EQ(rig.bytes_of(*large), std::string(3 * page_size(), 'l'));
   EXPECT_EQ(rig.bytes_in_use(), 4 * page_size());
-  rig.store->let_go(*small->holder);
-  rig.store->let_go(*large->holder);
+  rig.store->let_go(small->hold);
+  rig.store->let_go(large->hold);
   rig.expect_in_order();
 }
 
@@ -680,8 +680,8 @@ TEST(a_file_may_be_closed_before_its_stores) {
   EXPECT_EQ(rig.store->discard(kAll, kAll).given_back, 0u);
   rig.store->before_fork();
   rig.store->after_fork_in_parent();
-  rig.store->let_go(*small->holder);
-  rig.store->let_go(*large->holder);
+  rig.store->let_go(small->hold);
+  rig.store->let_go(large->hold);
   rig.store->clear();
   EXPECT_EQ(rig.store->count(), 0u);
 }
@@ -710,9 +710,9 @@ TEST(a_fork_sees_what_is_held_as_pages_of_handles) {
   const auto taken = rig.store->take("taken");
   EXPECT_EQ(leased_in_fork(rig), 5u);
   EXPECT_EQ(rig.store->verify(), std::nullopt);
-  rig.store->let_go(*held->holder);
+  rig.store->let_go(held->hold);
   EXPECT_EQ(leased_in_fork(rig), 3u);
-  rig.store->let_go(*taken->holder);
+  rig.store->let_go(taken->hold);
   EXPECT_EQ(leased_in_fork(rig), 0u);
   rig.expect_in_order();
 }
@@ -742,7 +742,7 @@ TEST(a_fork_sees_what_is_held_when_memory_runs_out) {
     failed = native_tests::allocations_left < 0;
     native_tests::allocations_left = -1;
     EXPECT_EQ(rig.store->verify(), std::nullopt);
-    for (const Store::Value& value : held) rig.store->let_go(*value.holder);
+    for (const Store::Value& value : held) rig.store->let_go(value.hold);
     rig.expect_in_order();
   }
 }

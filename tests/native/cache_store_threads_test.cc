@@ -132,7 +132,7 @@ class Scene {
     held.pop_front();
     const std::string_view bytes = bytes_of(first.value);
     if (!is_whole(bytes, first.key) || std::memcmp(bytes.data(), &first.stamp, 8) != 0) ++changed_;
-    rig_.store->let_go(*first.value.holder);
+    rig_.store->let_go(first.value.hold);
   }
   std::string_view bytes_of(const Store::Value& value) {
     return {*rig_.file->map(value.pages) + (value.place - value.pages.start), value.length};
@@ -148,7 +148,7 @@ class Scene {
       case 2:
         if (const auto next = rig_.store->take_next()) {
           if (!is_whole(bytes_of(next->second), std::stoull(next->first.substr(4)))) ++torn_;
-          rig_.store->let_go(*next->second.holder);
+          rig_.store->let_go(next->second.hold);
         }
         break;
       case 3:
@@ -234,7 +234,7 @@ TEST(stores_and_their_files_end_while_the_guard_asks_them) {
       const auto held = rig.store->get("3");
       if (round % 3 == 1 && i == 3) EXPECT(file->close().ok());
       if (round % 3 == 2) rig.store->close();
-      if (held) rig.store->let_go(*held->holder);
+      if (held) rig.store->let_go(held->hold);
     }
     done = true;
     guard.join();
