@@ -109,7 +109,7 @@ int put_small(CacheObject* self, const std::shared_ptr<Store>& store, const Item
     // Committed, so that what is written there cannot fail; with the index of all values to come.
     const Result<FileRange> pages =
         allocate(store->file(), {.length = bytes, .mode = AllocationMode::kAllocateAndCommit},
-                 std::min(store->index_to_come(item, bytes / slot_bytes),
+                 std::min(store->make_index_room(item, bytes / slot_bytes, bytes),
                           bytes / slot_bytes * kUsualIndexBytes));
     if (!pages.ok()) return set_file_error(pages.status(), "allocate", self->memory_file), -1;
     NewPages owned(store->file(), *pages);

@@ -46,6 +46,10 @@ class KeyArena {
   }
   void remove(uint32_t place, uint64_t length) { blocks_.give_back(place, words_for(length)); }
   const KeyBlocks& blocks() const { return blocks_; }
+  // How much memory that was never used so many keys of this length would take.
+  uint64_t bytes_to_come(uint64_t length, uint64_t count) const {
+    return blocks_.words_to_come(words_for(length), count) * kWord;
+  }
   // Whether this key is there.
   bool is(uint32_t place, uint64_t length, std::string_view key) const {
     if (length != key.size() || place > word_count_ ||

@@ -27,6 +27,13 @@ uint64_t KeyBlocks::taken_for(uint64_t words) {
   return (words + kChunkWords - 1) / kChunkWords * kChunkWords;
 }
 
+uint64_t KeyBlocks::words_to_come(uint64_t words, uint64_t count) const {
+  if (words <= kShortMax) count -= std::min(count, free_blocks_[class_of(words)]);
+  const uint64_t wanted = count * taken_for(words);
+  const uint64_t there = (touched_ - in_use_) * kChunkWords;
+  return wanted - std::min(wanted, there);
+}
+
 size_t KeyBlocks::bin_of(uint32_t run) { return static_cast<size_t>(std::bit_width(run)) - 1; }
 
 void KeyBlocks::link(uint32_t& first, uint32_t chunk) {
@@ -59,6 +66,7 @@ std::optional<uint64_t> KeyBlocks::take(uint64_t words) {
     if (!chunk) return std::nullopt;
     chunks_[*chunk] = {.its_class = static_cast<uint8_t>(its_class)};
     link(classes_[its_class], *chunk);
+    free_blocks_[its_class] += capacity_of(its_class);
   }
   const uint32_t number = classes_[its_class];
   Chunk& chunk = chunks_[number];
@@ -70,6 +78,7 @@ std::optional<uint64_t> KeyBlocks::take(uint64_t words) {
   } else {
     ++chunk.fresh;
   }
+  --free_blocks_[its_class];
   if (++chunk.live == capacity_of(its_class)) unlink(classes_[its_class], number);
   return number * kChunkWords + block * size_of(its_class);
 }
@@ -82,9 +91,11 @@ void KeyBlocks::give_back(uint64_t place, uint64_t words) noexcept {
   PGALLOC_CHECK(chunk.its_class == its_class && chunk.live > 0);
   words_[place].store(chunk.freed, std::memory_order_relaxed);
   chunk.freed = static_cast<uint16_t>(place % kChunkWords / size_of(its_class) + 1);
+  ++free_blocks_[its_class];
   if (chunk.live-- == capacity_of(its_class)) link(classes_[its_class], number);
   if (chunk.live > 0) return;
   unlink(classes_[its_class], number);
+  free_blocks_[its_class] -= capacity_of(its_class);
   free_run(number, 1);
 }
 

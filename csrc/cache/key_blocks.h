@@ -38,8 +38,8 @@ class KeyBlocks {
 
   // The chunks that are used now.
   uint64_t chunks_in_use() const { return in_use_; }
-  // Those that were used once, and are free: their memory is there.
-  uint64_t chunks_to_reuse() const { return touched_ - in_use_; }
+  // How many words of memory that was never used so many keys of this length would take.
+  uint64_t words_to_come(uint64_t words, uint64_t count) const;
   std::optional<std::string> verify() const;
 
  private:
@@ -78,6 +78,7 @@ class KeyBlocks {
   uint64_t in_use_ = 0;
   std::vector<Chunk> chunks_;
   std::array<uint32_t, kClasses> classes_ = all_none<kClasses>();
+  std::array<uint64_t, kClasses> free_blocks_{};  // in chunks of a class
   std::array<uint32_t, 32> bins_ = all_none<32>();
 
   template <size_t kSize>

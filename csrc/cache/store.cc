@@ -199,14 +199,29 @@ uint64_t Store::index_bytes_of(const Item& item) const {
                          item.tag ? item.tag->size() : 0);
 }
 
+uint64_t Store::index_to_come_locked(const Item& item, uint64_t count) const {
+  const uint64_t free_entries = writer_.entries_used() - writer_.size();
+  return index_.keys().bytes_to_come(item.key.size(), count) +
+         (count > free_entries ? count - free_entries : 0) * kEntryBytes;
+}
+
 uint64_t Store::index_to_come(const Item& item, uint64_t count) {
   MutexLock lock(mu_);
-  const KeyBlocks& blocks = index_.keys().blocks();
-  const uint64_t keys = count * KeyArena::bytes_for(item.key.size());
-  const uint64_t free_keys = blocks.chunks_to_reuse() * KeyBlocks::kChunkWords * KeyArena::kWord;
-  const uint64_t free_entries = writer_.entries_used() - writer_.size();
-  return (keys > free_keys ? keys - free_keys : 0) +
-         (count > free_entries ? count - free_entries : 0) * kEntryBytes;
+  return index_to_come_locked(item, count);
+}
+
+uint64_t Store::make_index_room(const Item& item, uint64_t count, uint64_t page_bytes) {
+  const uint64_t bytes = index_to_come(item, count);
+  if (bytes == 0 || !commit_gate().lacks(page_bytes + bytes)) return bytes;
+  Bin bin(leavings_);
+  MutexLock lock(mu_);
+  while (index_to_come_locked(item, count) > 0) {
+    constexpr size_t kTries = 64;
+    Holder* const holder = next_victim(kTries);
+    if (holder == nullptr) break;
+    stats_.discards += remove_holder(*holder, remembers_discarded_, bin);
+  }
+  return index_to_come_locked(item, count);
 }
 
 uint64_t Store::size_of(uint64_t length, const Item& item) const {

@@ -102,6 +102,9 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   uint64_t index_bytes_of(const Item& item) const;
   // How much memory the index will take for so many more values like this: none where it has what others have left.
   uint64_t index_to_come(const Item& item, uint64_t count) EXCLUDES(mu_);
+  // The same where they come with so many pages. If memory is short, others leave first: what the guard discards brings
+  // pages only, and for an index that grows all of them would go.
+  uint64_t make_index_room(const Item& item, uint64_t count, uint64_t page_bytes) EXCLUDES(mu_);
   // Whether values of this length share pages here.
   bool shares_pages(uint64_t length) const;
   // Copies a value that shares pages. Without effect if the item does not allow it, or there is no slab for it: then
@@ -208,6 +211,7 @@ class Store final : public Keeper, public SharedCache, public ValueSource {
   uint64_t now_ns() const { return static_cast<uint64_t>(file_->clock().now().count()); }
   uint64_t size_locked() const REQUIRES(mu_);
   std::optional<uint64_t> find(std::string_view key, uint32_t hash) const REQUIRES(mu_);
+  uint64_t index_to_come_locked(const Item& item, uint64_t count) const REQUIRES(mu_);
   std::optional<uint64_t> find_living(std::string_view key, uint32_t hash) const REQUIRES(mu_);
   Value hold(const Fields& fields) REQUIRES(mu_);
   void catch_up(Bin& bin) REQUIRES(mu_);

@@ -160,7 +160,9 @@ Result<std::optional<Store::Put>> Store::put_copy(const Item& item, std::string_
     if (*done != Put::kWantsSlab) return std::optional(*done);
     const Result<std::optional<FileRange>> pages = allocate_for(
         {.length = slab_bytes_for(data.size()), .mode = AllocationMode::kAllocateAndCommit},
-        index_to_come(item, slab_bytes_for(data.size()) / slot_bytes_for(data.size())), progress);
+        make_index_room(item, slab_bytes_for(data.size()) / slot_bytes_for(data.size()),
+                        slab_bytes_for(data.size())),
+        progress);
     if (!pages.ok()) return pages.status().clone();
     if (!*pages) return std::optional<Put>();
     const Result<char*> mapped = file_->map(**pages);
