@@ -1,5 +1,7 @@
 #include "sharing/departed.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <new>
 #include <utility>
@@ -21,6 +23,7 @@ void Departed::add(Place place, std::unique_ptr<Session> session,
   entry.process = std::move(process);
   entry.next_look = now;
   entry.pause = kFirstPause;
+  if (entry.session->pid == ::getpid()) entry.session->end_attachments();
   if (!entry.process || entry.session->holds_nothing()) {
     end(place, place.begin(), now);
   } else {

@@ -164,10 +164,14 @@ bool Session::end_some(size_t segments_max) {
     const InUse held(*this, *shares_.begin()->second);
     if (!held->share.end_some(segments_max)) return false;
   }
+  end_attachments();
+  return true;
+}
+
+void Session::end_attachments() noexcept {
   for (Attached& each : attached_) {
     if (each.reader != 0) each.cache->detach(std::exchange(each.reader, 0));
   }
-  return true;
 }
 
 }  // namespace pgalloc

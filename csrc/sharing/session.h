@@ -94,6 +94,9 @@ class Session {
   uint64_t bytes_of(uint64_t file) const;
   // What is wrong, if something is.
   std::optional<std::string> verify() const;
+  // It is attached to no cache any more. Where peer and owner are one process, that goes with the connection: it has the
+  // files mapped in any case, and what is held there keeps its connection (PeerFile::begin_value()).
+  void end_attachments() noexcept;
   // Gives back what the peer held, about so many segments. True when nothing is left.
   bool end_some(size_t segments_max);
   // Files that were let go of: to be destroyed without the broker's lock.
