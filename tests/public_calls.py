@@ -370,6 +370,7 @@ def _from_snapshot(it: Things) -> None:
 COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
 RANGE = EvictableRange(0, 4)
 
+
 def _close(server: pgalloc.Server) -> None:
     """Python may need memory to call it; then it is called again."""
     try:

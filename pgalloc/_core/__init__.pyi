@@ -329,6 +329,7 @@ class Allocation:
 
 def set_allocation_class(type: type[Allocation], /) -> None: ...
 
+@final
 class CacheStore:
     def __new__(
         cls, file: MemoryFile, policy: str, maxsize: int | None, remember_discarded: bool
