@@ -14,14 +14,14 @@ namespace pgalloc::cache {
 namespace {
 
 // Values of a store without a limit: what is never used of its index takes no memory.
-constexpr uint64_t kEntriesMax = uint64_t{1} << 26;
+constexpr uint64_t kEntriesAtMost = uint64_t{1} << 26;
 constexpr uint64_t kEntryBytesMin = 40;  // of a value and its index, at least
 constexpr uint32_t kFirstTableBits = 2;
 constexpr size_t kLimboLooks = 4;  // with each value that comes
 
 uint64_t entries_max(const StoreOptions& options) {
-  if (!options.bytes_max) return kEntriesMax;
-  return std::clamp<uint64_t>(*options.bytes_max / kEntryBytesMin, 256, kEntriesMax);
+  if (!options.bytes_max) return kEntriesAtMost;
+  return std::clamp<uint64_t>(*options.bytes_max / kEntryBytesMin, 256, kEntriesAtMost);
 }
 
 // Of this process; a child's own are others, because it has none of its parent's.
