@@ -290,7 +290,8 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         self, key: Key, data: Any, seconds: float | None, tag: Key | None, keep: bool = False
     ) -> bool:
         """Whether it was set: not if there is a value, with ``keep``."""
-        if type(data) is bytes:
+        kind = type(data)
+        if kind is bytes or kind is bytearray:
             refused = self._store.put(key, data, seconds, tag, keep)
         else:
             with buffer_of(data) as view:
