@@ -57,7 +57,7 @@ NOT_HERE: Mapping[Op, str] = {
     Op.FORK: "native/owner_link_test.cc",
     Op.PART: "has no answer",
     Op.RELEASE: "has no answer",
-    Op.VALUE: "native/peer_file_test.cc",
+    Op.CACHE: "its answers are the tests' own",
 }
 """And what has no honest answer here, with the reason, or the place where lies are tried."""
 

@@ -28,9 +28,16 @@ EXPIRE: Accepts = lambda value: (
 )
 
 
+INT64: Accepts = lambda value: type(value) is int and -(2**63) <= value < 2**63
+
+
 def is_key(value: Any) -> bool:
     """Exactly these types; the zoo's tuple is one of ints."""
     return type(value) in (str, bytes, int, tuple)
+
+
+def is_iterable(value: Any) -> bool:
+    return hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
 
 
 def on_cache(use: Callable[[Cache, Any], Any]) -> Callable[[Hands, Any], Any]:
@@ -118,6 +125,27 @@ def cases_of_caches() -> Iterator[Case]:
     yield Case(name, "key", on_cache(lambda c, v: c.setdefault(v, b"x")), is_key)
     yield Case(name, "default", on_cache(lambda c, v: c.setdefault("a", v)), BYTES)
     yield Case("Cache.update", "other", on_cache(lambda c, v: c.update(v)), EMPTY)
+    name = "Cache.add"
+    yield Case(name, "key", on_cache(lambda c, v: c.add(v, b"x")), is_key)
+    yield Case(name, "data", on_cache(lambda c, v: c.add("new", v)), BYTES)
+    expire = either(none, EXPIRE)
+    yield Case(name, "expire", on_cache(lambda c, v: c.add("new", b"", expire=v)), expire)
+    yield Case(name, "tag", on_cache(lambda c, v: c.add("new", b"", tag=v)), either(none, is_key))
+    name = "Cache.incr"
+    yield Case(name, "key", on_cache(lambda c, v: c.incr(v)), is_key)
+    yield Case(name, "delta", on_cache(lambda c, v: c.incr("n", v)), INT64)
+    yield Case(name, "initial", on_cache(lambda c, v: c.incr("n", initial=v)), either(none, INT64))
+    name = "Cache.touch"
+    yield Case(name, "key", on_cache(lambda c, v: c.touch(v)), anything)
+    yield Case(name, "expire", on_cache(lambda c, v: c.touch("a", expire=v)), expire)
+    yield Case("Cache.get_many", "keys", on_cache(lambda c, v: c.get_many(v)), is_iterable)
+    yield Case("Cache.get_many", "a key", on_cache(lambda c, v: c.get_many([v])), anything)
+    name = "Cache.put_many"
+    yield Case(name, "items", on_cache(lambda c, v: c.put_many(v)), EMPTY)
+    yield Case(name, "a key", on_cache(lambda c, v: c.put_many([(v, b"x")])), is_key)
+    yield Case(name, "data", on_cache(lambda c, v: c.put_many({"a": v})), BYTES)
+    yield Case(name, "expire", on_cache(lambda c, v: c.put_many({}, expire=v)), expire)
+    yield Case(name, "tag", on_cache(lambda c, v: c.put_many({}, tag=v)), either(none, is_key))
     yield Case("Cache.evict", "nbytes", on_cache(lambda c, v: c.evict(v)), NBYTES)
     yield Case("Cache.evict_tag", "tag", on_cache(lambda c, v: c.evict_tag(v)), is_key)
 

@@ -334,12 +334,14 @@ def _cases_of_paths() -> Iterator[Case]:
     for option, accepts in options.items():
         yield Case("Server", option, lambda h, v, o=option: make_server(h, **{o: v}), accepts)
 
-    get = "connected Cache.get"
-    yield Case(get, "key", on_reader(lambda r, v: r.get(v)), anything)
-    yield Case(f"{get}_bytes", "key", on_reader(lambda r, v: r.get_bytes(v)), anything)
-    yield Case(f"{get}_bytes", "default", on_reader(lambda r, v: r.get_bytes("a", v)), anything)
-    yield Case(get, "item", on_reader(lambda r, v: r[v]), is_key)
-    yield Case(get, "default", on_reader(lambda r, v: r.get("a", v)), anything)
+    get = "Cache.get"
+    yield Case(get, "key, connected", on_reader(lambda r, v: r.get(v)), anything)
+    yield Case(f"{get}_bytes", "key, connected", on_reader(lambda r, v: r.get_bytes(v)), anything)
+    yield Case(
+        f"{get}_bytes", "default, connected", on_reader(lambda r, v: r.get_bytes("a", v)), anything
+    )
+    yield Case(get, "item, connected", on_reader(lambda r, v: r[v]), is_key)
+    yield Case(get, "default, connected", on_reader(lambda r, v: r.get("a", v)), anything)
 
 
 def _cases_of_peers() -> Iterator[Case]:

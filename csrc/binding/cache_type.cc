@@ -135,8 +135,11 @@ void tp_dealloc(PyObject* object) {
   PyObject_GC_UnTrack(object);
   {
     const WithoutGil release;  // the last one waits for the guard
-    cache_of(object)->remote.~shared_ptr();
-    cache_of(object)->store.~shared_ptr();
+    CacheObject* const self = cache_of(object);
+    // Views keep the store, but not its values: also if a signal handler cut a finalizer in Python short.
+    if (self->store != nullptr) self->store->close();
+    self->remote.~shared_ptr();
+    self->store.~shared_ptr();
   }
   tp_clear(object);
   Py_TYPE(object)->tp_free(object);

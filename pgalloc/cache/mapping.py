@@ -251,11 +251,20 @@ class Cache(MutableMapping[Key, memoryview], Uncopyable):
         return added
 
     def put_many(
-        self, items: Mapping[Key, Any], *, expire: Expire | None = None, tag: Key | None = None
+        self,
+        items: Mapping[Key, Any] | Iterable[tuple[Key, Any]],
+        *,
+        expire: Expire | None = None,
+        tag: Key | None = None,
     ) -> None:
-        """put() for each item. What an exception leaves is set as far as it came."""
+        """put() for each item of a mapping, or for each pair of a key and its data.
+
+        What an exception leaves is set as far as it came.
+        """
         seconds = lifetime(expire)
-        for key, data in items.items():
+        if tag is not None:
+            check_tag(tag)
+        for key, data in items.items() if isinstance(items, Mapping) else items:
             self._put(key, data, seconds, tag)
         self._tell()
 

@@ -59,7 +59,7 @@ class Things:
             "Server": (server, lambda: pgalloc.connect(folder / "file").close()),
             "Server of a cache": (cache_server, lambda: Cache.connect(folder / "cache").close()),
             "Cache": (cache, lambda: cache["k"]),
-            "connected Cache": (reader, lambda: reader["k"]),
+            "Cache of another process": (reader, lambda: reader["k"]),
             "Monitor": (monitor, monitor.info),
             "ManualSource": (source, lambda: source.fd >= 0 or 1 / 0),
             "EventStream": (stream, lambda: stream._mailbox.ended and 1 / 0),

@@ -334,7 +334,7 @@ def test_room_is_made_by_discarding(bench: Bench, mf: MemoryFile) -> None:
 
 def test_a_value_needs_room_for_its_key(bench: Bench) -> None:
     group = bench.level()
-    group.set(limit=100 * MIB, usage=98 * MIB)
+    group.set(limit=100 * MIB, usage=96 * MIB)
     bench.watch(group)
     with pgalloc.Cache(headroom=0) as cache:
         cache["short"] = b"small"
