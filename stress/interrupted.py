@@ -132,6 +132,10 @@ def _calls_of_a_peer(folder: str, line: Connection, file: Any) -> Calls:
         "flush": file.flush,
         "receive": receive,
         "read": lambda: bytes(reader["key"][:10]),
+        "put": lambda: reader.put("small", bytes(100)),
+        "put pages": lambda: reader.put("large", bytes(3 * PAGE_SIZE)),
+        "incr": lambda: reader.incr("number", initial=0),
+        "pop": lambda: reader.pop("small", None),
         "connect a reader": lambda: Cache.connect(f"{folder}/cache").close(),
         "end": lambda: (kept.release(), reader.close()),
     }

@@ -370,16 +370,6 @@ def _from_snapshot(it: Things) -> None:
 COMMIT = AllocationMode.ALLOCATE_AND_COMMIT
 RANGE = EvictableRange(0, 4)
 
-
-def _close(server: pgalloc.Server) -> None:
-    """Python may need memory to call it; then it is called again."""
-    try:
-        server.close()
-    except MemoryError:
-        server.close()
-        raise
-
-
 CALLS: dict[str, Call] = {
     # --- files -----------------------------------------------------------------------------------
     "MemoryFile": Call(
@@ -747,7 +737,7 @@ CALLS: dict[str, Call] = {
     "serve": Call(
         "serving",
         "MemoryFile.serve Server.close Server.closed",
-        lambda it: _close(it.file.serve(it.folder / "other", limits=pgalloc.Limits())),
+        lambda it: it.file.serve(it.folder / "other", limits=pgalloc.Limits()).close(),
         "file",
         closed="ClosedError",
         child="ForkedError",
@@ -1031,7 +1021,7 @@ CALLS: dict[str, Call] = {
     "cache: serve": Call(
         "serving",
         "Cache.serve",
-        lambda it: _close(it.cache.serve(it.folder / "other")),
+        lambda it: it.cache.serve(it.folder / "other").close(),
         "cache",
         closed="ClosedError",
         child="ForkedError",

@@ -115,10 +115,10 @@ void RemoteStore::close() {
 Status RemoteStore::check_usable() const {
   if (generation_ != process_generation()) {
     return Status::error(ErrorCode::kForked,
-                         "this CacheReader is the parent process's: connect() again in the child");
+                         "the Cache is the parent process's: connect() again in the child");
   }
   if (closed_.load(std::memory_order_acquire)) {
-    return Status::error(ErrorCode::kClosed, "the CacheReader is closed");
+    return Status::error(ErrorCode::kClosed, "the Cache is closed");
   }
   if (index_.closed()) return Status::error(ErrorCode::kClosed, "the owner has closed the Cache");
   return {};
