@@ -164,7 +164,10 @@ int put_pages(CacheObject* self, const std::shared_ptr<Store>& store, const Item
 int put_here(CacheObject* self, const std::shared_ptr<Store>& store, const Item& item,
              std::string_view data, bool foreign) {
   if (!store->shares_pages(data.size())) return put_pages(self, store, item, data);
-  if (foreign) return put_small(self, store, item, std::string(data));
+  if (foreign) {
+    const std::string copy(data);
+    return put_small(self, store, item, copy);
+  }
   return put_small(self, store, item, data);
 }
 

@@ -138,8 +138,9 @@ PyObject* take_key(std::string_view* bytes) {
   bytes->remove_prefix(length);
   const auto size = static_cast<Py_ssize_t>(length);
   if (kind == 'i') return decode_int(content);
-  if (kind == 'b') return PyBytes_FromStringAndSize(content.data(), size);
-  return PyUnicode_DecodeUTF8(content.data(), size, "surrogatepass");
+  const char* const start = content.data();
+  if (kind == 'b') return PyBytes_FromStringAndSize(start, size);
+  return PyUnicode_DecodeUTF8(start, size, "surrogatepass");
 }
 
 }  // namespace

@@ -176,7 +176,7 @@ std::optional<std::pair<std::string, Store::Value>> Store::take_next() {
 }
 
 void Store::let_go(uint64_t hold) {
-  Holder& holder = *reinterpret_cast<Holder*>(hold);
+  Holder& holder = *reinterpret_cast<Holder*>(hold);  // NOLINT(performance-no-int-to-ptr)
   Bin bin(leavings_);
   {
     MutexLock lock(mu_);

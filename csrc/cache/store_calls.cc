@@ -232,7 +232,6 @@ Store::Answer Store::put_for(uint64_t reader, std::string_view arguments, uint64
     return told(*done ? Put::kDone : Put::kRefused);
   }
   std::string_view data = fields.left();
-  std::string copy;
   if (bits & kInFile) {
     if (!data.empty() || length > HoldsFile::kValueBytes) return malformed();
     MutexLock lock(mu_);

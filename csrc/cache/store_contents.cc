@@ -70,7 +70,7 @@ std::vector<Store::SavedHolder> Store::save() {
   catch_up(bin);
   std::vector<SavedHolder> all;
   all.reserve(holders_.size());
-  holders_.visit([&](const Holder& holder) {
+  holders_.visit([&](const Holder& holder) NO_THREAD_SAFETY_ANALYSIS {
     SavedHolder& saved = all.emplace_back();
     saved.pages = holder.pages();
     saved.slot_bytes = holder.slot_bytes;
@@ -180,7 +180,7 @@ std::optional<std::string> Store::verify() {
   if (bytes_max_ && size_locked() > *bytes_max_) return "the size exceeds maxsize";
   uint64_t entries = 0, value_bytes = 0, index_bytes = 0, tagged = 0, expiring = 0;
   std::optional<std::string> broken;
-  holders_.visit([&](const Holder& holder) {
+  holders_.visit([&](const Holder& holder) NO_THREAD_SAFETY_ANALYSIS {
     const std::string its_name = "holder " + std::to_string(holder.number);
     if (!holder.kept) broken = its_name + " is out of the guard's reach";
     if (holder.open && holder.waiting.list != nullptr) {
