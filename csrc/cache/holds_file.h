@@ -1,7 +1,8 @@
 // Purpose: the memory in which one process says what it holds of a cache (holds.h), counts its look-ups, and puts values that
 // are to go into the cache. The owner of the cache makes it; both have it mapped, and the process writes it.
 //
-// Thread safety: any thread. What is read here may be anything: it harms nobody but its writer.
+// Thread safety: any thread. The owner checks what it reads, for the process may write anything there: it can keep values
+// from being discarded and falsify the counts of its look-ups, no more.
 #pragma once
 
 #include <atomic>
